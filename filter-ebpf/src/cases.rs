@@ -1,0 +1,719 @@
+//! The verdict table as frames: one table, asked of `decide` on the host and of the loaded program.
+
+use core::net::IpAddr;
+use std::string::String;
+use std::vec::Vec;
+use std::{format, vec};
+
+use crate::verdict::Reason::{
+    Allowed, ChainTooLong, Denied, Fragment, Listed, Malformed, NotIp, NotListed, NotTcp,
+    OtherDestination, OtherPort, TooManyTags,
+};
+use crate::verdict::Verdict::{self, Drop, Pass};
+
+/// A frame to build: a SYN to a port, from which everything else is varied.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    source: IpAddr,
+    destination: IpAddr,
+    macs: [u8; 12],
+    tags: Vec<(u16, u16)>,
+    version_ihl: Option<u8>,
+    options: Vec<u8>,
+    extensions: Vec<(u8, Vec<u8>)>,
+    fragment: Option<(u16, bool)>,
+    protocol: u8,
+    payload: Vec<u8>,
+}
+
+impl Packet {
+    /// A TCP SYN.
+    #[must_use]
+    pub fn tcp(source: IpAddr, destination: IpAddr, port: u16) -> Self {
+        let mut segment = vec![0; 20];
+        segment[..2].copy_from_slice(&SOURCE_PORT.to_be_bytes());
+        segment[2..4].copy_from_slice(&port.to_be_bytes());
+        // Sequence number, data offset of five words, SYN, window.
+        segment[4..8].copy_from_slice(&[0, 0, 0, 1]);
+        segment[12] = 5 << 4;
+        segment[13] = 2;
+        segment[14] = 0x20;
+        Self::carrying(source, destination, 6, segment)
+    }
+
+    /// A UDP datagram.
+    #[must_use]
+    pub fn udp(source: IpAddr, destination: IpAddr, port: u16) -> Self {
+        let [high, low] = port.to_be_bytes();
+        Self::carrying(
+            source,
+            destination,
+            17,
+            vec![0x30, 0x39, high, low, 0, 8, 0, 0],
+        )
+    }
+
+    /// Any payload of any protocol.
+    #[must_use]
+    pub fn carrying(source: IpAddr, destination: IpAddr, protocol: u8, payload: Vec<u8>) -> Self {
+        Self {
+            source,
+            destination,
+            macs: [0; 12],
+            tags: Vec::new(),
+            version_ihl: None,
+            options: Vec::new(),
+            extensions: Vec::new(),
+            fragment: None,
+            protocol,
+            payload,
+        }
+    }
+
+    /// With destination and source hardware address.
+    #[must_use]
+    pub fn between(mut self, destination: [u8; 6], source: [u8; 6]) -> Self {
+        self.macs[..6].copy_from_slice(&destination);
+        self.macs[6..].copy_from_slice(&source);
+        self
+    }
+
+    /// With a VLAN tag inside those that are there: its type, and priority and VLAN number.
+    #[must_use]
+    pub fn tagged(mut self, tpid: u16, tci: u16) -> Self {
+        self.tags.push((tpid, tci));
+        self
+    }
+
+    /// With IPv4 options, whole words of four bytes.
+    #[must_use]
+    pub fn options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self
+    }
+
+    /// With another first byte of the IP header.
+    #[must_use]
+    pub fn version_ihl(mut self, byte: u8) -> Self {
+        self.version_ihl = Some(byte);
+        self
+    }
+
+    /// With an IPv6 extension header behind those that are there: its type, and all of its bytes
+    /// but the first, which names the next header.
+    #[must_use]
+    pub fn extension(mut self, kind: u8, rest: &[u8]) -> Self {
+        self.extensions.push((kind, rest.to_vec()));
+        self
+    }
+
+    /// As a fragment: offset in units of eight bytes, and whether more follow.
+    ///
+    /// In IPv6 the fragment header is the last extension header.
+    #[must_use]
+    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
+        self.fragment = Some((offset, more));
+        self
+    }
+
+    /// With only the first bytes of the payload.
+    #[must_use]
+    pub fn cut(mut self, length: usize) -> Self {
+        self.payload.truncate(length);
+        self
+    }
+
+    /// The frame, with the checksums that the stack asks for.
+    #[must_use]
+    pub fn build(&self) -> Vec<u8> {
+        let mut frame = self.macs.to_vec();
+        for (tpid, tci) in &self.tags {
+            frame.extend(tpid.to_be_bytes());
+            frame.extend(tci.to_be_bytes());
+        }
+        let payload = self.checked_payload();
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                frame.extend([0x08, 0x00]);
+                let words = (20 + self.options.len()) / 4;
+                let ihl = u8::try_from(words).unwrap_or(15);
+                let (offset, more) = self.fragment.unwrap_or((0, false));
+                let flags = offset | if more { 0x2000 } else { 0 };
+                let mut header = vec![self.version_ihl.unwrap_or(0x40 | ihl), 0];
+                header.extend(length(words * 4 + payload.len()));
+                header.extend([0x12, 0x34]);
+                header.extend(flags.to_be_bytes());
+                header.extend([64, self.protocol, 0, 0]);
+                header.extend(source.octets());
+                header.extend(destination.octets());
+                header.extend(&self.options);
+                let sum = checksum(&header);
+                header[10..12].copy_from_slice(&sum);
+                frame.extend(header);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                frame.extend([0x86, 0xdd]);
+                let chain = self.chain();
+                frame.extend([self.version_ihl.unwrap_or(0x60), 0, 0, 0]);
+                frame.extend(length(chain.len() + payload.len()));
+                let kinds = self.extensions.first().map(|(kind, _)| *kind);
+                let first = kinds
+                    .or_else(|| self.fragment.map(|_| 44))
+                    .unwrap_or(self.protocol);
+                frame.extend([first, 64]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+                frame.extend(chain);
+            }
+            // A packet of two families is none; the frame then ends behind the tags.
+            _ => return frame,
+        }
+        frame.extend(payload);
+        frame
+    }
+
+    /// All extension headers, each naming the next.
+    fn chain(&self) -> Vec<u8> {
+        let mut headers = self.extensions.clone();
+        if let Some((offset, more)) = self.fragment {
+            let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
+            headers.push((44, vec![0, high, low, 0, 0, 0x12, 0x34]));
+        }
+        let kinds = headers.iter().map(|(kind, _)| *kind);
+        let nexts: Vec<_> = kinds.skip(1).chain([self.protocol]).collect();
+        let mut chain = Vec::new();
+        for ((_, rest), next) in headers.iter().zip(nexts) {
+            chain.push(next);
+            chain.extend(rest);
+        }
+        chain
+    }
+
+    /// The payload, with the checksum if it is a whole TCP segment.
+    fn checked_payload(&self) -> Vec<u8> {
+        let mut payload = self.payload.clone();
+        if self.protocol != 6 || payload.len() < 20 {
+            return payload;
+        }
+        let mut pseudo = Vec::new();
+        for address in [self.source, self.destination] {
+            match address {
+                IpAddr::V4(address) => pseudo.extend(address.octets()),
+                IpAddr::V6(address) => pseudo.extend(address.octets()),
+            }
+        }
+        pseudo.extend([0, self.protocol]);
+        pseudo.extend(length(payload.len()));
+        pseudo.extend(&payload);
+        payload[16..18].copy_from_slice(&checksum(&pseudo));
+        payload
+    }
+}
+
+fn length(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2).map(|pair| {
+        let [high, low] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+        u64::from(u16::from_be_bytes([high, low]))
+    });
+    let mut sum: u64 = words.sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [.., high, low] = (!sum).to_be_bytes();
+    [high, low]
+}
+
+/// A row: what it is, the frame, and what is to become of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What the frame is, in words.
+    pub description: String,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// The verdict.
+    pub verdict: Verdict,
+}
+
+/// Which addresses and settings a table of cases is about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Table {
+    /// Port 443 over TCP is protected, on all addresses; later fragments are dropped.
+    Default,
+    /// UDP 443 is protected too, on [`DESTINATIONS`] only, and later fragments pass.
+    Special,
+}
+
+/// The addresses that [`Table::Special`] protects.
+pub const DESTINATIONS: [&str; 2] = ["203.0.113.10", "2001:db8:10::10"];
+/// What the operator's `allow` holds, in both tables.
+pub const ALLOW: [&str; 2] = ["198.51.100.200/32", "2001:db8::200/128"];
+/// What the operator's `deny` holds, in both tables.
+pub const DENY: [&str; 2] = ["173.245.63.0/24", "2400:cb00:bad::/48"];
+
+/// All rows of one table. The ranges are the embedded baseline.
+#[must_use]
+pub fn cases(table: Table) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for family in FAMILIES {
+        match table {
+            Table::Default => default_cases(&family, &mut cases),
+            Table::Special => special_cases(&family, &mut cases),
+        }
+    }
+    cases
+}
+
+/// A stranger, a listed, an allowed and a denied source, and two destinations of one family.
+struct Family {
+    name: &'static str,
+    stranger: &'static str,
+    listed: &'static str,
+    allowed: &'static str,
+    denied: &'static str,
+    origin: &'static str,
+    elsewhere: &'static str,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        name: "IPv4",
+        stranger: "198.51.100.7",
+        listed: "173.245.48.5",
+        allowed: "198.51.100.200",
+        denied: "173.245.63.1",
+        origin: "203.0.113.10",
+        elsewhere: "203.0.113.99",
+    },
+    Family {
+        name: "IPv6",
+        stranger: "2001:db8::7",
+        listed: "2400:cb00::5",
+        allowed: "2001:db8::200",
+        denied: "2400:cb00:bad::1",
+        origin: "2001:db8:10::10",
+        elsewhere: "2001:db8:10::99",
+    },
+];
+
+/// Collects rows of one family.
+struct Rows<'a> {
+    family: &'a Family,
+    cases: &'a mut Vec<Case>,
+}
+
+impl Rows<'_> {
+    /// One row for a stranger, one for a listed source.
+    fn both(
+        &mut self,
+        what: &str,
+        make: impl Fn(IpAddr, IpAddr) -> Packet,
+        stranger: Verdict,
+        listed: Verdict,
+    ) {
+        let Family {
+            stranger: s,
+            listed: l,
+            ..
+        } = *self.family;
+        self.one(&format!("{what}, stranger"), s, &make, stranger);
+        self.one(&format!("{what}, listed"), l, &make, listed);
+    }
+
+    fn one(
+        &mut self,
+        what: &str,
+        source: &str,
+        make: impl Fn(IpAddr, IpAddr) -> Packet,
+        verdict: Verdict,
+    ) {
+        let packet = make(address(source), address(self.family.origin));
+        self.cases.push(Case {
+            description: format!("{} {what}", self.family.name),
+            frame: packet.build(),
+            verdict,
+        });
+    }
+}
+
+fn address(text: &str) -> IpAddr {
+    // The addresses of a test table; a wrong one fails every test.
+    text.parse()
+        .unwrap_or(IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED))
+}
+
+fn default_cases(family: &Family, cases: &mut Vec<Case>) {
+    let is_v4 = family.name == "IPv4";
+    let mut rows = Rows { family, cases };
+    let syn = |s, d| Packet::tcp(s, d, 443);
+    let no = Drop(NotListed);
+    let yes = Pass(Listed);
+
+    rows.both("SYN", syn, no, yes);
+    rows.one("SYN, allowed", family.allowed, syn, Pass(Allowed));
+    rows.one("SYN, denied", family.denied, syn, Drop(Denied));
+    rows.both(
+        "SYN to 80",
+        |s, d| Packet::tcp(s, d, 80),
+        Pass(OtherPort),
+        Pass(OtherPort),
+    );
+    rows.both(
+        "SYN to 22",
+        |s, d| Packet::tcp(s, d, 22),
+        Pass(OtherPort),
+        Pass(OtherPort),
+    );
+    rows.both(
+        "SYN to 442",
+        |s, d| Packet::tcp(s, d, 442),
+        Pass(OtherPort),
+        Pass(OtherPort),
+    );
+    rows.both(
+        "UDP to 443",
+        |s, d| Packet::udp(s, d, 443),
+        Pass(NotTcp),
+        Pass(NotTcp),
+    );
+    let echo = |s, d| Packet::carrying(s, d, if is_v4 { 1 } else { 58 }, vec![8; 8]);
+    rows.both("ping", echo, Pass(NotTcp), Pass(NotTcp));
+
+    for tpid in [0x8100, 0x88a8, 0x9100] {
+        let tagged = |s, d| syn(s, d).tagged(tpid, 7);
+        rows.both(&format!("SYN, one tag {tpid:#x}"), tagged, no, yes);
+    }
+    for count in [2, 8] {
+        let tagged = |s, d| (0..count).fold(syn(s, d), |packet, _| packet.tagged(0x8100, 0));
+        rows.both(&format!("SYN, {count} tags"), tagged, no, yes);
+    }
+    let nine = |s, d| (0..9).fold(syn(s, d), |packet, _| packet.tagged(0x8100, 0));
+    rows.both("SYN, nine tags", nine, Drop(TooManyTags), Drop(TooManyTags));
+
+    let wrong_version = |s, d| syn(s, d).version_ihl(if is_v4 { 0x65 } else { 0x45 });
+    rows.both(
+        "wrong version",
+        wrong_version,
+        Drop(Malformed),
+        Drop(Malformed),
+    );
+    for length in [0, 3] {
+        let short = |s, d| syn(s, d).cut(length);
+        let what = format!("cut after {length} bytes of TCP");
+        rows.both(&what, short, Drop(Malformed), Pass(Malformed));
+    }
+    rows.both("cut after the ports", |s, d| syn(s, d).cut(4), no, yes);
+
+    let first = |s, d| syn(s, d).cut(8).fragment(0, true);
+    rows.both("first fragment", first, no, yes);
+    let later = |s, d| syn(s, d).fragment(1, false);
+    rows.both("later fragment", later, Drop(Fragment), Pass(Fragment));
+    let udp = |s, d| Packet::udp(s, d, 443).fragment(1, false);
+    rows.both("later fragment of UDP", udp, Pass(NotTcp), Pass(NotTcp));
+
+    if is_v4 {
+        v4_cases(&mut rows);
+    } else {
+        v6_cases(&mut rows);
+    }
+}
+
+fn v4_cases(rows: &mut Rows<'_>) {
+    let syn = |s, d| Packet::tcp(s, d, 443);
+    let (no, yes) = (Drop(NotListed), Pass(Listed));
+    rows.both(
+        "SYN, options of NOPs",
+        |s, d| syn(s, d).options(&[1; 4]),
+        no,
+        yes,
+    );
+    rows.both(
+        "SYN, 40 bytes of options",
+        |s, d| syn(s, d).options(&[1; 40]),
+        no,
+        yes,
+    );
+    rows.both(
+        "SYN, router alert",
+        |s, d| syn(s, d).options(&[148, 4, 0, 0]),
+        no,
+        yes,
+    );
+    let first = |s, d| syn(s, d).options(&[1; 40]).cut(8).fragment(0, true);
+    rows.both("first fragment, 40 bytes of options", first, no, yes);
+    let ihl = |s, d| syn(s, d).version_ihl(0x44);
+    rows.both("IHL of four words", ihl, Drop(Malformed), Drop(Malformed));
+    let cut = |s, d| syn(s, d).version_ihl(0x4f).cut(8);
+    rows.both(
+        "ends inside its options",
+        cut,
+        Drop(Malformed),
+        Drop(Malformed),
+    );
+
+    for (what, frame, verdict) in [
+        ("ARP", ethernet(0x0806, &[0; 28]), Pass(NotIp)),
+        ("LLDP", ethernet(0x88cc, &[0; 28]), Pass(NotIp)),
+        ("802.3 length", ethernet(0x0026, &[0; 38]), Pass(NotIp)),
+        ("IPv4 of nothing", ethernet(0x0800, &[]), Drop(Malformed)),
+        (
+            "IPv4 of 19 bytes",
+            ethernet(0x0800, &[0x45; 19]),
+            Drop(Malformed),
+        ),
+        (
+            "IPv6 of 39 bytes",
+            ethernet(0x86dd, &[0x60; 39]),
+            Drop(Malformed),
+        ),
+        (
+            "a tag and nothing",
+            ethernet(0x8100, &[0, 0]),
+            Drop(Malformed),
+        ),
+    ] {
+        rows.cases.push(Case {
+            description: what.into(),
+            frame,
+            verdict,
+        });
+    }
+}
+
+fn v6_cases(rows: &mut Rows<'_>) {
+    let syn = |s, d| Packet::tcp(s, d, 443);
+    let (no, yes) = (Drop(NotListed), Pass(Listed));
+    // PadN over the rest of an eight-byte header, RFC 8200 §4.2.
+    let pad = [0, 1, 4, 0, 0, 0, 0];
+    for (name, kind) in [("hop-by-hop", 0), ("destination options", 60)] {
+        let one = |s, d| syn(s, d).extension(kind, &pad);
+        rows.both(&format!("SYN, {name}"), one, no, yes);
+    }
+    let mut long = vec![1, 1, 12];
+    long.resize(15, 0);
+    rows.both(
+        "SYN, options of 16 bytes",
+        |s, d| syn(s, d).extension(60, &long),
+        no,
+        yes,
+    );
+    let mut longest = vec![255, 1, 255];
+    longest.resize(2047, 0);
+    rows.both(
+        "SYN, options of 2,048 bytes",
+        |s, d| syn(s, d).extension(60, &longest),
+        no,
+        yes,
+    );
+    let routing = |s, d| syn(s, d).extension(43, &[0, 0, 0, 0, 0, 0, 0]);
+    rows.both("SYN, routing header", routing, no, yes);
+    let authentication = [
+        4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    rows.both(
+        "SYN, authentication",
+        |s, d| syn(s, d).extension(51, &authentication),
+        no,
+        yes,
+    );
+    rows.both(
+        "SYN, atomic fragment",
+        |s, d| syn(s, d).fragment(0, false),
+        no,
+        yes,
+    );
+    for count in [8, 9] {
+        let chain = |s, d| (0..count).fold(syn(s, d), |packet, _| packet.extension(60, &pad));
+        let (stranger, listed) = match count {
+            8 => (no, yes),
+            _ => (Drop(ChainTooLong), Pass(ChainTooLong)),
+        };
+        rows.both(
+            &format!("SYN, {count} extension headers"),
+            chain,
+            stranger,
+            listed,
+        );
+    }
+
+    // A later fragment whose next header lies joins a first one that is judged by itself.
+    let liar = |s, d| Packet::carrying(s, d, 17, vec![0; 12]).fragment(1, false);
+    rows.both(
+        "later fragment that says UDP",
+        liar,
+        Pass(NotTcp),
+        Pass(NotTcp),
+    );
+    let hidden = |s, d| Packet::carrying(s, d, 60, vec![0; 12]).fragment(1, false);
+    rows.both(
+        "later fragment of hidden transport",
+        hidden,
+        Drop(Fragment),
+        Pass(Fragment),
+    );
+    let cut = |s, d| Packet::carrying(s, d, 60, vec![6]);
+    rows.both(
+        "ends inside an extension header",
+        cut,
+        Drop(Malformed),
+        Pass(Malformed),
+    );
+    let none = |s, d| Packet::carrying(s, d, 59, vec![0; 8]);
+    rows.both("no next header", none, Pass(NotTcp), Pass(NotTcp));
+    // Mobility is no header that the stack walks: what looks like ports in it are none.
+    let mobility = |s, d| Packet::carrying(s, d, 135, vec![6, 0, 0x01, 0xbb, 0, 0, 0, 0]);
+    rows.both("mobility header", mobility, Pass(NotTcp), Pass(NotTcp));
+    let mapped = |_, d| syn(address("::ffff:173.245.48.5"), d);
+    rows.both("IPv4-mapped source", mapped, no, no);
+}
+
+fn special_cases(family: &Family, cases: &mut Vec<Case>) {
+    let is_v4 = family.name == "IPv4";
+    let mut rows = Rows { family, cases };
+    let (no, yes) = (Drop(NotListed), Pass(Listed));
+    let other = address(family.elsewhere);
+
+    rows.both("SYN", |s, d| Packet::tcp(s, d, 443), no, yes);
+    rows.both("UDP to 443", |s, d| Packet::udp(s, d, 443), no, yes);
+    rows.both(
+        "UDP to 53",
+        |s, d| Packet::udp(s, d, 53),
+        Pass(NotTcp),
+        Pass(NotTcp),
+    );
+    let elsewhere = |s, _| Packet::tcp(s, other, 443);
+    let pass = Pass(OtherDestination);
+    rows.both("SYN elsewhere", elsewhere, pass, pass);
+    let later = |s, d| Packet::tcp(s, d, 443).fragment(1, false);
+    rows.both("later fragment", later, Pass(Fragment), Pass(Fragment));
+    let short = |s, d| Packet::tcp(s, d, 443).cut(3);
+    rows.both(
+        "cut inside the ports",
+        short,
+        Drop(Malformed),
+        Pass(Malformed),
+    );
+
+    // Where the packet goes in the end is not proven by the address it carries.
+    if is_v4 {
+        let source_route =
+            |s, _| Packet::tcp(s, other, 443).options(&[131, 7, 4, 203, 0, 113, 10, 0]);
+        rows.both("SYN elsewhere, source route", source_route, no, yes);
+    } else {
+        let segments = |s, _| Packet::tcp(s, other, 443).extension(43, &[0, 0, 1, 0, 0, 0, 0]);
+        rows.both("SYN elsewhere, segments left", segments, no, yes);
+        let none_left = |s, _| Packet::tcp(s, other, 443).extension(43, &[0, 0, 0, 0, 0, 0, 0]);
+        rows.both("SYN elsewhere, no segments left", none_left, pass, pass);
+    }
+}
+
+/// A frame of any EtherType.
+#[must_use]
+pub fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Source port of every segment.
+const SOURCE_PORT: u16 = 40_000;
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv6Addr;
+    use std::string::ToString as _;
+
+    use super::*;
+    use crate::{Class, Ranges, Settings, decide};
+
+    #[test]
+    fn decide_agrees_with_the_verdict_table() {
+        for table in [Table::Default, Table::Special] {
+            for case in cases(table) {
+                let verdict = decide(case.frame.as_slice(), &table, &Sample);
+
+                assert_eq!(verdict, case.verdict, "{table:?}: {}", case.description);
+            }
+        }
+    }
+
+    #[test]
+    fn every_frame_cut_anywhere_gets_a_verdict_and_strangers_never_enter() {
+        for case in cases(Table::Default) {
+            for length in 0..case.frame.len() {
+                let verdict = decide(&case.frame[..length], &Table::Default, &Nobody);
+
+                assert!(
+                    !matches!(verdict, Pass(Listed | Allowed | Malformed | ChainTooLong)),
+                    "{} cut at {length}: {verdict:?}",
+                    case.description
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_has_a_row() {
+        let rows: Vec<_> = [Table::Default, Table::Special]
+            .into_iter()
+            .flat_map(cases)
+            .map(|case| case.verdict.reason())
+            .collect();
+
+        for reason in crate::Reason::ALL {
+            assert!(rows.contains(&reason), "{}", reason.label());
+        }
+    }
+
+    impl Settings for Table {
+        fn protects_tcp(&self, port: u16) -> bool {
+            port == 443
+        }
+        fn protects_udp(&self, port: u16) -> bool {
+            *self == Self::Special && port == 443
+        }
+        fn protects_destination(&self, address: IpAddr) -> bool {
+            *self == Self::Default || DESTINATIONS.contains(&address.to_string().as_str())
+        }
+        fn fragments_pass(&self) -> bool {
+            *self == Self::Special
+        }
+    }
+
+    /// The few addresses that the table is about.
+    struct Sample;
+
+    impl Ranges for Sample {
+        fn class(&self, source: IpAddr) -> Class {
+            let bits = |address: Ipv6Addr| address.to_bits();
+            match source {
+                IpAddr::V4(source) => match source.octets() {
+                    [198, 51, 100, 200] => Class::Allowed,
+                    [173, 245, 63, _] => Class::Denied,
+                    [173, 245, 48..=63, _] => Class::Listed,
+                    _ => Class::Absent,
+                },
+                IpAddr::V6(source) => match source.segments() {
+                    [0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x200] => Class::Allowed,
+                    [0x2400, 0xcb00, 0xbad, ..] => Class::Denied,
+                    _ if bits(source) >> 96 == 0x2400_cb00 => Class::Listed,
+                    _ => Class::Absent,
+                },
+            }
+        }
+    }
+
+    /// Everybody is a stranger.
+    struct Nobody;
+
+    impl Ranges for Nobody {
+        fn class(&self, _: IpAddr) -> Class {
+            Class::Absent
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The range table: an address in, its [`Class`] out. The same walk in the kernel and on the host.
+//!
+//! A table is a 16-8-8 tree over the first 32 bits of an address: a [`Root`] of 65,536 entries,
+//! and [`Node`]s of 256 for the next eight and the last eight bits. An entry is a class, or the
+//! number of the node to go on with. Every IPv4 range mix is found in at most three loads.
+//! Cloudflare's IPv6 ranges are all /32 or shorter, so IPv6 takes the same walk; only where a
+//! longer prefix exists does an entry ([`DEEPER`]) send the lookup on to a trie.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Entries for the first 16 bits of an address.
+pub type Root = [u16; 1 << 16];
+/// Entries for eight further bits of an address.
+pub type Node = [u16; 1 << 8];
+
+/// Whoever knows the class of an address: one consistent table per call.
+pub trait Ranges {
+    /// The class of `address`.
+    fn class(&self, address: IpAddr) -> Class;
+}
+
+/// Access to one generation of a compiled table, wherever it is stored.
+pub trait Table {
+    /// The IPv4 part.
+    fn v4(&self) -> impl Tree;
+    /// The IPv6 part, first 32 bits.
+    fn v6(&self) -> impl Tree;
+    /// The class value of the longest prefix beyond /32 that holds `address`, or [`ABSENT`].
+    fn deep(&self, address: Ipv6Addr) -> u16;
+}
+
+/// Access to one family's root and nodes.
+pub trait Tree {
+    /// The root entry at `index`.
+    fn root(&self, index: u16) -> u16;
+    /// The entry at `index` of node `node`; [`ABSENT`] if there is no such node.
+    fn node(&self, node: u16, index: u8) -> u16;
+}
+
+/// What the operator's rules and the published ranges say of an address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u16)]
+pub enum Class {
+    /// In none of them: a stranger.
+    Absent = ABSENT,
+    /// In `allow` only.
+    Allowed = 1,
+    /// In the published ranges.
+    Listed = 2,
+    /// In `deny`, which wins over everything.
+    Denied = 3,
+}
+
+impl Class {
+    /// Whether packets of this class may reach a protected port.
+    #[must_use]
+    #[inline(always)]
+    pub fn may_enter(self) -> bool {
+        match self {
+            Self::Allowed | Self::Listed => true,
+            Self::Absent | Self::Denied => false,
+        }
+    }
+}
+
+/// Looks an address up.
+#[inline(always)]
+pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
+    let entry = match address {
+        IpAddr::V4(address) => walk(&table.v4(), address.to_bits()),
+        IpAddr::V6(address) => match walk(&table.v6(), leading_bits(address)) {
+            DEEPER => table.deep(address),
+            entry => entry,
+        },
+    };
+    match entry {
+        1 => Class::Allowed,
+        2 => Class::Listed,
+        3 => Class::Denied,
+        // Not a class: the table is empty there, or broken. Fail closed.
+        _ => Class::Absent,
+    }
+}
+
+/// The first 32 bits of an IPv6 address, which its tree is indexed by.
+#[inline(always)]
+pub fn leading_bits(address: Ipv6Addr) -> u32 {
+    let [a, b, c, d, ..] = address.octets();
+    Ipv4Addr::new(a, b, c, d).to_bits()
+}
+
+#[inline(always)]
+fn walk<T: Tree>(tree: &T, bits: u32) -> u16 {
+    let [a, b, c, d] = bits.to_be_bytes();
+    let entry = tree.root(u16::from_be_bytes([a, b]));
+    let Some(node) = entry.checked_sub(FIRST_NODE) else {
+        return entry;
+    };
+    let entry = tree.node(node, c);
+    let Some(node) = entry.checked_sub(FIRST_NODE) else {
+        return entry;
+    };
+    tree.node(node, d)
+}
+
+/// The entry of an address in no range.
+pub const ABSENT: u16 = 0;
+/// The entry that sends an IPv6 lookup on to the trie.
+pub const DEEPER: u16 = 4;
+/// Entries from here on are node numbers, counted from this value.
+pub const FIRST_NODE: u16 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_table_knows_nobody() {
+        assert_eq!(
+            lookup(&Uniform(ABSENT), "192.0.2.1".parse().unwrap()),
+            Class::Absent
+        );
+        assert_eq!(
+            lookup(&Uniform(ABSENT), "2001:db8::1".parse().unwrap()),
+            Class::Absent
+        );
+    }
+
+    #[test]
+    fn an_entry_that_is_no_class_lets_nobody_in() {
+        for entry in [5, 6, 7, FIRST_NODE, u16::MAX] {
+            assert!(!lookup(&Uniform(entry), "192.0.2.1".parse().unwrap()).may_enter());
+        }
+    }
+
+    #[test]
+    fn a_deeper_entry_asks_the_trie_for_ipv6_only() {
+        assert_eq!(
+            lookup(&Uniform(DEEPER), "2001:db8::1".parse().unwrap()),
+            Class::Listed
+        );
+        assert_eq!(
+            lookup(&Uniform(DEEPER), "192.0.2.1".parse().unwrap()),
+            Class::Absent
+        );
+    }
+
+    /// A table that holds the same entry everywhere, and a trie that lists everyone.
+    #[derive(Clone, Copy)]
+    struct Uniform(u16);
+
+    impl Table for Uniform {
+        fn v4(&self) -> impl Tree {
+            *self
+        }
+        fn v6(&self) -> impl Tree {
+            *self
+        }
+        fn deep(&self, _: Ipv6Addr) -> u16 {
+            Class::Listed as u16
+        }
+    }
+
+    impl Tree for Uniform {
+        fn root(&self, _: u16) -> u16 {
+            self.0
+        }
+        fn node(&self, _: u16, _: u8) -> u16 {
+            self.0
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! The configuration: TOML text in, a complete and typed [`Config`] out.
+//!
+//! Pure: it opens no file but is given the text. Whatever can be judged without looking at the
+//! host is judged here; each later stage gets types, and a [`Place`] to blame if a file that the
+//! configuration names turns out to be unusable.
+
+use std::collections::HashMap;
+use std::fmt::{Debug, Display, Formatter};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+mod raw;
+
+/// A whole configuration file.
+#[derive(Debug)]
+pub struct Config {
+    /// Where state, sockets and pins live.
+    pub paths: Paths,
+    /// `[filter]`, if the host runs that role.
+    pub filter: Option<Filter>,
+    /// `[ranges]`.
+    pub ranges: Ranges,
+    /// `[gate]`, if the host runs that role.
+    pub gate: Option<Gate>,
+}
+
+impl Config {
+    /// Parses the text of `file`; relative paths in it are relative to the file's directory.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first [`ConfigError`], with file, line and field.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        raw::parse(&Source::new(file, text))
+    }
+}
+
+/// Where things live on disk.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Directory of `ranges.json`, the last known good ranges.
+    pub state: PathBuf,
+    /// Directory of the roles' status sockets.
+    pub run: PathBuf,
+    /// Directory of the pins, on a bpffs.
+    pub bpf: PathBuf,
+}
+
+impl Paths {
+    /// The snapshot of the last known good ranges.
+    #[must_use]
+    pub fn snapshot(&self) -> PathBuf {
+        self.state.join("ranges.json")
+    }
+}
+
+/// `[filter]`: what the XDP program protects.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Interfaces that the program is attached to.
+    pub interfaces: Vec<Located<String>>,
+    /// Protected TCP ports.
+    pub ports: Vec<u16>,
+    /// Protected UDP ports.
+    pub udp_ports: Vec<u16>,
+    /// Protected addresses; empty protects all.
+    pub destinations: Vec<IpAddr>,
+    /// What to do with a drop verdict.
+    pub mode: Mode,
+    /// What to do with strangers' later TCP fragments.
+    pub fragments: Fragments,
+    /// Which rungs of the attach ladder may be used.
+    pub attach: Attach,
+}
+
+/// What to do with a drop verdict.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Drop.
+    #[default]
+    Enforce,
+    /// Count what would be dropped, and let it pass.
+    Monitor,
+}
+
+/// What to do with strangers' later TCP fragments.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fragments {
+    /// Drop them: they spare the stack's reassembly memory, and TCP does not fragment.
+    #[default]
+    Drop,
+    /// Let them pass.
+    Pass,
+}
+
+/// Which rungs of the attach ladder may be used.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// Native, else generic with a warning.
+    #[default]
+    Auto,
+    /// Native or not at all.
+    Native,
+    /// Generic only.
+    Generic,
+}
+
+/// `[ranges]`: where the ranges come from, and the operator's own rules.
+#[derive(Clone, Debug)]
+pub struct Ranges {
+    /// Sources, tried in this order until one yields a list that the guard lets through.
+    pub sources: Vec<FeedSource>,
+    /// Time between two refreshes.
+    pub interval: Duration,
+    /// How long a range that vanished is kept.
+    pub removal_grace: Duration,
+    /// Sources that may enter besides the published ranges.
+    pub allow: Vec<IpNet>,
+    /// Sources that may not enter whatever else says so.
+    pub deny: Vec<IpNet>,
+    /// What the guard lets through.
+    pub limits: crate::ranges::Limits,
+}
+
+/// Where a list of ranges is fetched from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum FeedSource {
+    /// Cloudflare's API.
+    CloudflareApi,
+    /// Cloudflare's two text lists.
+    CloudflareText,
+    /// A URL, text or the API's JSON; TLS is verified against these roots.
+    Url {
+        /// HTTPS, or HTTP to loopback.
+        url: url::Url,
+        /// A PEM file with the roots to trust instead of the system's.
+        ca_file: Option<PathBuf>,
+    },
+    /// A local file, text or the API's JSON.
+    File(PathBuf),
+}
+
+impl Display for FeedSource {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::CloudflareApi => f.write_str("cloudflare-api"),
+            Self::CloudflareText => f.write_str("cloudflare-text"),
+            Self::Url { url, .. } => Display::fmt(url, f),
+            Self::File(path) => Display::fmt(&path.display(), f),
+        }
+    }
+}
+
+/// `[gate]`: the TLS listener.
+#[derive(Debug)]
+pub struct Gate {
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// Everything before the first relayed byte, together.
+    pub handshake_timeout: Duration,
+    /// Connecting to the upstream, within `handshake_timeout`.
+    pub connect_timeout: Duration,
+    /// A connection without a byte in either direction.
+    pub idle_timeout: Duration,
+    /// How long live connections may go on after a stop was asked for.
+    pub drain_timeout: Duration,
+    /// Open connections, handshakes included.
+    pub max_connections: usize,
+    /// Handshakes in flight.
+    pub max_handshakes: usize,
+    /// The policies, one per `[[gate.host]]`.
+    pub hosts: Vec<Host>,
+}
+
+/// `[[gate.host]]`: one policy for one name or several.
+#[derive(Debug)]
+pub struct Host {
+    /// Exact names, lower case.
+    pub names: Vec<Located<String>>,
+    /// PEM file, leaf first.
+    pub certificate: Located<PathBuf>,
+    /// PEM file with the leaf's private key.
+    pub key: Located<PathBuf>,
+    /// Whom a client certificate must come from; any one suffices.
+    pub trust: Vec<Located<Trust>>,
+    /// What sessions may be resumed.
+    pub resumption: Resumption,
+    /// Protocols offered by ALPN, in order of preference.
+    pub alpn: Vec<String>,
+    /// Where accepted connections are relayed to.
+    pub upstream: Upstream,
+    /// The header that tells the upstream who the client is.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Whom a client certificate must come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Trust {
+    /// Cloudflare's origin-pull CA: proves some Cloudflare customer, not which.
+    Cloudflare,
+    /// The CAs in a PEM file.
+    CaFile(PathBuf),
+}
+
+/// What sessions may be resumed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resumption {
+    /// None: every connection is a full handshake.
+    Off,
+    /// Those whose client certificate still verifies.
+    #[default]
+    Verified,
+}
+
+/// Where accepted connections are relayed to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Upstream {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A UNIX socket.
+    Unix(PathBuf),
+}
+
+impl Display for Upstream {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => Display::fmt(address, f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The header that tells the upstream who the client is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyProtocol {
+    /// No header: the upstream sees connections from this host.
+    None,
+    /// Version 2, binary.
+    #[default]
+    V2,
+}
+
+/// A value, and the place in the configuration that it came from.
+#[derive(Clone, Debug)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A place in the configuration.
+#[derive(Clone)]
+pub struct Place {
+    file: Arc<Path>,
+    line: usize,
+    field: String,
+}
+
+impl Place {
+    /// The error that something here is wrong.
+    pub fn error(&self, problem: impl Display) -> ConfigError {
+        ConfigError {
+            place: self.clone(),
+            problem: problem.to_string(),
+        }
+    }
+
+    /// Line number, from 1.
+    #[must_use]
+    pub fn line(&self) -> usize {
+        self.line
+    }
+}
+
+impl Debug for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        Display::fmt(self, f)
+    }
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        match self.field.as_str() {
+            "" => Ok(()),
+            field => write!(f, "`{field}`: "),
+        }
+    }
+}
+
+/// Why a configuration cannot be used: one sentence that names file, line and field.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}{problem}")]
+pub struct ConfigError {
+    place: Place,
+    /// Finished prose: it may quote the TOML parser, a file's error or a rule of ours.
+    problem: String,
+}
+
+/// A configuration file's name and text.
+struct Source<'a> {
+    file: Arc<Path>,
+    text: &'a str,
+}
+
+impl<'a> Source<'a> {
+    fn new(file: &Path, text: &'a str) -> Self {
+        Self {
+            file: Arc::from(file),
+            text,
+        }
+    }
+
+    fn place(&self, offset: usize, field: impl Into<String>) -> Place {
+        let before = self.text.as_bytes().iter().take(offset);
+        Place {
+            file: Arc::clone(&self.file),
+            line: 1 + before.filter(|byte| **byte == b'\n').count(),
+            field: field.into(),
+        }
+    }
+}
+
+/// Refuses two hosts with one name.
+fn check_names(hosts: &[Host]) -> Result<(), ConfigError> {
+    let mut seen: HashMap<&str, &Place> = HashMap::new();
+    for name in hosts.iter().flat_map(|host| &host.names) {
+        if let Some(first) = seen.insert(&name.value, &name.place) {
+            return Err(name.place.error(format_args!(
+                "`{}` already has a policy, at line {}; give each name to one host",
+                name.value,
+                first.line()
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,604 @@
+//! The file as it is written: serde shapes, and their conversion into the typed configuration.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use toml::Spanned;
+use url::{Host as UrlHost, Url};
+
+use super::{
+    Attach, Config, ConfigError, FeedSource, Filter, Fragments, Gate, Host, Located, Mode, Paths,
+    ProxyProtocol, Ranges, Resumption, Source, Trust, Upstream, check_names,
+};
+use crate::ranges::Limits;
+use crate::ranges::guard::Documentation;
+
+pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
+    let deserializer = toml::Deserializer::parse(source.text)
+        .map_err(|error| blame(source, &error, String::new()))?;
+    let raw: Raw = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+        let field = field(error.path());
+        blame(source, error.inner(), field)
+    })?;
+    raw.convert(source)
+}
+
+fn blame(source: &Source<'_>, error: &toml::de::Error, field: String) -> ConfigError {
+    let offset = error.span().map_or(0, |span| span.start);
+    let message = error.message().trim_end().replace('\n', ", ");
+    source.place(offset, field).error(message)
+}
+
+/// The path to a field without the segments that belong to `Spanned` itself.
+fn field(path: &serde_path_to_error::Path) -> String {
+    let mut field = String::new();
+    for segment in path.iter() {
+        let text = segment.to_string();
+        if text.contains("$__serde_spanned") || text == "?" {
+            continue;
+        }
+        let is_key = matches!(segment, serde_path_to_error::Segment::Map { .. });
+        if is_key && !field.is_empty() {
+            field.push('.');
+        }
+        field.push_str(&text);
+    }
+    field
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    #[serde(default)]
+    paths: RawPaths,
+    filter: Option<RawFilter>,
+    #[serde(default)]
+    ranges: RawRanges,
+    gate: Option<RawGate>,
+}
+
+impl Raw {
+    fn convert(self, source: &Source<'_>) -> Result<Config, ConfigError> {
+        let Self {
+            paths,
+            filter,
+            ranges,
+            gate,
+        } = self;
+        Ok(Config {
+            paths: paths.convert(source),
+            filter: filter.map(|filter| filter.convert(source)).transpose()?,
+            ranges: ranges.convert(source)?,
+            gate: gate.map(|gate| gate.convert(source)).transpose()?,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPaths {
+    state: Option<PathBuf>,
+    run: Option<PathBuf>,
+    bpf: Option<PathBuf>,
+}
+
+impl RawPaths {
+    fn convert(self, source: &Source<'_>) -> Paths {
+        let or = |path: Option<PathBuf>, default: &str| {
+            absolute(source, path.unwrap_or_else(|| PathBuf::from(default)))
+        };
+        Paths {
+            state: or(self.state, "/var/lib/pullgate"),
+            run: or(self.run, "/run/pullgate"),
+            bpf: or(self.bpf, "/sys/fs/bpf/pullgate"),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFilter {
+    interfaces: Spanned<Vec<Spanned<String>>>,
+    #[serde(default = "https")]
+    ports: Spanned<Vec<u16>>,
+    #[serde(default)]
+    udp_ports: Vec<u16>,
+    #[serde(default = "nothing")]
+    destinations: Spanned<Vec<IpAddr>>,
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    fragments: Fragments,
+    #[serde(default)]
+    attach: Attach,
+}
+
+impl RawFilter {
+    fn convert(self, source: &Source<'_>) -> Result<Filter, ConfigError> {
+        let at = |span: usize, field| source.place(span, format!("filter.{field}"));
+        if self.interfaces.as_ref().is_empty() {
+            return Err(at(self.interfaces.span().start, "interfaces")
+                .error("is empty; name the interfaces that face the internet"));
+        }
+        if self.ports.as_ref().contains(&SSH) {
+            return Err(at(self.ports.span().start, "ports").error(
+                "port 22 would lock you out of this host; name only ports that Cloudflare connects to",
+            ));
+        }
+        if self.ports.as_ref().is_empty() && self.udp_ports.is_empty() {
+            return Err(at(self.ports.span().start, "ports")
+                .error("is empty, so nothing would be protected; name a port, such as 443"));
+        }
+        let most = filter_ebpf::abi::DESTINATIONS_MAX;
+        if self.destinations.as_ref().len() > most {
+            return Err(
+                at(self.destinations.span().start, "destinations").error(format_args!(
+                    "holds more than {most} addresses; leave it out to protect all"
+                )),
+            );
+        }
+
+        let interfaces = self.interfaces.into_inner().into_iter();
+        Ok(Filter {
+            interfaces: interfaces
+                .map(|name| located(source, name, "filter.interfaces"))
+                .collect(),
+            ports: self.ports.into_inner(),
+            udp_ports: self.udp_ports,
+            destinations: self.destinations.into_inner(),
+            mode: self.mode,
+            fragments: self.fragments,
+            attach: self.attach,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawRanges {
+    sources: Spanned<Vec<Spanned<RawSource>>>,
+    #[serde(deserialize_with = "duration")]
+    interval: Duration,
+    #[serde(deserialize_with = "duration")]
+    removal_grace: Duration,
+    allow: Vec<Spanned<IpNet>>,
+    deny: Vec<Spanned<IpNet>>,
+    max_entries: usize,
+    unsafe_documentation_ranges: bool,
+}
+
+impl Default for RawRanges {
+    fn default() -> Self {
+        let cloudflare = RawSource::Known(Known::Cloudflare);
+        Self {
+            sources: Spanned::new(0..0, vec![Spanned::new(0..0, cloudflare)]),
+            interval: Duration::from_secs(6 * 3600),
+            removal_grace: Duration::from_secs(24 * 3600),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            max_entries: Limits::default().entries,
+            unsafe_documentation_ranges: false,
+        }
+    }
+}
+
+impl RawRanges {
+    fn convert(self, source: &Source<'_>) -> Result<Ranges, ConfigError> {
+        if self.sources.as_ref().is_empty() {
+            let place = source.place(self.sources.span().start, "ranges.sources");
+            return Err(place.error("is empty; leave it out to use Cloudflare's own lists"));
+        }
+        let mut sources = Vec::new();
+        for raw in self.sources.into_inner() {
+            let place = source.place(raw.span().start, "ranges.sources");
+            match raw.into_inner() {
+                RawSource::Known(Known::Cloudflare) => {
+                    sources.extend([FeedSource::CloudflareApi, FeedSource::CloudflareText]);
+                }
+                RawSource::Url { url, ca_file } => {
+                    if !is_trustworthy(&url) {
+                        return Err(place.error(format_args!(
+                            "`{url}` is neither https nor http to loopback; ranges that anyone on \
+                             the way can change protect nobody"
+                        )));
+                    }
+                    sources.push(FeedSource::Url {
+                        url,
+                        ca_file: ca_file.map(|path| absolute(source, path)),
+                    });
+                }
+                RawSource::File { file } => {
+                    sources.push(FeedSource::File(absolute(source, file)));
+                }
+            }
+        }
+
+        Ok(Ranges {
+            sources,
+            interval: self.interval.max(Duration::from_secs(1)),
+            removal_grace: self.removal_grace,
+            allow: rules(source, self.allow, "ranges.allow")?,
+            deny: rules(source, self.deny, "ranges.deny")?,
+            limits: Limits {
+                entries: self.max_entries,
+                documentation: if self.unsafe_documentation_ranges {
+                    Documentation::Accept
+                } else {
+                    Documentation::Refuse
+                },
+                ..Limits::default()
+            },
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected \"cloudflare\", { url = \"https://…\" } or { file = \"…\" }"
+)]
+enum RawSource {
+    Known(Known),
+    #[serde(rename_all = "snake_case")]
+    Url {
+        url: Url,
+        ca_file: Option<PathBuf>,
+    },
+    File {
+        file: PathBuf,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Known {
+    Cloudflare,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGate {
+    #[serde(default = "everywhere")]
+    listen: Vec<SocketAddr>,
+    #[serde(default = "seconds::<10>", deserialize_with = "duration")]
+    handshake_timeout: Duration,
+    #[serde(default = "seconds::<5>", deserialize_with = "duration")]
+    connect_timeout: Duration,
+    #[serde(default = "seconds::<1000>", deserialize_with = "duration")]
+    idle_timeout: Duration,
+    #[serde(default = "seconds::<30>", deserialize_with = "duration")]
+    drain_timeout: Duration,
+    #[serde(default = "count::<16384>")]
+    max_connections: usize,
+    #[serde(default = "count::<1024>")]
+    max_handshakes: usize,
+    host: Spanned<Vec<RawHost>>,
+}
+
+impl RawGate {
+    fn convert(self, source: &Source<'_>) -> Result<Gate, ConfigError> {
+        if self.host.as_ref().is_empty() {
+            let place = source.place(self.host.span().start, "gate.host");
+            return Err(place.error("is empty; add a [[gate.host]] for each name you serve"));
+        }
+        let hosts = self.host.into_inner().into_iter();
+        let hosts = hosts
+            .map(|host| host.convert(source))
+            .collect::<Result<Vec<_>, _>>()?;
+        check_names(&hosts)?;
+
+        Ok(Gate {
+            listen: self.listen,
+            handshake_timeout: self.handshake_timeout,
+            connect_timeout: self.connect_timeout,
+            idle_timeout: self.idle_timeout,
+            drain_timeout: self.drain_timeout,
+            max_connections: self.max_connections,
+            max_handshakes: self.max_handshakes,
+            hosts,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHost {
+    names: Spanned<Vec<Spanned<String>>>,
+    certificate: Spanned<PathBuf>,
+    key: Spanned<PathBuf>,
+    trust: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    resumption: Resumption,
+    #[serde(default = "http")]
+    alpn: Vec<String>,
+    upstream: Spanned<String>,
+    #[serde(default)]
+    unsafe_upstream: bool,
+    #[serde(default)]
+    proxy_protocol: ProxyProtocol,
+}
+
+impl RawHost {
+    fn convert(self, source: &Source<'_>) -> Result<Host, ConfigError> {
+        let at = |span: usize, field| source.place(span, format!("gate.host.{field}"));
+        if self.names.as_ref().is_empty() {
+            return Err(at(self.names.span().start, "names")
+                .error("is empty; name the hosts that this policy is for"));
+        }
+        if self.trust.as_ref().is_empty() {
+            return Err(at(self.trust.span().start, "trust").error(
+                "is empty, so nobody could connect; use \"cloudflare\" or the path of your own CA",
+            ));
+        }
+
+        let mut names = Vec::new();
+        for name in self.names.into_inner() {
+            let mut name = located(source, name, "gate.host.names");
+            name.value.make_ascii_lowercase();
+            if !is_host_name(&name.value) {
+                return Err(name.place.error(format_args!(
+                    "`{}` is not a host name; write it as in the browser, such as www.example.com",
+                    name.value.escape_debug()
+                )));
+            }
+            names.push(name);
+        }
+
+        let upstream = parse_upstream(source, &self.upstream)
+            .map_err(|problem| at(self.upstream.span().start, "upstream").error(problem))?;
+        if let Upstream::Tcp(address) = upstream
+            && !address.ip().to_canonical().is_loopback()
+            && !self.unsafe_upstream
+        {
+            return Err(at(self.upstream.span().start, "upstream").error(format_args!(
+                "`{address}` is not loopback, so requests would travel in clear text and others \
+                 may reach it around the gate; use 127.0.0.1, a UNIX socket, or say \
+                 `unsafe_upstream = true`"
+            )));
+        }
+
+        let trust = self.trust.into_inner().into_iter();
+        Ok(Host {
+            names,
+            certificate: located(source, self.certificate, "gate.host.certificate")
+                .map(|path| absolute(source, path)),
+            key: located(source, self.key, "gate.host.key").map(|path| absolute(source, path)),
+            trust: trust
+                .map(|trust| {
+                    located(source, trust, "gate.host.trust").map(|trust| match trust.as_str() {
+                        "cloudflare" => Trust::Cloudflare,
+                        path => Trust::CaFile(absolute(source, PathBuf::from(path))),
+                    })
+                })
+                .collect(),
+            resumption: self.resumption,
+            alpn: self.alpn,
+            upstream,
+            proxy_protocol: self.proxy_protocol,
+        })
+    }
+}
+
+impl<T> Located<T> {
+    fn map<U>(self, f: impl FnOnce(T) -> U) -> Located<U> {
+        Located {
+            value: f(self.value),
+            place: self.place,
+        }
+    }
+}
+
+fn located<T>(source: &Source<'_>, value: Spanned<T>, field: &str) -> Located<T> {
+    Located {
+        place: source.place(value.span().start, field),
+        value: value.into_inner(),
+    }
+}
+
+/// Relative paths are relative to the file that holds them.
+fn absolute(source: &Source<'_>, path: PathBuf) -> PathBuf {
+    match source.file.parent() {
+        Some(directory) => directory.join(path),
+        None => path,
+    }
+}
+
+fn rules(
+    source: &Source<'_>,
+    rules: Vec<Spanned<IpNet>>,
+    field: &str,
+) -> Result<Vec<IpNet>, ConfigError> {
+    let mut nets = Vec::new();
+    for rule in rules {
+        let Located { value, place } = located(source, rule, field);
+        if value != value.trunc() {
+            return Err(place.error(format_args!(
+                "`{value}` has host bits set; did you mean `{}`?",
+                value.trunc()
+            )));
+        }
+        if value.prefix_len() == 0 {
+            return Err(place.error(format_args!(
+                "`{value}` is everybody; use `mode = \"monitor\"` to let everybody in"
+            )));
+        }
+        nets.push(value);
+    }
+    Ok(nets)
+}
+
+fn is_trustworthy(url: &Url) -> bool {
+    let is_loopback = match url.host() {
+        Some(UrlHost::Ipv4(address)) => address.is_loopback(),
+        Some(UrlHost::Ipv6(address)) => address.is_loopback(),
+        Some(UrlHost::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "https" || url.scheme() == "http" && is_loopback
+}
+
+/// RFC 1123 §2.1, as rustls will accept it in a ClientHello.
+fn is_host_name(name: &str) -> bool {
+    let is_dns = rustls::pki_types::DnsName::try_from(name).is_ok();
+    is_dns && name.parse::<IpAddr>().is_err()
+}
+
+fn parse_upstream(source: &Source<'_>, text: &Spanned<String>) -> Result<Upstream, String> {
+    let text = text.as_ref();
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok(Upstream::Unix(absolute(source, PathBuf::from(path))));
+    }
+    text.parse().map(Upstream::Tcp).map_err(|_not_an_address| {
+        format!(
+            "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"
+        )
+    })
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|error| {
+        D::Error::custom(format_args!(
+            "`{text}` is not a duration ({error}); write it as \"10s\", \"5m\" or \"6h\""
+        ))
+    })
+}
+
+fn https() -> Spanned<Vec<u16>> {
+    Spanned::new(0..0, vec![443])
+}
+
+fn nothing() -> Spanned<Vec<IpAddr>> {
+    Spanned::new(0..0, Vec::new())
+}
+
+fn http() -> Vec<String> {
+    vec!["http/1.1".to_owned()]
+}
+
+fn everywhere() -> Vec<SocketAddr> {
+    vec![
+        SocketAddr::from(([0, 0, 0, 0], 443)),
+        SocketAddr::from(([0_u16; 8], 443)),
+    ]
+}
+
+fn seconds<const N: u64>() -> Duration {
+    Duration::from_secs(N)
+}
+
+fn count<const N: usize>() -> usize {
+    N
+}
+
+const SSH: u16 = 22;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_configuration_has_strict_defaults() {
+        let config = parse_text(MINIMAL).unwrap();
+
+        let filter = config.filter.unwrap();
+        let gate = config.gate.unwrap();
+        assert_eq!(filter.ports, [443]);
+        assert_eq!(filter.mode, Mode::Enforce);
+        assert_eq!(filter.fragments, Fragments::Drop);
+        assert_eq!(config.ranges.limits, Limits::default());
+        assert_eq!(gate.hosts[0].resumption, Resumption::Verified);
+        assert_eq!(gate.hosts[0].key.value, Path::new("/etc/pullgate/key.pem"));
+        assert!(gate.idle_timeout > Duration::from_secs(900));
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_line() {
+        assert_eq!(
+            error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),
+            "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`, expected \
+             one of `listen`, `handshake_timeout`, `connect_timeout`, `idle_timeout`, \
+             `drain_timeout`, `max_connections`, `max_handshakes`, `host`"
+        );
+    }
+
+    #[test]
+    fn a_bad_range_is_named_with_its_line_and_field() {
+        assert_eq!(
+            error("[ranges]\n\nallow = [\"192.0.2.0/24\", \"192.0.2.0/33\"]"),
+            "/etc/pullgate/pullgate.toml:3: `ranges.allow[1]`: invalid IP address syntax"
+        );
+        assert_eq!(
+            error("[ranges]\ndeny = [\"192.0.2.1/24\"]"),
+            "/etc/pullgate/pullgate.toml:2: `ranges.deny`: `192.0.2.1/24` has host bits set; did \
+             you mean `192.0.2.0/24`?"
+        );
+        assert!(error("[ranges]\nallow = [\"::/0\"]").contains("is everybody"));
+    }
+
+    #[test]
+    fn two_hosts_with_one_name_are_refused() {
+        let second = HOST.replace("a.example", "A.Example");
+
+        assert_eq!(
+            error(&format!("{MINIMAL}{second}")),
+            "/etc/pullgate/pullgate.toml:11: `gate.host.names`: `a.example` already has a policy, \
+             at line 5; give each name to one host"
+        );
+    }
+
+    #[test]
+    fn an_upstream_beyond_loopback_must_be_asked_for() {
+        let far = MINIMAL.replace("127.0.0.1:8080", "192.0.2.1:8080");
+
+        assert!(error(&far).contains(":9: `gate.host.upstream`: `192.0.2.1:8080` is not loopback"));
+        assert!(parse_text(&format!("{far}unsafe_upstream = true\n")).is_ok());
+    }
+
+    #[test]
+    fn ssh_can_not_be_a_protected_port() {
+        assert!(
+            error("[filter]\ninterfaces = [\"eth0\"]\nports = [443, 22]").contains("lock you out")
+        );
+    }
+
+    #[test]
+    fn a_feed_in_clear_text_is_refused_unless_it_is_local() {
+        let url = |url: &str| format!("[ranges]\nsources = [{{ url = \"{url}\" }}]");
+
+        assert!(
+            error(&url("http://ranges.example/")).contains("neither https nor http to loopback")
+        );
+        assert!(parse_text(&url("http://127.0.0.1:8000/")).is_ok());
+        assert!(parse_text(&url("https://ranges.example/")).is_ok());
+    }
+
+    #[test]
+    fn what_is_missing_or_misspelt_is_named() {
+        assert!(error("[filter]").contains("missing field `interfaces`"));
+        assert!(error("[filter").contains("pullgate.toml:1: "));
+        assert!(error("[ranges]\ninterval = \"6 parsecs\"").contains(":2: `ranges.interval`: "));
+        assert!(error("[ranges]\nsources = [\"cloudfare\"]").contains("expected \"cloudflare\""));
+        assert!(error(&MINIMAL.replace("a.example", "*.a b")).contains("is not a host name"));
+    }
+
+    fn parse_text(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("/etc/pullgate/pullgate.toml"), text)
+    }
+
+    fn error(text: &str) -> String {
+        parse_text(text).unwrap_err().to_string()
+    }
+
+    const MINIMAL: &str = "[filter]\ninterfaces = [\"eth0\"]\n[gate]\n[[gate.host]]\n\
+        names = [\"a.example\"]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n\
+        trust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
+    const HOST: &str = "[[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"cert.pem\"\n\
+        key = \"key.pem\"\ntrust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
+}

@@ -1,0 +1,660 @@
+//! The composition root: configuration in, running roles out. Nobody imports it but `main`.
+//!
+//! Start-up has two halves. The first looks and touches nothing: interfaces, capabilities,
+//! certificates, snapshot. Only when all of that is in order are sockets bound and packets
+//! dropped, the filter first.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use rustix::thread::CapabilitySet;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::cli::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, Role};
+use crate::config::{Config, ConfigError, Mode};
+use crate::gate::{self, Gate, Policies};
+use crate::ranges::guard::Documentation;
+use crate::ranges::{Table, TableFull};
+use crate::refresh::{Attempt, Refresher};
+use crate::snapshot::{Follower, InForce, Origin, SnapshotError, chain};
+use crate::telemetry::status::{RangesStatus, Report, Status};
+use crate::telemetry::{Metrics, admin};
+use crate::xdp::{self, Filter, Rung, XdpError};
+
+/// Checks a configuration as `run` would, and changes nothing.
+///
+/// # Errors
+///
+/// Returns the first thing that would keep a role from starting.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    if let Some(filter) = &config.filter {
+        xdp::check_interfaces(filter)?;
+    }
+    if let Some(gate) = &config.gate {
+        gate::load(gate, &clock(), &Metrics::default())?;
+    }
+    let in_force = load_or_baseline(config)?;
+    compile(config, &in_force)?;
+    Ok(())
+}
+
+/// Runs roles until SIGTERM or SIGINT, then lets connections drain.
+///
+/// # Errors
+///
+/// Returns what kept a role from starting; nothing on the host has changed then, except that an
+/// error of the filter's attachment itself may leave pins for the next start to adopt.
+pub async fn run(config: Config, only: Option<Role>) -> Result<(), StartError> {
+    let plan = Plan::new(config, only)?;
+    let stop = CancellationToken::new();
+    let roles = TaskTracker::new();
+    let running = plan.start(&stop, &roles)?;
+
+    notify_ready(&running);
+    wait_for_stop(&running.wake).await?;
+    info!("stopping");
+    stop.cancel();
+    roles.close();
+    if let Some(gate) = &running.gate {
+        gate.drain().await;
+    }
+    roles.wait().await;
+    for role in &running.sockets {
+        match std::fs::remove_file(role) {
+            Ok(()) => {}
+            Err(error) => warn!(socket = %role.display(), %error, "socket not removed"),
+        }
+    }
+    Ok(())
+}
+
+/// Asks every role that the configuration describes for its status.
+#[must_use]
+pub fn status(config: &Config) -> Report {
+    let mut report = Report {
+        protected: true,
+        warnings: Vec::new(),
+        roles: Vec::new(),
+    };
+    for role in Role::ALL
+        .into_iter()
+        .filter(|role| describes(config, *role))
+    {
+        match ask(&socket(config, role)) {
+            Ok(status) => {
+                let prefix = role.label();
+                let warnings = status.warnings.iter();
+                report
+                    .warnings
+                    .extend(warnings.map(|warning| format!("{prefix}: {warning}")));
+                report.roles.push(status);
+            }
+            Err(error) => report
+                .warnings
+                .push(format!("{}: not running ({error})", role.label())),
+        }
+    }
+    report.protected = report.warnings.is_empty();
+    report
+}
+
+fn ask(socket: &Path) -> io::Result<Status> {
+    let stream = std::os::unix::net::UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+    Ok(serde_json::from_reader(io::BufReader::new(stream))?)
+}
+
+fn describes(config: &Config, role: Role) -> bool {
+    match role {
+        Role::Filter => config.filter.is_some(),
+        Role::Ranges => true,
+        Role::Gate => config.gate.is_some(),
+    }
+}
+
+/// Everything that can be known before the host is touched.
+struct Plan {
+    config: Arc<Config>,
+    roles: Vec<Role>,
+    metrics: Metrics,
+    policies: Option<Policies>,
+}
+
+impl Plan {
+    fn new(config: Config, only: Option<Role>) -> Result<Self, StartError> {
+        let roles: Vec<_> = match only {
+            Some(role) if !describes(&config, role) => {
+                return Err(StartError::NotDescribed { role });
+            }
+            Some(role) => vec![role],
+            None => Role::ALL
+                .into_iter()
+                .filter(|role| describes(&config, *role))
+                .collect(),
+        };
+        let metrics = Metrics::default();
+        let mut policies = None;
+        for role in &roles {
+            match (role, &config.filter, &config.gate) {
+                (Role::Filter, Some(filter), _) => {
+                    xdp::check_interfaces(filter)?;
+                    xdp::check_capabilities()?;
+                }
+                (Role::Gate, _, Some(gate)) => {
+                    policies = Some(gate::load(gate, &clock(), &metrics)?);
+                    check_bind_capability(&gate.listen)?;
+                }
+                (Role::Filter | Role::Ranges | Role::Gate, _, _) => {}
+            }
+        }
+        // A table that does not fit must be known before anything is attached or bound.
+        compile(&config, &load_or_baseline(&config)?)?;
+        if config.ranges.limits.documentation == Documentation::Accept {
+            warn!("documentation ranges are accepted: this is a test bed, not a host to protect");
+        }
+        Ok(Self {
+            config: Arc::new(config),
+            roles,
+            metrics,
+            policies,
+        })
+    }
+
+    fn start(self, stop: &CancellationToken, tasks: &TaskTracker) -> Result<Running, StartError> {
+        let config = &self.config;
+        for directory in [&config.paths.state, &config.paths.run] {
+            std::fs::create_dir_all(directory).map_err(|source| StartError::Directory {
+                path: directory.clone(),
+                source,
+            })?;
+        }
+        let mut running = Running {
+            sockets: Vec::new(),
+            wake: Arc::new(Notify::new()),
+            gate: None,
+        };
+        // The sockets first: a second instance must not get any further.
+        let mut listeners = Vec::new();
+        for role in &self.roles {
+            let path = socket(config, *role);
+            let listener = admin::bind(&path).map_err(|source| StartError::Socket {
+                path: path.clone(),
+                source,
+            })?;
+            listeners.push((*role, listener));
+            running.sockets.push(path);
+        }
+
+        let follower = Follower::new(config.paths.snapshot(), config.ranges.limits.clone())?;
+        let in_force = follower.subscribe();
+        spawn(tasks, stop, follower.run());
+
+        let mut policies = self.policies;
+        for (role, listener) in listeners {
+            let mut view = View::new(role, config, &self.metrics, &in_force);
+            match role {
+                Role::Filter => {
+                    view.filter = start_filter(config, &in_force, stop, tasks)?;
+                }
+                Role::Ranges => {
+                    let (last, attempts) = watch::channel(None);
+                    view.attempts = Some(attempts);
+                    let refresher = Refresher {
+                        ranges: config.ranges.clone(),
+                        snapshot: config.paths.snapshot(),
+                        metrics: self.metrics.clone(),
+                        now: SystemTime::now,
+                        last,
+                    };
+                    let (known, wake) = (in_force.borrow().clone(), Arc::clone(&running.wake));
+                    let known = InForce::clone(&known);
+                    spawn(
+                        tasks,
+                        stop,
+                        async move { refresher.run(known, &wake).await },
+                    );
+                }
+                Role::Gate => {
+                    let (Some(gate), Some(policies)) = (&config.gate, policies.take()) else {
+                        continue;
+                    };
+                    let table = compiled(config, &in_force, stop, tasks)?;
+                    let gate_role =
+                        GateRole::start(gate, policies, table, &self.metrics, stop, tasks)?;
+                    view.hosts = gate_role.addresses.clone();
+                    running.gate = Some(gate_role);
+                }
+            }
+            spawn(tasks, stop, admin::serve(listener, move || view.status()));
+        }
+        Ok(running)
+    }
+}
+
+/// What `run` holds on to.
+struct Running {
+    sockets: Vec<PathBuf>,
+    /// Notified to refresh the ranges at once.
+    wake: Arc<Notify>,
+    gate: Option<GateRole>,
+}
+
+/// Spawns a task that lives until `stop`.
+fn spawn(
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = task => {}
+            () = stop.cancelled() => {}
+        }
+    });
+}
+
+/// Loads and attaches the filter, and publishes every change of the ranges.
+fn start_filter(
+    config: &Arc<Config>,
+    in_force: &watch::Receiver<Arc<InForce>>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Option<Arc<Mutex<Filter>>>, StartError> {
+    let Some(settings) = &config.filter else {
+        return Ok(None);
+    };
+    let mut in_force = in_force.clone();
+    let now = in_force.borrow_and_update().clone();
+    let table = compile(config, &now)?;
+    let pins = config.paths.bpf.clone();
+    let filter = Filter::start(settings, pins, now.known.set(), &table)?;
+    let filter = Arc::new(Mutex::new(filter));
+
+    let (publishing, config) = (Arc::clone(&filter), Arc::clone(config));
+    spawn(tasks, stop, async move {
+        while in_force.changed().await.is_ok() {
+            let now = in_force.borrow_and_update().clone();
+            let published = compile(&config, &now).and_then(|table| {
+                lock(&publishing).publish(now.known.set(), &table)?;
+                Ok(())
+            });
+            match published {
+                Ok(()) => info!(ranges = now.known.set().iter().count(), "ranges published"),
+                Err(error) => error!(error = %chain(&error), "ranges not published, the old stay"),
+            }
+        }
+    });
+    Ok(Some(filter))
+}
+
+/// The newest compiled table; a change that cannot be compiled leaves the old one.
+fn compiled(
+    config: &Arc<Config>,
+    in_force: &watch::Receiver<Arc<InForce>>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<watch::Receiver<Arc<Table>>, StartError> {
+    let mut in_force = in_force.clone();
+    let now = in_force.borrow_and_update().clone();
+    let (sender, receiver) = watch::channel(Arc::new(compile(config, &now)?));
+    let config = Arc::clone(config);
+    spawn(tasks, stop, async move {
+        while in_force.changed().await.is_ok() {
+            let now = in_force.borrow_and_update().clone();
+            match compile(&config, &now) {
+                Ok(table) => {
+                    sender.send_replace(Arc::new(table));
+                }
+                Err(error) => error!(error = %chain(&error), "ranges not usable, the old stay"),
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// The running gate.
+struct GateRole {
+    gate: Arc<Gate>,
+    connections: TaskTracker,
+    drain: std::time::Duration,
+    addresses: String,
+}
+
+impl GateRole {
+    fn start(
+        config: &crate::config::Gate,
+        policies: Policies,
+        table: watch::Receiver<Arc<Table>>,
+        metrics: &Metrics,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Self, StartError> {
+        let listeners = config
+            .listen
+            .iter()
+            .map(|address| {
+                let listener = gate::bind(*address);
+                listener.map_err(|source| StartError::Bind {
+                    address: *address,
+                    source,
+                })
+            })
+            .collect::<Result<Vec<TcpListener>, _>>()?;
+        let gate = Arc::new(Gate::new(config, policies, table, metrics.clone()));
+        let connections = TaskTracker::new();
+        for listener in listeners {
+            let (gate, connections) = (Arc::clone(&gate), connections.clone());
+            tasks.spawn(gate::serve(gate, listener, connections, stop.clone()));
+        }
+        let addresses: Vec<_> = config.listen.iter().map(SocketAddr::to_string).collect();
+        info!(listen = addresses.join(" "), "gate is listening");
+        Ok(Self {
+            gate,
+            connections,
+            drain: config.drain_timeout,
+            addresses: addresses.join(" "),
+        })
+    }
+
+    /// Waits for live connections, and closes those that take too long.
+    async fn drain(&self) {
+        self.connections.close();
+        let drained = tokio::time::timeout(self.drain, self.connections.wait());
+        if drained.await.is_err() {
+            warn!(
+                left = self.connections.len(),
+                "closing connections that did not end in time"
+            );
+            self.gate.abort();
+            self.connections.wait().await;
+        }
+    }
+}
+
+/// What a role's status is made from.
+struct View {
+    role: Role,
+    config: Arc<Config>,
+    metrics: Metrics,
+    in_force: watch::Receiver<Arc<InForce>>,
+    filter: Option<Arc<Mutex<Filter>>>,
+    attempts: Option<watch::Receiver<Option<Attempt>>>,
+    hosts: String,
+}
+
+impl View {
+    fn new(
+        role: Role,
+        config: &Arc<Config>,
+        metrics: &Metrics,
+        in_force: &watch::Receiver<Arc<InForce>>,
+    ) -> Self {
+        Self {
+            role,
+            config: Arc::clone(config),
+            metrics: metrics.clone(),
+            in_force: in_force.clone(),
+            filter: None,
+            attempts: None,
+            hosts: String::new(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let ranges = self.ranges();
+        self.metrics
+            .ranges(ranges.v4, ranges.v6, ranges.age_seconds);
+        let mut warnings = Vec::new();
+        let mut details = Vec::new();
+        if ranges.age_seconds.is_none() {
+            warnings.push("the embedded baseline protects, no list was ever fetched".to_owned());
+        }
+        if self.config.ranges.limits.documentation == Documentation::Accept {
+            warnings.push("documentation ranges are accepted (a test bed)".to_owned());
+        }
+        self.describe_filter(&mut warnings, &mut details);
+        self.describe_refresh(&mut warnings, &mut details);
+        if self.role == Role::Gate {
+            details.push(("listen".to_owned(), self.hosts.clone()));
+        }
+        Status {
+            role: self.role.label().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            warnings,
+            ranges,
+            details,
+            metrics: self.metrics.values(),
+        }
+    }
+
+    fn ranges(&self) -> RangesStatus {
+        let in_force = self.in_force.borrow();
+        let (source, age_seconds) = match &in_force.origin {
+            Origin::Baseline => ("baseline".to_owned(), None),
+            // A time in the future is a clock that was set back: as fresh as can be.
+            Origin::Fetched { source, at } => {
+                let age = SystemTime::now().duration_since(*at).unwrap_or_default();
+                (source.clone(), Some(age.as_secs()))
+            }
+        };
+        RangesStatus {
+            source,
+            age_seconds,
+            v4: in_force.known.set().v4().len(),
+            v6: in_force.known.set().v6().len(),
+            kept: in_force.known.vanished().len(),
+        }
+    }
+
+    fn describe_filter(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
+        let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
+            return;
+        };
+        if settings.mode == Mode::Monitor {
+            warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
+        }
+        let filter = lock(filter);
+        for attached in filter.attached() {
+            let (interface, mode) = (&attached.interface, attached.rung.label());
+            self.metrics.attached(interface, mode);
+            details.push(("attached".to_owned(), format!("{interface} ({mode} XDP)")));
+            if attached.rung != Rung::Native {
+                warnings.push(format!("`{interface}` is filtered by {mode} XDP only"));
+            }
+        }
+        let ports: Vec<_> = settings.ports.iter().map(u16::to_string).collect();
+        details.push(("TCP ports".to_owned(), ports.join(" ")));
+        match filter.frames() {
+            Ok(frames) => {
+                for (verdict, reason, total) in frames {
+                    self.metrics.frames(verdict, reason, total);
+                }
+            }
+            Err(error) => warnings.push(format!("counters not readable: {}", chain(&error))),
+        }
+    }
+
+    fn describe_refresh(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
+        let Some(attempts) = &self.attempts else {
+            return;
+        };
+        match &*attempts.borrow() {
+            None => details.push(("refresh".to_owned(), "the first is under way".to_owned())),
+            Some(Attempt { at, outcome, error }) => {
+                let ago = SystemTime::now().duration_since(*at).unwrap_or_default();
+                let text = format!("{outcome}, {} s ago", ago.as_secs());
+                details.push(("refresh".to_owned(), text));
+                if let Some(error) = error {
+                    warnings.push(format!("ranges not refreshed: {error}"));
+                }
+            }
+        }
+    }
+}
+
+fn compile(config: &Config, in_force: &InForce) -> Result<Table, StartError> {
+    let (allow, deny) = (&config.ranges.allow, &config.ranges.deny);
+    Ok(Table::compile(in_force.known.set(), allow, deny)?)
+}
+
+/// A snapshot that cannot be used must not keep the host unprotected.
+fn load_or_baseline(config: &Config) -> Result<InForce, StartError> {
+    match InForce::load(&config.paths.snapshot(), &config.ranges.limits) {
+        Ok(in_force) => Ok(in_force),
+        Err(error) => {
+            warn!(error = %chain(&error), "snapshot refused, the embedded baseline protects");
+            Ok(InForce::baseline(&config.ranges.limits)?)
+        }
+    }
+}
+
+fn check_bind_capability(listen: &[SocketAddr]) -> Result<(), StartError> {
+    let privileged = listen
+        .iter()
+        .find(|address| (1..1024).contains(&address.port()));
+    let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
+        source: errno.into(),
+    })?;
+    match privileged {
+        Some(address) if !held.effective.contains(CapabilitySet::NET_BIND_SERVICE) => {
+            Err(StartError::BindCapability { address: *address })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn socket(config: &Config, role: Role) -> PathBuf {
+    config.paths.run.join(format!("{}.sock", role.label()))
+}
+
+fn clock() -> Arc<dyn TimeProvider> {
+    Arc::new(DefaultTimeProvider)
+}
+
+fn lock(filter: &Mutex<Filter>) -> MutexGuard<'_, Filter> {
+    // A panic while publishing leaves the old generation in use, which is still right.
+    filter
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Returns at SIGTERM or SIGINT; SIGHUP asks for a refresh of the ranges.
+async fn wait_for_stop(wake: &Notify) -> Result<(), StartError> {
+    let listen = |kind| signal(kind).map_err(|source| StartError::Signals { source });
+    let mut terminate: Signal = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hang_up = listen(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hang_up.recv() => wake.notify_one(),
+        }
+    }
+}
+
+/// sd_notify(3): tells whoever started us that all roles are up.
+fn notify_ready(running: &Running) {
+    info!(sockets = running.sockets.len(), "ready");
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent =
+        UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", Path::new(&path)));
+    if let Err(error) = sent {
+        warn!(%error, "the service manager was not told that we are ready");
+    }
+}
+
+/// What kept a role from starting.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration, or a file that it names, cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration has no section for the role.
+    #[error("the configuration has no [{}] section, so there is nothing to run", role.label())]
+    NotDescribed {
+        /// The role.
+        role: Role,
+    },
+    /// The ranges and rules do not fit.
+    #[error(transparent)]
+    Table(#[from] TableFull),
+    /// The filter cannot be put into the kernel.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// Neither snapshot nor baseline can be used, or the snapshot cannot be watched.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A directory cannot be made.
+    #[error("directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A status socket cannot be bound.
+    #[error("status socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A listening socket cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The gate may not bind a port below 1024.
+    #[error(
+        "CAP_NET_BIND_SERVICE is missing, which listening on {address} needs; run as root, or \
+         give the service that capability"
+    )]
+    BindCapability {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Signals cannot be received.
+    #[error("signals")]
+    Signals {
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// The exit code that a service manager and a script can tell apart: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::NotDescribed { .. }
+            | Self::Table(_)
+            | Self::Directory { .. } => EX_CONFIG,
+            Self::BindCapability { .. } => EX_NOPERM,
+            Self::Xdp(error) => error.exit_code(),
+            Self::Snapshot(_) | Self::Socket { .. } | Self::Bind { .. } | Self::Signals { .. } => {
+                EX_SOFTWARE
+            }
+        }
+    }
+}

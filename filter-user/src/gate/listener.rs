@@ -1,0 +1,89 @@
+//! Listening: sockets in, one task per accepted connection out.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error};
+
+use super::Gate;
+
+/// Binds a listening socket. An IPv6 one takes IPv6 only: IPv4 has a socket of its own.
+///
+/// # Errors
+///
+/// Returns the operating system's error.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts connections until `stop`, each in a task of its own.
+pub async fn serve(
+    gate: Arc<Gate>,
+    listener: TcpListener,
+    connections: TaskTracker,
+    stop: CancellationToken,
+) {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        // The permit first: what cannot be served stays in the kernel's queue.
+        let permit = tokio::select! {
+            permit = Arc::clone(&gate.connections).acquire_owned() => permit,
+            () = stop.cancelled() => return,
+        };
+        let Ok(permit) = permit else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                backoff = BACKOFF_MIN;
+                let gate = Arc::clone(&gate);
+                connections.spawn(async move {
+                    gate.handle(stream, client).await;
+                    drop(permit);
+                });
+            }
+            Err(error) if is_about_one_connection(&error) => debug!(%error, "not accepted"),
+            Err(error) => {
+                error!(%error, ?backoff, "cannot accept connections, will try again");
+                tokio::time::sleep(backoff).await;
+                backoff = BACKOFF_MAX.min(backoff * 2);
+            }
+        }
+    }
+}
+
+/// accept(2): errors that are already pending on the new socket, and concern no other.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    error.kind() == ErrorKind::ConnectionAborted
+        || matches!(
+            errno,
+            Some(Errno::NETDOWN | Errno::PROTO | Errno::HOSTDOWN | Errno::HOSTUNREACH)
+        )
+}
+
+/// Connections that wait in the kernel until they are accepted.
+const BACKLOG: i32 = 4096;
+const BACKOFF_MIN: Duration = Duration::from_millis(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);

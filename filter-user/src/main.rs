@@ -1,0 +1,130 @@
+//! pullgate: arguments → configuration → command → exit code.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use pullgate::cli::{Cli, Command, EX_CONFIG, EX_SOFTWARE, EX_USAGE, LogFormat};
+use pullgate::config::{Config, ConfigError};
+use pullgate::daemon::{self, StartError};
+use pullgate::xdp::{self, XdpError};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain_usage(&error),
+    };
+    start_logging(cli.log_format);
+    match execute(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("pullgate: {error:#}"));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Command::Run { only } => {
+            let config = load(&cli.config)?;
+            let runtime = tokio::runtime::Runtime::new().context("threads")?;
+            runtime.block_on(daemon::run(config, *only))?;
+        }
+        Command::Check => {
+            daemon::check(&load(&cli.config)?)?;
+            say(&format!("{}: in order", cli.config.display()))?;
+        }
+        Command::Status { json } => {
+            let report = daemon::status(&load(&cli.config)?);
+            if *json {
+                say(&serde_json::to_string_pretty(&report)?)?;
+            } else {
+                say(report.to_string().trim_end())?;
+            }
+            if !report.protected {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Unload => unload(&load(&cli.config)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn unload(config: &Config) -> anyhow::Result<()> {
+    let removed = xdp::unload(&config.paths.bpf)?;
+    if removed.is_empty() {
+        return say("nothing was loaded");
+    }
+    for pin in removed {
+        say(&format!("removed {}", pin.display()))?;
+    }
+    say("the filter is detached: strangers' packets reach this host again")
+}
+
+fn load(path: &Path) -> Result<Config, LoadError> {
+    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
+        path: path.display().to_string(),
+        source,
+    })?;
+    Ok(Config::parse(path, &text)?)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("{path} cannot be read; write it, or name another file with --config")]
+    Read { path: String, source: io::Error },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<LoadError>() {
+        return EX_CONFIG;
+    }
+    if let Some(error) = error.downcast_ref::<XdpError>() {
+        return error.exit_code();
+    }
+    let start = error.downcast_ref::<StartError>();
+    start.map_or(EX_SOFTWARE, StartError::exit_code)
+}
+
+fn explain_usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done if standard output or error is closed.
+    let printed = error.print().is_ok();
+    let asked_for = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if asked_for && printed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EX_USAGE)
+    }
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("PULLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{text}").context("standard output")
+}
+
+fn complain(text: &str) {
+    // Nobody is left to tell if this fails.
+    if writeln!(io::stderr(), "{text}").is_err() {}
+}

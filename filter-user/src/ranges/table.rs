@@ -1,0 +1,385 @@
+//! The compiler: a [`RangeSet`] and the operator's rules in, the direct [`Table`] out.
+//!
+//! The table's shape, and the walk through it, are `filter_ebpf::table`'s: what is compiled here
+//! is what the kernel reads, and what the gate checks its peers by.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use filter_ebpf::abi::{DEEP_ENTRIES, GENERATIONS, NODES};
+use filter_ebpf::table::{self, ABSENT, Class, DEEPER, FIRST_NODE, Node, Root};
+use ipnet::{IpNet, Ipv6Net};
+
+use super::RangeSet;
+
+/// A compiled table: every address's [`Class`] in at most three loads and a trie lookup.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Table {
+    v4: Tree,
+    v6: Tree,
+    /// IPv6 prefixes beyond /32, where an entry says [`DEEPER`]; the longest that matches counts.
+    deep: BTreeMap<Ipv6Net, u16>,
+}
+
+impl Table {
+    /// Compiles a table. `deny` wins over the ranges, the ranges over `allow`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`TableFull`] if the ranges and rules need more nodes than the kernel's maps hold.
+    pub fn compile(ranges: &RangeSet, allow: &[IpNet], deny: &[IpNet]) -> Result<Self, TableFull> {
+        let mut table = Self {
+            v4: Tree::empty(),
+            v6: Tree::empty(),
+            deep: BTreeMap::new(),
+        };
+        // In ascending precedence: what is painted later covers what was painted before.
+        for range in allow {
+            table.paint(range, Class::Allowed)?;
+        }
+        for range in ranges.iter() {
+            table.paint(&range, Class::Listed)?;
+        }
+        for range in deny {
+            table.paint(range, Class::Denied)?;
+        }
+        Ok(table)
+    }
+
+    /// Rebuilds a table from what was read back from the kernel's maps.
+    #[must_use]
+    pub fn from_parts(v4: Tree, v6: Tree, deep: BTreeMap<Ipv6Net, u16>) -> Self {
+        Self { v4, v6, deep }
+    }
+
+    /// The IPv4 tree.
+    #[must_use]
+    pub fn tree_v4(&self) -> &Tree {
+        &self.v4
+    }
+
+    /// The IPv6 tree.
+    #[must_use]
+    pub fn tree_v6(&self) -> &Tree {
+        &self.v6
+    }
+
+    /// The IPv6 prefixes beyond /32 and their class values.
+    #[must_use]
+    pub fn deep_v6(&self) -> &BTreeMap<Ipv6Net, u16> {
+        &self.deep
+    }
+
+    fn paint(&mut self, range: &IpNet, class: Class) -> Result<(), TableFull> {
+        match range {
+            IpNet::V4(range) => {
+                let bits = range.network().to_bits();
+                self.v4.paint(bits, range.prefix_len(), class as u16)
+            }
+            IpNet::V6(range) => self.paint_v6(range, class as u16),
+        }
+    }
+
+    fn paint_v6(&mut self, range: &Ipv6Net, class: u16) -> Result<(), TableFull> {
+        let bits = table::leading_bits(range.network());
+        // Longer prefixes painted before are of a class that yields to this one.
+        self.deep.retain(|longer, _| !range.contains(longer));
+        if range.prefix_len() <= 32 {
+            return self.v6.paint(bits, range.prefix_len(), class);
+        }
+
+        let above = self.v6.entry(bits);
+        if above == class {
+            return Ok(());
+        }
+        if above != DEEPER {
+            self.v6.paint(bits, 32, DEEPER)?;
+            if above != ABSENT {
+                // The rest of the /32 keeps the class that it had.
+                let whole = Ipv6Net::new_assert(range.network(), 32).trunc();
+                self.deep.insert(whole, above);
+            }
+        }
+        self.deep.insert(*range, class);
+        if self.deep.len() > DEEP_MAX {
+            return Err(TableFull::Deep);
+        }
+        Ok(())
+    }
+}
+
+impl filter_ebpf::Ranges for Table {
+    /// The class of `address`; an IPv4-mapped address is its IPv4 address, as a dual-stack
+    /// socket reports it.
+    fn class(&self, address: IpAddr) -> Class {
+        table::lookup(self, address.to_canonical())
+    }
+}
+
+impl table::Table for Table {
+    fn v4(&self) -> impl table::Tree {
+        &self.v4
+    }
+
+    fn v6(&self) -> impl table::Tree {
+        &self.v6
+    }
+
+    fn deep(&self, address: Ipv6Addr) -> u16 {
+        let matching = self
+            .deep
+            .iter()
+            .filter(|(range, _)| range.contains(&address));
+        matching
+            .max_by_key(|(range, _)| range.prefix_len())
+            .map_or(ABSENT, |(_, class)| *class)
+    }
+}
+
+/// The root and the nodes of one family.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tree {
+    root: Box<Root>,
+    nodes: Vec<Node>,
+}
+
+impl Tree {
+    /// A tree from a root and its nodes, as they are in the maps.
+    #[must_use]
+    pub fn new(root: Box<Root>, nodes: Vec<Node>) -> Self {
+        Self { root, nodes }
+    }
+
+    /// Entries for the first 16 bits.
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The nodes, by their numbers.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    fn empty() -> Self {
+        Self {
+            root: Box::new([ABSENT; 1 << 16]),
+            nodes: Vec::new(),
+        }
+    }
+
+    /// The entry that an address beginning with `bits` leads to.
+    fn entry(&self, bits: u32) -> u16 {
+        let [a, b, c, d] = bits.to_be_bytes();
+        let mut entry = self.root[usize::from(u16::from_be_bytes([a, b]))];
+        for index in [c, d] {
+            match entry.checked_sub(FIRST_NODE) {
+                Some(node) => entry = self.nodes[usize::from(node)][usize::from(index)],
+                None => break,
+            }
+        }
+        entry
+    }
+
+    /// Sets the entry of every address that shares the first `length` (at most 32) bits.
+    fn paint(&mut self, bits: u32, length: u8, entry: u16) -> Result<(), TableFull> {
+        let [a, b, c, d] = bits.to_be_bytes();
+        let top = usize::from(u16::from_be_bytes([a, b]));
+        if length <= 16 {
+            self.root[top..top + (1 << (16 - length))].fill(entry);
+            return Ok(());
+        }
+
+        let (below, node) = self.descend(self.root[top])?;
+        self.root[top] = below;
+        let middle = usize::from(c);
+        if length <= 24 {
+            self.nodes[node][middle..middle + (1 << (24 - length))].fill(entry);
+            return Ok(());
+        }
+
+        let (below, leaf) = self.descend(self.nodes[node][middle])?;
+        self.nodes[node][middle] = below;
+        let last = usize::from(d);
+        self.nodes[leaf][last..last + (1 << (32 - length))].fill(entry);
+        Ok(())
+    }
+
+    /// The node that `entry` names, or a new one that says `entry` everywhere.
+    fn descend(&mut self, entry: u16) -> Result<(u16, usize), TableFull> {
+        if let Some(node) = entry.checked_sub(FIRST_NODE) {
+            return Ok((entry, usize::from(node)));
+        }
+        let node = self.nodes.len();
+        if node == NODES as usize {
+            return Err(TableFull::Nodes);
+        }
+        self.nodes.push([entry; 1 << 8]);
+        // `NODES` is far below what 16 bits count.
+        let number = u16::try_from(node).map_err(|_too_many| TableFull::Nodes)?;
+        Ok((FIRST_NODE + number, node))
+    }
+}
+
+impl table::Tree for &Tree {
+    fn root(&self, index: u16) -> u16 {
+        self.root[usize::from(index)]
+    }
+
+    fn node(&self, node: u16, index: u8) -> u16 {
+        let node = self.nodes.get(usize::from(node));
+        node.map_or(ABSENT, |node| node[usize::from(index)])
+    }
+}
+
+/// The ranges and rules do not fit into the kernel's maps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TableFull {
+    /// The direct table.
+    #[error("the ranges and rules need more than {NODES} table nodes: use fewer, wider prefixes")]
+    Nodes,
+    /// The trie behind it.
+    #[error("more than {DEEP_MAX} IPv6 prefixes longer than /32: use fewer, wider prefixes")]
+    Deep,
+}
+
+/// The trie is shared by both generations.
+const DEEP_MAX: usize = (DEEP_ENTRIES / GENERATIONS) as usize;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use filter_ebpf::Ranges as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ranges::{Feed, Limits, baseline, edges};
+
+    #[test]
+    fn every_edge_of_every_published_range_is_right() {
+        let ranges = RangeSet::check(baseline().unwrap(), &Limits::default()).unwrap();
+        let table = Table::compile(&ranges, &[], &[]).unwrap();
+
+        for range in ranges.iter() {
+            for address in edges(&range) {
+                assert_eq!(
+                    table.class(address).may_enter(),
+                    ranges.contains(address),
+                    "{address}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn deny_wins_over_the_ranges_and_the_ranges_over_allow() {
+        let ranges = set("64.0.0.0/16\n2a00::/32");
+        let allow = nets(&["64.0.0.0/8", "2a00::/16", "2a00:0:0:1::/64"]);
+        let deny = nets(&["64.0.9.9/32", "2a00:0:0:2::/64"]);
+        let table = Table::compile(&ranges, &allow, &deny).unwrap();
+        let class = |address: &str| table.class(address.parse().unwrap());
+
+        assert_eq!(class("64.0.9.8"), Class::Listed);
+        assert_eq!(class("64.0.9.9"), Class::Denied);
+        assert_eq!(class("64.1.0.0"), Class::Allowed);
+        assert_eq!(class("65.0.0.0"), Class::Absent);
+        assert_eq!(class("2a00:0:0:1::1"), Class::Listed);
+        assert_eq!(class("2a00:0:0:2::1"), Class::Denied);
+        assert_eq!(class("2a00:1::1"), Class::Allowed);
+        assert_eq!(class("2b00::1"), Class::Absent);
+    }
+
+    #[test]
+    fn an_ipv4_mapped_peer_is_its_ipv4_address() {
+        let table = Table::compile(&set("64.0.0.0/16\n2a00::/32"), &[], &[]).unwrap();
+
+        assert_eq!(
+            table.class("::ffff:64.0.0.1".parse().unwrap()),
+            Class::Listed
+        );
+        assert_eq!(
+            table.class("::ffff:65.0.0.1".parse().unwrap()),
+            Class::Absent
+        );
+    }
+
+    #[test]
+    fn a_full_table_is_an_error() {
+        // One /25 in each of 5,000 different /16s takes two nodes each.
+        let allow: Vec<IpNet> = (0..5000_u32)
+            .map(|n| IpNet::new_assert(IpAddr::V4(Ipv4Addr::from_bits(n << 16)), 25))
+            .collect();
+
+        let full = Table::compile(&set("64.0.0.0/16\n2a00::/32"), &allow, &[]);
+
+        assert_eq!(full, Err(TableFull::Nodes));
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_agrees_with_a_linear_scan(
+            allow in prop::collection::vec(net(), 0..12),
+            deny in prop::collection::vec(net(), 0..12),
+            listed in prop::collection::vec(net(), 0..12),
+            strays in prop::collection::vec(address(), 0..32),
+        ) {
+            let listed: Vec<IpNet> = listed
+                .into_iter()
+                .filter(|range| RangeSet::check(
+                    Feed::new([*range, nets(&["64.0.0.0/24"])[0], nets(&["2a00::/32"])[0]]),
+                    &Limits::default(),
+                ).is_ok())
+                .chain(nets(&["64.0.0.0/24", "2a00::/32"]))
+                .collect();
+            let limits = Limits { addresses_v4: u64::MAX, networks_v6: u64::MAX, ..Limits::default() };
+            let ranges = RangeSet::check(Feed::new(listed.clone()), &limits).unwrap();
+            let table = Table::compile(&ranges, &allow, &deny).unwrap();
+
+            let all = allow.iter().chain(&deny).chain(&listed);
+            for address in all.flat_map(edges).chain(strays) {
+                let holds = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+                let expected = if holds(&deny) {
+                    Class::Denied
+                } else if ranges.contains(address) {
+                    Class::Listed
+                } else if holds(&allow) {
+                    Class::Allowed
+                } else {
+                    Class::Absent
+                };
+                prop_assert_eq!(table::lookup(&table, address), expected, "{}", address);
+            }
+        }
+    }
+
+    /// Prefixes crowded into little space, so that they nest and collide.
+    fn net() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (0..8_u32, 0..4_u32, any::<u8>(), 8..=32_u8).prop_map(|(a, c, d, length)| {
+                let bits = 64 << 24 | a << 15 | c << 7 | u32::from(d);
+                IpNet::new_assert(Ipv4Addr::from_bits(bits).into(), length).trunc()
+            }),
+            (0..4_u128, 0..4_u128, 0..4_u128, 12..=128_u8).prop_map(|(a, b, c, length)| {
+                let bits = 0x2a00 << 112 | a << 95 | b << 63 | c;
+                IpNet::new_assert(Ipv6Addr::from_bits(bits).into(), length).trunc()
+            }),
+        ]
+    }
+
+    fn address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            any::<u32>().prop_map(|bits| Ipv4Addr::from_bits(bits).into()),
+            any::<u128>().prop_map(|bits| Ipv6Addr::from_bits(bits).into()),
+        ]
+    }
+
+    fn set(text: &str) -> RangeSet {
+        RangeSet::check(Feed::from_texts([text]).unwrap(), &Limits::default()).unwrap()
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+}

@@ -1,0 +1,63 @@
+//! The status socket of a role: whoever connects is told the status, and nothing is read.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tracing::{debug, error};
+
+use super::status::Status;
+
+/// Binds the socket; one left behind by a process that is gone is replaced.
+///
+/// # Errors
+///
+/// Returns why the socket cannot be bound.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another instance of this role answers there",
+        ));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Tells everyone who connects the status of the moment.
+pub async fn serve(listener: UnixListener, status: impl Fn() -> Status) {
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, _)) => {
+                let status = status();
+                match tokio::time::timeout(WRITE_TIMEOUT, tell(&mut stream, &status)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => debug!(%error, "status not told"),
+                    Err(_) => debug!("status not told in time"),
+                }
+            }
+            Err(error) => {
+                error!(%error, "status socket");
+                tokio::time::sleep(WRITE_TIMEOUT).await;
+            }
+        }
+    }
+}
+
+async fn tell(stream: &mut UnixStream, status: &Status) -> io::Result<()> {
+    let text = serde_json::to_vec(status)?;
+    stream.write_all(&text).await?;
+    stream.shutdown().await
+}
+
+/// A client that does not read is let go after this.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);

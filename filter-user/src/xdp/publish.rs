@@ -1,0 +1,184 @@
+//! Publishing: a [`Table`] into the generation that no packet reads, verified, then one flip.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, MapData, MapError};
+use filter_ebpf::Ranges as _;
+use filter_ebpf::abi::{
+    ACTIVE, DEEP_KEY, DEEP_V6, NODES, NODES_V4, NODES_V6, RANGES_V4, RANGES_V6,
+};
+use filter_ebpf::table::{Class, Node, Root};
+use ipnet::Ipv6Net;
+use rustix::thread::MembarrierCommand;
+
+use super::{XdpError, map_error, take_map};
+use crate::ranges::{self, RangeSet, Table, Tree};
+
+/// The range maps.
+pub(super) struct Publisher {
+    active: Array<MapData, u32>,
+    v4: TreeMaps,
+    v6: TreeMaps,
+    deep: LpmTrie<MapData, [u8; DEEP_KEY], u8>,
+}
+
+impl Publisher {
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
+        let deep = take_map(ebpf, DEEP_V6)?;
+        Ok(Self {
+            active: array(ebpf, ACTIVE)?,
+            v4: TreeMaps::new(ebpf, RANGES_V4, NODES_V4)?,
+            v6: TreeMaps::new(ebpf, RANGES_V6, NODES_V6)?,
+            deep: LpmTrie::try_from(deep).map_err(map_error(DEEP_V6))?,
+        })
+    }
+
+    /// Writes `table` into the inactive generation, reads it back, verifies it, and flips.
+    pub(super) fn publish(&mut self, ranges: &RangeSet, table: &Table) -> Result<(), XdpError> {
+        let active = self.active.get(&0, 0).map_err(map_error(ACTIVE))?;
+        let next = (active & 1) ^ 1;
+
+        self.v4.write(next, table.tree_v4())?;
+        self.v6.write(next, table.tree_v6())?;
+        self.write_deep(next, table)?;
+        let written = Table::from_parts(
+            self.v4.read(next, table.tree_v4().nodes().len())?,
+            self.v6.read(next, table.tree_v6().nodes().len())?,
+            self.read_deep(next)?,
+        );
+        if written != *table || !judges_rightly(&written, ranges) {
+            return Err(XdpError::NotVerified);
+        }
+
+        self.active.set(0, next, 0).map_err(map_error(ACTIVE))?;
+        // The next publish will overwrite the generation that was active until here: wait for the
+        // packets that are being judged by it. In the kernel this is synchronize_rcu(),
+        // kernel/sched/membarrier.c.
+        rustix::thread::membarrier(MembarrierCommand::Global).map_err(|errno| XdpError::Barrier {
+            source: errno.into(),
+        })
+    }
+
+    fn write_deep(&mut self, generation: u32, table: &Table) -> Result<(), XdpError> {
+        for stale in self.deep_keys(generation)? {
+            self.deep.remove(&stale).map_err(map_error(DEEP_V6))?;
+        }
+        for (range, class) in table.deep_v6() {
+            let mut data = [0; DEEP_KEY];
+            let [first, address @ ..] = &mut data;
+            *first = byte(generation);
+            address.copy_from_slice(&range.network().octets());
+            let key = Key::new(8 + u32::from(range.prefix_len()), data);
+            let class = u8::try_from(*class).unwrap_or(0);
+            self.deep
+                .insert(&key, class, 0)
+                .map_err(map_error(DEEP_V6))?;
+        }
+        Ok(())
+    }
+
+    fn read_deep(&self, generation: u32) -> Result<BTreeMap<Ipv6Net, u16>, XdpError> {
+        let mut deep = BTreeMap::new();
+        for key in self.deep_keys(generation)? {
+            let class = self.deep.get(&key, 0).map_err(map_error(DEEP_V6))?;
+            let [_, address @ ..] = key.data();
+            let length = key.prefix_len().saturating_sub(8);
+            let range = u8::try_from(length)
+                .ok()
+                .and_then(|length| Ipv6Net::new(Ipv6Addr::from(address), length).ok());
+            deep.insert(range.ok_or(XdpError::NotVerified)?, u16::from(class));
+        }
+        Ok(deep)
+    }
+
+    fn deep_keys(&self, generation: u32) -> Result<Vec<Key<[u8; DEEP_KEY]>>, XdpError> {
+        let keys = self.deep.keys().filter(|key| match key {
+            Ok(key) => key.data().first() == Some(&byte(generation)),
+            Err(_) => true,
+        });
+        keys.collect::<Result<_, MapError>>()
+            .map_err(map_error(DEEP_V6))
+    }
+}
+
+/// The generation as the first byte of a trie key.
+fn byte(generation: u32) -> u8 {
+    u8::from(generation & 1 == 1)
+}
+
+/// One family's root and nodes, both generations.
+struct TreeMaps {
+    roots: Array<MapData, Root>,
+    roots_name: &'static str,
+    nodes: Array<MapData, Node>,
+    nodes_name: &'static str,
+}
+
+impl TreeMaps {
+    fn new(
+        ebpf: &mut Ebpf,
+        roots_name: &'static str,
+        nodes_name: &'static str,
+    ) -> Result<Self, XdpError> {
+        Ok(Self {
+            roots: array(ebpf, roots_name)?,
+            roots_name,
+            nodes: array(ebpf, nodes_name)?,
+            nodes_name,
+        })
+    }
+
+    fn write(&mut self, generation: u32, tree: &Tree) -> Result<(), XdpError> {
+        self.roots
+            .set(generation, tree.root(), 0)
+            .map_err(map_error(self.roots_name))?;
+        for (index, node) in (generation * NODES..).zip(tree.nodes()) {
+            self.nodes
+                .set(index, node, 0)
+                .map_err(map_error(self.nodes_name))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, generation: u32, nodes: usize) -> Result<Tree, XdpError> {
+        let root = self.roots.get(&generation, 0);
+        let root = Box::new(root.map_err(map_error(self.roots_name))?);
+        let nodes = (generation * NODES..).take(nodes).map(|index| {
+            let node = self.nodes.get(&index, 0);
+            node.map_err(map_error(self.nodes_name))
+        });
+        Ok(Tree::new(root, nodes.collect::<Result<_, _>>()?))
+    }
+}
+
+fn array<V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V>, XdpError> {
+    Array::try_from(take_map(ebpf, name)?).map_err(map_error(name))
+}
+
+/// Asks the table, through the kernel's own lookup, for the edges of every range and some others.
+///
+/// The table may let in or refuse more than the ranges by the operator's rules, so a stranger's
+/// address must only not be *listed*, and a listed one may be denied.
+fn judges_rightly(table: &Table, set: &RangeSet) -> bool {
+    let edges = set.iter().flat_map(|range| ranges::edges(&range));
+    edges
+        .chain(SENTINELS)
+        .all(|address| match table.class(address) {
+            Class::Listed => set.contains(address),
+            Class::Absent | Class::Allowed => !set.contains(address),
+            Class::Denied => true,
+        })
+}
+
+/// Addresses that no list may ever hold.
+const SENTINELS: [IpAddr; 6] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V4(Ipv4Addr::BROADCAST),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)),
+];

@@ -1,0 +1,220 @@
+//! A TLS client that reports what it saw: a response, an alert, a close, or nothing at all.
+
+use std::fmt::{self, Display, Formatter};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustls::client::Tls13ClientSessionValue;
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue};
+use rustls::pki_types::ServerName;
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, Error as TlsError, HandshakeKind, NamedGroup,
+    RootCertStore, StreamOwned, SupportedProtocolVersion,
+};
+
+use crate::net::{Host, Network};
+use crate::pki::{Identity, Pki};
+
+/// What a client saw.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Reply {
+    /// An HTTP response: status and body.
+    Response(u16, String),
+    /// A TLS alert.
+    Alert(AlertDescription),
+    /// The end of the connection, without an alert.
+    Closed,
+    /// No answer to the SYN.
+    Silence,
+    /// A reset instead of a connection.
+    Refused,
+}
+
+impl Display for Reply {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Response(status, body) => write!(f, "{status} {}", body.trim_end()),
+            Self::Alert(alert) => write!(f, "alert {alert:?}"),
+            Self::Closed => f.write_str("closed"),
+            Self::Silence => f.write_str("silence"),
+            Self::Refused => f.write_str("connection refused"),
+        }
+    }
+}
+
+/// A client with its certificate and its sessions.
+#[derive(Clone)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+}
+
+impl Client {
+    /// A client that trusts the servers, with a certificate or without.
+    #[must_use]
+    pub fn new(pki: &Pki, identity: Option<&Identity>) -> Self {
+        Self::speaking(
+            pki,
+            identity,
+            &[&rustls::version::TLS13, &rustls::version::TLS12],
+        )
+    }
+
+    /// The same, of certain TLS versions only.
+    #[must_use]
+    pub fn speaking(
+        pki: &Pki,
+        identity: Option<&Identity>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(pki.web.der.clone()).unwrap();
+        let builder = ClientConfig::builder_with_protocol_versions(versions);
+        let builder = builder.with_root_certificates(roots);
+        let mut config = match identity {
+            Some(identity) => builder
+                .with_client_auth_cert(vec![identity.certificate.clone()], identity.key())
+                .unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        // An attacker does not care for which host he was given a session.
+        config.resumption = Resumption::store(Arc::new(AnyName::default()));
+        Self {
+            config: Arc::new(config),
+        }
+    }
+
+    /// The same client, naming no host in its ClientHello.
+    #[must_use]
+    pub fn without_server_name(&self) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.enable_sni = false;
+        Self {
+            config: Arc::new(config),
+        }
+    }
+
+    /// Asks `to` for `/` of host `name`. The second value tells whether a session was resumed.
+    #[must_use]
+    pub fn get(&self, network: &Network, from: Host, to: IpAddr, name: &str) -> (Reply, bool) {
+        let stream = match connect(network, from, to) {
+            Ok(stream) => stream,
+            Err(reply) => return (reply, false),
+        };
+        let name_sent = ServerName::try_from(name.to_owned()).unwrap();
+        let connection = ClientConnection::new(Arc::clone(&self.config), name_sent).unwrap();
+        let mut stream = StreamOwned::new(connection, stream);
+        let reply = exchange(&mut stream, name);
+        let resumed = stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
+        (reply.unwrap_or_else(|error| read_error(&error)), resumed)
+    }
+}
+
+/// Sends bytes that are no TLS, and reads what comes back until the end.
+#[must_use]
+pub fn speak(network: &Network, from: Host, to: IpAddr, bytes: &[u8]) -> Result<Vec<u8>, Reply> {
+    let mut stream = connect(network, from, to)?;
+    let mut answer = Vec::new();
+    // A reset in answer is an end like any other.
+    match stream
+        .write_all(bytes)
+        .and_then(|()| stream.read_to_end(&mut answer))
+    {
+        Ok(_) => Ok(answer),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(answer),
+        Err(error) => Err(read_error(&error)),
+    }
+}
+
+fn connect(network: &Network, from: Host, to: IpAddr) -> Result<TcpStream, Reply> {
+    let address = SocketAddr::new(to, 443);
+    let connected = network.on(from, || TcpStream::connect_timeout(&address, SYN_PATIENCE));
+    match connected {
+        Ok(stream) => {
+            stream.set_read_timeout(Some(crate::PATIENCE)).unwrap();
+            stream.set_write_timeout(Some(crate::PATIENCE)).unwrap();
+            Ok(stream)
+        }
+        Err(error) if error.kind() == ErrorKind::TimedOut => Err(Reply::Silence),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Err(Reply::Refused),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn exchange(
+    stream: &mut StreamOwned<ClientConnection, TcpStream>,
+    name: &str,
+) -> io::Result<Reply> {
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nHost: {name}\r\nCF-Connecting-IP: {VISITOR}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut response = Vec::new();
+    match stream.read_to_end(&mut response) {
+        Ok(_) => {}
+        // A server that ends without close_notify after its answer.
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof && !response.is_empty() => {}
+        Err(error) => return Err(error),
+    }
+    let text = String::from_utf8_lossy(&response);
+    let status = text
+        .split_whitespace()
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok(status.map_or(Reply::Closed, |status| {
+        Reply::Response(status, body.to_owned())
+    }))
+}
+
+fn read_error(error: &io::Error) -> Reply {
+    let tls = error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<TlsError>());
+    match tls {
+        Some(TlsError::AlertReceived(alert)) => Reply::Alert(*alert),
+        Some(error) => panic!("the client itself refused: {error}"),
+        None => Reply::Closed,
+    }
+}
+
+/// The visitor's address that the edge tells the web server.
+pub const VISITOR: &str = "192.0.2.99";
+/// How long a dropped SYN is waited for: the stack sends a second one after a second.
+const SYN_PATIENCE: Duration = Duration::from_millis(700);
+
+/// A session store that offers the last session to whomever is asked next.
+#[derive(Debug, Default)]
+struct AnyName {
+    tls12: Mutex<Option<Tls12ClientSessionValue>>,
+    tls13: Mutex<Vec<Tls13ClientSessionValue>>,
+}
+
+impl ClientSessionStore for AnyName {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        *self.tls12.lock().unwrap() = Some(value);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.tls12.lock().unwrap().clone()
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        *self.tls12.lock().unwrap() = None;
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.tls13.lock().unwrap().push(value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.tls13.lock().unwrap().pop()
+    }
+}

@@ -1,0 +1,211 @@
+//! pullgate as a process: started, watched by its log events, signalled, killed.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::PATIENCE;
+use crate::net::{Host, Network};
+
+/// A running role; killed when dropped.
+pub struct Pullgate {
+    child: Child,
+    events: Arc<Events>,
+    socket: PathBuf,
+}
+
+impl Pullgate {
+    /// Starts a role in the origin, and returns when it says that it is ready.
+    #[must_use]
+    pub fn start(network: &Network, config: &Path, role: &str) -> Self {
+        let notify = network.path(format!("{role}.notify"));
+        if notify.exists() {
+            std::fs::remove_file(&notify).unwrap();
+        }
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        ready.set_read_timeout(Some(PATIENCE)).unwrap();
+
+        let mut child = command(network, config)
+            .args(["--log-format", "json", "run", "--only", role])
+            .env("NOTIFY_SOCKET", &notify)
+            .env("PULLGATE_LOG", "debug")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let events = Arc::new(Events::default());
+        let (log, seen) = (child.stderr.take().unwrap(), Arc::clone(&events));
+        std::thread::spawn(move || {
+            for line in BufReader::new(log).lines() {
+                seen.push(&line.unwrap());
+            }
+        });
+
+        let mut word = [0; 64];
+        let said = ready.recv(&mut word);
+        assert!(said.is_ok(), "{role} is not ready: {:?}", events.all());
+        let socket = network.path(format!("run/{role}.sock"));
+        Self {
+            child,
+            events,
+            socket,
+        }
+    }
+
+    /// A mark in the log, to wait for what comes behind it.
+    #[must_use]
+    pub fn mark(&self) -> usize {
+        self.events.all().len()
+    }
+
+    /// Waits for the first event behind `mark` that `wanted` says yes to.
+    pub fn event(&self, mark: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.events.wait(mark, what, wanted)
+    }
+
+    /// All events so far.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        self.events.all()
+    }
+
+    /// Asks the role's status socket.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        serde_json::from_reader(stream).unwrap()
+    }
+
+    /// One metric, 0 if it has no value yet.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        total(&self.status(), |metric| metric == name)
+    }
+
+    /// The sum of the gate's connections with this outcome, over all hosts.
+    #[must_use]
+    pub fn outcomes(&self, outcome: &str) -> u64 {
+        let label = format!("outcome=\"{outcome}\"");
+        total(&self.status(), |metric| {
+            metric.starts_with("pullgate_gate_connections_total") && metric.contains(&label)
+        })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the process still runs.
+    #[must_use]
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, signal).unwrap();
+    }
+
+    /// Asks it to stop, and waits for its end; `None` if a signal ended it.
+    #[must_use]
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal(Signal::SIGTERM);
+        self.child.wait().unwrap().code()
+    }
+
+    /// Kills it as nothing else does, and waits for its end.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Pullgate {
+    fn drop(&mut self) {
+        // It may have ended already.
+        if self.child.kill().is_ok() && self.child.wait().is_err() {}
+    }
+}
+
+/// Runs `pullgate` in the origin to its end.
+#[must_use]
+pub fn output(network: &Network, config: &Path, arguments: &[&str]) -> Output {
+    command(network, config).args(arguments).output().unwrap()
+}
+
+/// The built binary, next to the one that runs us.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let ours = std::env::current_exe().unwrap();
+    let found = ours
+        .ancestors()
+        .skip(1)
+        .map(|directory| directory.join("pullgate"));
+    let found = found.take(2).find(|path| path.is_file());
+    match found {
+        Some(path) => path,
+        None => panic!("there is no pullgate to test: run `cargo xtask test`"),
+    }
+}
+
+fn command(network: &Network, config: &Path) -> Command {
+    let mut command = network.command(Host::Origin, binary());
+    command.arg("--config").arg(config);
+    command
+}
+
+fn total(status: &Value, wanted: impl Fn(&str) -> bool) -> u64 {
+    let metrics = status["metrics"].as_object().unwrap();
+    let wanted = metrics.iter().filter(|(name, _)| wanted(name));
+    let sum = wanted.fold(0.0, |sum, (_, value)| sum + value.as_f64().unwrap());
+    // Counters are whole and small.
+    format!("{sum:.0}").parse().unwrap()
+}
+
+/// What a process has logged, and who waits for more.
+#[derive(Default)]
+struct Events {
+    seen: Mutex<Vec<Value>>,
+    more: Condvar,
+}
+
+impl Events {
+    fn push(&self, line: &str) {
+        // Whatever is not an event is kept as it is: a panic, a last word.
+        let event = serde_json::from_str(line).unwrap_or_else(|_| Value::from(line));
+        self.seen.lock().unwrap().push(event);
+        self.more.notify_all();
+    }
+
+    fn all(&self) -> Vec<Value> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn wait(&self, mark: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = self.seen.lock().unwrap();
+        loop {
+            if let Some(event) = seen[mark..].iter().find(|event| wanted(event)) {
+                return event.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "not within {PATIENCE:?}: {what}; seen: {:#?}",
+                &seen[mark..]
+            );
+            seen = self.more.wait_timeout(seen, left).unwrap().0;
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The lab: all parts together. An origin with nginx or Apache behind pullgate's three roles, a
+//! feed, an edge and a stranger.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+
+use aya::maps::{Map, MapData, PerCpuArray};
+use filter_ebpf::abi;
+use filter_ebpf::verdict::Verdict;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::daemon::{self, Pullgate};
+use crate::feed::{Answer, Feed, api_answer};
+use crate::net::{Host, INTERFACE, Network};
+use crate::pki::{BLOG, Pki, SHOP};
+use crate::web::{self, Kind, Web};
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The web server.
+    pub web: Kind,
+    /// Lines for `[filter]` beyond the interfaces.
+    pub filter: &'static str,
+    /// Lines for `[ranges]` beyond the source and the schedule.
+    pub ranges: &'static str,
+    /// The upstream of both hosts; `@DIR@` is the lab's directory.
+    pub upstream: &'static str,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            web: Kind::Nginx,
+            filter: "",
+            ranges: "",
+            upstream: web::ADDRESS,
+        }
+    }
+}
+
+/// A running lab; everything is gone when it is dropped.
+pub struct Lab {
+    /// The role that drops packets; none while it is dead.
+    pub filter: Option<Pullgate>,
+    /// The role that fetches ranges; none while it is dead.
+    pub ranges: Option<Pullgate>,
+    /// The role that demands certificates; none while it is dead.
+    pub gate: Option<Pullgate>,
+    /// The web server behind the gate.
+    pub web: Web,
+    /// Where the ranges come from.
+    pub feed: Feed,
+    /// The certificates.
+    pub pki: Pki,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The namespaces.
+    pub network: Arc<Network>,
+}
+
+impl Lab {
+    /// Starts everything, and returns when the first list was fetched and published.
+    #[must_use]
+    pub fn start(plan: &Plan) -> Self {
+        let network = Arc::new(Network::new());
+        let pki = Pki::new(&network.path("pki"));
+        let feed = Feed::start(&network, &pki, Answer::Body(api_answer(&[], &[])));
+        let web = Web::start(&network, plan.web);
+        let config = network.path("pullgate.toml");
+        fs::write(&config, configuration(&network, &feed, plan)).unwrap();
+
+        let mut lab = Self {
+            filter: None,
+            ranges: None,
+            gate: None,
+            web,
+            feed,
+            pki,
+            config,
+            network,
+        };
+        lab.start_filter();
+        lab.start_gate();
+        lab.start_ranges();
+        lab.filter()
+            .event(0, "the fetched list is taken over", |event| {
+                event["message"] == "ranges taken over from the snapshot"
+            });
+        lab
+    }
+
+    /// Starts the filter role.
+    pub fn start_filter(&mut self) {
+        self.filter = Some(Pullgate::start(&self.network, &self.config, "filter"));
+    }
+
+    /// Starts the ranges role.
+    pub fn start_ranges(&mut self) {
+        self.ranges = Some(Pullgate::start(&self.network, &self.config, "ranges"));
+    }
+
+    /// Starts the gate role.
+    pub fn start_gate(&mut self) {
+        self.gate = Some(Pullgate::start(&self.network, &self.config, "gate"));
+    }
+
+    /// The running filter.
+    #[must_use]
+    pub fn filter(&self) -> &Pullgate {
+        self.filter.as_ref().unwrap()
+    }
+
+    /// The running ranges role.
+    #[must_use]
+    pub fn ranges(&self) -> &Pullgate {
+        self.ranges.as_ref().unwrap()
+    }
+
+    /// The running gate.
+    #[must_use]
+    pub fn gate(&self) -> &Pullgate {
+        self.gate.as_ref().unwrap()
+    }
+
+    /// The client that Cloudflare is, with the certificate the operator uploaded for [`SHOP`].
+    #[must_use]
+    pub fn edge(&self) -> Client {
+        Client::new(&self.pki, Some(&self.pki.ours.client()))
+    }
+
+    /// Lets the feed answer this, and waits until a refresh has met it.
+    pub fn refresh(&self, answer: Answer) -> Value {
+        self.feed.answer(answer);
+        let mark = self.ranges().mark();
+        self.ranges().signal(Signal::SIGHUP);
+        self.ranges().event(mark, "a refresh ends", |event| {
+            let message = &event["message"];
+            message == "ranges refreshed"
+                || message == "no source yielded ranges, those in force stay"
+        })
+    }
+
+    /// How often the kernel has come to this verdict, whether the filter role runs or not.
+    #[must_use]
+    pub fn frames(&self, verdict: Verdict) -> u64 {
+        let pin = self.pin(abi::COUNTERS);
+        let counters = Map::PerCpuArray(MapData::from_pin(pin).unwrap());
+        let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
+        counters
+            .get(&verdict.counter_index(false), 0)
+            .unwrap()
+            .iter()
+            .sum()
+    }
+
+    /// A pin of the filter.
+    #[must_use]
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.network
+            .path(format!("bpf/pullgate/v{}", abi::VERSION))
+            .join(name)
+    }
+
+    /// Runs a `pullgate` command in the origin.
+    #[must_use]
+    pub fn pullgate(&self, arguments: &[&str]) -> Output {
+        daemon::output(&self.network, &self.config, arguments)
+    }
+
+    /// Lines to copy, for somebody who wants to try by himself.
+    #[must_use]
+    pub fn hints(&self) -> String {
+        let identity = self.pki.ours.client();
+        self.pki.write_identity("edge", &identity);
+        let mut hints = String::new();
+        let pki = |name: &str| self.pki.path(name).display().to_string();
+        let [origin, _] = Host::Origin.addresses();
+        let curl = format!(
+            "curl --cacert {} --resolve {SHOP}:443:{origin} https://{SHOP}/",
+            pki("web-ca.pem")
+        );
+        let certificate = format!("--cert {} --key {}", pki("edge.pem"), pki("edge.key"));
+        for (host, what, command) in [
+            (
+                Host::Edge,
+                "the edge with its certificate",
+                format!("{curl} {certificate}"),
+            ),
+            (Host::Edge, "the edge without", curl.clone()),
+            (
+                Host::Stranger,
+                "the stranger",
+                format!("{curl} --max-time 3 {certificate}"),
+            ),
+            (
+                Host::Origin,
+                "the status",
+                format!(
+                    "{} --config {} status",
+                    daemon::binary().display(),
+                    self.config.display()
+                ),
+            ),
+        ] {
+            let namespace = self.network.namespace(host);
+            writeln!(hints, "# {what}\nip netns exec {namespace} {command}").unwrap();
+        }
+        hints
+    }
+}
+
+/// The configuration of the lab's pullgate.
+fn configuration(network: &Network, feed: &Feed, plan: &Plan) -> String {
+    let directory = network.path("");
+    let at = |name: &str| path(&directory, name);
+    let host = |name: &str, ca: &str| {
+        format!(
+            "[[gate.host]]\nnames = [\"{name}\"]\ncertificate = {}\nkey = {}\ntrust = [{}]\n\
+             upstream = \"{}\"\n\n",
+            at(&format!("pki/{name}.pem")),
+            at(&format!("pki/{name}.key")),
+            at(&format!("pki/{ca}-ca.pem")),
+            plan.upstream
+                .replace("@DIR@", &directory.display().to_string()),
+        )
+    };
+    format!(
+        "[paths]\nstate = {}\nrun = {}\nbpf = {}\n\n\
+         [filter]\ninterfaces = [\"{INTERFACE}\"]\n{}\n\n\
+         [ranges]\nsources = [{{ url = \"{}\", ca_file = {} }}]\ninterval = \"1h\"\n\
+         removal_grace = \"1s\"\n# The lab's strangers live in documentation space.\n\
+         unsafe_documentation_ranges = true\n{}\n\n\
+         [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"2s\"\n\n{}{}",
+        at("state"),
+        at("run"),
+        at("bpf/pullgate"),
+        plan.filter,
+        feed.url(),
+        at("pki/web-ca.pem"),
+        plan.ranges,
+        host(SHOP, "ours"),
+        host(BLOG, "other"),
+    )
+}
+
+fn path(directory: &Path, name: &str) -> String {
+    format!("\"{}\"", directory.join(name).display())
+}

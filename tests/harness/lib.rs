@@ -1,0 +1,39 @@
+//! The rig of the tests and the lab: network namespaces, frames, a PKI, web servers, a range
+//! feed, and pullgate itself as processes. Nothing is mocked.
+//!
+//! [`Lab`] puts the parts together; [`scenarios`] plays them against each other.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+#![expect(clippy::panic, reason = "a broken rig must stop the test")]
+
+pub mod client;
+pub mod daemon;
+pub mod feed;
+mod janitor;
+pub mod lab;
+pub mod net;
+pub mod pki;
+pub mod scenarios;
+pub mod web;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+pub use self::lab::{Lab, Plan};
+
+/// Waits until `condition` yields a value, and gives up with `what` after ten seconds.
+///
+/// For what announces itself by no event: a counter in the kernel, a server's first accept.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How long anything in a test may take that is expected to happen.
+pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,207 @@
+//! Network namespaces: an origin, an edge and a stranger on one bridge.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+use tempfile::TempDir;
+
+use crate::janitor::Janitor;
+
+/// A host of the lab.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Host {
+    /// The protected web server's host.
+    Origin,
+    /// A Cloudflare server.
+    Edge,
+    /// Somebody who found the origin's address.
+    Stranger,
+}
+
+impl Host {
+    /// Every host.
+    pub const ALL: [Self; 3] = [Self::Origin, Self::Edge, Self::Stranger];
+
+    /// The word for it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Origin => "origin",
+            Self::Edge => "edge",
+            Self::Stranger => "stranger",
+        }
+    }
+
+    /// Its IPv4 and IPv6 address. They exist only on the bridge inside the namespaces.
+    #[must_use]
+    pub fn addresses(self) -> [IpAddr; 2] {
+        let [v4, v6] = match self {
+            Self::Origin => ["203.0.113.10", "2001:db8:10::10"],
+            Self::Edge => ["173.245.48.5", "2400:cb00::5"],
+            Self::Stranger => ["198.51.100.7", "2001:db8::7"],
+        };
+        [v4.parse().unwrap(), v6.parse().unwrap()]
+    }
+
+    /// The hardware address of its interface.
+    #[must_use]
+    pub fn mac(self) -> [u8; 6] {
+        [2, 0, 0, 0, 0, self as u8 + 1]
+    }
+}
+
+/// The namespaces, gone when dropped.
+pub struct Network {
+    id: String,
+    directory: TempDir,
+    /// Dropped last: it kills what still runs in the namespaces.
+    _janitor: Janitor,
+}
+
+impl Network {
+    /// Makes the namespaces, and a directory with a bpffs of their own.
+    #[must_use]
+    pub fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("pg{}-{number}", std::process::id());
+        let directory = TempDir::with_prefix("pullgate-lab-").unwrap();
+        let names = Host::ALL.map(|host| format!("{id}-{}", host.label()));
+        let hub = format!("{id}-hub");
+        let all: Vec<_> = names.iter().chain([&hub]).map(String::as_str).collect();
+        let network = Self {
+            _janitor: Janitor::new(&all, directory.path()),
+            id: id.clone(),
+            directory,
+        };
+
+        let bpf = network.path("bpf");
+        std::fs::create_dir(&bpf).unwrap();
+        mount(
+            Some("bpf"),
+            &bpf,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        for name in all {
+            ip(&["netns", "add", name]);
+        }
+        ip(&[
+            "-n",
+            &hub,
+            "link",
+            "add",
+            "hub",
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "0",
+        ]);
+        ip(&["-n", &hub, "link", "set", "hub", "up"]);
+        for host in Host::ALL {
+            network.connect(host, &hub);
+        }
+        network
+    }
+
+    fn connect(&self, host: Host, hub: &str) {
+        let name = self.namespace(host);
+        let port = format!("to-{}", host.label());
+        let mac = host.mac().map(|byte| format!("{byte:02x}")).join(":");
+        ip(&[
+            "-n", &name, "link", "add", INTERFACE, "address", &mac, "type", "veth", "peer", "name",
+            &port, "netns", hub,
+        ]);
+        ip(&["-n", hub, "link", "set", &port, "master", "hub", "up"]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        ip(&["-n", &name, "link", "set", INTERFACE, "up"]);
+        for address in host.addresses() {
+            let host_only = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+            ip(&[
+                "-n", &name, "addr", "add", &host_only, "dev", INTERFACE, "nodad",
+            ]);
+        }
+        for other in Host::ALL.into_iter().filter(|other| *other != host) {
+            for address in other.addresses() {
+                ip(&[
+                    "-n",
+                    &name,
+                    "route",
+                    "add",
+                    &address.to_string(),
+                    "dev",
+                    INTERFACE,
+                ]);
+            }
+        }
+    }
+
+    /// The name of a host's namespace.
+    #[must_use]
+    pub fn namespace(&self, host: Host) -> String {
+        format!("{}-{}", self.id, host.label())
+    }
+
+    /// A path in the lab's directory.
+    #[must_use]
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A command that runs in a host's namespace, and in our mount namespace.
+    #[must_use]
+    pub fn command(&self, host: Host, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace(host)));
+        command.arg("--").arg(program.as_ref());
+        command
+    }
+
+    /// Runs a command in a host's namespace to its end.
+    #[must_use]
+    pub fn output(&self, host: Host, words: &[&str]) -> Output {
+        let mut command = self.command(host, words[0]);
+        command.args(&words[1..]).output().unwrap()
+    }
+
+    /// Calls `f` on a thread in a host's namespace; sockets that it opens stay there.
+    pub fn on<T: Send>(&self, host: Host, f: impl FnOnce() -> T + Send) -> T {
+        let namespace = Path::new("/run/netns").join(self.namespace(host));
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let namespace = File::open(namespace).unwrap();
+                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                f()
+            });
+            inside.join().unwrap()
+        })
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs `ip`, which must succeed.
+pub fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "ip {}: {error}",
+        arguments.join(" ")
+    );
+}
+
+/// The interface of every host.
+pub const INTERFACE: &str = "wan0";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);

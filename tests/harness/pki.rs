@@ -1,0 +1,189 @@
+//! A PKI made on the spot: two client CAs, server certificates, and client certificates with
+//! every defect.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+
+/// A host whose policy trusts [`Pki::ours`].
+pub const SHOP: &str = "shop.example";
+/// A host whose policy trusts [`Pki::other`].
+pub const BLOG: &str = "blog.example";
+
+/// The CAs, and the directory their files are in.
+pub struct Pki {
+    directory: PathBuf,
+    /// Signs what the operator uploads to Cloudflare for [`SHOP`].
+    pub ours: Authority,
+    /// Signs what another operator uploads, and what [`BLOG`] trusts.
+    pub other: Authority,
+    /// Signs the servers' certificates.
+    pub web: Authority,
+}
+
+impl Pki {
+    /// Makes the CAs and the server certificates, as PEM files in `directory`.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        fs::create_dir(directory).unwrap();
+        let pki = Self {
+            directory: directory.to_owned(),
+            ours: Authority::new("Our origin-pull CA"),
+            other: Authority::new("Another origin-pull CA"),
+            web: Authority::new("Web CA"),
+        };
+        for (name, authority) in [
+            ("ours", &pki.ours),
+            ("other", &pki.other),
+            ("web", &pki.web),
+        ] {
+            pki.write(&format!("{name}-ca.pem"), &authority.pem);
+        }
+        for name in [SHOP, BLOG] {
+            let server = pki.web.sign(params(name, &[name]));
+            pki.write_identity(name, &server);
+        }
+        let feed = pki.web.sign(params("feed", &["127.0.0.1"]));
+        pki.write_identity("feed", &feed);
+        pki
+    }
+
+    /// The path of a file.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Writes a file that nobody else may read.
+    pub fn write(&self, name: &str, content: &str) {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Writes `<name>.pem` and `<name>.key`.
+    pub fn write_identity(&self, name: &str, identity: &Identity) {
+        self.write(&format!("{name}.pem"), &identity.certificate_pem);
+        self.write(&format!("{name}.key"), &identity.key_pem);
+    }
+}
+
+/// A CA that can sign.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    /// Its certificate.
+    pub der: CertificateDer<'static>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = params(name, &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// A leaf as Cloudflare's recipe makes it: neither SAN nor EKU.
+    #[must_use]
+    pub fn client(&self) -> Identity {
+        self.sign(params("origin-pull", &[]))
+    }
+
+    /// A client's leaf that was valid until an hour ago.
+    #[must_use]
+    pub fn expired_client(&self) -> Identity {
+        let mut params = params("expired", &[]);
+        params.not_after = OffsetDateTime::now_utc() - Duration::from_secs(3600);
+        self.sign(params)
+    }
+
+    /// A client's leaf that will be valid in an hour.
+    #[must_use]
+    pub fn future_client(&self) -> Identity {
+        let mut params = params("not yet valid", &[]);
+        params.not_before = OffsetDateTime::now_utc() + Duration::from_secs(3600);
+        self.sign(params)
+    }
+
+    /// A client's leaf that expires in a moment; whole seconds, so up to one less than `validity`.
+    #[must_use]
+    pub fn short_lived_client(&self, validity: Duration) -> Identity {
+        let mut params = params("short-lived", &[]);
+        params.not_after = OffsetDateTime::now_utc() + validity;
+        self.sign(params)
+    }
+
+    /// A leaf that only a server may use.
+    #[must_use]
+    pub fn server_only_client(&self) -> Identity {
+        let mut params = params("server only", &[]);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params)
+    }
+
+    /// A server's leaf that was valid until an hour ago.
+    #[must_use]
+    pub fn expired_server(&self, name: &str) -> Identity {
+        let mut params = params(name, &[name]);
+        params.not_after = OffsetDateTime::now_utc() - Duration::from_secs(3600);
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+            certificate: certificate.der().clone(),
+            key: key.serialize_der(),
+        }
+    }
+}
+
+/// A certificate and its key.
+#[derive(Clone)]
+pub struct Identity {
+    /// PEM.
+    pub certificate_pem: String,
+    /// PEM.
+    pub key_pem: String,
+    /// DER.
+    pub certificate: CertificateDer<'static>,
+    key: Vec<u8>,
+}
+
+impl Identity {
+    /// The private key.
+    #[must_use]
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.clone()).into()
+    }
+}
+
+/// Valid from yesterday for a year.
+fn params(common_name: &str, names: &[&str]) -> CertificateParams {
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    params.not_before = OffsetDateTime::now_utc() - Duration::from_secs(86_400);
+    params.not_after = OffsetDateTime::now_utc() + Duration::from_secs(365 * 86_400);
+    params
+}

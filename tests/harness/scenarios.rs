@@ -1,0 +1,145 @@
+//! The scenarios: what somebody tries against the origin, what is to happen, and what did.
+//!
+//! Each is a function from a running [`Lab`] to [`Row`]s; the lab prints them, the tests assert
+//! that every row matched.
+
+mod gate;
+mod lifecycle;
+mod ranges;
+mod strangers;
+
+use std::fmt::{self, Display, Formatter};
+use std::time::{Duration, Instant};
+
+use filter_ebpf::verdict::Verdict;
+
+pub use self::gate::{
+    certificates_are_judged, defective_greetings_are_refused, edge_is_served, sessions_stay_at_home,
+};
+pub use self::lifecycle::{killed_roles_leave_the_host_protected, unload_leaves_the_gate};
+pub use self::ranges::{a_new_range_opens_the_way, bad_lists_change_nothing};
+pub use self::strangers::{strangers_are_dropped, the_rest_works_as_before};
+
+use crate::{Lab, PATIENCE};
+
+/// One thing that was tried.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Number of the scenario.
+    pub scenario: u32,
+    /// Who tried.
+    pub who: String,
+    /// What.
+    pub what: String,
+    /// What was to be seen.
+    pub expected: String,
+    /// What was seen.
+    pub seen: String,
+    /// The layer and reason that decided.
+    pub decided: String,
+    /// The counter of that reason, before and after.
+    pub counter: (u64, u64),
+    /// How far the counter was to move.
+    pub steps: u64,
+}
+
+impl Row {
+    /// Whether all was as expected.
+    #[must_use]
+    pub fn matched(&self) -> bool {
+        self.seen == self.expected && self.counter.1 == self.counter.0 + self.steps
+    }
+}
+
+impl Display for Row {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mark = if self.matched() { "ok" } else { "NOT" };
+        let expected = if self.matched() {
+            ""
+        } else {
+            self.expected.as_str()
+        };
+        write!(
+            f,
+            "{} {mark:<3} {:<24} {:<44} {:<34} {:<26} {} → {}",
+            self.scenario,
+            self.who,
+            self.what,
+            self.seen,
+            self.decided,
+            self.counter.0,
+            self.counter.1,
+        )?;
+        if !expected.is_empty() {
+            write!(
+                f,
+                "\n      expected: {expected}, and the counter + {}",
+                self.steps
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The words of an attempt, before it is made.
+struct Attempt<'a> {
+    scenario: u32,
+    who: &'a str,
+    what: &'a str,
+    expected: &'a str,
+}
+
+impl Attempt<'_> {
+    /// Makes the attempt, and reads the counter of the kernel's verdict before and after it.
+    fn frames(
+        &self,
+        lab: &Lab,
+        verdict: Verdict,
+        steps: u64,
+        attempt: impl FnOnce() -> String,
+    ) -> Row {
+        let layer = format!("filter: {}", verdict.reason().label());
+        self.counted(&layer, steps, || lab.frames(verdict), attempt)
+    }
+
+    /// Makes the attempt, and reads the gate's counter of the outcome before and after it.
+    fn outcome(&self, lab: &Lab, outcome: &str, attempt: impl FnOnce() -> String) -> Row {
+        let layer = format!("gate: {outcome}");
+        self.counted(&layer, 1, || lab.gate().outcomes(outcome), attempt)
+    }
+
+    fn counted(
+        &self,
+        decided: &str,
+        steps: u64,
+        counter: impl Fn() -> u64,
+        attempt: impl FnOnce() -> String,
+    ) -> Row {
+        let before = counter();
+        let seen = attempt();
+        // What the client has seen the counter may yet have to learn.
+        let after = settled(before + steps, &counter);
+        Row {
+            scenario: self.scenario,
+            who: self.who.to_owned(),
+            what: self.what.to_owned(),
+            expected: self.expected.to_owned(),
+            seen,
+            decided: decided.to_owned(),
+            counter: (before, after),
+            steps,
+        }
+    }
+}
+
+/// The counter when it has reached `goal`, or after all patience whatever it is then.
+fn settled(goal: u64, counter: impl Fn() -> u64) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let value = counter();
+        if value >= goal || Instant::now() >= deadline {
+            return value;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,177 @@
+//! Scenario 8: roles are killed, started again, and the filter is unloaded, under a stranger's
+//! unceasing SYNs.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use filter_ebpf::cases::Packet;
+use filter_ebpf::verdict::{Reason, Verdict};
+
+use super::gate::pairs;
+use super::{Attempt, Row};
+use crate::client::Reply;
+use crate::net::{Host, Network};
+use crate::pki::SHOP;
+use crate::wire::{self, Tap};
+use crate::{Lab, eventually};
+
+/// 8a. `kill -9` of each role in turn, and its restart: no packet of the stranger passes, and the
+///    edge is served as long as the gate lives.
+#[must_use]
+pub fn killed_roles_leave_the_host_protected(lab: &mut Lab) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for role in ["filter", "ranges", "gate"] {
+        let network = std::sync::Arc::clone(&lab.network);
+        let before = lab.frames(NOT_LISTED);
+        let tap = Tap::open(&network, Host::Stranger);
+        let flood = Flood::default();
+        let seen = std::thread::scope(|scope| {
+            let sending = scope.spawn(|| flood.run(&network));
+            kill(lab, role);
+            let dead = edge_sees(lab);
+            start(lab, role);
+            let alive = edge_sees(lab);
+            flood.stop();
+            sending.join().unwrap();
+            format!("edge sees {dead}, then {alive}")
+        });
+        let sent = flood.sent.load(Ordering::Relaxed);
+        let after = eventually("every SYN is counted", || {
+            let after = lab.frames(NOT_LISTED);
+            (after >= before + sent).then_some(after)
+        });
+        let answer = tap.next(Duration::from_millis(300), |frame| {
+            wire::is_syn_ack(frame) || wire::is_reset(frame)
+        });
+        let answered = if answer.is_none() {
+            "none answered"
+        } else {
+            "ANSWERED"
+        };
+        let dead = if role == "gate" {
+            "connection refused"
+        } else {
+            "200"
+        };
+        rows.push(Row {
+            scenario: 8,
+            who: format!("stranger, {sent} SYNs"),
+            what: format!("while the {role} is killed and restarted"),
+            expected: format!("edge sees {dead}, then 200; none answered"),
+            seen: format!("{seen}; {answered}"),
+            decided: "filter: NotListed".to_owned(),
+            counter: (before, after),
+            steps: sent,
+        });
+    }
+    rows
+}
+
+/// 8b. `pullgate unload` removes everything; the stranger then meets the gate's own source check.
+///    The filter comes back when its role is started again.
+#[must_use]
+pub fn unload_leaves_the_gate(lab: &mut Lab) -> Vec<Row> {
+    let mut rows = Vec::new();
+    kill(lab, "filter");
+    let unloaded = lab.pullgate(&["unload"]);
+    let nothing_left = !lab.network.path("bpf/pullgate").exists();
+    for [stranger, origin] in pairs(Host::Stranger) {
+        let attempt = Attempt {
+            scenario: 8,
+            who: &format!("stranger {stranger}"),
+            what: "after `pullgate unload`",
+            expected: "unloaded, no pin left, closed",
+        };
+        rows.push(attempt.outcome(lab, "NotListed", || {
+            let unloaded = if unloaded.status.success() {
+                "unloaded"
+            } else {
+                "NOT UNLOADED"
+            };
+            let pins = if nothing_left {
+                "no pin left"
+            } else {
+                "PINS LEFT"
+            };
+            let (reply, _) = lab.edge().get(&lab.network, Host::Stranger, origin, SHOP);
+            format!("{unloaded}, {pins}, {reply}")
+        }));
+    }
+
+    start(lab, "filter");
+    for [stranger, origin] in pairs(Host::Stranger) {
+        let attempt = Attempt {
+            scenario: 8,
+            who: &format!("stranger {stranger}"),
+            what: "after the filter was started again",
+            expected: "silence",
+        };
+        rows.push(attempt.frames(lab, NOT_LISTED, 1, || {
+            lab.edge()
+                .get(&lab.network, Host::Stranger, origin, SHOP)
+                .0
+                .to_string()
+        }));
+    }
+    rows
+}
+
+fn kill(lab: &mut Lab, role: &str) {
+    let slot = match role {
+        "filter" => &mut lab.filter,
+        "ranges" => &mut lab.ranges,
+        _ => &mut lab.gate,
+    };
+    slot.take().unwrap().kill();
+}
+
+fn start(lab: &mut Lab, role: &str) {
+    match role {
+        "filter" => lab.start_filter(),
+        "ranges" => lab.start_ranges(),
+        _ => lab.start_gate(),
+    }
+}
+
+fn edge_sees(lab: &Lab) -> String {
+    let [_, origin] = pairs(Host::Edge)[0];
+    match lab.edge().get(&lab.network, Host::Edge, origin, SHOP).0 {
+        Reply::Response(status, _) => status.to_string(),
+        reply => reply.to_string(),
+    }
+}
+
+/// A stranger who sends SYNs of both families until he is stopped, a few thousand per second.
+#[derive(Default)]
+struct Flood {
+    stopped: AtomicBool,
+    sent: AtomicU64,
+}
+
+impl Flood {
+    fn run(&self, network: &Network) {
+        let frames: Vec<_> = pairs(Host::Stranger)
+            .map(|[stranger, origin]| {
+                let packet = Packet::tcp(stranger, origin, 443);
+                packet
+                    .between(Host::Origin.mac(), Host::Stranger.mac())
+                    .build()
+            })
+            .into();
+        for _ in 0..FLOOD_MAX {
+            if self.stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            wire::send(network, Host::Stranger, &frames);
+            self.sent.fetch_add(2, Ordering::Relaxed);
+        }
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);
+/// Bounds the flood, should nobody stop it.
+const FLOOD_MAX: usize = 500_000;

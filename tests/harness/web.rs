@@ -1,0 +1,163 @@
+//! The web servers behind the gate: real nginx and Apache, told by the PROXY header who asks.
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::eventually;
+use crate::net::{Host, Network};
+
+/// Which web server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// nginx.
+    Nginx,
+    /// Apache httpd.
+    Apache,
+}
+
+/// A running web server; it stops when dropped.
+pub struct Web {
+    child: Child,
+    kind: Kind,
+    /// How often the counters were asked for, which they count as well.
+    asked: AtomicU64,
+}
+
+impl Web {
+    /// Starts a server on the origin's loopback, which answers with what it saw.
+    #[must_use]
+    pub fn start(network: &Network, kind: Kind) -> Self {
+        let directory = network.path("web");
+        fs::create_dir(&directory).unwrap();
+        let config = directory.join("server.conf");
+        let shown = directory.display().to_string();
+        let mut command = match kind {
+            Kind::Nginx => {
+                fs::write(&config, NGINX.replace("@DIR@", &shown)).unwrap();
+                let mut command = network.command(Host::Origin, "nginx");
+                command.arg("-c").arg(&config);
+                command
+            }
+            Kind::Apache => {
+                fs::create_dir(directory.join("htdocs")).unwrap();
+                fs::write(directory.join("htdocs/index.html"), APACHE_PAGE).unwrap();
+                fs::write(&config, APACHE.replace("@DIR@", &shown)).unwrap();
+                let mut command = network.command(Host::Origin, "apache2");
+                command.arg("-f").arg(&config).arg("-DFOREGROUND");
+                command
+            }
+        };
+        let log = fs::File::create(directory.join("output.log")).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let web = Self {
+            child,
+            kind,
+            asked: AtomicU64::new(0),
+        };
+        eventually("the web server listens", || {
+            network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
+        });
+        web
+    }
+
+    /// Connections that the server has accepted so far (nginx only).
+    ///
+    /// Each that carries no byte counts too, so that "nothing reached it" can be shown.
+    #[must_use]
+    pub fn accepted(&self, network: &Network) -> u64 {
+        assert_eq!(self.kind, Kind::Nginx, "only nginx counts");
+        let url = format!("http://{STATUS_ADDRESS}/");
+        let output = network.output(Host::Origin, &["curl", "--silent", "--max-time", "5", &url]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        // "server accepts handled requests", then the three numbers; the question is one of them.
+        let numbers = text.lines().nth(2).unwrap();
+        let accepts: u64 = numbers.split_whitespace().next().unwrap().parse().unwrap();
+        accepts - (self.asked.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        // It may have been killed already, with its namespace.
+        if self.child.kill().is_ok() && self.child.wait().is_err() {}
+    }
+}
+
+/// Whether the server is installed.
+#[must_use]
+pub fn is_installed(kind: Kind) -> bool {
+    let path = match kind {
+        Kind::Nginx => "/usr/sbin/nginx",
+        Kind::Apache => "/usr/sbin/apache2",
+    };
+    Path::new(path).exists()
+}
+
+/// Where the web server listens, for the gate.
+pub const ADDRESS: &str = "127.0.0.1:8080";
+const STATUS_ADDRESS: &str = "127.0.0.1:8081";
+
+const NGINX: &str = r#"
+daemon off;
+worker_processes 1;
+pid @DIR@/nginx.pid;
+error_log @DIR@/error.log warn;
+events { worker_connections 512; }
+http {
+    access_log @DIR@/access.log;
+    client_body_temp_path @DIR@/body;
+    proxy_temp_path @DIR@/proxy;
+    fastcgi_temp_path @DIR@/fastcgi;
+    uwsgi_temp_path @DIR@/uwsgi;
+    scgi_temp_path @DIR@/scgi;
+    server {
+        listen 127.0.0.1:8080 proxy_protocol;
+        listen unix:@DIR@/web.sock proxy_protocol;
+        set_real_ip_from 127.0.0.1;
+        set_real_ip_from unix:;
+        real_ip_header proxy_protocol;
+        default_type text/plain;
+        return 200 "nginx saw client=$remote_addr cf=$http_cf_connecting_ip host=$host\n";
+    }
+    server {
+        listen 127.0.0.1:8081;
+        location / { stub_status; }
+    }
+}
+"#;
+
+const APACHE: &str = r#"
+ServerRoot @DIR@
+ServerName origin.example
+PidFile @DIR@/apache.pid
+ErrorLog @DIR@/error.log
+Mutex file:@DIR@
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so
+LoadModule filter_module /usr/lib/apache2/modules/mod_filter.so
+LoadModule include_module /usr/lib/apache2/modules/mod_include.so
+LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so
+LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so
+TypesConfig /dev/null
+Listen 127.0.0.1:8080
+RemoteIPProxyProtocol On
+DocumentRoot @DIR@/htdocs
+DirectoryIndex index.html
+<Directory @DIR@/htdocs>
+    Require all granted
+    Options +Includes
+    SetOutputFilter INCLUDES
+</Directory>
+"#;
+
+const APACHE_PAGE: &str = "apache saw client=<!--#echo var=\"REMOTE_ADDR\" --> \
+    cf=<!--#echo var=\"HTTP_CF_CONNECTING_IP\" --> host=<!--#echo var=\"HTTP_HOST\" -->\n";

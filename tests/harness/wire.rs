@@ -1,0 +1,103 @@
+//! Frames on the wire: sent raw from a host, and seen as they leave the origin.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::ifaddrs::getifaddrs;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+
+use crate::net::{Host, INTERFACE, Network};
+
+/// Sends frames from a host's interface, one by one.
+pub fn send(network: &Network, host: Host, frames: &[Vec<u8>]) {
+    network.on(host, || {
+        let socket = open();
+        let link = link();
+        for frame in frames {
+            sendto(socket.as_raw_fd(), frame, &link, MsgFlags::empty()).unwrap();
+        }
+    });
+}
+
+/// Sees every frame that arrives at a host from when it was opened.
+pub struct Tap {
+    socket: OwnedFd,
+}
+
+impl Tap {
+    /// Begins to listen at a host.
+    #[must_use]
+    pub fn open(network: &Network, host: Host) -> Self {
+        Self {
+            socket: network.on(host, open),
+        }
+    }
+
+    /// The next frame that `wanted` says yes to, or `None` if none came in that time.
+    pub fn next(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left.as_millis()).unwrap();
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, timeout).unwrap() == 0 {
+                return None;
+            }
+            let mut frame = vec![0; 65_536];
+            let length = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()).unwrap();
+            frame.truncate(length);
+            if wanted(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+}
+
+/// Whether an untagged frame is a TCP SYN-ACK.
+#[must_use]
+pub fn is_syn_ack(frame: &[u8]) -> bool {
+    tcp_flags(frame).is_some_and(|flags| flags & 0x12 == 0x12)
+}
+
+/// Whether an untagged frame is a TCP reset.
+#[must_use]
+pub fn is_reset(frame: &[u8]) -> bool {
+    tcp_flags(frame).is_some_and(|flags| flags & 0x04 != 0)
+}
+
+/// The flags of a TCP segment in an untagged frame without options or extension headers.
+fn tcp_flags(frame: &[u8]) -> Option<u8> {
+    let (protocol, flags) = match frame.get(12..14)? {
+        [0x08, 0x00] => (23, 14 + 20 + 13),
+        [0x86, 0xdd] => (20, 14 + 40 + 13),
+        _ => return None,
+    };
+    (frame.get(protocol) == Some(&6)).then(|| frame.get(flags).copied())?
+}
+
+fn open() -> OwnedFd {
+    let protocol = SockProtocol::EthAll;
+    socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        protocol,
+    )
+    .unwrap()
+}
+
+/// The address that names the interface to the kernel.
+fn link() -> LinkAddr {
+    let found = getifaddrs().unwrap().find_map(|interface| {
+        let is_ours = interface.interface_name == INTERFACE;
+        let address = interface.address?;
+        is_ours.then(|| address.as_link_addr().copied())?
+    });
+    found
+        .ok_or_else(|| io::Error::other("no interface"))
+        .unwrap()
+}

@@ -1,0 +1,99 @@
+//! The lab: plays every scenario against a protected origin, prints what happened, and stays up.
+#![expect(clippy::print_stdout, reason = "the table is what it is for")]
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::Value;
+use tests::scenarios::{self, Row};
+use tests::{Lab, Plan};
+
+/// A protected origin, an edge and a stranger, in network namespaces.
+#[derive(Parser)]
+struct Options {
+    /// Exit after the scenarios: 0 only if every row is as expected.
+    #[arg(long)]
+    once: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the lab makes network namespaces: run it as root"
+    );
+    // Ctrl-C is waited for; the janitor cleans up even if we are killed.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block().context("signals")?;
+
+    let mut lab = Lab::start(&Plan::default());
+    let mark = lab.gate().mark();
+    let mut rows = scenarios::edge_is_served(&lab, "nginx");
+    narrate(&lab.gate().events()[mark..]);
+    println!("  who, what, seen, decided by, counter before → after\n");
+    show(&rows);
+    for scenario in [
+        scenarios::certificates_are_judged,
+        scenarios::sessions_stay_at_home,
+        scenarios::defective_greetings_are_refused,
+        scenarios::strangers_are_dropped,
+        scenarios::the_rest_works_as_before,
+        scenarios::a_new_range_opens_the_way,
+        scenarios::bad_lists_change_nothing,
+    ] {
+        let more = scenario(&lab);
+        show(&more);
+        rows.extend(more);
+    }
+    for scenario in [
+        scenarios::killed_roles_leave_the_host_protected,
+        scenarios::unload_leaves_the_gate,
+    ] {
+        let more = scenario(&mut lab);
+        show(&more);
+        rows.extend(more);
+    }
+
+    let matched = rows.iter().filter(|row| row.matched()).count();
+    println!("\n{matched} of {} rows as expected", rows.len());
+    if !options.once {
+        println!("\nThe lab stays up until Ctrl-C. Try:\n{}", lab.hints());
+        signals.wait().context("waiting for Ctrl-C")?;
+    }
+    drop(lab);
+    Ok(if matched == rows.len() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The steps of the first connection, as the gate logged them.
+fn narrate(events: &[Value]) {
+    println!("A connection of the edge, step by step, as the gate logged it:\n");
+    let client = events.iter().find_map(|event| event["client"].as_str());
+    let steps = events
+        .iter()
+        .filter(|event| event["client"].as_str() == client);
+    for step in steps {
+        let fields = [
+            "client", "class", "host", "subject", "trust", "upstream", "outcome",
+        ];
+        let fields = fields
+            .iter()
+            .filter_map(|name| Some(format!("{name}={}", step[*name].as_str()?)));
+        let message = step["message"].as_str().unwrap_or_default();
+        println!("  {message}: {}", fields.collect::<Vec<_>>().join(" "));
+    }
+    println!();
+}
+
+fn show(rows: &[Row]) {
+    for row in rows {
+        println!("{row}");
+    }
+}

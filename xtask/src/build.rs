@@ -1,0 +1,68 @@
+//! `cargo xtask build`: the XDP object first, then the binary that carries it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::exec::{cargo, exec, root};
+use crate::setup;
+
+/// How to build.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// With optimisation, for a host to protect.
+    #[arg(long)]
+    release: bool,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    setup::run()?;
+    let mut build = with_object(&["build", "--package", "filter-user"])?;
+    if options.release {
+        build.arg("--release");
+    }
+    exec(&mut build)
+}
+
+/// A cargo command in whose environment the XDP object is named, which is built first.
+pub(crate) fn with_object(arguments: &[&str]) -> anyhow::Result<Command> {
+    let object = object()?;
+    let mut command = cargo(arguments);
+    command.env("PULLGATE_XDP_OBJECT", object);
+    Ok(command)
+}
+
+/// Compiles the XDP program and returns the object's path.
+fn object() -> anyhow::Result<PathBuf> {
+    exec(&mut bpf_cargo(&["build", "--bins"])?)?;
+    Ok(root()
+        .join("target/bpf")
+        .join(TARGET)
+        .join("release/filter"))
+}
+
+/// A cargo command for the BPF target.
+pub(crate) fn bpf_cargo(arguments: &[&str]) -> anyhow::Result<Command> {
+    let mut command = cargo(arguments);
+    command.args(["--package", "filter-ebpf", "--release", "--target", TARGET]);
+    command.args(["-Z", "build-std=core", "--target-dir", "target/bpf"]);
+    // `build-std` is not stable; this lets the pinned stable compiler take it, here only.
+    command.env("RUSTC_BOOTSTRAP", "1");
+    let flags = [
+        "--cfg=bpf_target_arch=\"x86_64\"",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+    ];
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+
+    let mut path = OsString::from(root().join("target/tools/bin"));
+    path.push(":");
+    path.push(std::env::var_os("PATH").context("PATH")?);
+    command.env("PATH", path);
+    Ok(command)
+}
+
+const TARGET: &str = "bpfel-unknown-none";

@@ -1,0 +1,53 @@
+//! Development commands: `cargo xtask <command>`, one file each.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod check;
+mod exec;
+mod run;
+mod setup;
+mod test;
+
+/// What there is to do with this workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing: toolchain components, bpf-linker, Debian packages.
+    Setup,
+    /// Build `pullgate` with its XDP program inside.
+    Build(build::Options),
+    /// Start the lab: a protected origin, an edge and a stranger in network namespaces.
+    Run(run::Options),
+    /// Run every test: on the host, in the kernel, and in network namespaces.
+    Test(test::Options),
+    /// What CI runs: formatting, lints, documentation, tests, and the lab once.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup => setup::run(),
+        Command::Build(options) => build::run(&options),
+        Command::Run(options) => run::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Check => check::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            exec::say(&format!("xtask: {error:#}"));
+            let code = error.downcast_ref::<exec::Exit>();
+            code.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.0))
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `cargo xtask setup`: whatever the other commands need. Costs nothing if nothing is missing.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use crate::exec::{EX_UNAVAILABLE, Exit, cargo, exec, is_root, root, say};
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    toolchain()?;
+    bpf_linker()?;
+    packages()
+}
+
+/// What `rust-toolchain.toml` names; rustup installs it by itself only where that is allowed.
+fn toolchain() -> anyhow::Result<()> {
+    let output = Command::new("rustc")
+        .current_dir(root())
+        .args(["--print", "sysroot"])
+        .output()
+        .context("rustc")?;
+    let sysroot = String::from_utf8(output.stdout).context("rustc --print sysroot")?;
+    let sysroot = Path::new(sysroot.trim_end());
+    let complete = [
+        "lib/rustlib/src/rust/library/core",
+        "bin/cargo-clippy",
+        "bin/rustfmt",
+    ]
+    .iter()
+    .all(|part| sysroot.join(part).exists());
+    if complete {
+        return Ok(());
+    }
+    exec(
+        Command::new("rustup")
+            .current_dir(root())
+            .args(["toolchain", "install"]),
+    )
+}
+
+/// The linker for the BPF target, with the LLVM of the pinned toolchain.
+fn bpf_linker() -> anyhow::Result<()> {
+    let tools = root().join("target/tools");
+    let installed = fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();
+    if installed.contains(&format!("\"bpf-linker {BPF_LINKER} ")) {
+        return Ok(());
+    }
+    let mut install = cargo(&["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
+    install.args([
+        "--no-default-features",
+        "--features",
+        "rust-llvm-22",
+        "--root",
+    ]);
+    exec(install.arg(tools))
+}
+
+fn packages() -> anyhow::Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let update = ["apt-get", "update"];
+    let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
+    let has_apt = Path::new("/usr/bin/apt-get").exists();
+    if !has_apt || !is_root() {
+        let sudo = "sudo env DEBIAN_FRONTEND=noninteractive";
+        say("The lab and the tests need Debian packages that are not installed. Please run:");
+        say(&format!("  sudo {}", update.join(" ")));
+        say(&format!(
+            "  {sudo} {} {}",
+            install.join(" "),
+            missing.join(" ")
+        ));
+        return Err(Exit(EX_UNAVAILABLE)).context("packages are missing");
+    }
+
+    exec(Command::new(update[0]).args(&update[1..]))?;
+    // The lab starts web servers of its own; those of the distribution shall stay as they are.
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let forbid_starts = !policy.exists();
+    if forbid_starts {
+        fs::write(policy, "#!/bin/sh\nexit 101\n").context("policy-rc.d")?;
+        fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).context("policy-rc.d")?;
+    }
+    let installed = exec(
+        Command::new(install[0])
+            .args(&install[1..])
+            .args(missing)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    );
+    if forbid_starts {
+        fs::remove_file(policy).context("policy-rc.d")?;
+    }
+    installed
+}
+
+/// The packages that dpkg does not call installed.
+fn missing() -> Vec<&'static str> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"]);
+    let output = query.args(PACKAGES).output();
+    let installed = output.map(|output| output.stdout).unwrap_or_default();
+    let installed = String::from_utf8_lossy(&installed);
+    PACKAGES
+        .into_iter()
+        .filter(|package| {
+            !installed
+                .lines()
+                .any(|line| line == format!("{package} installed"))
+        })
+        .collect()
+}
+
+/// The newest that builds with the LLVM inside the pinned toolchain.
+const BPF_LINKER: &str = "0.10.4";
+/// What the lab, the tests and the benchmarks run.
+const PACKAGES: [&str; 10] = [
+    "apache2",
+    "ca-certificates",
+    "curl",
+    "ethtool",
+    "iproute2",
+    "iputils-ping",
+    "nftables",
+    "nginx",
+    "openssl",
+    "util-linux",
+];

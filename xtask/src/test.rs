@@ -1,0 +1,83 @@
+//! `cargo xtask test`: everything, and an account of what ran and what was skipped.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::build::with_object;
+use crate::exec::{exec, is_root, root, say, shown};
+use crate::setup;
+
+/// What to test.
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    setup::run()?;
+    let skips = root().join("target/skipped-tests");
+    if skips.exists() {
+        fs::remove_file(&skips).context("target/skipped-tests")?;
+    }
+
+    exec(&mut with_object(&["build", "--workspace"])?)?;
+    let mut test = with_object(&["test", "--workspace"])?;
+    test.args(options.filter.iter())
+        .env("PULLGATE_SKIPS", &skips);
+    if !is_root() {
+        // Compiled as the developer, run as root.
+        let runner = "sudo --preserve-env=PULLGATE_SKIPS";
+        test.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
+    }
+    let tally = Tally::count(&mut test)?;
+
+    let skipped = fs::read_to_string(&skips).unwrap_or_default();
+    for skip in skipped.lines() {
+        say(&format!("SKIPPED {skip}"));
+    }
+    let Tally { passed, failed } = tally;
+    say(&format!(
+        "{passed} passed, {failed} failed, {} skipped",
+        skipped.lines().count()
+    ));
+    if failed != 0 {
+        bail!("{failed} tests failed");
+    }
+    Ok(())
+}
+
+/// How many tests ran.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    /// Runs a test command, shows its output, and counts its tests.
+    fn count(command: &mut Command) -> anyhow::Result<Self> {
+        let mut tally = Self::default();
+        command.arg("--no-fail-fast").stdout(Stdio::piped());
+        say(&format!("+ {}", shown(command)));
+        let mut child = command.spawn().context("cargo test")?;
+        let output = child.stdout.take().context("standard output")?;
+        for line in BufReader::new(output).lines() {
+            let line = line.context("standard output")?;
+            say(&line);
+            if line.starts_with("test ") && !line.starts_with("test result") {
+                tally.passed += usize::from(line.ends_with("... ok"));
+                tally.failed += usize::from(line.ends_with("... FAILED"));
+            }
+        }
+        let status = child.wait().context("cargo test")?;
+        if !status.success() && tally.failed == 0 {
+            bail!("{} did not run: {status}", shown(command));
+        }
+        Ok(tally)
+    }
+}
