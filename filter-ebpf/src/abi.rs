@@ -13,21 +13,15 @@ pub const PROGRAM: &str = "pullgate";
 pub const ACTIVE: &str = "ACTIVE";
 /// Per-CPU `u64` counters, one per [`counter_index`](crate::verdict::Verdict::counter_index).
 pub const COUNTERS: &str = "COUNTERS";
-/// IPv4, first 16 bits: one [`Root`](crate::table::Root) per generation.
+/// IPv4: [`NODES`] [`Node`](crate::table::Node)s per generation.
 pub const RANGES_V4: &str = "RANGES_V4";
-/// IPv4, next 8 and last 8 bits: [`NODES`] [`Node`](crate::table::Node)s per generation.
-pub const NODES_V4: &str = "NODES_V4";
-/// IPv6, first 16 bits: one [`Root`](crate::table::Root) per generation.
+/// IPv6, first 32 bits: [`NODES`] [`Node`](crate::table::Node)s per generation.
 pub const RANGES_V6: &str = "RANGES_V6";
-/// IPv6, bits 16–23 and 24–31: [`NODES`] [`Node`](crate::table::Node)s per generation.
-pub const NODES_V6: &str = "NODES_V6";
 /// IPv6 prefixes longer than /32: an LPM trie from generation byte and address to a class.
 pub const DEEP_V6: &str = "DEEP_V6";
 
 /// Every map, in the order in which they are pinned.
-pub const MAPS: [&str; 7] = [
-    ACTIVE, COUNTERS, RANGES_V4, NODES_V4, RANGES_V6, NODES_V6, DEEP_V6,
-];
+pub const MAPS: [&str; 5] = [ACTIVE, COUNTERS, RANGES_V4, RANGES_V6, DEEP_V6];
 
 /// Read-only global: flags ([`SETTING_FRAGMENTS_PASS`] …).
 pub const SETTINGS: &str = "SETTINGS";
@@ -54,11 +48,12 @@ pub const DESTINATIONS_MAX: usize = 16;
 
 /// Generations of the range maps: the one in use and the one being written.
 pub const GENERATIONS: u32 = 2;
-/// Nodes per family and generation. A prefix of /17 to /24 takes at most one, a longer one two.
+/// Nodes per family and generation: 256 for the first 16 bits of an address, and 4,608 more, of
+/// which a prefix of /17 to /24 takes at most one and a longer one two.
 ///
-/// The guard lets 4,096 ranges in; the rest is for the operator's own `allow` and `deny`.
-/// Both families take 9.4 MB of kernel memory.
-pub const NODES: u32 = 4608;
+/// The guard lets 4,096 ranges in; the rest is for the operator's own `allow` and `deny`. Both
+/// families take 10 MB of kernel memory.
+pub const NODES: u32 = 256 + 4608;
 /// Entries of the trie for both generations together.
 pub const DEEP_ENTRIES: u32 = 20480;
 

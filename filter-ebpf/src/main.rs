@@ -23,7 +23,7 @@ mod program {
         DEEP_ENTRIES, DEEP_KEY, DESTINATIONS_MAX, GENERATIONS, NODES, PORT_BITMAP,
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP,
     };
-    use filter_ebpf::table::{self, ABSENT, Class, Node, Root, Table, Tree};
+    use filter_ebpf::table::{self, ABSENT, Class, Node, Table, Tree};
     use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
 
     #[btf_map]
@@ -31,13 +31,9 @@ mod program {
     #[btf_map]
     static COUNTERS: PerCpuArray<u64, { verdict::COUNTERS }> = PerCpuArray::new();
     #[btf_map]
-    static RANGES_V4: Array<Root, { GENERATIONS as usize }> = Array::new();
+    static RANGES_V4: Nodes = Array::new();
     #[btf_map]
-    static NODES_V4: Array<Node, { (GENERATIONS * NODES) as usize }> = Array::new();
-    #[btf_map]
-    static RANGES_V6: Array<Root, { GENERATIONS as usize }> = Array::new();
-    #[btf_map]
-    static NODES_V6: Array<Node, { (GENERATIONS * NODES) as usize }> = Array::new();
+    static RANGES_V6: Nodes = Array::new();
     #[btf_map]
     static DEEP_V6: LpmTrie<[u8; DEEP_KEY], u8, { DEEP_ENTRIES as usize }> = LpmTrie::new();
 
@@ -175,20 +171,12 @@ mod program {
     impl Table for Generation {
         #[inline(always)]
         fn v4(&self) -> impl Tree {
-            Maps {
-                roots: &RANGES_V4,
-                nodes: &NODES_V4,
-                generation: self.0,
-            }
+            Map(&RANGES_V4, self.0)
         }
 
         #[inline(always)]
         fn v6(&self) -> impl Tree {
-            Maps {
-                roots: &RANGES_V6,
-                nodes: &NODES_V6,
-                generation: self.0,
-            }
+            Map(&RANGES_V6, self.0)
         }
 
         #[inline(always)]
@@ -203,24 +191,17 @@ mod program {
         }
     }
 
-    struct Maps {
-        roots: &'static Array<Root, { GENERATIONS as usize }>,
-        nodes: &'static Array<Node, { (GENERATIONS * NODES) as usize }>,
-        generation: u32,
-    }
+    /// A family's nodes, both generations.
+    type Nodes = Array<Node, { (GENERATIONS * NODES) as usize }>;
 
-    impl Tree for Maps {
-        #[inline(always)]
-        fn root(&self, index: u16) -> u16 {
-            self.roots
-                .get(self.generation)
-                .map_or(ABSENT, |root| root[usize::from(index)])
-        }
+    /// A family's nodes, and the generation to read.
+    struct Map(&'static Nodes, u32);
 
+    impl Tree for Map {
         #[inline(always)]
-        fn node(&self, node: u16, index: u8) -> u16 {
-            self.nodes
-                .get(self.generation * NODES + u32::from(node))
+        fn entry(&self, node: u16, index: u8) -> u16 {
+            self.0
+                .get(self.1 * NODES + u32::from(node))
                 .map_or(ABSENT, |node| node[usize::from(index)])
         }
     }

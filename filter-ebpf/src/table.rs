@@ -1,16 +1,15 @@
 //! The range table: an address in, its [`Class`] out. The same walk in the kernel and on the host.
 //!
-//! A table is a 16-8-8 tree over the first 32 bits of an address: a [`Root`] of 65,536 entries,
-//! and [`Node`]s of 256 for the next eight and the last eight bits. An entry is a class, or the
-//! number of the node to go on with. Every IPv4 range mix is found in at most three loads.
-//! Cloudflare's IPv6 ranges are all /32 or shorter, so IPv6 takes the same walk; only where a
-//! longer prefix exists does an entry ([`DEEPER`]) send the lookup on to a trie.
+//! A table is a 16-8-8 tree over the first 32 bits of an address, made of [`Node`]s of 256
+//! entries: the nodes 0 to 255 are for the first 16 bits, the others for the next eight and the
+//! last eight. An entry is a class, or the number of the node to go on with. Every IPv4 range mix
+//! is found in at most three loads. Cloudflare's IPv6 ranges are all /32 or shorter, so IPv6 takes
+//! the same walk; only where a longer prefix exists does an entry ([`DEEPER`]) send the lookup on
+//! to a trie.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Entries for the first 16 bits of an address.
-pub type Root = [u16; 1 << 16];
-/// Entries for eight further bits of an address.
+/// Entries for eight bits of an address.
 pub type Node = [u16; 1 << 8];
 
 /// Whoever knows the class of an address: one consistent table per call.
@@ -29,12 +28,10 @@ pub trait Table {
     fn deep(&self, address: Ipv6Addr) -> u16;
 }
 
-/// Access to one family's root and nodes.
+/// Access to one family's nodes.
 pub trait Tree {
-    /// The root entry at `index`.
-    fn root(&self, index: u16) -> u16;
     /// The entry at `index` of node `node`; [`ABSENT`] if there is no such node.
-    fn node(&self, node: u16, index: u8) -> u16;
+    fn entry(&self, node: u16, index: u8) -> u16;
 }
 
 /// What the operator's rules and the published ranges say of an address.
@@ -89,18 +86,19 @@ pub fn leading_bits(address: Ipv6Addr) -> u32 {
     Ipv4Addr::new(a, b, c, d).to_bits()
 }
 
+/// The entry that a tree holds for the addresses that begin with `bits`.
 #[inline(always)]
-fn walk<T: Tree>(tree: &T, bits: u32) -> u16 {
+pub fn walk<T: Tree>(tree: &T, bits: u32) -> u16 {
     let [a, b, c, d] = bits.to_be_bytes();
-    let entry = tree.root(u16::from_be_bytes([a, b]));
+    let entry = tree.entry(u16::from(a), b);
     let Some(node) = entry.checked_sub(FIRST_NODE) else {
         return entry;
     };
-    let entry = tree.node(node, c);
+    let entry = tree.entry(node, c);
     let Some(node) = entry.checked_sub(FIRST_NODE) else {
         return entry;
     };
-    tree.node(node, d)
+    tree.entry(node, d)
 }
 
 /// The entry of an address in no range.
@@ -109,6 +107,8 @@ pub const ABSENT: u16 = 0;
 pub const DEEPER: u16 = 4;
 /// Entries from here on are node numbers, counted from this value.
 pub const FIRST_NODE: u16 = 8;
+/// Nodes for the first 16 bits of an address: as many as the first eight bits have values.
+pub const ROOTS: usize = 1 << 8;
 
 #[cfg(test)]
 mod tests {
@@ -162,10 +162,7 @@ mod tests {
     }
 
     impl Tree for Uniform {
-        fn root(&self, _: u16) -> u16 {
-            self.0
-        }
-        fn node(&self, _: u16, _: u8) -> u16 {
+        fn entry(&self, _: u16, _: u8) -> u16 {
             self.0
         }
     }

@@ -283,14 +283,21 @@ fn start_filter(
 
     let (publishing, config) = (Arc::clone(&filter), Arc::clone(config));
     spawn(tasks, stop, async move {
+        let mut published_set = now.known.set().clone();
         while in_force.changed().await.is_ok() {
             let now = in_force.borrow_and_update().clone();
+            if *now.known.set() == published_set {
+                continue;
+            }
             let published = compile(&config, &now).and_then(|table| {
                 lock(&publishing).publish(now.known.set(), &table)?;
                 Ok(())
             });
             match published {
-                Ok(()) => info!(ranges = now.known.set().iter().count(), "ranges published"),
+                Ok(()) => {
+                    published_set = now.known.set().clone();
+                    info!(ranges = published_set.iter().count(), "ranges published");
+                }
                 Err(error) => error!(error = %chain(&error), "ranges not published, the old stay"),
             }
         }

@@ -35,7 +35,7 @@ impl Pullgate {
         let mut child = command(network, config)
             .args(["--log-format", "json", "run", "--only", role])
             .env("NOTIFY_SOCKET", &notify)
-            .env("PULLGATE_LOG", "debug")
+            .env("PULLGATE_LOG", "info,pullgate=debug")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use filter_ebpf::abi::{DEEP_ENTRIES, GENERATIONS, NODES};
-use filter_ebpf::table::{self, ABSENT, Class, DEEPER, FIRST_NODE, Node, Root};
+use filter_ebpf::table::{self, ABSENT, Class, DEEPER, FIRST_NODE, Node, ROOTS};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::RangeSet;
@@ -88,7 +88,7 @@ impl Table {
             return self.v6.paint(bits, range.prefix_len(), class);
         }
 
-        let above = self.v6.entry(bits);
+        let above = table::walk(&&self.v6, bits);
         if above == class {
             return Ok(());
         }
@@ -136,24 +136,17 @@ impl table::Table for Table {
     }
 }
 
-/// The root and the nodes of one family.
+/// The nodes of one family, by their numbers.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Tree {
-    root: Box<Root>,
     nodes: Vec<Node>,
 }
 
 impl Tree {
-    /// A tree from a root and its nodes, as they are in the maps.
+    /// A tree from its nodes, as they are in the maps.
     #[must_use]
-    pub fn new(root: Box<Root>, nodes: Vec<Node>) -> Self {
-        Self { root, nodes }
-    }
-
-    /// Entries for the first 16 bits.
-    #[must_use]
-    pub fn root(&self) -> &Root {
-        &self.root
+    pub fn new(nodes: Vec<Node>) -> Self {
+        Self { nodes }
     }
 
     /// The nodes, by their numbers.
@@ -164,70 +157,53 @@ impl Tree {
 
     fn empty() -> Self {
         Self {
-            root: Box::new([ABSENT; 1 << 16]),
-            nodes: Vec::new(),
+            nodes: vec![[ABSENT; 1 << 8]; ROOTS],
         }
-    }
-
-    /// The entry that an address beginning with `bits` leads to.
-    fn entry(&self, bits: u32) -> u16 {
-        let [a, b, c, d] = bits.to_be_bytes();
-        let mut entry = self.root[usize::from(u16::from_be_bytes([a, b]))];
-        for index in [c, d] {
-            match entry.checked_sub(FIRST_NODE) {
-                Some(node) => entry = self.nodes[usize::from(node)][usize::from(index)],
-                None => break,
-            }
-        }
-        entry
     }
 
     /// Sets the entry of every address that shares the first `length` (at most 32) bits.
     fn paint(&mut self, bits: u32, length: u8, entry: u16) -> Result<(), TableFull> {
-        let [a, b, c, d] = bits.to_be_bytes();
-        let top = usize::from(u16::from_be_bytes([a, b]));
+        let [a, b, c, d] = bits.to_be_bytes().map(usize::from);
+        if length <= 8 {
+            for root in &mut self.nodes[a..a + (1 << (8 - length))] {
+                root.fill(entry);
+            }
+            return Ok(());
+        }
         if length <= 16 {
-            self.root[top..top + (1 << (16 - length))].fill(entry);
+            self.nodes[a][b..b + (1 << (16 - length))].fill(entry);
             return Ok(());
         }
-
-        let (below, node) = self.descend(self.root[top])?;
-        self.root[top] = below;
-        let middle = usize::from(c);
+        let middle = self.descend(a, b)?;
         if length <= 24 {
-            self.nodes[node][middle..middle + (1 << (24 - length))].fill(entry);
+            self.nodes[middle][c..c + (1 << (24 - length))].fill(entry);
             return Ok(());
         }
-
-        let (below, leaf) = self.descend(self.nodes[node][middle])?;
-        self.nodes[node][middle] = below;
-        let last = usize::from(d);
-        self.nodes[leaf][last..last + (1 << (32 - length))].fill(entry);
+        let last = self.descend(middle, c)?;
+        self.nodes[last][d..d + (1 << (32 - length))].fill(entry);
         Ok(())
     }
 
-    /// The node that `entry` names, or a new one that says `entry` everywhere.
-    fn descend(&mut self, entry: u16) -> Result<(u16, usize), TableFull> {
-        if let Some(node) = entry.checked_sub(FIRST_NODE) {
-            return Ok((entry, usize::from(node)));
+    /// The node below an entry: the one that it names, or a new one that repeats it.
+    fn descend(&mut self, node: usize, index: usize) -> Result<usize, TableFull> {
+        let entry = self.nodes[node][index];
+        if let Some(below) = entry.checked_sub(FIRST_NODE) {
+            return Ok(usize::from(below));
         }
-        let node = self.nodes.len();
-        if node == NODES as usize {
+        let below = self.nodes.len();
+        if below == NODES as usize {
             return Err(TableFull::Nodes);
         }
-        self.nodes.push([entry; 1 << 8]);
         // `NODES` is far below what 16 bits count.
-        let number = u16::try_from(node).map_err(|_too_many| TableFull::Nodes)?;
-        Ok((FIRST_NODE + number, node))
+        let number = u16::try_from(below).map_err(|_too_many| TableFull::Nodes)?;
+        self.nodes.push([entry; 1 << 8]);
+        self.nodes[node][index] = FIRST_NODE + number;
+        Ok(below)
     }
 }
 
 impl table::Tree for &Tree {
-    fn root(&self, index: u16) -> u16 {
-        self.root[usize::from(index)]
-    }
-
-    fn node(&self, node: u16, index: u8) -> u16 {
+    fn entry(&self, node: u16, index: u8) -> u16 {
         let node = self.nodes.get(usize::from(node));
         node.map_or(ABSENT, |node| node[usize::from(index)])
     }

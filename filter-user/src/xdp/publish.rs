@@ -7,10 +7,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, MapData, MapError};
 use filter_ebpf::Ranges as _;
-use filter_ebpf::abi::{
-    ACTIVE, DEEP_KEY, DEEP_V6, NODES, NODES_V4, NODES_V6, RANGES_V4, RANGES_V6,
-};
-use filter_ebpf::table::{Class, Node, Root};
+use filter_ebpf::abi::{ACTIVE, DEEP_KEY, DEEP_V6, NODES, RANGES_V4, RANGES_V6};
+use filter_ebpf::table::{Class, Node};
 use ipnet::Ipv6Net;
 use rustix::thread::MembarrierCommand;
 
@@ -20,8 +18,8 @@ use crate::ranges::{self, RangeSet, Table, Tree};
 /// The range maps.
 pub(super) struct Publisher {
     active: Array<MapData, u32>,
-    v4: TreeMaps,
-    v6: TreeMaps,
+    v4: Nodes,
+    v6: Nodes,
     deep: LpmTrie<MapData, [u8; DEEP_KEY], u8>,
 }
 
@@ -30,8 +28,8 @@ impl Publisher {
         let deep = take_map(ebpf, DEEP_V6)?;
         Ok(Self {
             active: array(ebpf, ACTIVE)?,
-            v4: TreeMaps::new(ebpf, RANGES_V4, NODES_V4)?,
-            v6: TreeMaps::new(ebpf, RANGES_V6, NODES_V6)?,
+            v4: Nodes::new(ebpf, RANGES_V4)?,
+            v6: Nodes::new(ebpf, RANGES_V6)?,
             deep: LpmTrie::try_from(deep).map_err(map_error(DEEP_V6))?,
         })
     }
@@ -109,48 +107,31 @@ fn byte(generation: u32) -> u8 {
     u8::from(generation & 1 == 1)
 }
 
-/// One family's root and nodes, both generations.
-struct TreeMaps {
-    roots: Array<MapData, Root>,
-    roots_name: &'static str,
-    nodes: Array<MapData, Node>,
-    nodes_name: &'static str,
+/// One family's nodes, both generations.
+struct Nodes {
+    map: Array<MapData, Node>,
+    name: &'static str,
 }
 
-impl TreeMaps {
-    fn new(
-        ebpf: &mut Ebpf,
-        roots_name: &'static str,
-        nodes_name: &'static str,
-    ) -> Result<Self, XdpError> {
+impl Nodes {
+    fn new(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, XdpError> {
         Ok(Self {
-            roots: array(ebpf, roots_name)?,
-            roots_name,
-            nodes: array(ebpf, nodes_name)?,
-            nodes_name,
+            map: array(ebpf, name)?,
+            name,
         })
     }
 
     fn write(&mut self, generation: u32, tree: &Tree) -> Result<(), XdpError> {
-        self.roots
-            .set(generation, tree.root(), 0)
-            .map_err(map_error(self.roots_name))?;
         for (index, node) in (generation * NODES..).zip(tree.nodes()) {
-            self.nodes
-                .set(index, node, 0)
-                .map_err(map_error(self.nodes_name))?;
+            self.map.set(index, node, 0).map_err(map_error(self.name))?;
         }
         Ok(())
     }
 
-    fn read(&self, generation: u32, nodes: usize) -> Result<Tree, XdpError> {
-        let root = self.roots.get(&generation, 0);
-        let root = Box::new(root.map_err(map_error(self.roots_name))?);
-        let nodes = (generation * NODES..).take(nodes).map(|index| {
-            let node = self.nodes.get(&index, 0);
-            node.map_err(map_error(self.nodes_name))
-        });
-        Ok(Tree::new(root, nodes.collect::<Result<_, _>>()?))
+    fn read(&self, generation: u32, count: usize) -> Result<Tree, XdpError> {
+        let indices = (generation * NODES..).take(count);
+        let nodes = indices.map(|index| self.map.get(&index, 0).map_err(map_error(self.name)));
+        Ok(Tree::new(nodes.collect::<Result<_, _>>()?))
     }
 }
 
