@@ -1,1 +1,313 @@
-//! x
+//! Verifies that bad input gets one sentence with file, line, field and remedy, the right exit
+//! code, and leaves the host as it was; from `check` and from `run` alike.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use tests::daemon;
+use tests::net::{Host, Network};
+use tests::pki::{Pki, SHOP};
+
+#[test]
+fn a_good_configuration_is_in_order() {
+    let bench = Bench::new();
+
+    let output = bench.pullgate(&bench.text(), &["check"]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .ends_with("in order\n")
+    );
+}
+
+#[test]
+fn a_missing_configuration_is_named() {
+    let bench = Bench::new();
+    let missing = bench.network.path("nowhere.toml");
+
+    let output = daemon::output(&bench.network, &missing, &["check"]);
+
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        stderr(&output).contains("nowhere.toml cannot be read"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let bench = Bench::new();
+    bench.refuses(
+        &bench.text().replace("shop.example.pem", "gone.pem"),
+        "gate.host.certificate",
+        &["gone.pem cannot be read", "is the path right"],
+    );
+}
+
+#[test]
+fn a_key_that_others_may_read_is_refused() {
+    let bench = Bench::new();
+    let key = bench.pki.path(&format!("{SHOP}.key"));
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+
+    bench.refuses(
+        &bench.text(),
+        "gate.host.key",
+        &["open to every user", "chmod 600"],
+    );
+}
+
+#[test]
+fn a_key_that_can_not_be_read_is_named() {
+    let bench = Bench::new();
+    let path = bench.write(&bench.text());
+
+    // Root reads everything, unless the capabilities that let it are gone.
+    let output = bench
+        .without("-dac_override,-dac_read_search", Some("1"))
+        .arg("--config")
+        .arg(path)
+        .arg("check")
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("cannot be read"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_key_that_does_not_match_the_certificate_is_refused() {
+    let bench = Bench::new();
+    bench.refuses(
+        &bench.text().replace("shop.example.key", "blog.example.key"),
+        "gate.host.key",
+        &[
+            "does not belong to the certificate",
+            "name the key it was made with",
+        ],
+    );
+}
+
+#[test]
+fn a_key_that_is_none_is_refused() {
+    let bench = Bench::new();
+    bench.pki.write("none.key", "<html>");
+    bench.refuses(
+        &bench.text().replace("shop.example.key", "none.key"),
+        "gate.host.key",
+        &["holds no private key", "must be PEM"],
+    );
+}
+
+#[test]
+fn an_expired_certificate_is_refused() {
+    let bench = Bench::new();
+    bench
+        .pki
+        .write_identity("old", &bench.pki.web.expired_server(SHOP));
+    let text = bench.text();
+    let text = text.replace("shop.example.pem", "old.pem");
+    bench.refuses(
+        &text.replace("shop.example.key", "old.key"),
+        "gate.host.certificate",
+        &["is valid from", "not now; renew it"],
+    );
+}
+
+#[test]
+fn a_ca_file_without_a_ca_is_refused() {
+    let bench = Bench::new();
+    bench.pki.write_identity("leaf", &bench.pki.ours.client());
+    bench.refuses(
+        &bench.text().replace("ours-ca.pem", "leaf.pem"),
+        "gate.host.trust",
+        &["is not a CA certificate", "name the CA that signed"],
+    );
+    bench.pki.write("empty.pem", "");
+    bench.refuses(
+        &bench.text().replace("ours-ca.pem", "empty.pem"),
+        "gate.host.trust",
+        &["holds no certificate"],
+    );
+}
+
+#[test]
+fn an_unknown_field_is_refused() {
+    let bench = Bench::new();
+    bench.refuses(
+        &bench.text().replace("[gate]", "[gate]\nlitsen = []"),
+        "gate.litsen",
+        &["unknown field `litsen`", "expected one of"],
+    );
+}
+
+#[test]
+fn a_bad_range_is_refused() {
+    let bench = Bench::new();
+    bench.refuses(
+        &bench
+            .text()
+            .replace("[gate]", "[ranges]\nallow = [\"192.0.2.0/240\"]\n[gate]"),
+        "ranges.allow[0]",
+        &["invalid IP address syntax"],
+    );
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_refused() {
+    let bench = Bench::new();
+    bench.refuses(
+        &bench.text().replace("wan0", "wan9"),
+        "filter.interfaces",
+        &["interface `wan9` does not exist", "`ip link` lists"],
+    );
+}
+
+#[test]
+fn two_hosts_with_one_name_are_refused() {
+    let bench = Bench::new();
+    let text = bench.text();
+    let host = &text[text.find("[[gate.host]]").unwrap()..];
+    bench.refuses(
+        &format!("{text}{host}"),
+        "gate.host.names",
+        &[
+            "already has a policy, at line",
+            "give each name to one host",
+        ],
+    );
+}
+
+#[test]
+fn an_upstream_beyond_this_host_is_refused() {
+    let bench = Bench::new();
+    bench.refuses(
+        &bench.text().replace("127.0.0.1:8080", "192.0.2.1:8080"),
+        "gate.host.upstream",
+        &["is not loopback", "unsafe_upstream = true"],
+    );
+}
+
+#[test]
+fn a_missing_capability_is_named() {
+    let bench = Bench::new();
+    let path = bench.write(&bench.text());
+    for (role, without, capability) in [
+        ("filter", "-bpf", "CAP_BPF"),
+        ("filter", "-net_admin", "CAP_NET_ADMIN"),
+        ("gate", "-net_bind_service", "CAP_NET_BIND_SERVICE"),
+    ] {
+        let output = bench
+            .without(without, None)
+            .arg("--config")
+            .arg(&path)
+            .args(["run", "--only", role])
+            .output()
+            .unwrap();
+
+        assert_eq!(output.status.code(), Some(77), "{}", stderr(&output));
+        let missing = format!("{capability} is missing");
+        assert!(stderr(&output).contains(&missing), "{}", stderr(&output));
+        bench.is_untouched();
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_explained() {
+    let bench = Bench::new();
+
+    let output = bench.pullgate(&bench.text(), &["run", "--only", "everything"]);
+
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("[possible values: filter, ranges, gate]"));
+}
+
+/// A host with nothing running on it, and a configuration to spoil.
+struct Bench {
+    pki: Pki,
+    network: Network,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let network = Network::new();
+        let pki = Pki::new(&network.path("pki"));
+        Self { pki, network }
+    }
+
+    fn text(&self) -> String {
+        let directory = self.network.path("");
+        let directory = directory.display();
+        format!(
+            "[paths]\nstate = \"state\"\nrun = \"run\"\nbpf = \"bpf/pullgate\"\n\
+             [filter]\ninterfaces = [\"wan0\"]\n[gate]\n[[gate.host]]\n\
+             names = [\"{SHOP}\"]\ncertificate = \"{directory}pki/{SHOP}.pem\"\n\
+             key = \"{directory}pki/{SHOP}.key\"\ntrust = [\"{directory}pki/ours-ca.pem\"]\n\
+             upstream = \"127.0.0.1:8080\"\n"
+        )
+    }
+
+    fn write(&self, text: &str) -> PathBuf {
+        let path = self.network.path("pullgate.toml");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn pullgate(&self, text: &str, arguments: &[&str]) -> Output {
+        daemon::output(&self.network, &self.write(text), arguments)
+    }
+
+    /// A `pullgate` in the origin without certain capabilities, perhaps as another user.
+    fn without(&self, capabilities: &str, user: Option<&str>) -> Command {
+        let mut command = self.network.command(Host::Origin, "setpriv");
+        command.args(["--bounding-set", capabilities, "--inh-caps", "-all"]);
+        if let Some(user) = user {
+            command.args(["--reuid", user, "--clear-groups"]);
+        }
+        command.arg(daemon::binary());
+        command
+    }
+
+    /// Asserts that `check` and `run` both refuse the text with this field and these words.
+    fn refuses(&self, text: &str, field: &str, words: &[&str]) {
+        for arguments in [["check"].as_slice(), &["run"]] {
+            let output = self.pullgate(text, arguments);
+            let error = stderr(&output);
+
+            assert_eq!(output.status.code(), Some(78), "{arguments:?}: {error}");
+            assert_eq!(error.lines().count(), 1, "one sentence: {error}");
+            let file = self.network.path("pullgate.toml");
+            let place = format!("pullgate: {}:", file.display());
+            let rest = error.strip_prefix(&place);
+            let line = rest
+                .and_then(|rest| rest.split_once(':'))
+                .map(|(line, _)| line);
+            let number: usize = line.unwrap_or_else(|| panic!("{error}")).parse().unwrap();
+            assert!((1..=text.lines().count()).contains(&number), "{error}");
+            assert!(error.contains(&format!("`{field}`: ")), "{error}");
+            for word in words {
+                assert!(error.contains(word), "{word}: {error}");
+            }
+            self.is_untouched();
+        }
+    }
+
+    fn is_untouched(&self) {
+        for made in ["state", "run", "bpf/pullgate"] {
+            assert!(!self.network.path(made).exists(), "{made} was made");
+        }
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}

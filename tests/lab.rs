@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::Value;
-use tests::scenarios::{self, Row};
+use tests::scenarios;
 use tests::{Lab, Plan};
 
 /// A protected origin, an edge and a stranger, in network namespaces.
@@ -34,32 +34,19 @@ fn main() -> anyhow::Result<ExitCode> {
     let mark = lab.gate().mark();
     let mut rows = scenarios::edge_is_served(&lab, "nginx");
     narrate(&lab.gate().events()[mark..]);
-    println!("  who, what, seen, decided by, counter before → after\n");
-    show(&rows);
-    for scenario in [
-        scenarios::certificates_are_judged,
-        scenarios::sessions_stay_at_home,
-        scenarios::defective_greetings_are_refused,
-        scenarios::strangers_are_dropped,
-        scenarios::the_rest_works_as_before,
-        scenarios::a_new_range_opens_the_way,
-        scenarios::bad_lists_change_nothing,
-    ] {
-        let more = scenario(&lab);
-        show(&more);
-        rows.extend(more);
-    }
-    for scenario in [
-        scenarios::killed_roles_leave_the_host_protected,
-        scenarios::unload_leaves_the_gate,
-    ] {
-        let more = scenario(&mut lab);
-        show(&more);
-        rows.extend(more);
-    }
+    rows.extend(scenarios::certificates_are_judged(&lab));
+    rows.extend(scenarios::sessions_stay_at_home(&lab));
+    rows.extend(scenarios::defective_greetings_are_refused(&lab));
+    rows.extend(scenarios::strangers_are_dropped(&lab));
+    rows.extend(scenarios::the_rest_works_as_before(&lab));
+    rows.extend(scenarios::a_new_range_opens_the_way(&lab));
+    rows.extend(scenarios::bad_lists_change_nothing(&lab));
+    rows.extend(scenarios::killed_roles_leave_the_host_protected(&mut lab));
+    rows.extend(scenarios::unload_leaves_the_gate(&mut lab));
+    println!("{}", scenarios::Table(&rows));
 
     let matched = rows.iter().filter(|row| row.matched()).count();
-    println!("\n{matched} of {} rows as expected", rows.len());
+    println!("{matched} of {} rows as expected", rows.len());
     if !options.once {
         println!("\nThe lab stays up until Ctrl-C. Try:\n{}", lab.hints());
         signals.wait().context("waiting for Ctrl-C")?;
@@ -90,10 +77,4 @@ fn narrate(events: &[Value]) {
         println!("  {message}: {}", fields.collect::<Vec<_>>().join(" "));
     }
     println!();
-}
-
-fn show(rows: &[Row]) {
-    for row in rows {
-        println!("{row}");
-    }
 }

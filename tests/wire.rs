@@ -1,1 +1,64 @@
-//! x
+//! Verifies the filter on the wire: strangers' SYNs are neither answered nor let in, natively and
+//! generically; everything else works as before; monitor mode only counts.
+
+use filter_ebpf::verdict::{Reason, Verdict};
+use tests::net::Host;
+use tests::pki::SHOP;
+use tests::{Lab, Plan, assert_matched, scenarios};
+
+#[test]
+fn strangers_are_dropped_and_the_rest_works_as_before() {
+    let lab = Lab::start(&Plan::default());
+
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    assert_matched(&scenarios::the_rest_works_as_before(&lab));
+    assert_eq!(attached(&lab), 1, "natively");
+}
+
+#[test]
+fn generic_xdp_judges_alike_and_says_that_it_is_weaker() {
+    let lab = Lab::start(&Plan {
+        filter: "attach = \"generic\"",
+        ..Plan::default()
+    });
+
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    assert_matched(&scenarios::the_rest_works_as_before(&lab));
+    assert_matched(&scenarios::edge_is_served(&lab, "nginx"));
+
+    assert_eq!(attached(&lab), 0, "not natively");
+    let status = lab.filter().status();
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("filtered by generic XDP only"),
+        "{warnings}"
+    );
+    let warned =
+        |event: &serde_json::Value| event["level"] == "WARN" && event["interface"] == "wan0";
+    lab.filter().event(0, "the weaker rung is logged", warned);
+}
+
+#[test]
+fn monitor_mode_counts_what_it_would_drop_and_says_so() {
+    let lab = Lab::start(&Plan {
+        filter: "mode = \"monitor\"",
+        ..Plan::default()
+    });
+    let origin = Host::Origin.addresses()[0];
+    let before = lab.frames(Verdict::Drop(Reason::NotListed));
+
+    let (reply, _) = lab.edge().get(&lab.network, Host::Stranger, origin, SHOP);
+
+    // He gets as far as the gate, which knows the same ranges.
+    assert_eq!(reply.to_string(), "closed");
+    assert!(lab.frames(Verdict::Drop(Reason::NotListed)) > before);
+    let status = lab.filter().status();
+    assert!(status["warnings"].to_string().contains("monitor mode"));
+    let counted = &status["metrics"]["pullgate_filter_frames_total{verdict=\"would_drop\",reason=\"NotListed\"}"];
+    assert!(counted.as_f64().unwrap() > 0.0);
+}
+
+fn attached(lab: &Lab) -> u64 {
+    lab.filter()
+        .metric("pullgate_filter_attached{iface=\"wan0\",mode=\"native\"}")
+}

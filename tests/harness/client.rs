@@ -148,7 +148,7 @@ fn exchange(
 ) -> io::Result<Reply> {
     write!(
         stream,
-        "GET / HTTP/1.1\r\nHost: {name}\r\nCF-Connecting-IP: {VISITOR}\r\nConnection: close\r\n\r\n"
+        "GET / HTTP/1.0\r\nHost: {name}\r\nCF-Connecting-IP: {VISITOR}\r\nConnection: close\r\n\r\n"
     )?;
     let mut response = Vec::new();
     match stream.read_to_end(&mut response) {

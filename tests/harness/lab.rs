@@ -62,6 +62,8 @@ pub struct Lab {
     pub config: PathBuf,
     /// The namespaces.
     pub network: Arc<Network>,
+    /// Whether drops are only counted.
+    monitors: bool,
 }
 
 impl Lab {
@@ -84,6 +86,7 @@ impl Lab {
             pki,
             config,
             network,
+            monitors: plan.filter.contains("monitor"),
         };
         lab.start_filter();
         lab.start_gate();
@@ -153,7 +156,7 @@ impl Lab {
         let counters = Map::PerCpuArray(MapData::from_pin(pin).unwrap());
         let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
         counters
-            .get(&verdict.counter_index(false), 0)
+            .get(&verdict.counter_index(self.monitors), 0)
             .unwrap()
             .iter()
             .sum()

@@ -41,10 +41,6 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Asserts that every row is as expected, and shows those that are not.
 pub fn assert_matched(rows: &[scenarios::Row]) {
     assert!(!rows.is_empty());
-    let wrong: Vec<_> = rows
-        .iter()
-        .filter(|row| !row.matched())
-        .map(ToString::to_string)
-        .collect();
-    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    let wrong: Vec<_> = rows.iter().filter(|row| !row.matched()).cloned().collect();
+    assert!(wrong.is_empty(), "\n{}", scenarios::Table(&wrong));
 }

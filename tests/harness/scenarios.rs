@@ -51,31 +51,53 @@ impl Row {
     }
 }
 
-impl Display for Row {
+impl Row {
+    /// The cells of the table, in its order.
+    fn cells(&self) -> [String; 8] {
+        let (before, after) = self.counter;
+        [
+            self.scenario.to_string(),
+            if self.matched() { "ok" } else { "NOT" }.to_owned(),
+            self.who.clone(),
+            self.what.clone(),
+            self.expected.clone(),
+            self.seen.clone(),
+            self.decided.clone(),
+            format!("{before} → {after}"),
+        ]
+    }
+}
+
+/// Rows as one table, as wide as they need.
+pub struct Table<'a>(pub &'a [Row]);
+
+impl Display for Table<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let mark = if self.matched() { "ok" } else { "NOT" };
-        let expected = if self.matched() {
-            ""
-        } else {
-            self.expected.as_str()
-        };
-        write!(
-            f,
-            "{} {mark:<3} {:<24} {:<44} {:<34} {:<26} {} → {}",
-            self.scenario,
-            self.who,
-            self.what,
-            self.seen,
-            self.decided,
-            self.counter.0,
-            self.counter.1,
-        )?;
-        if !expected.is_empty() {
-            write!(
-                f,
-                "\n      expected: {expected}, and the counter + {}",
-                self.steps
-            )?;
+        let header = [
+            "",
+            "",
+            "who",
+            "what",
+            "expected",
+            "seen",
+            "decided by",
+            "counter",
+        ];
+        let rows = self.0.iter().map(Row::cells);
+        let lines: Vec<_> = [header.map(str::to_owned)]
+            .into_iter()
+            .chain(rows)
+            .collect();
+        let widths: [usize; 8] = std::array::from_fn(|column| {
+            let widths = lines.iter().map(|cells| cells[column].chars().count());
+            widths.max().unwrap_or(0)
+        });
+        for cells in lines {
+            let cells = cells.iter().zip(widths);
+            let cells: Vec<_> = cells
+                .map(|(cell, width)| format!("{cell:<width$}"))
+                .collect();
+            writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
     }

@@ -12,15 +12,25 @@ use nix::sys::socket::{
 
 use crate::net::{Host, INTERFACE, Network};
 
-/// Sends frames from a host's interface, one by one.
-pub fn send(network: &Network, host: Host, frames: &[Vec<u8>]) {
-    network.on(host, || {
-        let socket = open();
-        let link = link();
-        for frame in frames {
-            sendto(socket.as_raw_fd(), frame, &link, MsgFlags::empty()).unwrap();
-        }
-    });
+/// Sends frames from a host's interface, as they are.
+pub struct Sender {
+    socket: OwnedFd,
+    link: LinkAddr,
+}
+
+impl Sender {
+    /// Opens the interface of a host.
+    #[must_use]
+    pub fn open(network: &Network, host: Host) -> Self {
+        let (socket, link) = network.on(host, || (open(), link()));
+        Self { socket, link }
+    }
+
+    /// Sends one frame.
+    pub fn send(&self, frame: &[u8]) {
+        let flags = MsgFlags::empty();
+        sendto(self.socket.as_raw_fd(), frame, &self.link, flags).unwrap();
+    }
 }
 
 /// Sees every frame that arrives at a host from when it was opened.

@@ -10,7 +10,7 @@ use filter_ebpf::verdict::{Reason, Verdict};
 use super::gate::pairs;
 use super::{Attempt, Row};
 use crate::net::{Host, ip};
-use crate::wire::{self, Tap};
+use crate::wire::{self, Sender, Tap};
 use crate::{Lab, eventually};
 
 /// 5. The stranger's SYN to 443, plain and disguised: dropped, counted, and not answered.
@@ -42,8 +42,10 @@ pub fn strangers_are_dropped(lab: &Lab) -> Vec<Row> {
             };
             rows.push(attempt.frames(lab, NOT_LISTED, FRAMES, || {
                 let tap = Tap::open(&lab.network, Host::Stranger);
-                let frames = vec![frame; usize::try_from(FRAMES).unwrap()];
-                wire::send(&lab.network, Host::Stranger, &frames);
+                let sender = Sender::open(&lab.network, Host::Stranger);
+                for _ in 0..FRAMES {
+                    sender.send(&frame);
+                }
                 answered(&tap)
             }));
         }
