@@ -1,4 +1,5 @@
 //! Verifies what survives what: killed roles, a second instance, a stop with live connections.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -70,7 +71,7 @@ fn a_stopped_gate_closes_what_does_not_end_in_time_and_exits_cleanly() {
     assert_eq!(code, Some(0));
     let mut rest = Vec::new();
     // A reset is an end like any other.
-    if idle.read_to_end(&mut rest).is_err() {}
+    idle.read_to_end(&mut rest).ok();
     assert_eq!(rest, b"");
 }
 

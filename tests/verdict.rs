@@ -1,5 +1,6 @@
 //! Verifies that the loaded program comes to the verdicts of the table, by test runs in the
 //! kernel. The same table is asked of `decide` on the host, in `filter-ebpf`'s own tests.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;

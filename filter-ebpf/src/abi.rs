@@ -29,7 +29,7 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const TCP_PORTS: &str = "TCP_PORTS";
 /// Read-only global: bit per UDP port, as [`TCP_PORTS`].
 pub const UDP_PORTS: &str = "UDP_PORTS";
-/// Read-only global: protected destination addresses, IPv4 as IPv4-mapped IPv6.
+/// Read-only global: protected destination addresses as `u128`, IPv4 as IPv4-mapped IPv6.
 pub const DESTINATIONS: &str = "DESTINATIONS";
 
 /// Later fragments of strangers pass.
@@ -59,3 +59,5 @@ pub const DEEP_ENTRIES: u32 = 20480;
 
 /// Bytes of a trie key's data: the generation, then the address in network order.
 pub const DEEP_KEY: usize = 17;
+/// Bits of a whole trie key: a lookup's prefix length.
+pub const DEEP_KEY_BITS: u32 = 17 * 8;

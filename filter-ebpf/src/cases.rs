@@ -1,232 +1,18 @@
 //! The verdict table as frames: one table, asked of `decide` on the host and of the loaded program.
 
+mod packet;
+
 use core::net::IpAddr;
 use std::string::String;
 use std::vec::Vec;
 use std::{format, vec};
 
+pub use self::packet::{Packet, ethernet};
 use crate::verdict::Reason::{
     Allowed, ChainTooLong, Denied, Fragment, Listed, Malformed, NotIp, NotListed, NotTcp,
     OtherDestination, OtherPort, TooManyTags,
 };
 use crate::verdict::Verdict::{self, Drop, Pass};
-
-/// A frame to build: a SYN to a port, from which everything else is varied.
-#[derive(Clone, Debug)]
-pub struct Packet {
-    source: IpAddr,
-    destination: IpAddr,
-    macs: [u8; 12],
-    tags: Vec<(u16, u16)>,
-    version_ihl: Option<u8>,
-    options: Vec<u8>,
-    extensions: Vec<(u8, Vec<u8>)>,
-    fragment: Option<(u16, bool)>,
-    protocol: u8,
-    payload: Vec<u8>,
-}
-
-impl Packet {
-    /// A TCP SYN.
-    #[must_use]
-    pub fn tcp(source: IpAddr, destination: IpAddr, port: u16) -> Self {
-        let mut segment = vec![0; 20];
-        segment[..2].copy_from_slice(&SOURCE_PORT.to_be_bytes());
-        segment[2..4].copy_from_slice(&port.to_be_bytes());
-        // Sequence number, data offset of five words, SYN, window.
-        segment[4..8].copy_from_slice(&[0, 0, 0, 1]);
-        segment[12] = 5 << 4;
-        segment[13] = 2;
-        segment[14] = 0x20;
-        Self::carrying(source, destination, 6, segment)
-    }
-
-    /// A UDP datagram.
-    #[must_use]
-    pub fn udp(source: IpAddr, destination: IpAddr, port: u16) -> Self {
-        let [high, low] = port.to_be_bytes();
-        Self::carrying(
-            source,
-            destination,
-            17,
-            vec![0x30, 0x39, high, low, 0, 8, 0, 0],
-        )
-    }
-
-    /// Any payload of any protocol.
-    #[must_use]
-    pub fn carrying(source: IpAddr, destination: IpAddr, protocol: u8, payload: Vec<u8>) -> Self {
-        Self {
-            source,
-            destination,
-            macs: [0; 12],
-            tags: Vec::new(),
-            version_ihl: None,
-            options: Vec::new(),
-            extensions: Vec::new(),
-            fragment: None,
-            protocol,
-            payload,
-        }
-    }
-
-    /// With destination and source hardware address.
-    #[must_use]
-    pub fn between(mut self, destination: [u8; 6], source: [u8; 6]) -> Self {
-        self.macs[..6].copy_from_slice(&destination);
-        self.macs[6..].copy_from_slice(&source);
-        self
-    }
-
-    /// With a VLAN tag inside those that are there: its type, and priority and VLAN number.
-    #[must_use]
-    pub fn tagged(mut self, tpid: u16, tci: u16) -> Self {
-        self.tags.push((tpid, tci));
-        self
-    }
-
-    /// With IPv4 options, whole words of four bytes.
-    #[must_use]
-    pub fn options(mut self, options: &[u8]) -> Self {
-        self.options = options.to_vec();
-        self
-    }
-
-    /// With another first byte of the IP header.
-    #[must_use]
-    pub fn version_ihl(mut self, byte: u8) -> Self {
-        self.version_ihl = Some(byte);
-        self
-    }
-
-    /// With an IPv6 extension header behind those that are there: its type, and all of its bytes
-    /// but the first, which names the next header.
-    #[must_use]
-    pub fn extension(mut self, kind: u8, rest: &[u8]) -> Self {
-        self.extensions.push((kind, rest.to_vec()));
-        self
-    }
-
-    /// As a fragment: offset in units of eight bytes, and whether more follow.
-    ///
-    /// In IPv6 the fragment header is the last extension header.
-    #[must_use]
-    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
-        self.fragment = Some((offset, more));
-        self
-    }
-
-    /// With only the first bytes of the payload.
-    #[must_use]
-    pub fn cut(mut self, length: usize) -> Self {
-        self.payload.truncate(length);
-        self
-    }
-
-    /// The frame, with the checksums that the stack asks for.
-    #[must_use]
-    pub fn build(&self) -> Vec<u8> {
-        let mut frame = self.macs.to_vec();
-        for (tpid, tci) in &self.tags {
-            frame.extend(tpid.to_be_bytes());
-            frame.extend(tci.to_be_bytes());
-        }
-        let payload = self.checked_payload();
-        match (self.source, self.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                frame.extend([0x08, 0x00]);
-                let words = (20 + self.options.len()) / 4;
-                let ihl = u8::try_from(words).unwrap_or(15);
-                let (offset, more) = self.fragment.unwrap_or((0, false));
-                let flags = offset | if more { 0x2000 } else { 0 };
-                let mut header = vec![self.version_ihl.unwrap_or(0x40 | ihl), 0];
-                header.extend(length(words * 4 + payload.len()));
-                header.extend([0x12, 0x34]);
-                header.extend(flags.to_be_bytes());
-                header.extend([64, self.protocol, 0, 0]);
-                header.extend(source.octets());
-                header.extend(destination.octets());
-                header.extend(&self.options);
-                let sum = checksum(&header);
-                header[10..12].copy_from_slice(&sum);
-                frame.extend(header);
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                frame.extend([0x86, 0xdd]);
-                let chain = self.chain();
-                frame.extend([self.version_ihl.unwrap_or(0x60), 0, 0, 0]);
-                frame.extend(length(chain.len() + payload.len()));
-                let kinds = self.extensions.first().map(|(kind, _)| *kind);
-                let first = kinds
-                    .or_else(|| self.fragment.map(|_| 44))
-                    .unwrap_or(self.protocol);
-                frame.extend([first, 64]);
-                frame.extend(source.octets());
-                frame.extend(destination.octets());
-                frame.extend(chain);
-            }
-            // A packet of two families is none; the frame then ends behind the tags.
-            _ => return frame,
-        }
-        frame.extend(payload);
-        frame
-    }
-
-    /// All extension headers, each naming the next.
-    fn chain(&self) -> Vec<u8> {
-        let mut headers = self.extensions.clone();
-        if let Some((offset, more)) = self.fragment {
-            let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
-            headers.push((44, vec![0, high, low, 0, 0, 0x12, 0x34]));
-        }
-        let kinds = headers.iter().map(|(kind, _)| *kind);
-        let nexts: Vec<_> = kinds.skip(1).chain([self.protocol]).collect();
-        let mut chain = Vec::new();
-        for ((_, rest), next) in headers.iter().zip(nexts) {
-            chain.push(next);
-            chain.extend(rest);
-        }
-        chain
-    }
-
-    /// The payload, with the checksum if it is a whole TCP segment.
-    fn checked_payload(&self) -> Vec<u8> {
-        let mut payload = self.payload.clone();
-        if self.protocol != 6 || payload.len() < 20 {
-            return payload;
-        }
-        let mut pseudo = Vec::new();
-        for address in [self.source, self.destination] {
-            match address {
-                IpAddr::V4(address) => pseudo.extend(address.octets()),
-                IpAddr::V6(address) => pseudo.extend(address.octets()),
-            }
-        }
-        pseudo.extend([0, self.protocol]);
-        pseudo.extend(length(payload.len()));
-        pseudo.extend(&payload);
-        payload[16..18].copy_from_slice(&checksum(&pseudo));
-        payload
-    }
-}
-
-fn length(bytes: usize) -> [u8; 2] {
-    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes.chunks(2).map(|pair| {
-        let [high, low] = [pair[0], pair.get(1).copied().unwrap_or(0)];
-        u64::from(u16::from_be_bytes([high, low]))
-    });
-    let mut sum: u64 = words.sum();
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let [.., high, low] = (!sum).to_be_bytes();
-    [high, low]
-}
 
 /// A row: what it is, the frame, and what is to become of it.
 #[derive(Clone, Debug)]
@@ -610,18 +396,6 @@ fn special_cases(family: &Family, cases: &mut Vec<Case>) {
         rows.both("SYN elsewhere, no segments left", none_left, pass, pass);
     }
 }
-
-/// A frame of any EtherType.
-#[must_use]
-pub fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0; 12];
-    frame.extend(ethertype.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// Source port of every segment.
-const SOURCE_PORT: u16 = 40_000;
 
 #[cfg(test)]
 mod tests {

@@ -20,7 +20,7 @@ mod program {
     use aya_ebpf::macros::{btf_map, xdp};
     use aya_ebpf::programs::XdpContext;
     use filter_ebpf::abi::{
-        DEEP_ENTRIES, DEEP_KEY, DESTINATIONS_MAX, GENERATIONS, NODES, PORT_BITMAP,
+        DEEP_ENTRIES, DEEP_KEY, DEEP_KEY_BITS, DESTINATIONS_MAX, GENERATIONS, NODES, PORT_BITMAP,
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP,
     };
     use filter_ebpf::table::{self, ABSENT, Class, Node, Table, Tree};
@@ -44,10 +44,14 @@ mod program {
     #[unsafe(no_mangle)]
     static UDP_PORTS: [Global<u8>; PORT_BITMAP] = [const { Global::new(0) }; PORT_BITMAP];
     #[unsafe(no_mangle)]
-    static DESTINATIONS: [Global<[u32; 4]>; DESTINATIONS_MAX] =
-        [const { Global::new([0; 4]) }; DESTINATIONS_MAX];
+    static DESTINATIONS: [Global<u128>; DESTINATIONS_MAX] =
+        [const { Global::new(0) }; DESTINATIONS_MAX];
 
     #[xdp]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the macro passes the context by value"
+    )]
     pub(crate) fn pullgate(ctx: XdpContext) -> u32 {
         let settings = Loaded(SETTINGS.load());
         let verdict = decide(&Packet(&ctx), &settings, &Published);
@@ -122,30 +126,19 @@ mod program {
                 return true;
             }
             let address = match address {
-                IpAddr::V4(address) => [0, 0, 0xffff, address.to_bits()],
-                IpAddr::V6(address) => words(address),
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => address,
             };
             DESTINATIONS
                 .iter()
                 .take(count)
-                .any(|destination| destination.load() == address)
+                .any(|destination| destination.load() == address.to_bits())
         }
 
         #[inline(always)]
         fn fragments_pass(&self) -> bool {
             self.has(SETTING_FRAGMENTS_PASS)
         }
-    }
-
-    #[inline(always)]
-    fn words(address: Ipv6Addr) -> [u32; 4] {
-        let bits = address.to_bits();
-        [
-            (bits >> 96) as u32,
-            (bits >> 64) as u32,
-            (bits >> 32) as u32,
-            bits as u32,
-        ]
     }
 
     #[inline(always)]
@@ -183,10 +176,10 @@ mod program {
         fn deep(&self, address: Ipv6Addr) -> u16 {
             let mut key = [0; DEEP_KEY];
             let [first, rest @ ..] = &mut key;
-            *first = self.0 as u8;
+            *first = u8::from(self.0 == 1);
             rest.copy_from_slice(&address.octets());
             DEEP_V6
-                .get(&Key::new(8 * DEEP_KEY as u32, key))
+                .get(&Key::new(DEEP_KEY_BITS, key))
                 .map_or(ABSENT, |class| u16::from(*class))
         }
     }

@@ -15,6 +15,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 mod raw;
+#[cfg(test)]
+mod tests;
+mod value;
 
 /// A whole configuration file.
 #[derive(Debug)]

@@ -4,6 +4,10 @@
 //! certificates, snapshot. Only when all of that is in order are sockets bound and packets
 //! dropped, the filter first.
 
+mod error;
+mod gate;
+mod view;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
@@ -13,23 +17,25 @@ use std::time::SystemTime;
 
 use rustix::thread::CapabilitySet;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::cli::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, Role};
-use crate::config::{Config, ConfigError, Mode};
-use crate::gate::{self, Gate, Policies};
+pub use self::error::StartError;
+use self::gate::GateRole;
+use self::view::View;
+use crate::cli::Role;
+use crate::config::Config;
+use crate::gate::Policies;
+use crate::ranges::Table;
 use crate::ranges::guard::Documentation;
-use crate::ranges::{Table, TableFull};
-use crate::refresh::{Attempt, Refresher};
-use crate::snapshot::{Follower, InForce, Origin, SnapshotError, chain};
-use crate::telemetry::status::{RangesStatus, Report, Status};
+use crate::refresh::Refresher;
+use crate::snapshot::{Follower, InForce, chain};
+use crate::telemetry::status::{Report, Status};
 use crate::telemetry::{Metrics, admin};
-use crate::xdp::{self, Filter, Rung, XdpError};
+use crate::xdp::{self, Filter, XdpError};
 
 /// Checks a configuration as `run` would, and changes nothing.
 ///
@@ -41,7 +47,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
         xdp::check_interfaces(filter)?;
     }
     if let Some(gate) = &config.gate {
-        gate::load(gate, &clock(), &Metrics::default())?;
+        crate::gate::load(gate, &clock(), &Metrics::default())?;
     }
     let in_force = load_or_baseline(config)?;
     compile(config, &in_force)?;
@@ -69,10 +75,9 @@ pub async fn run(config: Config, only: Option<Role>) -> Result<(), StartError> {
         gate.drain().await;
     }
     roles.wait().await;
-    for role in &running.sockets {
-        match std::fs::remove_file(role) {
-            Ok(()) => {}
-            Err(error) => warn!(socket = %role.display(), %error, "socket not removed"),
+    for socket in &running.sockets {
+        if let Err(error) = std::fs::remove_file(socket) {
+            warn!(socket = %socket.display(), %error, "socket not removed");
         }
     }
     Ok(())
@@ -151,7 +156,7 @@ impl Plan {
                     xdp::check_capabilities()?;
                 }
                 (Role::Gate, _, Some(gate)) => {
-                    policies = Some(gate::load(gate, &clock(), &metrics)?);
+                    policies = Some(crate::gate::load(gate, &clock(), &metrics)?);
                     check_bind_capability(&gate.listen)?;
                 }
                 (Role::Filter | Role::Ranges | Role::Gate, _, _) => {}
@@ -231,7 +236,7 @@ impl Plan {
                     let table = compiled(config, &in_force, stop, tasks)?;
                     let gate_role =
                         GateRole::start(gate, policies, table, &self.metrics, stop, tasks)?;
-                    view.hosts = gate_role.addresses.clone();
+                    view.listen = gate_role.addresses.clone();
                     running.gate = Some(gate_role);
                 }
             }
@@ -330,187 +335,6 @@ fn compiled(
     Ok(receiver)
 }
 
-/// The running gate.
-struct GateRole {
-    gate: Arc<Gate>,
-    connections: TaskTracker,
-    drain: std::time::Duration,
-    addresses: String,
-}
-
-impl GateRole {
-    fn start(
-        config: &crate::config::Gate,
-        policies: Policies,
-        table: watch::Receiver<Arc<Table>>,
-        metrics: &Metrics,
-        stop: &CancellationToken,
-        tasks: &TaskTracker,
-    ) -> Result<Self, StartError> {
-        let listeners = config
-            .listen
-            .iter()
-            .map(|address| {
-                let listener = gate::bind(*address);
-                listener.map_err(|source| StartError::Bind {
-                    address: *address,
-                    source,
-                })
-            })
-            .collect::<Result<Vec<TcpListener>, _>>()?;
-        let gate = Arc::new(Gate::new(config, policies, table, metrics.clone()));
-        let connections = TaskTracker::new();
-        for listener in listeners {
-            let (gate, connections) = (Arc::clone(&gate), connections.clone());
-            tasks.spawn(gate::serve(gate, listener, connections, stop.clone()));
-        }
-        let addresses: Vec<_> = config.listen.iter().map(SocketAddr::to_string).collect();
-        info!(listen = addresses.join(" "), "gate is listening");
-        Ok(Self {
-            gate,
-            connections,
-            drain: config.drain_timeout,
-            addresses: addresses.join(" "),
-        })
-    }
-
-    /// Waits for live connections, and closes those that take too long.
-    async fn drain(&self) {
-        self.connections.close();
-        let drained = tokio::time::timeout(self.drain, self.connections.wait());
-        if drained.await.is_err() {
-            warn!(
-                left = self.connections.len(),
-                "closing connections that did not end in time"
-            );
-            self.gate.abort();
-            self.connections.wait().await;
-        }
-    }
-}
-
-/// What a role's status is made from.
-struct View {
-    role: Role,
-    config: Arc<Config>,
-    metrics: Metrics,
-    in_force: watch::Receiver<Arc<InForce>>,
-    filter: Option<Arc<Mutex<Filter>>>,
-    attempts: Option<watch::Receiver<Option<Attempt>>>,
-    hosts: String,
-}
-
-impl View {
-    fn new(
-        role: Role,
-        config: &Arc<Config>,
-        metrics: &Metrics,
-        in_force: &watch::Receiver<Arc<InForce>>,
-    ) -> Self {
-        Self {
-            role,
-            config: Arc::clone(config),
-            metrics: metrics.clone(),
-            in_force: in_force.clone(),
-            filter: None,
-            attempts: None,
-            hosts: String::new(),
-        }
-    }
-
-    fn status(&self) -> Status {
-        let ranges = self.ranges();
-        self.metrics
-            .ranges(ranges.v4, ranges.v6, ranges.age_seconds);
-        let mut warnings = Vec::new();
-        let mut details = Vec::new();
-        if ranges.age_seconds.is_none() {
-            warnings.push("the embedded baseline protects, no list was ever fetched".to_owned());
-        }
-        if self.config.ranges.limits.documentation == Documentation::Accept {
-            warnings.push("documentation ranges are accepted (a test bed)".to_owned());
-        }
-        self.describe_filter(&mut warnings, &mut details);
-        self.describe_refresh(&mut warnings, &mut details);
-        if self.role == Role::Gate {
-            details.push(("listen".to_owned(), self.hosts.clone()));
-        }
-        Status {
-            role: self.role.label().to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            warnings,
-            ranges,
-            details,
-            metrics: self.metrics.values(),
-        }
-    }
-
-    fn ranges(&self) -> RangesStatus {
-        let in_force = self.in_force.borrow();
-        let (source, age_seconds) = match &in_force.origin {
-            Origin::Baseline => ("baseline".to_owned(), None),
-            // A time in the future is a clock that was set back: as fresh as can be.
-            Origin::Fetched { source, at } => {
-                let age = SystemTime::now().duration_since(*at).unwrap_or_default();
-                (source.clone(), Some(age.as_secs()))
-            }
-        };
-        RangesStatus {
-            source,
-            age_seconds,
-            v4: in_force.known.set().v4().len(),
-            v6: in_force.known.set().v6().len(),
-            kept: in_force.known.vanished().len(),
-        }
-    }
-
-    fn describe_filter(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
-        let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
-            return;
-        };
-        if settings.mode == Mode::Monitor {
-            warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
-        }
-        let filter = lock(filter);
-        for attached in filter.attached() {
-            let (interface, mode) = (&attached.interface, attached.rung.label());
-            self.metrics.attached(interface, mode);
-            details.push(("attached".to_owned(), format!("{interface} ({mode} XDP)")));
-            if attached.rung != Rung::Native {
-                warnings.push(format!("`{interface}` is filtered by {mode} XDP only"));
-            }
-        }
-        let ports: Vec<_> = settings.ports.iter().map(u16::to_string).collect();
-        details.push(("TCP ports".to_owned(), ports.join(" ")));
-        match filter.frames() {
-            Ok(frames) => {
-                for (verdict, reason, total) in frames {
-                    self.metrics.frames(verdict, reason, total);
-                }
-            }
-            Err(error) => warnings.push(format!("counters not readable: {}", chain(&error))),
-        }
-    }
-
-    fn describe_refresh(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
-        let Some(attempts) = &self.attempts else {
-            return;
-        };
-        match &*attempts.borrow() {
-            None => details.push(("refresh".to_owned(), "the first is under way".to_owned())),
-            Some(Attempt { at, outcome, error }) => {
-                let ago = SystemTime::now().duration_since(*at).unwrap_or_default();
-                let text = format!("{outcome}, {} s ago", ago.as_secs());
-                details.push(("refresh".to_owned(), text));
-                if let Some(error) = error {
-                    warnings.push(format!("ranges not refreshed: {error}"));
-                }
-            }
-        }
-    }
-}
-
 fn compile(config: &Config, in_force: &InForce) -> Result<Table, StartError> {
     let (allow, deny) = (&config.ranges.allow, &config.ranges.deny);
     Ok(Table::compile(in_force.known.set(), allow, deny)?)
@@ -560,7 +384,7 @@ fn lock(filter: &Mutex<Filter>) -> MutexGuard<'_, Filter> {
 /// Returns at SIGTERM or SIGINT; SIGHUP asks for a refresh of the ranges.
 async fn wait_for_stop(wake: &Notify) -> Result<(), StartError> {
     let listen = |kind| signal(kind).map_err(|source| StartError::Signals { source });
-    let mut terminate: Signal = listen(SignalKind::terminate())?;
+    let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hang_up = listen(SignalKind::hangup())?;
     loop {
@@ -582,86 +406,5 @@ fn notify_ready(running: &Running) {
         UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", Path::new(&path)));
     if let Err(error) = sent {
         warn!(%error, "the service manager was not told that we are ready");
-    }
-}
-
-/// What kept a role from starting.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The configuration, or a file that it names, cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The configuration has no section for the role.
-    #[error("the configuration has no [{}] section, so there is nothing to run", role.label())]
-    NotDescribed {
-        /// The role.
-        role: Role,
-    },
-    /// The ranges and rules do not fit.
-    #[error(transparent)]
-    Table(#[from] TableFull),
-    /// The filter cannot be put into the kernel.
-    #[error(transparent)]
-    Xdp(#[from] XdpError),
-    /// Neither snapshot nor baseline can be used, or the snapshot cannot be watched.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// A directory cannot be made.
-    #[error("directory {}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A status socket cannot be bound.
-    #[error("status socket {}", path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A listening socket cannot be bound.
-    #[error("cannot listen on {address}")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The gate may not bind a port below 1024.
-    #[error(
-        "CAP_NET_BIND_SERVICE is missing, which listening on {address} needs; run as root, or \
-         give the service that capability"
-    )]
-    BindCapability {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// Signals cannot be received.
-    #[error("signals")]
-    Signals {
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-impl StartError {
-    /// The exit code that a service manager and a script can tell apart: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_)
-            | Self::NotDescribed { .. }
-            | Self::Table(_)
-            | Self::Directory { .. } => EX_CONFIG,
-            Self::BindCapability { .. } => EX_NOPERM,
-            Self::Xdp(error) => error.exit_code(),
-            Self::Snapshot(_) | Self::Socket { .. } | Self::Bind { .. } | Self::Signals { .. } => {
-                EX_SOFTWARE
-            }
-        }
     }
 }

@@ -126,5 +126,5 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 fn complain(text: &str) {
     // Nobody is left to tell if this fails.
-    if writeln!(io::stderr(), "{text}").is_err() {}
+    writeln!(io::stderr(), "{text}").ok();
 }

@@ -5,6 +5,7 @@ mod pins;
 mod publish;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use aya::maps::{MapError, PerCpuArray};
@@ -186,19 +187,16 @@ fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
     bitmap
 }
 
-/// IPv4 as IPv4-mapped IPv6, each address as four words of its value.
-fn destinations(settings: &config::Filter) -> [[u32; 4]; abi::DESTINATIONS_MAX] {
-    let mut words = [[0; 4]; abi::DESTINATIONS_MAX];
-    for (words, address) in words.iter_mut().zip(&settings.destinations) {
-        let address = match address {
-            std::net::IpAddr::V4(address) => address.to_ipv6_mapped(),
-            std::net::IpAddr::V6(address) => *address,
+/// IPv4 as IPv4-mapped IPv6.
+fn destinations(settings: &config::Filter) -> [u128; abi::DESTINATIONS_MAX] {
+    let mut bits = [0; abi::DESTINATIONS_MAX];
+    for (bits, address) in bits.iter_mut().zip(&settings.destinations) {
+        *bits = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(address) => address.to_bits(),
         };
-        for (word, chunk) in words.iter_mut().zip(address.octets().as_chunks().0) {
-            *word = u32::from_be_bytes(*chunk);
-        }
     }
-    words
+    bits
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, XdpError> {

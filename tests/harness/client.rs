@@ -44,6 +44,17 @@ impl Display for Reply {
     }
 }
 
+impl Reply {
+    /// The status of a response, or what was seen instead: without the body.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        if let Self::Response(status, _) = self {
+            return status.to_string();
+        }
+        self.to_string()
+    }
+}
+
 /// A client with its certificate and its sessions.
 #[derive(Clone)]
 pub struct Client {
@@ -112,7 +123,10 @@ impl Client {
 }
 
 /// Sends bytes that are no TLS, and reads what comes back until the end.
-#[must_use]
+///
+/// # Errors
+///
+/// Returns what was seen instead of a connection.
 pub fn speak(network: &Network, from: Host, to: IpAddr, bytes: &[u8]) -> Result<Vec<u8>, Reply> {
     let mut stream = connect(network, from, to)?;
     let mut answer = Vec::new();

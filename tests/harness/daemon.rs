@@ -134,7 +134,7 @@ impl Pullgate {
 impl Drop for Pullgate {
     fn drop(&mut self) {
         // It may have ended already.
-        if self.child.kill().is_ok() && self.child.wait().is_err() {}
+        self.child.kill().and_then(|()| self.child.wait()).ok();
     }
 }
 

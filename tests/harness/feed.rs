@@ -14,7 +14,7 @@ use crate::net::{Host, Network};
 use crate::pki::Pki;
 
 /// What the feed answers.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Answer {
     /// Status 200 with this body.
     Body(String),
@@ -23,6 +23,7 @@ pub enum Answer {
     /// Half of the announced body, then the end.
     Truncated(String),
     /// The end of the connection before any answer.
+    #[default]
     Nothing,
 }
 
@@ -59,7 +60,7 @@ impl Feed {
                     return;
                 }
                 // A client that does not trust us, or has seen enough, ends its connection.
-                if serve(stream, Arc::clone(&config), &answer).is_err() {}
+                serve(stream, Arc::clone(&config), &answer).ok();
             }
         });
         Self {
@@ -90,16 +91,9 @@ impl Drop for Feed {
         let woken = self
             .network
             .on(Host::Origin, move || TcpStream::connect(address).is_ok());
-        if let Some(serving) = self.serving.take()
-            && woken
-            && serving.join().is_err()
-        {}
-    }
-}
-
-impl Default for Answer {
-    fn default() -> Self {
-        Self::Nothing
+        if let Some(serving) = self.serving.take().filter(|_| woken) {
+            serving.join().ok();
+        }
     }
 }
 

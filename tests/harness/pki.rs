@@ -48,10 +48,10 @@ impl Pki {
             pki.write(&format!("{name}-ca.pem"), &authority.pem);
         }
         for name in [SHOP, BLOG] {
-            let server = pki.web.sign(params(name, &[name]));
+            let server = pki.web.sign(&params(name, &[name]));
             pki.write_identity(name, &server);
         }
-        let feed = pki.web.sign(params("feed", &["127.0.0.1"]));
+        let feed = pki.web.sign(&params("feed", &["127.0.0.1"]));
         pki.write_identity("feed", &feed);
         pki
     }
@@ -101,7 +101,7 @@ impl Authority {
     /// A leaf as Cloudflare's recipe makes it: neither SAN nor EKU.
     #[must_use]
     pub fn client(&self) -> Identity {
-        self.sign(params("origin-pull", &[]))
+        self.sign(&params("origin-pull", &[]))
     }
 
     /// A client's leaf that was valid until an hour ago.
@@ -109,7 +109,7 @@ impl Authority {
     pub fn expired_client(&self) -> Identity {
         let mut params = params("expired", &[]);
         params.not_after = OffsetDateTime::now_utc() - Duration::from_secs(3600);
-        self.sign(params)
+        self.sign(&params)
     }
 
     /// A client's leaf that will be valid in an hour.
@@ -117,7 +117,7 @@ impl Authority {
     pub fn future_client(&self) -> Identity {
         let mut params = params("not yet valid", &[]);
         params.not_before = OffsetDateTime::now_utc() + Duration::from_secs(3600);
-        self.sign(params)
+        self.sign(&params)
     }
 
     /// A client's leaf that expires in a moment; whole seconds, so up to one less than `validity`.
@@ -125,7 +125,7 @@ impl Authority {
     pub fn short_lived_client(&self, validity: Duration) -> Identity {
         let mut params = params("short-lived", &[]);
         params.not_after = OffsetDateTime::now_utc() + validity;
-        self.sign(params)
+        self.sign(&params)
     }
 
     /// A leaf that only a server may use.
@@ -133,7 +133,7 @@ impl Authority {
     pub fn server_only_client(&self) -> Identity {
         let mut params = params("server only", &[]);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(params)
+        self.sign(&params)
     }
 
     /// A server's leaf that was valid until an hour ago.
@@ -141,10 +141,10 @@ impl Authority {
     pub fn expired_server(&self, name: &str) -> Identity {
         let mut params = params(name, &[name]);
         params.not_after = OffsetDateTime::now_utc() - Duration::from_secs(3600);
-        self.sign(params)
+        self.sign(&params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Identity {
+    fn sign(&self, params: &CertificateParams) -> Identity {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity {

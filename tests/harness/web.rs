@@ -87,7 +87,7 @@ impl Web {
 impl Drop for Web {
     fn drop(&mut self) {
         // It may have been killed already, with its namespace.
-        if self.child.kill().is_ok() && self.child.wait().is_err() {}
+        self.child.kill().and_then(|()| self.child.wait()).ok();
     }
 }
 

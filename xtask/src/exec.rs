@@ -49,7 +49,7 @@ pub(crate) fn shown(command: &Command) -> String {
 /// Tells the developer something, on standard error.
 pub(crate) fn say(text: &str) {
     // Nobody is left to tell if this fails.
-    if writeln!(io::stderr(), "{text}").is_err() {}
+    writeln!(io::stderr(), "{text}").ok();
 }
 
 /// `cargo`, the one that runs us, in the workspace's directory.

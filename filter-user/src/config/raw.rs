@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
 use toml::Spanned;
-use url::{Host as UrlHost, Url};
+use url::Url;
 
+use super::value::{
+    absolute, duration, is_host_name, is_trustworthy, located, parse_upstream, rules,
+};
 use super::{
     Attach, Config, ConfigError, FeedSource, Filter, Fragments, Gate, Host, Located, Mode, Paths,
     ProxyProtocol, Ranges, Resumption, Source, Trust, Upstream, check_names,
@@ -392,82 +394,6 @@ impl<T> Located<T> {
     }
 }
 
-fn located<T>(source: &Source<'_>, value: Spanned<T>, field: &str) -> Located<T> {
-    Located {
-        place: source.place(value.span().start, field),
-        value: value.into_inner(),
-    }
-}
-
-/// Relative paths are relative to the file that holds them.
-fn absolute(source: &Source<'_>, path: PathBuf) -> PathBuf {
-    match source.file.parent() {
-        Some(directory) => directory.join(path),
-        None => path,
-    }
-}
-
-fn rules(
-    source: &Source<'_>,
-    rules: Vec<Spanned<IpNet>>,
-    field: &str,
-) -> Result<Vec<IpNet>, ConfigError> {
-    let mut nets = Vec::new();
-    for rule in rules {
-        let Located { value, place } = located(source, rule, field);
-        if value != value.trunc() {
-            return Err(place.error(format_args!(
-                "`{value}` has host bits set; did you mean `{}`?",
-                value.trunc()
-            )));
-        }
-        if value.prefix_len() == 0 {
-            return Err(place.error(format_args!(
-                "`{value}` is everybody; use `mode = \"monitor\"` to let everybody in"
-            )));
-        }
-        nets.push(value);
-    }
-    Ok(nets)
-}
-
-fn is_trustworthy(url: &Url) -> bool {
-    let is_loopback = match url.host() {
-        Some(UrlHost::Ipv4(address)) => address.is_loopback(),
-        Some(UrlHost::Ipv6(address)) => address.is_loopback(),
-        Some(UrlHost::Domain(name)) => name == "localhost",
-        None => false,
-    };
-    url.scheme() == "https" || url.scheme() == "http" && is_loopback
-}
-
-/// RFC 1123 §2.1, as rustls will accept it in a ClientHello.
-fn is_host_name(name: &str) -> bool {
-    let is_dns = rustls::pki_types::DnsName::try_from(name).is_ok();
-    is_dns && name.parse::<IpAddr>().is_err()
-}
-
-fn parse_upstream(source: &Source<'_>, text: &Spanned<String>) -> Result<Upstream, String> {
-    let text = text.as_ref();
-    if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(Upstream::Unix(absolute(source, PathBuf::from(path))));
-    }
-    text.parse().map(Upstream::Tcp).map_err(|_not_an_address| {
-        format!(
-            "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"
-        )
-    })
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|error| {
-        D::Error::custom(format_args!(
-            "`{text}` is not a duration ({error}); write it as \"10s\", \"5m\" or \"6h\""
-        ))
-    })
-}
-
 fn https() -> Spanned<Vec<u16>> {
     Spanned::new(0..0, vec![443])
 }
@@ -496,109 +422,3 @@ fn count<const N: usize>() -> usize {
 }
 
 const SSH: u16 = 22;
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn the_smallest_configuration_has_strict_defaults() {
-        let config = parse_text(MINIMAL).unwrap();
-
-        let filter = config.filter.unwrap();
-        let gate = config.gate.unwrap();
-        assert_eq!(filter.ports, [443]);
-        assert_eq!(filter.mode, Mode::Enforce);
-        assert_eq!(filter.fragments, Fragments::Drop);
-        assert_eq!(config.ranges.limits, Limits::default());
-        assert_eq!(gate.hosts[0].resumption, Resumption::Verified);
-        assert_eq!(gate.hosts[0].key.value, Path::new("/etc/pullgate/key.pem"));
-        assert!(gate.idle_timeout > Duration::from_secs(900));
-    }
-
-    #[test]
-    fn an_unknown_field_is_named_with_its_line() {
-        assert_eq!(
-            error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),
-            "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`, expected \
-             one of `listen`, `handshake_timeout`, `connect_timeout`, `idle_timeout`, \
-             `drain_timeout`, `max_connections`, `max_handshakes`, `host`"
-        );
-    }
-
-    #[test]
-    fn a_bad_range_is_named_with_its_line_and_field() {
-        assert_eq!(
-            error("[ranges]\n\nallow = [\"192.0.2.0/24\", \"192.0.2.0/33\"]"),
-            "/etc/pullgate/pullgate.toml:3: `ranges.allow[1]`: invalid IP address syntax"
-        );
-        assert_eq!(
-            error("[ranges]\ndeny = [\"192.0.2.1/24\"]"),
-            "/etc/pullgate/pullgate.toml:2: `ranges.deny`: `192.0.2.1/24` has host bits set; did \
-             you mean `192.0.2.0/24`?"
-        );
-        assert!(error("[ranges]\nallow = [\"::/0\"]").contains("is everybody"));
-    }
-
-    #[test]
-    fn two_hosts_with_one_name_are_refused() {
-        let second = HOST.replace("a.example", "A.Example");
-
-        assert_eq!(
-            error(&format!("{MINIMAL}{second}")),
-            "/etc/pullgate/pullgate.toml:11: `gate.host.names`: `a.example` already has a policy, \
-             at line 5; give each name to one host"
-        );
-    }
-
-    #[test]
-    fn an_upstream_beyond_loopback_must_be_asked_for() {
-        let far = MINIMAL.replace("127.0.0.1:8080", "192.0.2.1:8080");
-
-        assert!(error(&far).contains(":9: `gate.host.upstream`: `192.0.2.1:8080` is not loopback"));
-        assert!(parse_text(&format!("{far}unsafe_upstream = true\n")).is_ok());
-    }
-
-    #[test]
-    fn ssh_can_not_be_a_protected_port() {
-        assert!(
-            error("[filter]\ninterfaces = [\"eth0\"]\nports = [443, 22]").contains("lock you out")
-        );
-    }
-
-    #[test]
-    fn a_feed_in_clear_text_is_refused_unless_it_is_local() {
-        let url = |url: &str| format!("[ranges]\nsources = [{{ url = \"{url}\" }}]");
-
-        assert!(
-            error(&url("http://ranges.example/")).contains("neither https nor http to loopback")
-        );
-        assert!(parse_text(&url("http://127.0.0.1:8000/")).is_ok());
-        assert!(parse_text(&url("https://ranges.example/")).is_ok());
-    }
-
-    #[test]
-    fn what_is_missing_or_misspelt_is_named() {
-        assert!(error("[filter]").contains("missing field `interfaces`"));
-        assert!(error("[filter").contains("pullgate.toml:1: "));
-        assert!(error("[ranges]\ninterval = \"6 parsecs\"").contains(":2: `ranges.interval`: "));
-        assert!(error("[ranges]\nsources = [\"cloudfare\"]").contains("expected \"cloudflare\""));
-        assert!(error(&MINIMAL.replace("a.example", "*.a b")).contains("is not a host name"));
-    }
-
-    fn parse_text(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(Path::new("/etc/pullgate/pullgate.toml"), text)
-    }
-
-    fn error(text: &str) -> String {
-        parse_text(text).unwrap_err().to_string()
-    }
-
-    const MINIMAL: &str = "[filter]\ninterfaces = [\"eth0\"]\n[gate]\n[[gate.host]]\n\
-        names = [\"a.example\"]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n\
-        trust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
-    const HOST: &str = "[[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"cert.pem\"\n\
-        key = \"key.pem\"\ntrust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
-}

@@ -70,8 +70,8 @@ impl Gate {
         self.metrics.handshake(started.elapsed().as_secs_f64());
         drop(permit);
         debug!(
-            %client, host = policy.label(), subject = peer.subject, trust = peer.trust,
-            resumed = peer.resumed, "client certificate presented and verified"
+            %client, host = policy.label(), subject = peer.subject(), trust = peer.trust(),
+            resumed = peer.resumed(), "client certificate presented and verified"
         );
 
         let dial_deadline = deadline.min(Instant::now() + self.limits.connect);

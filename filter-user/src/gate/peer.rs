@@ -18,16 +18,33 @@ use super::refusal::Refusal;
 
 /// A client whose certificate was verified, by the clock of now.
 ///
-/// [`PeerVerifier::verified_peer`] is the only constructor, and the upstream is dialled only with
-/// one of these in hand.
+/// The policy's verifier is the only one to make it, and the upstream is dialled only with one of
+/// these in hand.
 #[derive(Clone, Debug)]
 pub struct VerifiedPeer {
+    subject: String,
+    trust: String,
+    resumed: bool,
+}
+
+impl VerifiedPeer {
     /// The leaf's subject, escaped.
-    pub subject: String,
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
     /// The CA that signed the leaf, as the configuration names it.
-    pub trust: String,
+    #[must_use]
+    pub fn trust(&self) -> &str {
+        &self.trust
+    }
+
     /// Whether the session was resumed, and the certificate verified anew.
-    pub resumed: bool,
+    #[must_use]
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
 }
 
 /// Verifies client certificates for one policy.

@@ -98,14 +98,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
         let bytes = buffer.filled().len() - before;
         self.read.fetch_add(bytes as u64, Ordering::Relaxed);
-        match poll {
-            // Once it has our end, a peer may just go away; before that, a stream without a
-            // close_notify may have been cut by somebody on the way.
-            Poll::Ready(Err(error)) if self.ended && is_disconnect(error.kind()) => {
-                Poll::Ready(Ok(()))
-            }
-            poll => poll,
+        // Once it has our end, a peer may just go away; before that, a stream without a
+        // close_notify may have been cut by somebody on the way.
+        let gone = matches!(&poll, Poll::Ready(Err(error)) if is_disconnect(error.kind()));
+        if gone && self.ended {
+            return Poll::Ready(Ok(()));
         }
+        poll
     }
 }
 

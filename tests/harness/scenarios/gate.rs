@@ -111,10 +111,7 @@ pub fn sessions_stay_at_home(lab: &Lab) -> Vec<Row> {
             let get = |client: &Client, host: &str| {
                 let (reply, resumed) = client.get(&lab.network, Host::Edge, origin, host);
                 let resumed = if resumed { ", resumed" } else { "" };
-                match reply {
-                    Reply::Response(status, _) => format!("{status}{resumed}"),
-                    reply => format!("{reply}{resumed}"),
-                }
+                format!("{}{resumed}", reply.brief())
             };
 
             let ours = client(&lab.pki.ours.client());

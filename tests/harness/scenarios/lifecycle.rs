@@ -9,7 +9,6 @@ use filter_ebpf::verdict::{Reason, Verdict};
 
 use super::gate::pairs;
 use super::{Attempt, Row};
-use crate::client::Reply;
 use crate::net::{Host, Network};
 use crate::pki::SHOP;
 use crate::wire::{self, Sender, Tap};
@@ -135,10 +134,10 @@ fn start(lab: &mut Lab, role: &str) {
 
 fn edge_sees(lab: &Lab) -> String {
     let [_, origin] = pairs(Host::Edge)[0];
-    match lab.edge().get(&lab.network, Host::Edge, origin, SHOP).0 {
-        Reply::Response(status, _) => status.to_string(),
-        reply => reply.to_string(),
-    }
+    lab.edge()
+        .get(&lab.network, Host::Edge, origin, SHOP)
+        .0
+        .brief()
 }
 
 /// A stranger who sends SYNs of both families, as fast as one socket can, until he is stopped.

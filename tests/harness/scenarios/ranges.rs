@@ -92,7 +92,7 @@ pub fn bad_lists_change_nothing(lab: &Lab) -> Vec<Row> {
             scenario: 7,
             who: "feed",
             what: &format!("answers {what}"),
-            expected: &format!("logged {outcome}, 15 + 7 ranges, edge served"),
+            expected: &format!("logged {outcome}, 15 + 7 ranges, edge sees 200"),
         };
         let metric = format!("pullgate_ranges_refresh_total{{outcome=\"{outcome}\"}}");
         let decided = format!("ranges: {outcome}");
@@ -105,13 +105,14 @@ pub fn bad_lists_change_nothing(lab: &Lab) -> Vec<Row> {
                 let status = lab.filter().status();
                 let ranges = &status["ranges"];
                 let [_, origin] = pairs(Host::Edge)[0];
-                let served = match lab.edge().get(&lab.network, Host::Edge, origin, SHOP).0 {
-                    Reply::Response(200, _) => "edge served",
-                    _ => "EDGE NOT SERVED",
-                };
+                let served = lab
+                    .edge()
+                    .get(&lab.network, Host::Edge, origin, SHOP)
+                    .0
+                    .brief();
                 let logged = event["outcome"].as_str().unwrap_or("nothing");
                 format!(
-                    "logged {logged}, {} + {} ranges, {served}",
+                    "logged {logged}, {} + {} ranges, edge sees {served}",
                     ranges["v4"], ranges["v6"]
                 )
             },

@@ -1,0 +1,92 @@
+//! What keeps a role from starting, and the exit code for it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::cli::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, Role};
+use crate::config::ConfigError;
+use crate::ranges::TableFull;
+use crate::snapshot::SnapshotError;
+use crate::xdp::XdpError;
+
+/// What kept a role from starting.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration, or a file that it names, cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration has no section for the role.
+    #[error("the configuration has no [{}] section, so there is nothing to run", role.label())]
+    NotDescribed {
+        /// The role.
+        role: Role,
+    },
+    /// The ranges and rules do not fit.
+    #[error(transparent)]
+    Table(#[from] TableFull),
+    /// The filter cannot be put into the kernel.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// Neither snapshot nor baseline can be used, or the snapshot cannot be watched.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A directory cannot be made.
+    #[error("directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A status socket cannot be bound.
+    #[error("status socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A listening socket cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The gate may not bind a port below 1024.
+    #[error(
+        "CAP_NET_BIND_SERVICE is missing, which listening on {address} needs; run as root, or \
+         give the service that capability"
+    )]
+    BindCapability {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Signals cannot be received.
+    #[error("signals")]
+    Signals {
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// The exit code that a service manager and a script can tell apart: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_)
+            | Self::NotDescribed { .. }
+            | Self::Table(_)
+            | Self::Directory { .. } => EX_CONFIG,
+            Self::BindCapability { .. } => EX_NOPERM,
+            Self::Xdp(error) => error.exit_code(),
+            Self::Snapshot(_) | Self::Socket { .. } | Self::Bind { .. } | Self::Signals { .. } => {
+                EX_SOFTWARE
+            }
+        }
+    }
+}

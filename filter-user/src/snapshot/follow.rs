@@ -1,0 +1,139 @@
+//! Following the snapshot: every change is judged anew, and published if it is good.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info};
+
+use super::{InForce, SnapshotError, chain, read};
+use crate::ranges::Limits;
+
+/// Follows the snapshot: every change is judged anew, and published if it is good.
+pub struct Follower {
+    path: PathBuf,
+    limits: Limits,
+    events: mpsc::Receiver<()>,
+    /// Dropping it ends the watch.
+    _watcher: notify::RecommendedWatcher,
+    in_force: watch::Sender<Arc<InForce>>,
+}
+
+impl Follower {
+    /// Starts to watch the snapshot at `path`; its directory must exist.
+    ///
+    /// A snapshot that cannot be used is reported, and the baseline is in force.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the directory cannot be watched.
+    pub fn new(path: PathBuf, limits: Limits) -> Result<Self, SnapshotError> {
+        let (sender, events) = mpsc::channel(1);
+        let directory = path.parent().unwrap_or_else(|| Path::new("."));
+        let watch = |source| SnapshotError::Watch {
+            path: directory.to_owned(),
+            source,
+        };
+        let name = path.clone();
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                // Reading the file is an event too; only what may have changed it counts.
+                let concerns = match &event {
+                    Ok(event) => !event.kind.is_access() && event.paths.contains(&name),
+                    Err(_) => true,
+                };
+                if concerns && let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(())
+                {
+                    // The follower is gone, and the watcher with it in a moment.
+                }
+            })
+            .map_err(watch)?;
+        watcher
+            .watch(directory, RecursiveMode::NonRecursive)
+            .map_err(watch)?;
+
+        // Read only after the watch began, so that no change falls between.
+        let in_force = match InForce::load(&path, &limits) {
+            Ok(in_force) => in_force,
+            Err(error) => {
+                error!(error = %chain(&error), "snapshot refused, the embedded baseline protects");
+                InForce::baseline(&limits)?
+            }
+        };
+        Ok(Self {
+            path,
+            limits,
+            events,
+            _watcher: watcher,
+            in_force: watch::Sender::new(Arc::new(in_force)),
+        })
+    }
+
+    /// The ranges in force, now and from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<InForce>> {
+        self.in_force.subscribe()
+    }
+
+    /// Publishes every good change, until nobody listens any more.
+    pub async fn run(mut self) {
+        loop {
+            let event = tokio::select! {
+                event = self.events.recv() => event,
+                () = self.in_force.closed() => None,
+            };
+            if event.is_none() {
+                return;
+            }
+            match read(&self.path, &self.limits) {
+                Ok(Some(in_force)) => self.publish(in_force),
+                // Removed by hand, or about to be renamed into place: what is in force stays.
+                Ok(None) => {}
+                Err(error) => {
+                    error!(error = %chain(&error), "snapshot refused, the ranges in force stay");
+                }
+            }
+        }
+    }
+
+    fn publish(&self, in_force: InForce) {
+        self.in_force.send_if_modified(|current| {
+            let changed = **current != in_force;
+            if changed {
+                let (added, removed) = in_force.known.diff(&current.known);
+                info!(?added, ?removed, "ranges taken over from the snapshot");
+                *current = Arc::new(in_force);
+            }
+            changed
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::save;
+    use super::super::tests::fetched;
+    use super::*;
+    use crate::snapshot::Origin;
+
+    #[tokio::test]
+    async fn a_follower_takes_over_a_good_change_and_keeps_its_ranges_on_a_bad_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ranges.json");
+        let follower = Follower::new(path.clone(), Limits::default()).unwrap();
+        let mut in_force = follower.subscribe();
+        let running = tokio::spawn(follower.run());
+        assert_eq!(in_force.borrow_and_update().origin, Origin::Baseline);
+
+        fs::write(&path, "{").unwrap();
+        save(&path, &fetched()).unwrap();
+        in_force.changed().await.unwrap();
+
+        assert_eq!(**in_force.borrow_and_update(), fetched());
+        drop(in_force);
+        running.await.unwrap();
+    }
+}
