@@ -40,7 +40,7 @@ pub(crate) fn exec(command: &mut Command) -> anyhow::Result<()> {
 /// A command without its environment, as one would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let program = program.file_name().unwrap_or(command.get_program());
+    let program = program.file_name().unwrap_or(program.as_os_str());
     let words = std::iter::once(program).chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     words.join(" ")
