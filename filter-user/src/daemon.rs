@@ -102,14 +102,18 @@ pub fn status(config: &Config) -> Report {
                 report
                     .warnings
                     .extend(warnings.map(|warning| format!("{prefix}: {warning}")));
+                report.protected &= status.enforcing;
                 report.roles.push(status);
             }
-            Err(error) => report
-                .warnings
-                .push(format!("{}: not running ({error})", role.label())),
+            Err(error) => {
+                report.protected = false;
+                let label = role.label();
+                report
+                    .warnings
+                    .push(format!("{label}: not running ({error})"));
+            }
         }
     }
-    report.protected = report.warnings.is_empty();
     report
 }
 

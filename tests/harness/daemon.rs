@@ -25,6 +25,16 @@ impl Pullgate {
     /// Starts a role in the origin, and returns when it says that it is ready.
     #[must_use]
     pub fn start(network: &Network, config: &Path, role: &str) -> Self {
+        Self::start_with(network, config, role, &["--only", role])
+    }
+
+    /// Starts all roles in one process.
+    #[must_use]
+    pub fn start_all(network: &Network, config: &Path) -> Self {
+        Self::start_with(network, config, "filter", &[])
+    }
+
+    fn start_with(network: &Network, config: &Path, role: &str, arguments: &[&str]) -> Self {
         let notify = network.path(format!("{role}.notify"));
         if notify.exists() {
             std::fs::remove_file(&notify).unwrap();
@@ -33,7 +43,8 @@ impl Pullgate {
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
 
         let mut child = command(network, config)
-            .args(["--log-format", "json", "run", "--only", role])
+            .args(["--log-format", "json", "run"])
+            .args(arguments)
             .env("NOTIFY_SOCKET", &notify)
             .env("PULLGATE_LOG", "info,pullgate=debug")
             .stdin(Stdio::null())

@@ -149,17 +149,19 @@ impl Lab {
         })
     }
 
-    /// How often the kernel has come to this verdict, whether the filter role runs or not.
+    /// How often the kernel has come to this verdict.
     #[must_use]
     pub fn frames(&self, verdict: Verdict) -> u64 {
-        let pin = self.pin(abi::COUNTERS);
-        let counters = Map::PerCpuArray(MapData::from_pin(pin).unwrap());
-        let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
-        counters
-            .get(&verdict.counter_index(self.monitors), 0)
-            .unwrap()
-            .iter()
-            .sum()
+        self.counters().count(verdict)
+    }
+
+    /// The kernel's counters, whether the filter role runs or not.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
+            pin: self.pin(abi::COUNTERS),
+            monitors: self.monitors,
+        }
     }
 
     /// A pin of the filter.
@@ -215,6 +217,23 @@ impl Lab {
             writeln!(hints, "# {what}\nip netns exec {namespace} {command}").unwrap();
         }
         hints
+    }
+}
+
+/// The kernel's counters, as they are pinned.
+pub struct Counters {
+    pin: PathBuf,
+    monitors: bool,
+}
+
+impl Counters {
+    /// How often the kernel has come to this verdict.
+    #[must_use]
+    pub fn count(&self, verdict: Verdict) -> u64 {
+        let counters = Map::PerCpuArray(MapData::from_pin(&self.pin).unwrap());
+        let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
+        let slot = verdict.counter_index(self.monitors);
+        counters.get(&slot, 0).unwrap().iter().sum()
     }
 }
 

@@ -201,7 +201,7 @@ impl RawRanges {
                 RawSource::Known(Known::Cloudflare) => {
                     sources.extend([FeedSource::CloudflareApi, FeedSource::CloudflareText]);
                 }
-                RawSource::Url { url, ca_file } => {
+                RawSource::Url(RawUrl { url, ca_file }) => {
                     if !is_trustworthy(&url) {
                         return Err(place.error(format_args!(
                             "`{url}` is neither https nor http to loopback; ranges that anyone on \
@@ -213,7 +213,7 @@ impl RawRanges {
                         ca_file: ca_file.map(|path| absolute(source, path)),
                     });
                 }
-                RawSource::File { file } => {
+                RawSource::File(RawFile { file }) => {
                     sources.push(FeedSource::File(absolute(source, file)));
                 }
             }
@@ -241,18 +241,25 @@ impl RawRanges {
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected \"cloudflare\", { url = \"https://…\" } or { file = \"…\" }"
+    expecting = "expected \"cloudflare\", { url = \"https://…\", ca_file = \"…\" } or { file = \"…\" }"
 )]
 enum RawSource {
     Known(Known),
-    #[serde(rename_all = "snake_case")]
-    Url {
-        url: Url,
-        ca_file: Option<PathBuf>,
-    },
-    File {
-        file: PathBuf,
-    },
+    Url(RawUrl),
+    File(RawFile),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUrl {
+    url: Url,
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    file: PathBuf,
 }
 
 #[derive(Deserialize)]

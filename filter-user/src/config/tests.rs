@@ -22,6 +22,49 @@ fn the_smallest_configuration_has_strict_defaults() {
 }
 
 #[test]
+fn the_shipped_configuration_parses_and_shows_the_defaults() {
+    let shipped = parse_text(include_str!("../../dist/pullgate.toml")).unwrap();
+    let smallest = parse_text(MINIMAL).unwrap();
+
+    let (shipped_filter, filter) = (shipped.filter.unwrap(), smallest.filter.unwrap());
+    let (shipped_gate, gate) = (shipped.gate.unwrap(), smallest.gate.unwrap());
+    // Installing must not cut an origin off; everything else is the default.
+    assert_eq!(shipped_filter.mode, Mode::Monitor);
+    assert_eq!(shipped_filter.ports, filter.ports);
+    assert_eq!(
+        format!("{:?}", shipped.paths),
+        format!("{:?}", smallest.paths)
+    );
+    assert_eq!(
+        format!("{:?}", shipped.ranges),
+        format!("{:?}", smallest.ranges)
+    );
+    assert_eq!(shipped_gate.listen, gate.listen);
+    assert_eq!(shipped_gate.idle_timeout, gate.idle_timeout);
+    assert_eq!(shipped_gate.handshake_timeout, gate.handshake_timeout);
+    assert_eq!(shipped_gate.drain_timeout, gate.drain_timeout);
+    assert_eq!(shipped_gate.max_connections, gate.max_connections);
+    assert_eq!(shipped_gate.max_handshakes, gate.max_handshakes);
+}
+
+#[test]
+fn a_misspelt_field_of_a_source_is_refused() {
+    let source = |source: &str| format!("[ranges]\nsources = [{source}]");
+
+    for bad in [
+        "{ url = \"https://a.example/\", cafile = \"x\" }",
+        "{ file = \"x\", ca_file = \"y\" }",
+        "{ file = \"x\", url = \"https://a.example/\" }",
+        "{}",
+    ] {
+        assert!(
+            error(&source(bad)).contains(":2: `ranges.sources[0]`: expected"),
+            "{bad}"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_field_is_named_with_its_line() {
     assert_eq!(
         error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),

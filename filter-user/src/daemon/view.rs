@@ -65,10 +65,18 @@ impl View {
             role: self.role.label().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            enforcing: self.enforcing(),
             warnings,
             ranges,
             details,
             metrics: self.metrics.values(),
+        }
+    }
+
+    fn enforcing(&self) -> bool {
+        match (self.role, &self.config.filter) {
+            (Role::Filter, Some(settings)) => settings.mode == Mode::Enforce,
+            (Role::Filter | Role::Ranges | Role::Gate, _) => true,
         }
     }
 

@@ -35,12 +35,15 @@ impl Follower {
             path: directory.to_owned(),
             source,
         };
-        let name = path.clone();
+        let name = path.file_name().map(ToOwned::to_owned);
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
                 // Reading the file is an event too; only what may have changed it counts.
                 let concerns = match &event {
-                    Ok(event) => !event.kind.is_access() && event.paths.contains(&name),
+                    Ok(event) => {
+                        let mut names = event.paths.iter().map(|path| path.file_name());
+                        !event.kind.is_access() && names.any(|found| found == name.as_deref())
+                    }
                     Err(_) => true,
                 };
                 if concerns && let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(())

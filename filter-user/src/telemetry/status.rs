@@ -14,6 +14,8 @@ pub struct Status {
     pub version: String,
     /// Process id.
     pub pid: u32,
+    /// Whether it refuses whom it is there to refuse; not so in monitor mode.
+    pub enforcing: bool,
     /// Where protection is weaker than it could be, in sentences.
     pub warnings: Vec<String>,
     /// The ranges in force.
@@ -42,7 +44,7 @@ pub struct RangesStatus {
 /// The status of the host: of each role, or why it has none.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Whether all that the configuration asks for is in place.
+    /// Whether every role that the configuration describes runs and enforces.
     pub protected: bool,
     /// What is missing or weaker than asked, in sentences.
     pub warnings: Vec<String>,
@@ -52,15 +54,11 @@ pub struct Report {
 
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}",
-            if self.protected {
-                "PROTECTED"
-            } else {
-                "NOT PROTECTED"
-            }
-        )?;
+        f.write_str(match (self.protected, self.warnings.is_empty()) {
+            (true, true) => "PROTECTED\n",
+            (true, false) => "PROTECTED, but:\n",
+            (false, _) => "NOT PROTECTED:\n",
+        })?;
         for warning in &self.warnings {
             writeln!(f, "  ! {warning}")?;
         }
