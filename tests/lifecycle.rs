@@ -62,6 +62,22 @@ fn unload_removes_every_pin_and_says_so() {
 }
 
 #[test]
+fn unloading_under_a_running_filter_is_not_hidden() {
+    let lab = Lab::start(&Plan::default());
+
+    let unloaded = lab.pullgate(&["unload"]);
+    let status = status(&lab);
+
+    assert!(unloaded.status.success());
+    assert_eq!(status["protected"], false);
+    assert!(
+        status["warnings"]
+            .to_string()
+            .contains("`wan0` is not filtered")
+    );
+}
+
+#[test]
 fn a_second_instance_is_refused_and_the_first_stays() {
     let mut lab = Lab::start(&Plan::default());
 

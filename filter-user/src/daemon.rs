@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use rustix::thread::CapabilitySet;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,7 +28,7 @@ use self::gate::GateRole;
 use self::view::View;
 use crate::cli::Role;
 use crate::config::Config;
-use crate::gate::Policies;
+use crate::gate::{Gate, Policies};
 use crate::ranges::Table;
 use crate::ranges::guard::Documentation;
 use crate::refresh::Refresher;
@@ -62,12 +62,14 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// error of the filter's attachment itself may leave pins for the next start to adopt.
 pub async fn run(config: Config, only: Option<Role>) -> Result<(), StartError> {
     let plan = Plan::new(config, only)?;
+    // Before anybody is told that we are ready, who may then send one at once.
+    let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
     let stop = CancellationToken::new();
     let roles = TaskTracker::new();
     let running = plan.start(&stop, &roles)?;
 
     notify_ready(&running);
-    wait_for_stop(&running.wake).await?;
+    signals.wait_for_stop(&running.wake).await;
     info!("stopping");
     stop.cancel();
     roles.close();
@@ -204,11 +206,17 @@ impl Plan {
             running.sockets.push(path);
         }
 
+        // A port that is taken must be known before anything is attached.
+        let bound = match (&config.gate, &self.policies) {
+            (Some(gate), Some(_)) => GateRole::bind(gate)?,
+            (_, _) => Vec::new(),
+        };
+
         let follower = Follower::new(config.paths.snapshot(), config.ranges.limits.clone())?;
         let in_force = follower.subscribe();
         spawn(tasks, stop, follower.run());
 
-        let mut policies = self.policies;
+        let mut policies = self.policies.map(|policies| (policies, bound));
         for (role, listener) in listeners {
             let mut view = View::new(role, config, &self.metrics, &in_force);
             match role {
@@ -234,12 +242,13 @@ impl Plan {
                     );
                 }
                 Role::Gate => {
-                    let (Some(gate), Some(policies)) = (&config.gate, policies.take()) else {
+                    let (Some(gate), Some((policies, bound))) = (&config.gate, policies.take())
+                    else {
                         continue;
                     };
                     let table = compiled(config, &in_force, stop, tasks)?;
-                    let gate_role =
-                        GateRole::start(gate, policies, table, &self.metrics, stop, tasks)?;
+                    let shared = Gate::new(gate, policies, table, self.metrics.clone());
+                    let gate_role = GateRole::start(gate, shared, bound, stop, tasks);
                     view.listen = gate_role.addresses.clone();
                     running.gate = Some(gate_role);
                 }
@@ -385,17 +394,30 @@ fn lock(filter: &Mutex<Filter>) -> MutexGuard<'_, Filter> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Returns at SIGTERM or SIGINT; SIGHUP asks for a refresh of the ranges.
-async fn wait_for_stop(wake: &Notify) -> Result<(), StartError> {
-    let listen = |kind| signal(kind).map_err(|source| StartError::Signals { source });
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hang_up = listen(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => wake.notify_one(),
+/// The signals that mean something to us.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns at SIGTERM or SIGINT; SIGHUP asks for a refresh of the ranges.
+    async fn wait_for_stop(mut self, wake: &Notify) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => wake.notify_one(),
+            }
         }
     }
 }

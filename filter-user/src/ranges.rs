@@ -149,7 +149,12 @@ impl Known {
         grace: Duration,
         limits: &Limits,
     ) -> Result<Self, Rejection> {
-        guard::shrinks(&self.set, fetched)?;
+        // What has vanished before is on its way out already.
+        let listed = self
+            .set
+            .iter()
+            .filter(|range| self.vanished_since(range).is_none());
+        guard::shrinks(listed, fetched)?;
 
         let mut vanished = Vec::new();
         for range in self.set.iter().filter(|range| !fetched.has(range)) {
@@ -255,6 +260,18 @@ mod tests {
         let rejection = merge(&known(FOUR), "192.0.4.0/23\n2a00::/32", 0).unwrap_err();
 
         assert!(matches!(rejection, Rejection::Shrinks { percent: 50, .. }));
+    }
+
+    #[test]
+    fn what_has_vanished_before_does_not_count_as_removed_again() {
+        let five =
+            "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/24\n192.0.8.0/24\n2a00::/32";
+        let three = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n2a00::/32";
+
+        let four_left = merge(&known(five), FOUR, 0).unwrap();
+        let three_left = merge(&four_left, three, 1).unwrap();
+
+        assert_eq!(three_left.vanished().len(), 2);
     }
 
     #[test]

@@ -95,6 +95,9 @@ impl Lab {
             .event(0, "the fetched list is taken over", |event| {
                 event["message"] == "ranges taken over from the snapshot"
             });
+        lab.ranges().event(0, "the first refresh ends", |event| {
+            event["message"] == "ranges refreshed"
+        });
         lab
     }
 

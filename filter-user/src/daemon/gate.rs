@@ -5,16 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::StartError;
 use crate::config;
-use crate::gate::{self, Gate, Policies};
-use crate::ranges::Table;
-use crate::telemetry::Metrics;
+use crate::gate::{self, Gate};
 
 /// The running gate.
 pub(super) struct GateRole {
@@ -25,17 +22,10 @@ pub(super) struct GateRole {
 }
 
 impl GateRole {
-    pub(super) fn start(
-        config: &config::Gate,
-        policies: Policies,
-        table: watch::Receiver<Arc<Table>>,
-        metrics: &Metrics,
-        stop: &CancellationToken,
-        tasks: &TaskTracker,
-    ) -> Result<Self, StartError> {
-        let listeners = config
-            .listen
-            .iter()
+    /// Binds the listening sockets; connections wait in them until [`Self::start`].
+    pub(super) fn bind(config: &config::Gate) -> Result<Vec<TcpListener>, StartError> {
+        let addresses = config.listen.iter();
+        addresses
             .map(|address| {
                 let listener = gate::bind(*address);
                 listener.map_err(|source| StartError::Bind {
@@ -43,8 +33,18 @@ impl GateRole {
                     source,
                 })
             })
-            .collect::<Result<Vec<TcpListener>, _>>()?;
-        let gate = Arc::new(Gate::new(config, policies, table, metrics.clone()));
+            .collect()
+    }
+
+    /// Starts to serve what comes in.
+    pub(super) fn start(
+        config: &config::Gate,
+        gate: Gate,
+        listeners: Vec<TcpListener>,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let gate = Arc::new(gate);
         let connections = TaskTracker::new();
         for listener in listeners {
             let (gate, connections) = (Arc::clone(&gate), connections.clone());
@@ -52,12 +52,12 @@ impl GateRole {
         }
         let addresses: Vec<_> = config.listen.iter().map(SocketAddr::to_string).collect();
         info!(listen = addresses.join(" "), "gate is listening");
-        Ok(Self {
+        Self {
             gate,
             connections,
             drain: config.drain_timeout,
             addresses: addresses.join(" "),
-        })
+        }
     }
 
     /// Waits for live connections, and closes those that take too long.

@@ -13,7 +13,7 @@ use crate::refresh::Attempt;
 use crate::snapshot::{InForce, Origin, chain};
 use crate::telemetry::Metrics;
 use crate::telemetry::status::{RangesStatus, Status};
-use crate::xdp::{Filter, Rung};
+use crate::xdp::{Attached, Filter, Rung};
 
 /// What a role's status is made from.
 pub(super) struct View {
@@ -73,11 +73,13 @@ impl View {
         }
     }
 
+    /// Whether the role refuses whom it is there to refuse.
     fn enforcing(&self) -> bool {
-        match (self.role, &self.config.filter) {
-            (Role::Filter, Some(settings)) => settings.mode == Mode::Enforce,
-            (Role::Filter | Role::Ranges | Role::Gate, _) => true,
-        }
+        let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
+            return true;
+        };
+        let attached = lock(filter).attached().iter().all(Attached::is_pinned);
+        settings.mode == Mode::Enforce && attached
     }
 
     fn ranges(&self) -> RangesStatus {
@@ -109,7 +111,13 @@ impl View {
         let filter = lock(filter);
         for attached in filter.attached() {
             let (interface, mode) = (&attached.interface, attached.rung.label());
-            self.metrics.attached(interface, mode);
+            self.metrics.attached(interface, mode, attached.is_pinned());
+            if !attached.is_pinned() {
+                warnings.push(format!(
+                    "`{interface}` is not filtered: the pin is gone; restart the filter"
+                ));
+                continue;
+            }
             details.push(("attached".to_owned(), format!("{interface} ({mode} XDP)")));
             if attached.rung != Rung::Native {
                 warnings.push(format!("`{interface}` is filtered by {mode} XDP only"));

@@ -109,13 +109,16 @@ impl Metrics {
         counter.inner().store(total, Ordering::Relaxed);
     }
 
-    /// Notes that the program is attached to `iface` in `mode`.
-    pub fn attached(&self, iface: &str, mode: &'static str) {
+    /// Notes whether the program is attached to `iface` in `mode`.
+    pub fn attached(&self, iface: &str, mode: &'static str, attached: bool) {
         let labels = AttachedLabels {
             iface: iface.to_owned(),
             mode,
         };
-        self.inner.attached.get_or_create(&labels).set(1);
+        self.inner
+            .attached
+            .get_or_create(&labels)
+            .set(i64::from(attached));
     }
 
     /// Notes the ranges in force; an age of `None` is the baseline's.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
@@ -22,6 +22,16 @@ pub struct Attached {
     pub interface: String,
     /// The rung of the ladder.
     pub rung: Rung,
+    /// The pin that keeps it attached.
+    pin: PathBuf,
+}
+
+impl Attached {
+    /// Whether the pin is still there; without it the interface is not filtered.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pin.exists()
+    }
 }
 
 /// A rung of the attach ladder, highest first.
@@ -67,14 +77,12 @@ pub(super) fn attach(
         attached.push(Attached {
             interface: interface.to_owned(),
             rung,
+            pin: pins.link(rung, interface),
         });
     }
 
     // Interfaces that the configuration names no more are not protected any more.
-    let wanted: Vec<_> = attached
-        .iter()
-        .map(|Attached { interface, rung }| pins.link(*rung, interface))
-        .collect();
+    let wanted: Vec<_> = attached.iter().map(|attached| &attached.pin).collect();
     for stale in pins.links()?.iter().filter(|pin| !wanted.contains(pin)) {
         warn!(pin = %stale.display(), "detached: the configuration does not name this interface");
         remove(stale)?;
