@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use filter_ebpf::abi;
 use filter_ebpf::verdict::{COLUMN_LABELS, Reason};
 use rustix::thread::CapabilitySet;
+use tracing::debug;
 
 pub use self::attach::{Attached, Rung};
 use self::pins::Pins;
@@ -62,7 +63,7 @@ impl Filter {
             .program_mut(abi::PROGRAM)
             .ok_or(XdpError::Missing { name: abi::PROGRAM })?;
         let program: &mut Xdp = program.try_into().map_err(XdpError::Load)?;
-        program.load().map_err(XdpError::Load)?;
+        program.load().map_err(refused)?;
         let attached = attach::attach(program, settings, &pins)?;
         pins.replace_program(program)?;
 
@@ -199,6 +200,19 @@ fn destinations(settings: &config::Filter) -> [u128; abi::DESTINATIONS_MAX] {
     bits
 }
 
+/// The verifier's log goes to the log, where its hundreds of lines belong.
+fn refused(error: ProgramError) -> XdpError {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return XdpError::Load(error);
+    };
+    debug!(%verifier_log, "the kernel refuses the XDP program");
+    XdpError::Refused(io_error)
+}
+
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, XdpError> {
     ebpf.take_map(name).ok_or(XdpError::Missing { name })
 }
@@ -255,8 +269,13 @@ pub enum XdpError {
     /// The maps cannot be created.
     #[error("the XDP object cannot be loaded")]
     Object(#[source] EbpfError),
-    /// The kernel refuses the program.
-    #[error("the kernel refuses the XDP program")]
+    /// The kernel's verifier refuses the program.
+    #[error(
+        "the kernel refuses the XDP program; PULLGATE_LOG=pullgate=debug shows the verifier's log"
+    )]
+    Refused(#[source] io::Error),
+    /// The program cannot be loaded or taken hold of.
+    #[error("the XDP program cannot be loaded")]
     Load(#[source] ProgramError),
     /// A map cannot be read or written.
     #[error("map {name}")]
@@ -309,6 +328,7 @@ impl XdpError {
             | Self::Pin { .. }
             | Self::Missing { .. }
             | Self::Object(_)
+            | Self::Refused(_)
             | Self::Load(_)
             | Self::Map { .. }
             | Self::NotVerified
