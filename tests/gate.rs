@@ -14,6 +14,12 @@ fn the_edge_with_its_certificate_is_served_by_nginx() {
 
 #[test]
 fn the_edge_with_its_certificate_is_served_by_apache() {
+    if !tests::web::is_installed(Kind::Apache) {
+        return tests::skip(
+            "the_edge_with_its_certificate_is_served_by_apache",
+            "no apache2",
+        );
+    }
     let lab = Lab::start(&Plan {
         web: Kind::Apache,
         ..Plan::default()

@@ -24,11 +24,16 @@ fn main() -> anyhow::Result<ExitCode> {
         nix::unistd::geteuid().is_root(),
         "the lab makes network namespaces: run it as root"
     );
-    // Ctrl-C is waited for; the janitor cleans up even if we are killed.
+    // Every thread inherits the mask, so that this one alone hears of Ctrl-C. The janitor cleans
+    // up behind us however we end.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("signals")?;
+    std::thread::spawn(move || {
+        signals.wait().ok();
+        std::process::exit(INTERRUPTED);
+    });
 
     let mut lab = Lab::start(&Plan::default());
     let mark = lab.gate().mark();
@@ -49,7 +54,9 @@ fn main() -> anyhow::Result<ExitCode> {
     println!("{matched} of {} rows as expected", rows.len());
     if !options.once {
         println!("\nThe lab stays up until Ctrl-C. Try:\n{}", lab.hints());
-        signals.wait().context("waiting for Ctrl-C")?;
+        loop {
+            std::thread::park();
+        }
     }
     drop(lab);
     Ok(if matched == rows.len() {
@@ -78,3 +85,6 @@ fn narrate(events: &[Value]) {
     }
     println!();
 }
+
+/// What a shell says of a process that Ctrl-C has ended.
+const INTERRUPTED: i32 = 130;

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use tests::daemon::Pullgate;
-use tests::net::Host;
+use tests::net::{Host, INTERFACE, ip};
 use tests::pki::SHOP;
 use tests::{Lab, Plan, assert_matched, scenarios};
 
@@ -62,11 +62,91 @@ fn unload_removes_every_pin_and_says_so() {
 }
 
 #[test]
+fn an_interface_that_returns_is_attached_anew_and_said_to_be_unfiltered_until_then() {
+    let lab = Lab::start(&Plan::default());
+    let mark = lab.filter().mark();
+    let namespace = lab.network.namespace(Host::Origin);
+
+    ip(&["-n", &namespace, "link", "del", INTERFACE]);
+    lab.filter().event(mark, "the loss is noticed", |event| {
+        event["level"] == "ERROR"
+    });
+    let unfiltered = status(&lab);
+    lab.network.connect(Host::Origin);
+    lab.filter().event(mark, "the return is noticed", |event| {
+        event["message"].to_string().contains("was attached anew")
+    });
+
+    assert_eq!(unfiltered["protected"], false);
+    assert!(
+        unfiltered["warnings"]
+            .to_string()
+            .contains("`wan0` is not filtered")
+    );
+    assert_eq!(status(&lab)["protected"], true);
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+}
+
+#[test]
+fn a_link_of_another_interface_is_not_taken_for_ours() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.filter.take().unwrap().kill();
+    let namespace = lab.network.namespace(Host::Origin);
+    let rename = |from: &str, to: &str| {
+        ip(&["-n", &namespace, "link", "set", from, "down"]);
+        ip(&["-n", &namespace, "link", "set", from, "name", to]);
+        ip(&["-n", &namespace, "link", "set", to, "up"]);
+    };
+
+    // The pinned link stays with the interface, the configuration's name goes to another one.
+    rename(INTERFACE, "lan0");
+    ip(&[
+        "-n", &namespace, "link", "add", INTERFACE, "type", "veth", "peer", "name", "peer0",
+    ]);
+    lab.start_filter();
+
+    assert_eq!(status(&lab)["protected"], true);
+    let shown = lab
+        .network
+        .output(Host::Origin, &["ip", "link", "show", INTERFACE]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("xdp"), "{shown}");
+}
+
+#[test]
+fn a_pin_directory_of_somebody_else_is_refused_and_left_alone() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.filter.take().unwrap().kill();
+    assert!(lab.pullgate(&["unload"]).status.success());
+    let theirs = lab.network.path("bpf/pullgate");
+    std::fs::create_dir(&theirs).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(65_534), None).unwrap();
+
+    for arguments in [["run", "--only", "filter"].as_slice(), &["unload"]] {
+        let output = lab.pullgate(arguments);
+
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(70), "{error}");
+        assert!(
+            error.contains("is not a directory that this user alone may open"),
+            "{error}"
+        );
+    }
+    assert!(theirs.exists());
+    assert!(
+        !lab.network.path("run/filter.sock").exists(),
+        "a failed start leaves no socket"
+    );
+}
+
+#[test]
 fn unloading_under_a_running_filter_is_not_hidden() {
     let lab = Lab::start(&Plan::default());
 
     let unloaded = lab.pullgate(&["unload"]);
     let status = status(&lab);
+    let said = |event: &serde_json::Value| event["message"].to_string().contains("was unloaded");
+    lab.filter().event(0, "the filter notices", said);
 
     assert!(unloaded.status.success());
     assert_eq!(status["protected"], false);

@@ -51,8 +51,8 @@ pub const GENERATIONS: u32 = 2;
 /// Nodes per family and generation: 256 for the first 16 bits of an address, and 4,608 more, of
 /// which a prefix of /17 to /24 takes at most one and a longer one two.
 ///
-/// The guard lets 4,096 ranges in; the rest is for the operator's own `allow` and `deny`. Both
-/// families take 10 MB of kernel memory.
+/// Cloudflare's ranges take 14. What does not fit is refused before it is used; both families
+/// take 10 MB of kernel memory.
 pub const NODES: u32 = 256 + 4608;
 /// Entries of the trie for both generations together.
 pub const DEEP_ENTRIES: u32 = 20480;

@@ -193,6 +193,13 @@ fn default_cases(family: &Family, cases: &mut Vec<Case>) {
         rows.both(&what, short, Drop(Malformed), Pass(Malformed));
     }
     rows.both("cut after the ports", |s, d| syn(s, d).cut(4), no, yes);
+    let behind = |s, d| Packet::tcp(s, d, 80).cut(0).trailer(&[0, 1, 0, 80]);
+    rows.both(
+        "ports behind the packet",
+        behind,
+        Drop(Malformed),
+        Pass(Malformed),
+    );
 
     let first = |s, d| syn(s, d).cut(8).fragment(0, true);
     rows.both("first fragment", first, no, yes);
@@ -326,6 +333,18 @@ fn v6_cases(rows: &mut Rows<'_>) {
         );
     }
 
+    // A chain that goes on in the next fragment, and something harmless behind the packet's end.
+    let split = |s, d| {
+        let options = vec![60, 0, 1, 4, 0, 0, 0, 0];
+        let packet = Packet::carrying(s, d, 60, options).fragment(0, true);
+        packet.trailer(&[58, 0, 1, 4, 0, 0, 0, 0])
+    };
+    rows.both(
+        "chain split over fragments, ICMPv6 behind the packet",
+        split,
+        Drop(Malformed),
+        Pass(Malformed),
+    );
     // A later fragment whose next header lies joins a first one that is judged by itself.
     let liar = |s, d| Packet::carrying(s, d, 17, vec![0; 12]).fragment(1, false);
     rows.both(

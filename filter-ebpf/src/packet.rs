@@ -116,6 +116,7 @@ fn is_tag(ethertype: u16) -> bool {
 fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseError> {
     let destination = frame.u32(at + 16).ok_or(ParseError::Malformed)?;
     let source = frame.u32(at + 12).ok_or(ParseError::Malformed)?;
+    let total_length = frame.u16(at + 2).ok_or(ParseError::Malformed)?;
     let protocol = frame.u8(at + 9).ok_or(ParseError::Malformed)?;
     let fragment = frame.u16(at + 6).ok_or(ParseError::Malformed)?;
     let version_ihl = frame.u8(at).ok_or(ParseError::Malformed)?;
@@ -124,9 +125,9 @@ fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseErr
     if !(0x45..=0x4f).contains(&version_ihl) {
         return Err(ParseError::Malformed);
     }
-    let end = at + usize::from(version_ihl & 0x0f) * 4;
+    let payload = at + usize::from(version_ihl & 0x0f) * 4;
     let has_options = version_ihl != 0x45;
-    if has_options && frame.u8(end - 1).is_none() {
+    if has_options && frame.u8(payload - 1).is_none() {
         return Err(ParseError::Malformed);
     }
 
@@ -137,7 +138,7 @@ fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseErr
             _ => Transport::Other,
         }
     } else {
-        parse_transport(frame, end, protocol)
+        parse_transport(frame, payload, at + usize::from(total_length), protocol)
     };
 
     Ok(Headers {
@@ -154,12 +155,14 @@ fn parse_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseErr
     let destination = address_v6(frame, at + 24).ok_or(ParseError::Malformed)?;
     let source = address_v6(frame, at + 8).ok_or(ParseError::Malformed)?;
     let next = frame.u8(at + 6).ok_or(ParseError::Malformed)?;
+    let payload_length = frame.u16(at + 4).ok_or(ParseError::Malformed)?;
     let version_class = frame.u8(at).ok_or(ParseError::Malformed)?;
     if version_class >> 4 != 6 {
         return Err(ParseError::Malformed);
     }
 
-    let chain = Chain::walk(frame, at + V6_HEADER, next);
+    let payload = at + V6_HEADER;
+    let chain = Chain::walk(frame, payload, payload + usize::from(payload_length), next);
     Ok(Headers {
         source: IpAddr::V6(source),
         destination: (!chain.rerouted).then_some(IpAddr::V6(destination)),
@@ -185,12 +188,15 @@ struct Chain {
 }
 
 impl Chain {
-    /// Walks the chain that starts at `at` with a header of type `next`.
+    /// Walks the chain that starts at `at` with a header of type `next`, within the packet's `end`.
+    ///
+    /// The stack cuts off whatever a frame holds behind the packet; read here, it would let a
+    /// sender show a harmless header where a later fragment brings the real one.
     ///
     /// Only the five types that the kernel itself walks are walked. Treating another protocol's
     /// bytes as an extension header would let a sender forge the ports.
     #[inline(always)]
-    fn walk<F: Frame + ?Sized>(frame: &F, mut at: usize, mut next: u8) -> Self {
+    fn walk<F: Frame + ?Sized>(frame: &F, mut at: usize, end: usize, mut next: u8) -> Self {
         let mut rerouted = false;
         let mut extensions = 0;
         let transport = loop {
@@ -198,13 +204,17 @@ impl Chain {
                 next,
                 HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
             ) {
-                break parse_transport(frame, at, next);
+                break parse_transport(frame, at, end, next);
             }
             if extensions == EXTENSIONS_MAX {
                 break Transport::ChainTooLong;
             }
             extensions += 1;
 
+            // No extension header is shorter than eight bytes (RFC 8200 §4.2).
+            if at + EXTENSION_MIN > end {
+                break Transport::TooShort;
+            }
             // Type of the header behind this one, and this one's length in units of its own.
             let Some(word) = frame.u16(at) else {
                 break Transport::TooShort;
@@ -248,13 +258,12 @@ impl Chain {
 
 /// RFC 9293 §3.1, RFC 768: both begin with the source port, then the destination port.
 #[inline(always)]
-fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, protocol: u8) -> Transport {
+fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol: u8) -> Transport {
+    let port = || (at + PORTS <= end).then(|| frame.u16(at + 2)).flatten();
     match protocol {
-        TCP => frame
-            .u16(at + 2)
-            .map_or(Transport::TooShort, Transport::Tcp),
+        TCP => port().map_or(Transport::TooShort, Transport::Tcp),
         // Cut off before its port it can reach no socket, protected or not.
-        UDP => frame.u16(at + 2).map_or(Transport::Other, Transport::Udp),
+        UDP => port().map_or(Transport::Other, Transport::Udp),
         _ => Transport::Other,
     }
 }
@@ -276,6 +285,10 @@ const TAG_8021AD: u16 = 0x88a8;
 /// Double tagging before 802.1ad; still found on old switches.
 const TAG_9100: u16 = 0x9100;
 
+/// Length of both ports together, in bytes.
+const PORTS: usize = 4;
+/// Length of the shortest extension header, in bytes.
+const EXTENSION_MIN: usize = 8;
 /// Length of the fixed IPv6 header, in bytes.
 const V6_HEADER: usize = 40;
 /// Length of the IPv6 fragment header, in bytes (RFC 8200 §4.5).

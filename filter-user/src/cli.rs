@@ -79,12 +79,3 @@ pub enum LogFormat {
     /// One JSON object per line.
     Json,
 }
-
-/// The command line is wrong; the numbers are those of sysexits.h.
-pub const EX_USAGE: u8 = 64;
-/// Something failed that should not.
-pub const EX_SOFTWARE: u8 = 70;
-/// A capability is missing.
-pub const EX_NOPERM: u8 = 77;
-/// The configuration, or a file that it names, cannot be used.
-pub const EX_CONFIG: u8 = 78;

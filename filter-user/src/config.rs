@@ -120,7 +120,7 @@ pub enum Attach {
 #[derive(Clone, Debug)]
 pub struct Ranges {
     /// Sources, tried in this order until one yields a list that the guard lets through.
-    pub sources: Vec<FeedSource>,
+    pub sources: Vec<Located<FeedSource>>,
     /// Time between two refreshes.
     pub interval: Duration,
     /// How long a range that vanished is kept.
@@ -199,7 +199,7 @@ pub struct Host {
     /// Protocols offered by ALPN, in order of preference.
     pub alpn: Vec<String>,
     /// Where accepted connections are relayed to.
-    pub upstream: Upstream,
+    pub upstream: Located<Upstream>,
     /// The header that tells the upstream who the client is.
     pub proxy_protocol: ProxyProtocol,
 }
@@ -344,6 +344,26 @@ fn check_names(hosts: &[Host]) -> Result<(), ConfigError> {
                 "`{}` already has a policy, at line {}; give each name to one host",
                 name.value,
                 first.line()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an upstream that is one of the gate's own listeners.
+fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(), ConfigError> {
+    for Located { value, place } in hosts.iter().map(|host| &host.upstream) {
+        let Upstream::Tcp(upstream) = value else {
+            continue;
+        };
+        let reaches = |listen: &SocketAddr| {
+            let same_family = listen.is_ipv4() == upstream.is_ipv4();
+            let covers = listen.ip() == upstream.ip() || listen.ip().is_unspecified();
+            listen.port() == upstream.port() && same_family && covers
+        };
+        if listen.iter().any(reaches) {
+            return Err(place.error(format_args!(
+                "`{upstream}` is the gate itself; let the web server listen on another port"
             )));
         }
     }

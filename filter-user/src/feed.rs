@@ -48,6 +48,22 @@ pub async fn fetch(source: &FeedSource) -> Result<Feed, FeedError> {
     }
 }
 
+/// Checks the files that a source names, without asking the network.
+///
+/// # Errors
+///
+/// Returns why a fetch could not succeed.
+pub fn check(source: &FeedSource) -> Result<(), FeedError> {
+    match source {
+        FeedSource::CloudflareApi | FeedSource::CloudflareText => Ok(()),
+        FeedSource::Url { ca_file, .. } => client(ca_file.as_deref()).map(|_| ()),
+        FeedSource::File(path) => {
+            let list = Feed::parse(&read(path)?);
+            list.map(|_| ()).map_err(FeedError::List)
+        }
+    }
+}
+
 /// A client for one fetch: nothing is kept between two that are hours apart.
 fn client(ca_file: Option<&Path>) -> Result<Client, FeedError> {
     let mut builder = Client::builder()

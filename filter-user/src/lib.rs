@@ -21,6 +21,7 @@ pub mod feed;
 pub mod gate;
 pub mod ranges;
 pub mod refresh;
+pub mod report;
 pub mod snapshot;
 pub mod telemetry;
 pub mod xdp;

@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use pullgate::cli::{Cli, Command, EX_CONFIG, EX_SOFTWARE, EX_USAGE, LogFormat};
+use pullgate::cli::{Cli, Command, LogFormat};
 use pullgate::config::{Config, ConfigError};
 use pullgate::daemon::{self, StartError};
+use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE};
 use pullgate::xdp::{self, XdpError};
 use tracing_subscriber::EnvFilter;
 
@@ -77,7 +78,7 @@ fn load(path: &Path) -> Result<Config, LoadError> {
 
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
-    #[error("{path} cannot be read; write it, or name another file with --config")]
+    #[error("{path} cannot be read; is it there, is it text, and may this user read it?")]
     Read { path: String, source: io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),

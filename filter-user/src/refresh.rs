@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use crate::config::{FeedSource, Ranges};
+use crate::config::{FeedSource, Located, Ranges};
 use crate::feed::{self, FeedError};
-use crate::ranges::{RangeSet, Rejection};
-use crate::snapshot::{self, InForce, Origin, SnapshotError, chain};
+use crate::ranges::{RangeSet, Rejection, Rules, Table, TableFull};
+use crate::report::chain;
+use crate::snapshot::{self, InForce, Origin, SnapshotError};
 use crate::telemetry::Metrics;
 
 /// What the refresh task works with.
@@ -62,7 +63,7 @@ impl Refresher {
     async fn refresh(&self, in_force: &InForce) -> Result<InForce, ()> {
         let mut errors = Vec::new();
         let mut outcome = "";
-        for source in &self.ranges.sources {
+        for Located { value: source, .. } in &self.ranges.sources {
             match self.try_source(source, in_force).await {
                 Ok(fresh) => {
                     let (added, removed) = fresh.known.diff(&in_force.known);
@@ -97,6 +98,8 @@ impl Refresher {
         let Ranges {
             limits,
             removal_grace,
+            allow,
+            deny,
             ..
         } = &self.ranges;
         let feed = feed::fetch(source).await.map_err(RefreshError::Feed)?;
@@ -106,6 +109,14 @@ impl Refresher {
             .known
             .merge(&fetched, now, *removal_grace, limits)
             .map_err(RefreshError::Rejected)?;
+
+        // What does not fit into the table would keep the other roles from starting.
+        let rules = Rules {
+            ranges: known.set(),
+            allow,
+            deny,
+        };
+        Table::compile(&rules).map_err(RefreshError::Full)?;
 
         let fresh = InForce {
             known,
@@ -135,6 +146,8 @@ enum RefreshError {
     Feed(FeedError),
     #[error("refused by the guard")]
     Rejected(#[source] Rejection),
+    #[error(transparent)]
+    Full(TableFull),
     #[error("the snapshot cannot be saved")]
     Snapshot(#[source] SnapshotError),
 }
@@ -143,7 +156,7 @@ impl RefreshError {
     fn label(&self) -> &'static str {
         match self {
             Self::Feed(error) => error.label(),
-            Self::Rejected(_) => "Rejected",
+            Self::Rejected(_) | Self::Full(_) => "Rejected",
             Self::Snapshot(_) => "NotSaved",
         }
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 pub use self::follow::Follower;
@@ -78,7 +79,15 @@ fn read(path: &Path, limits: &Limits) -> Result<Option<InForce>, SnapshotError> 
         source,
     };
     let mut text = String::new();
-    match File::open(path) {
+    // Whoever may write the directory may put a pipe there, which must not hold us up.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path);
+    match opened {
+        Ok(file) if !file.metadata().is_ok_and(|metadata| metadata.is_file()) => Err(
+            io::Error::new(ErrorKind::InvalidInput, "not a regular file"),
+        ),
         Ok(file) => file.take(SIZE_MAX + 1).read_to_string(&mut text),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => Err(error),
@@ -222,18 +231,6 @@ pub enum SnapshotError {
     },
 }
 
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
 /// Times in the file are seconds since the UNIX epoch.
 fn seconds(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
@@ -298,6 +295,15 @@ mod tests {
         let path = directory.path().join("ranges.json");
         save(&path, &fetched()).unwrap();
         let good = fs::read_to_string(&path).unwrap();
+
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(InForce::load(&path, &Limits::default()).is_err());
+        fs::remove_dir(&path).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        assert!(InForce::load(&path, &Limits::default()).is_err());
+        fs::remove_file(&path).unwrap();
 
         for bad in [
             good.replace("173.245.48.0/20", "0.0.0.0/0"),

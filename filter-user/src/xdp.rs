@@ -4,9 +4,9 @@ mod attach;
 mod pins;
 mod publish;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{MapError, PerCpuArray};
 use aya::programs::{ProgramError, Xdp};
@@ -18,11 +18,11 @@ use tracing::debug;
 
 pub use self::attach::{Attached, Rung};
 use self::pins::Pins;
-pub use self::pins::unload;
+pub use self::pins::{check_bpffs, is_loaded, unload};
 use self::publish::Publisher;
-use crate::cli::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
 use crate::config::{self, Fragments, Located, Mode};
-use crate::ranges::{RangeSet, Table};
+use crate::ranges::{Rules, Table};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
 
 /// The filter in the kernel: attached, pinned and published.
 ///
@@ -32,6 +32,10 @@ pub struct Filter {
     publisher: Publisher,
     counters: PerCpuArray<aya::maps::MapData, u64>,
     attached: Vec<Attached>,
+    /// Holds the loaded program, to attach it anew.
+    ebpf: Ebpf,
+    settings: config::Filter,
+    pins: Pins,
 }
 
 impl Filter {
@@ -45,8 +49,8 @@ impl Filter {
     /// Returns the step that failed. What was attached before still is.
     pub fn start(
         settings: &config::Filter,
-        pins: PathBuf,
-        ranges: &RangeSet,
+        pins: &Path,
+        rules: &Rules<'_>,
         table: &Table,
     ) -> Result<Self, XdpError> {
         if OBJECT.is_empty() {
@@ -57,12 +61,9 @@ impl Filter {
         let mut publisher = Publisher::new(&mut ebpf)?;
         let counters = PerCpuArray::try_from(take_map(&mut ebpf, abi::COUNTERS)?)
             .map_err(map_error(abi::COUNTERS))?;
-        publisher.publish(ranges, table)?;
+        publisher.publish(rules, table)?;
 
-        let program = ebpf
-            .program_mut(abi::PROGRAM)
-            .ok_or(XdpError::Missing { name: abi::PROGRAM })?;
-        let program: &mut Xdp = program.try_into().map_err(XdpError::Load)?;
+        let program = program(&mut ebpf)?;
         program.load().map_err(refused)?;
         let attached = attach::attach(program, settings, &pins)?;
         pins.replace_program(program)?;
@@ -71,7 +72,27 @@ impl Filter {
             publisher,
             counters,
             attached,
+            ebpf,
+            settings: settings.clone(),
+            pins,
         })
+    }
+
+    /// Attaches anew wherever the filter is not in force any more, unless it was unloaded.
+    ///
+    /// # Errors
+    ///
+    /// Returns the step that failed.
+    pub fn tend(&mut self) -> Result<Tended, XdpError> {
+        if self.attached.iter().all(Attached::is_filtered) {
+            return Ok(Tended::InForce);
+        }
+        if !self.pins.exist() {
+            return Ok(Tended::Unloaded);
+        }
+        let program = program(&mut self.ebpf)?;
+        self.attached = attach::attach(program, &self.settings, &self.pins)?;
+        Ok(Tended::AttachedAnew)
     }
 
     /// Publishes another table; packets are judged by the old one or the new one, never a mix.
@@ -79,8 +100,8 @@ impl Filter {
     /// # Errors
     ///
     /// Returns the step that failed; the old table is then still the one in use.
-    pub fn publish(&mut self, ranges: &RangeSet, table: &Table) -> Result<(), XdpError> {
-        self.publisher.publish(ranges, table)
+    pub fn publish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<(), XdpError> {
+        self.publisher.publish(rules, table)
     }
 
     /// Where the program is attached, and how.
@@ -108,6 +129,17 @@ impl Filter {
             })
             .collect()
     }
+}
+
+/// What [`Filter::tend`] found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Tended {
+    /// The filter was not in force somewhere, and is again.
+    AttachedAnew,
+    /// The filter is in force everywhere.
+    InForce,
+    /// Somebody has unloaded the filter; only a restart brings it back.
+    Unloaded,
 }
 
 /// Finds the first capability that this process lacks for the filter.
@@ -213,6 +245,12 @@ fn refused(error: ProgramError) -> XdpError {
     XdpError::Refused(io_error)
 }
 
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, XdpError> {
+    let program = ebpf.program_mut(abi::PROGRAM);
+    let program = program.ok_or(XdpError::Missing { name: abi::PROGRAM })?;
+    program.try_into().map_err(XdpError::Load)
+}
+
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, XdpError> {
     ebpf.take_map(name).ok_or(XdpError::Missing { name })
 }
@@ -252,6 +290,24 @@ pub enum XdpError {
         /// The directory.
         path: PathBuf,
     },
+    /// Something that is not ours is where our pins should be.
+    #[error(
+        "{} is not a directory that this user alone may open; find out who made it, and remove it",
+        path.display()
+    )]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The interface is filtered generically, and the configuration wants it natively.
+    #[error(
+        "`{interface}` is filtered by generic XDP, which `attach = \"native\"` excludes; \
+         `pullgate unload` first"
+    )]
+    Lower {
+        /// The interface.
+        interface: String,
+    },
     /// A pin cannot be made, read or removed.
     #[error("pin {}", path.display())]
     Pin {
@@ -288,12 +344,6 @@ pub enum XdpError {
     /// What was read back from the maps is not what was written, or judges an address wrongly.
     #[error("the table read back from the kernel is not the one written; the old one stays in use")]
     NotVerified,
-    /// The kernel cannot wait for packets in flight.
-    #[error("membarrier")]
-    Barrier {
-        /// Why not.
-        source: io::Error,
-    },
     /// The program cannot be attached to an interface.
     #[error("cannot attach to `{interface}`")]
     Attach {
@@ -322,9 +372,12 @@ impl XdpError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Capability { .. } => EX_NOPERM,
+            Self::Pin { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
             Self::NotBpffs { .. } => EX_CONFIG,
             Self::NoProgram
             | Self::Capabilities { .. }
+            | Self::NotOurs { .. }
+            | Self::Lower { .. }
             | Self::Pin { .. }
             | Self::Missing { .. }
             | Self::Object(_)
@@ -332,7 +385,6 @@ impl XdpError {
             | Self::Load(_)
             | Self::Map { .. }
             | Self::NotVerified
-            | Self::Barrier { .. }
             | Self::Attach { .. }
             | Self::Occupied { .. }
             | Self::NoLinks => EX_SOFTWARE,

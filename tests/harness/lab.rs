@@ -93,7 +93,7 @@ impl Lab {
         lab.start_ranges();
         lab.filter()
             .event(0, "the fetched list is taken over", |event| {
-                event["message"] == "ranges taken over from the snapshot"
+                event["message"] == "ranges confirmed by the snapshot"
             });
         lab.ranges().event(0, "the first refresh ends", |event| {
             event["message"] == "ranges refreshed"

@@ -17,6 +17,8 @@ pub mod scenarios;
 pub mod web;
 pub mod wire;
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 pub use self::lab::{Lab, Plan};
@@ -37,6 +39,20 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 
 /// How long anything in a test may take that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Notes that a test was skipped and why; `cargo xtask test` shows and counts it.
+pub fn skip(test: &str, reason: &str) {
+    let line = format!("{test}: {reason}\n");
+    let Some(path) = std::env::var_os("PULLGATE_SKIPS") else {
+        panic!("{line}run `cargo xtask test`, which installs what is missing");
+    };
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .unwrap();
+    file.write_all(line.as_bytes()).unwrap();
+}
 
 /// Asserts that every row is as expected, and shows those that are not.
 pub fn assert_matched(rows: &[scenarios::Row]) {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -105,12 +106,14 @@ impl Network {
         ]);
         ip(&["-n", &hub, "link", "set", "hub", "up"]);
         for host in Host::ALL {
-            network.connect(host, &hub);
+            network.connect(host);
         }
         network
     }
 
-    fn connect(&self, host: Host, hub: &str) {
+    /// Connects a host to the bridge by a new interface.
+    pub fn connect(&self, host: Host) {
+        let hub = &format!("{}-hub", self.id);
         let name = self.namespace(host);
         let port = format!("to-{}", host.label());
         let mac = host.mac().map(|byte| format!("{byte:02x}")).join(":");
@@ -158,6 +161,8 @@ impl Network {
     #[must_use]
     pub fn command(&self, host: Host, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
+        // Ctrl-C is for us, who then take everything down in order.
+        command.process_group(0);
         command.arg(format!("--net=/run/netns/{}", self.namespace(host)));
         command.arg("--").arg(program.as_ref());
         command

@@ -9,6 +9,7 @@ mod ranges;
 mod strangers;
 
 use std::fmt::{self, Display, Formatter};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use filter_ebpf::verdict::Verdict;
@@ -39,15 +40,16 @@ pub struct Row {
     pub decided: String,
     /// The counter of that reason, before and after.
     pub counter: (u64, u64),
-    /// How far the counter was to move.
-    pub steps: u64,
+    /// How far the counter was to move: exactly, or at least.
+    pub steps: RangeInclusive<u64>,
 }
 
 impl Row {
     /// Whether all was as expected.
     #[must_use]
     pub fn matched(&self) -> bool {
-        self.seen == self.expected && self.counter.1 == self.counter.0 + self.steps
+        let moved = self.counter.1 - self.counter.0;
+        self.seen == self.expected && self.steps.contains(&moved)
     }
 }
 
@@ -117,7 +119,7 @@ impl Attempt<'_> {
         &self,
         lab: &Lab,
         verdict: Verdict,
-        steps: u64,
+        steps: RangeInclusive<u64>,
         attempt: impl FnOnce() -> String,
     ) -> Row {
         let layer = format!("filter: {}", verdict.reason().label());
@@ -127,20 +129,20 @@ impl Attempt<'_> {
     /// Makes the attempt, and reads the gate's counter of the outcome before and after it.
     fn outcome(&self, lab: &Lab, outcome: &str, attempt: impl FnOnce() -> String) -> Row {
         let layer = format!("gate: {outcome}");
-        self.counted(&layer, 1, || lab.gate().outcomes(outcome), attempt)
+        self.counted(&layer, 1..=1, || lab.gate().outcomes(outcome), attempt)
     }
 
     fn counted(
         &self,
         decided: &str,
-        steps: u64,
+        steps: RangeInclusive<u64>,
         counter: impl Fn() -> u64,
         attempt: impl FnOnce() -> String,
     ) -> Row {
         let before = counter();
         let seen = attempt();
         // What the client has seen the counter may yet have to learn.
-        let after = settled(before + steps, &counter);
+        let after = settled(before + steps.start(), &counter);
         Row {
             scenario: self.scenario,
             who: self.who.to_owned(),

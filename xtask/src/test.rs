@@ -40,10 +40,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for skip in skipped.lines() {
         say(&format!("SKIPPED {skip}"));
     }
-    let Tally { passed, failed } = tally;
+    let Tally {
+        passed,
+        failed,
+        ignored,
+    } = tally;
     say(&format!(
         "{passed} passed, {failed} failed, {} skipped",
-        skipped.lines().count()
+        ignored + skipped.lines().count()
     ));
     if failed != 0 {
         bail!("{failed} tests failed");
@@ -56,6 +60,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 struct Tally {
     passed: usize,
     failed: usize,
+    ignored: usize,
 }
 
 impl Tally {
@@ -72,6 +77,7 @@ impl Tally {
             if line.starts_with("test ") && !line.starts_with("test result") {
                 tally.passed += usize::from(line.ends_with("... ok"));
                 tally.failed += usize::from(line.ends_with("... FAILED"));
+                tally.ignored += usize::from(line.contains("... ignored"));
             }
         }
         let status = child.wait().context("cargo test")?;

@@ -17,6 +17,7 @@ pub struct Packet {
     fragment: Option<(u16, bool)>,
     protocol: u8,
     payload: Vec<u8>,
+    trailer: Vec<u8>,
 }
 
 impl Packet {
@@ -60,6 +61,7 @@ impl Packet {
             fragment: None,
             protocol,
             payload,
+            trailer: Vec::new(),
         }
     }
 
@@ -116,6 +118,13 @@ impl Packet {
         self
     }
 
+    /// With bytes behind the packet, which its length does not count.
+    #[must_use]
+    pub fn trailer(mut self, trailer: &[u8]) -> Self {
+        self.trailer = trailer.to_vec();
+        self
+    }
+
     /// The frame, with the checksums that the stack asks for.
     #[must_use]
     pub fn build(&self) -> Vec<u8> {
@@ -162,6 +171,7 @@ impl Packet {
             _ => return frame,
         }
         frame.extend(payload);
+        frame.extend(&self.trailer);
         frame
     }
 

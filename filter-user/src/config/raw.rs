@@ -4,17 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 use url::Url;
 
 use super::value::{
-    absolute, duration, is_host_name, is_trustworthy, located, parse_upstream, rules,
+    Rule, absolute, count, duration, is_host_name, is_trustworthy, located, parse_upstream, rules,
 };
 use super::{
     Attach, Config, ConfigError, FeedSource, Filter, Fragments, Gate, Host, Located, Mode, Paths,
-    ProxyProtocol, Ranges, Resumption, Source, Trust, Upstream, check_names,
+    ProxyProtocol, Ranges, Resumption, Source, Trust, Upstream, check_names, check_upstreams,
 };
 use crate::ranges::Limits;
 use crate::ranges::guard::Documentation;
@@ -71,12 +70,18 @@ impl Raw {
             ranges,
             gate,
         } = self;
-        Ok(Config {
+        let config = Config {
             paths: paths.convert(source),
             filter: filter.map(|filter| filter.convert(source)).transpose()?,
             ranges: ranges.convert(source)?,
             gate: gate.map(|gate| gate.convert(source)).transpose()?,
-        })
+        };
+        if config.filter.is_none() && config.gate.is_none() {
+            return Err(source.place(0, "").error(
+                "there is neither a [filter] nor a [gate] section, so nothing would be protected",
+            ));
+        }
+        Ok(config)
     }
 }
 
@@ -131,6 +136,10 @@ impl RawFilter {
                 "port 22 would lock you out of this host; name only ports that Cloudflare connects to",
             ));
         }
+        if self.ports.as_ref().contains(&0) {
+            return Err(at(self.ports.span().start, "ports")
+                .error("port 0 does not exist; name ports from 1 to 65535"));
+        }
         if self.ports.as_ref().is_empty() && self.udp_ports.is_empty() {
             return Err(at(self.ports.span().start, "ports")
                 .error("is empty, so nothing would be protected; name a port, such as 443"));
@@ -167,9 +176,9 @@ struct RawRanges {
     interval: Duration,
     #[serde(deserialize_with = "duration")]
     removal_grace: Duration,
-    allow: Vec<Spanned<IpNet>>,
-    deny: Vec<Spanned<IpNet>>,
-    max_entries: usize,
+    allow: Vec<Spanned<Rule>>,
+    deny: Vec<Spanned<Rule>>,
+    max_entries: Spanned<usize>,
     unsafe_documentation_ranges: bool,
 }
 
@@ -182,7 +191,7 @@ impl Default for RawRanges {
             removal_grace: Duration::from_secs(24 * 3600),
             allow: Vec::new(),
             deny: Vec::new(),
-            max_entries: Limits::default().entries,
+            max_entries: Spanned::new(0..0, Limits::default().entries),
             unsafe_documentation_ranges: false,
         }
     }
@@ -194,12 +203,25 @@ impl RawRanges {
             let place = source.place(self.sources.span().start, "ranges.sources");
             return Err(place.error("is empty; leave it out to use Cloudflare's own lists"));
         }
+        let entries = *self.max_entries.as_ref();
+        let most = Limits::default().entries;
+        if !(ENTRIES_MIN..=most).contains(&entries) {
+            let place = source.place(self.max_entries.span().start, "ranges.max_entries");
+            return Err(place.error(format_args!(
+                "{entries} is out of bounds; write a number from {ENTRIES_MIN} to {most}"
+            )));
+        }
         let mut sources = Vec::new();
         for raw in self.sources.into_inner() {
             let place = source.place(raw.span().start, "ranges.sources");
+            let located = |value| Located {
+                value,
+                place: place.clone(),
+            };
             match raw.into_inner() {
                 RawSource::Known(Known::Cloudflare) => {
-                    sources.extend([FeedSource::CloudflareApi, FeedSource::CloudflareText]);
+                    sources.push(located(FeedSource::CloudflareApi));
+                    sources.push(located(FeedSource::CloudflareText));
                 }
                 RawSource::Url(RawUrl { url, ca_file }) => {
                     if !is_trustworthy(&url) {
@@ -208,13 +230,13 @@ impl RawRanges {
                              the way can change protect nobody"
                         )));
                     }
-                    sources.push(FeedSource::Url {
+                    sources.push(located(FeedSource::Url {
                         url,
                         ca_file: ca_file.map(|path| absolute(source, path)),
-                    });
+                    }));
                 }
                 RawSource::File(RawFile { file }) => {
-                    sources.push(FeedSource::File(absolute(source, file)));
+                    sources.push(located(FeedSource::File(absolute(source, file))));
                 }
             }
         }
@@ -226,7 +248,7 @@ impl RawRanges {
             allow: rules(source, self.allow, "ranges.allow")?,
             deny: rules(source, self.deny, "ranges.deny")?,
             limits: Limits {
-                entries: self.max_entries,
+                entries,
                 documentation: if self.unsafe_documentation_ranges {
                     Documentation::Accept
                 } else {
@@ -272,7 +294,7 @@ enum Known {
 #[serde(deny_unknown_fields)]
 struct RawGate {
     #[serde(default = "everywhere")]
-    listen: Vec<SocketAddr>,
+    listen: Spanned<Vec<SocketAddr>>,
     #[serde(default = "seconds::<10>", deserialize_with = "duration")]
     handshake_timeout: Duration,
     #[serde(default = "seconds::<5>", deserialize_with = "duration")]
@@ -281,9 +303,9 @@ struct RawGate {
     idle_timeout: Duration,
     #[serde(default = "seconds::<30>", deserialize_with = "duration")]
     drain_timeout: Duration,
-    #[serde(default = "count::<16384>")]
+    #[serde(default = "number::<16384>", deserialize_with = "count")]
     max_connections: usize,
-    #[serde(default = "count::<1024>")]
+    #[serde(default = "number::<1024>", deserialize_with = "count")]
     max_handshakes: usize,
     host: Spanned<Vec<RawHost>>,
 }
@@ -299,9 +321,20 @@ impl RawGate {
             .map(|host| host.convert(source))
             .collect::<Result<Vec<_>, _>>()?;
         check_names(&hosts)?;
+        let listen = self.listen.as_ref();
+        let twice = (1..listen.len()).any(|n| listen[..n].contains(&listen[n]));
+        if listen.is_empty() || twice || listen.iter().any(|address| address.port() == 0) {
+            let place = source.place(self.listen.span().start, "gate.listen");
+            return Err(place.error(
+                "names no address, one twice, or port 0; write each address with its port once, \
+                 such as \"0.0.0.0:443\"",
+            ));
+        }
+
+        check_upstreams(&hosts, listen)?;
 
         Ok(Gate {
-            listen: self.listen,
+            listen: self.listen.into_inner(),
             handshake_timeout: self.handshake_timeout,
             connect_timeout: self.connect_timeout,
             idle_timeout: self.idle_timeout,
@@ -348,9 +381,14 @@ impl RawHost {
         for name in self.names.into_inner() {
             let mut name = located(source, name, "gate.host.names");
             name.value.make_ascii_lowercase();
+            // The root's dot is not part of a server name (RFC 6066 §3).
+            if name.value.ends_with('.') {
+                name.value.pop();
+            }
             if !is_host_name(&name.value) {
                 return Err(name.place.error(format_args!(
-                    "`{}` is not a host name; write it as in the browser, such as www.example.com",
+                    "`{}` is not a host name; write each name in full, such as www.example.com, \
+                     without wildcards, other alphabets as punycode",
                     name.value.escape_debug()
                 )));
             }
@@ -386,7 +424,10 @@ impl RawHost {
                 .collect(),
             resumption: self.resumption,
             alpn: self.alpn,
-            upstream,
+            upstream: Located {
+                value: upstream,
+                place: at(self.upstream.span().start, "upstream"),
+            },
             proxy_protocol: self.proxy_protocol,
         })
     }
@@ -413,19 +454,20 @@ fn http() -> Vec<String> {
     vec!["http/1.1".to_owned()]
 }
 
-fn everywhere() -> Vec<SocketAddr> {
-    vec![
-        SocketAddr::from(([0, 0, 0, 0], 443)),
-        SocketAddr::from(([0_u16; 8], 443)),
-    ]
+fn everywhere() -> Spanned<Vec<SocketAddr>> {
+    let v4 = SocketAddr::from(([0, 0, 0, 0], 443));
+    let v6 = SocketAddr::from(([0_u16; 8], 443));
+    Spanned::new(0..0, vec![v4, v6])
 }
 
 fn seconds<const N: u64>() -> Duration {
     Duration::from_secs(N)
 }
 
-fn count<const N: usize>() -> usize {
+fn number<const N: usize>() -> usize {
     N
 }
 
 const SSH: u16 = 22;
+/// A list limit below this would refuse Cloudflare's own 22 ranges, or soon might.
+const ENTRIES_MIN: usize = 64;

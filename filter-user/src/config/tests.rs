@@ -35,10 +35,14 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
         format!("{:?}", shipped.paths),
         format!("{:?}", smallest.paths)
     );
-    assert_eq!(
-        format!("{:?}", shipped.ranges),
-        format!("{:?}", smallest.ranges)
-    );
+    let values = |ranges: &Ranges| {
+        let sources = ranges.sources.iter().map(|source| source.value.clone());
+        sources.collect::<Vec<_>>()
+    };
+    assert_eq!(values(&shipped.ranges), values(&smallest.ranges));
+    assert_eq!(shipped.ranges.interval, smallest.ranges.interval);
+    assert_eq!(shipped.ranges.removal_grace, smallest.ranges.removal_grace);
+    assert_eq!(shipped.ranges.limits, smallest.ranges.limits);
     assert_eq!(shipped_gate.listen, gate.listen);
     assert_eq!(shipped_gate.idle_timeout, gate.idle_timeout);
     assert_eq!(shipped_gate.handshake_timeout, gate.handshake_timeout);
@@ -78,7 +82,8 @@ fn an_unknown_field_is_named_with_its_line() {
 fn a_bad_range_is_named_with_its_line_and_field() {
     assert_eq!(
         error("[ranges]\n\nallow = [\"192.0.2.0/24\", \"192.0.2.0/33\"]"),
-        "/etc/pullgate/pullgate.toml:3: `ranges.allow[1]`: invalid IP address syntax"
+        "/etc/pullgate/pullgate.toml:3: `ranges.allow[1]`: `192.0.2.0/33` is not a range; write \
+         it as 192.0.2.0/24, a single address as 192.0.2.1/32"
     );
     assert_eq!(
         error("[ranges]\ndeny = [\"192.0.2.1/24\"]"),
@@ -114,11 +119,61 @@ fn ssh_can_not_be_a_protected_port() {
 
 #[test]
 fn a_feed_in_clear_text_is_refused_unless_it_is_local() {
-    let url = |url: &str| format!("[ranges]\nsources = [{{ url = \"{url}\" }}]");
+    let url = |url: &str| format!("{MINIMAL}[ranges]\nsources = [{{ url = \"{url}\" }}]");
 
     assert!(error(&url("http://ranges.example/")).contains("neither https nor http to loopback"));
     assert!(parse_text(&url("http://127.0.0.1:8000/")).is_ok());
     assert!(parse_text(&url("https://ranges.example/")).is_ok());
+}
+
+#[test]
+fn values_out_of_bounds_are_refused_with_their_place() {
+    let gate = |line: &str| error(&MINIMAL.replace("[gate]", &format!("[gate]\n{line}")));
+    for (line, words) in [
+        ("max_connections = 0", "write a number from 1 to"),
+        (
+            "max_handshakes = 9000000000000000000",
+            "write a number from 1 to",
+        ),
+        ("max_connections = -1", "write a number from 1 to"),
+        ("handshake_timeout = \"0s\"", "write a duration between"),
+        ("idle_timeout = \"1000years\"", "write a duration between"),
+        ("listen = []", "write each address with its port once"),
+        (
+            "listen = [\"0.0.0.0:0\"]",
+            "write each address with its port once",
+        ),
+        (
+            "listen = [\"[::]:443\", \"[::]:443\"]",
+            "write each address with its port once",
+        ),
+    ] {
+        let field = line.split_once(' ').unwrap().0;
+        let error = gate(line);
+        assert!(
+            error.contains(&format!(".toml:4: `gate.{field}`: ")),
+            "{error}"
+        );
+        assert!(error.contains(words), "{error}");
+    }
+    let filter = |line: &str| error(&MINIMAL.replace("[filter]", &format!("[filter]\n{line}")));
+    assert!(filter("ports = [0]").contains("port 0 does not exist"));
+    assert!(filter("ports = []").contains("nothing would be protected"));
+    let entries = |n: usize| error(&format!("{MINIMAL}[ranges]\nmax_entries = {n}"));
+    assert!(entries(3).contains("write a number from 64 to 4096"));
+    assert!(entries(4097).contains("write a number from 64 to 4096"));
+    assert!(error("").contains("nothing would be protected"));
+    let upstream = |upstream: &str| error(&MINIMAL.replace("127.0.0.1:8080", upstream));
+    assert!(upstream("127.0.0.1:0").contains("neither an address with a port"));
+    assert!(upstream("unix:").contains("neither an address with a port"));
+    assert!(upstream("127.0.0.1:443").contains("is the gate itself"));
+}
+
+#[test]
+fn the_roots_dot_is_no_part_of_a_name() {
+    let config = parse_text(&MINIMAL.replace("a.example", "A.Example.")).unwrap();
+
+    assert_eq!(config.gate.unwrap().hosts[0].names[0].value, "a.example");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Single values: as they are written in, as they are meant out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Deserialize as _;
+use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use toml::Spanned;
 use url::{Host as UrlHost, Url};
@@ -27,26 +27,30 @@ pub(super) fn absolute(source: &Source<'_>, path: PathBuf) -> PathBuf {
     }
 }
 
+/// Rules without host bits, none of which is everybody.
 pub(super) fn rules(
     source: &Source<'_>,
-    rules: Vec<Spanned<IpNet>>,
+    rules: Vec<Spanned<Rule>>,
     field: &str,
 ) -> Result<Vec<IpNet>, ConfigError> {
     let mut nets = Vec::new();
     for rule in rules {
-        let Located { value, place } = located(source, rule, field);
-        if value != value.trunc() {
+        let Located {
+            value: Rule(net),
+            place,
+        } = located(source, rule, field);
+        if net != net.trunc() {
             return Err(place.error(format_args!(
-                "`{value}` has host bits set; did you mean `{}`?",
-                value.trunc()
+                "`{net}` has host bits set; did you mean `{}`?",
+                net.trunc()
             )));
         }
-        if value.prefix_len() == 0 {
+        if net.prefix_len() == 0 {
             return Err(place.error(format_args!(
-                "`{value}` is everybody; use `mode = \"monitor\"` to let everybody in"
+                "`{net}` is everybody; name the ranges that you mean"
             )));
         }
-        nets.push(value);
+        nets.push(net);
     }
     Ok(nets)
 }
@@ -72,21 +76,65 @@ pub(super) fn parse_upstream(
     text: &Spanned<String>,
 ) -> Result<Upstream, String> {
     let text = text.as_ref();
-    if let Some(path) = text.strip_prefix("unix:") {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(Upstream::Unix(absolute(source, PathBuf::from(path))));
     }
-    text.parse().map(Upstream::Tcp).map_err(|_not_an_address| {
-        format!(
-            "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"
-        )
-    })
+    let address = text.parse::<SocketAddr>().ok();
+    address
+        .filter(|address| address.port() != 0)
+        .map(Upstream::Tcp)
+        .ok_or_else(|| {
+            format!(
+                "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"
+            )
+        })
 }
 
+/// A duration within reason: none that is zero, none that overflows a clock.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|error| {
+    let duration = humantime::parse_duration(&text).map_err(|error| {
         D::Error::custom(format_args!(
             "`{text}` is not a duration ({error}); write it as \"10s\", \"5m\" or \"6h\""
         ))
-    })
+    })?;
+    if !(DURATION_MIN..=DURATION_MAX).contains(&duration) {
+        return Err(D::Error::custom(format_args!(
+            "`{text}` is out of bounds; write a duration between \"100ms\" and \"365days\""
+        )));
+    }
+    Ok(duration)
 }
+
+/// A number of connections or handshakes, within reason.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    let bounded = usize::try_from(count).ok();
+    bounded
+        .filter(|count| (1..=COUNT_MAX).contains(count))
+        .ok_or_else(|| {
+            D::Error::custom(format_args!(
+                "{count} is out of bounds; write a number from 1 to {COUNT_MAX}"
+            ))
+        })
+}
+
+/// A rule of the operator's.
+#[derive(Clone, Copy)]
+pub(super) struct Rule(pub(super) IpNet);
+
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|_not_a_range| {
+            D::Error::custom(format_args!(
+                "`{text}` is not a range; write it as 192.0.2.0/24, a single address as 192.0.2.1/32"
+            ))
+        })
+    }
+}
+
+const DURATION_MIN: Duration = Duration::from_millis(100);
+const DURATION_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// What a host with a million file descriptors could hold.
+const COUNT_MAX: usize = 1 << 20;

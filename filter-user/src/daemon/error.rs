@@ -4,9 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::cli::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, Role};
+use crate::cli::Role;
 use crate::config::ConfigError;
 use crate::ranges::TableFull;
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
 use crate::snapshot::SnapshotError;
 use crate::xdp::XdpError;
 
@@ -65,6 +66,9 @@ pub enum StartError {
         /// The address.
         address: SocketAddr,
     },
+    /// A part of the process that should live as long as it does has ended; the log says why.
+    #[error("a part of this process has failed")]
+    TaskEnded,
     /// Signals cannot be received.
     #[error("signals")]
     Signals {
@@ -84,9 +88,11 @@ impl StartError {
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } => EX_NOPERM,
             Self::Xdp(error) => error.exit_code(),
-            Self::Snapshot(_) | Self::Socket { .. } | Self::Bind { .. } | Self::Signals { .. } => {
-                EX_SOFTWARE
-            }
+            Self::Snapshot(_)
+            | Self::Socket { .. }
+            | Self::Bind { .. }
+            | Self::TaskEnded
+            | Self::Signals { .. } => EX_SOFTWARE,
         }
     }
 }

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::StartError;
+use super::tasks::Tasks;
 use crate::config;
 use crate::gate::{self, Gate};
 
@@ -41,14 +42,14 @@ impl GateRole {
         config: &config::Gate,
         gate: Gate,
         listeners: Vec<TcpListener>,
-        stop: &CancellationToken,
-        tasks: &TaskTracker,
+        tasks: &Tasks,
     ) -> Self {
+        raise_descriptor_limit(config.max_connections);
         let gate = Arc::new(gate);
         let connections = TaskTracker::new();
         for listener in listeners {
             let (gate, connections) = (Arc::clone(&gate), connections.clone());
-            tasks.spawn(gate::serve(gate, listener, connections, stop.clone()));
+            tasks.spawn_until(gate::serve(gate, listener, connections, tasks.stopped()));
         }
         let addresses: Vec<_> = config.listen.iter().map(SocketAddr::to_string).collect();
         info!(listen = addresses.join(" "), "gate is listening");
@@ -74,3 +75,28 @@ impl GateRole {
         }
     }
 }
+
+/// A relayed connection takes two descriptors; most hosts grant 1,024 unless asked for more.
+fn raise_descriptor_limit(connections: usize) {
+    let wanted = 2 * connections as u64 + SPARE_DESCRIPTORS;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let granted = maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if current.is_some_and(|current| current < granted) {
+        let raised = Rlimit {
+            current: Some(granted),
+            maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    if granted < wanted {
+        warn!(
+            granted,
+            wanted, "the limit of open files is too low for `max_connections`; raise LimitNOFILE"
+        );
+    }
+}
+
+/// For listeners, sockets and files besides the connections.
+const SPARE_DESCRIPTORS: u64 = 64;

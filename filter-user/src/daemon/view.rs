@@ -10,7 +10,8 @@ use crate::cli::Role;
 use crate::config::{Config, Mode};
 use crate::ranges::guard::Documentation;
 use crate::refresh::Attempt;
-use crate::snapshot::{InForce, Origin, chain};
+use crate::report::chain;
+use crate::snapshot::{InForce, Origin};
 use crate::telemetry::Metrics;
 use crate::telemetry::status::{RangesStatus, Status};
 use crate::xdp::{Attached, Filter, Rung};
@@ -78,7 +79,7 @@ impl View {
         let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
             return true;
         };
-        let attached = lock(filter).attached().iter().all(Attached::is_pinned);
+        let attached = lock(filter).attached().iter().all(Attached::is_filtered);
         settings.mode == Mode::Enforce && attached
     }
 
@@ -111,10 +112,11 @@ impl View {
         let filter = lock(filter);
         for attached in filter.attached() {
             let (interface, mode) = (&attached.interface, attached.rung.label());
-            self.metrics.attached(interface, mode, attached.is_pinned());
-            if !attached.is_pinned() {
+            self.metrics
+                .attached(interface, mode, attached.is_filtered());
+            if !attached.is_filtered() {
                 warnings.push(format!(
-                    "`{interface}` is not filtered: the pin is gone; restart the filter"
+                    "`{interface}` is not filtered: it was detached or is gone"
                 ));
                 continue;
             }

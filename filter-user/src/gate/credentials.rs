@@ -2,11 +2,11 @@
 //! the configuration that names the file.
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -69,6 +69,14 @@ pub(super) fn key(path: &Located<impl AsRef<Path>>) -> Result<PrivateKeyDer<'sta
     let Located { value: path, place } = path;
     let path = path.as_ref();
     let pem = read(place, path)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
+        place.error(format_args!(
+            "{} holds no private key ({}); it must be PEM, PKCS#8, PKCS#1 or SEC1, without a \
+             passphrase",
+            path.display(),
+            describe(&error)
+        ))
+    })?;
     let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o007 != 0 {
         return Err(place.error(format_args!(
@@ -76,13 +84,7 @@ pub(super) fn key(path: &Located<impl AsRef<Path>>) -> Result<PrivateKeyDer<'sta
             path.display()
         )));
     }
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
-        place.error(format_args!(
-            "{} holds no private key ({error}); it must be PEM, PKCS#8, PKCS#1 or SEC1, without a \
-             passphrase",
-            path.display()
-        ))
-    })
+    Ok(key)
 }
 
 /// Reads the CAs that a `trust` entry names.
@@ -143,6 +145,18 @@ fn certificates(place: &Place, path: &Path) -> Result<Vec<CertificateDer<'static
     pem_certificates(place, path, &pem)
 }
 
+/// The library prints the names of PEM sections as lists of numbers.
+fn describe(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "it ends inside a section",
+        pem::Error::IllegalSectionStart { .. } => "a section begins wrongly",
+        pem::Error::Base64Decode(_) => "a section is not Base64",
+        pem::Error::Io(_) => "it cannot be read",
+        pem::Error::NoItemsFound => "it has no PEM section of that kind",
+        pem::Error::SectionTooLarge | _ => "it is not PEM",
+    }
+}
+
 /// At least one certificate.
 fn pem_certificates(
     place: &Place,
@@ -151,7 +165,13 @@ fn pem_certificates(
 ) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let certificates = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| place.error(format_args!("{} is not PEM: {error}", path.display())))?;
+        .map_err(|error| {
+            let problem = describe(&error);
+            place.error(format_args!(
+                "{} is damaged ({problem}); copy it again, whole",
+                path.display()
+            ))
+        })?;
     if certificates.is_empty() {
         return Err(place.error(format_args!(
             "{} holds no certificate; it must be PEM, beginning with `-----BEGIN CERTIFICATE-----`",
@@ -186,14 +206,30 @@ fn validity(certificate: &X509Certificate<'_>) -> Validity {
 fn read(place: &Place, path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut content = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(FILE_MAX).read_to_end(&mut content))
+        .and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut content))
+        .and_then(|length| match length as u64 {
+            0..=FILE_MAX => Ok(()),
+            _ => Err(io::Error::new(ErrorKind::FileTooLarge, "larger than 1 MiB")),
+        })
         .map_err(|error| {
             place.error(format_args!(
-                "{} cannot be read: {error}; is the path right, and may this user read it?",
-                path.display()
+                "{} cannot be read: {error}; is the path right, and may this user read it?{}",
+                path.display(),
+                hint(path)
             ))
         })?;
     Ok(content)
+}
+
+/// A word that looks like Cloudflare's own CA is taken for a path unless it is spelt exactly.
+fn hint(path: &Path) -> &'static str {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name {
+        Some(name) if name.eq_ignore_ascii_case("cloudflare") => {
+            " Cloudflare's shared CA is written \"cloudflare\"."
+        }
+        Some(_) | None => "",
+    }
 }
 
 /// Cloudflare's origin-pull CA, valid until 2029-11-01.

@@ -102,7 +102,7 @@ impl Policy {
             tls: Arc::new(tls),
             verifier,
             clock: Arc::clone(clock),
-            upstream: host.upstream.clone(),
+            upstream: host.upstream.value.clone(),
             proxy_protocol: host.proxy_protocol,
         })
     }

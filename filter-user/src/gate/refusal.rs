@@ -194,8 +194,11 @@ impl Refusal {
             }
             Self::Plaintext => "is the encryption mode Full or Full (strict), not Flexible or Off?",
             Self::TooManyHandshakes => "a flood, or `max_handshakes` is too low for this host",
-            Self::BadCertificate
-            | Self::BadSignature
+            Self::BadCertificate => {
+                "is the uploaded certificate of X.509 version 3? `openssl x509 -req` makes version \
+                 1 unless it is given an -extfile"
+            }
+            Self::BadSignature
             | Self::Closed
             | Self::Denied
             | Self::Protocol

@@ -92,18 +92,8 @@ impl RangeSet {
 /// # Errors
 ///
 /// Returns [`Rejection::Shrinks`].
-pub(super) fn shrinks(
-    current: impl Iterator<Item = IpNet>,
-    fetched: &RangeSet,
-) -> Result<(), Rejection> {
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for range in current {
-        match range {
-            IpNet::V4(range) => v4.push(range),
-            IpNet::V6(range) => v6.push(range),
-        }
-    }
-    let (v4, v6) = (intervals_v4(&v4), intervals_v6(&v6));
+pub(super) fn shrinks(current: &RangeSet, fetched: &RangeSet) -> Result<(), Rejection> {
+    let (v4, v6) = (intervals_v4(&current.v4), intervals_v6(&current.v6));
     let kept_v4 = overlap(&v4, &intervals_v4(&fetched.v4));
     let kept_v6 = overlap(&v6, &intervals_v6(&fetched.v6));
     let families = [
@@ -112,7 +102,7 @@ pub(super) fn shrinks(
     ];
     for (family, kept, whole) in families {
         let removed = whole - kept;
-        let percent = removed.saturating_mul(100) / whole.max(1);
+        let percent = removed.saturating_mul(100) / whole;
         if percent > SHRINK_PERCENT {
             return Err(Rejection::Shrinks {
                 family,

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
-use super::{InForce, SnapshotError, chain, read};
+use super::{InForce, SnapshotError, read};
 use crate::ranges::Limits;
+use crate::report::chain;
 
 /// Follows the snapshot: every change is judged anew, and published if it is good.
 pub struct Follower {
@@ -82,12 +84,13 @@ impl Follower {
     /// Publishes every good change, until nobody listens any more.
     pub async fn run(mut self) {
         loop {
-            let event = tokio::select! {
-                event = self.events.recv() => event,
-                () = self.in_force.closed() => None,
-            };
-            if event.is_none() {
-                return;
+            tokio::select! {
+                event = self.events.recv() => if event.is_none() {
+                    return;
+                },
+                // A watch dies with its directory, and nobody says so.
+                () = tokio::time::sleep(POLL) => {}
+                () = self.in_force.closed() => return,
             }
             match read(&self.path, &self.limits) {
                 Ok(Some(in_force)) => self.publish(in_force),
@@ -105,13 +108,20 @@ impl Follower {
             let changed = **current != in_force;
             if changed {
                 let (added, removed) = in_force.known.diff(&current.known);
-                info!(?added, ?removed, "ranges taken over from the snapshot");
+                if !added.is_empty() || !removed.is_empty() {
+                    info!(?added, ?removed, "ranges taken over from the snapshot");
+                } else {
+                    debug!("ranges confirmed by the snapshot");
+                }
                 *current = Arc::new(in_force);
             }
             changed
         });
     }
 }
+
+/// How often the file is read even if no event announces a change.
+const POLL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -121,6 +131,26 @@ mod tests {
     use super::super::tests::fetched;
     use super::*;
     use crate::snapshot::Origin;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_whose_directory_was_replaced_still_learns_of_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let path = state.join("ranges.json");
+        let follower = Follower::new(path.clone(), Limits::default()).unwrap();
+        let mut in_force = follower.subscribe();
+        let running = tokio::spawn(follower.run());
+
+        fs::remove_dir(&state).unwrap();
+        fs::create_dir(&state).unwrap();
+        save(&path, &fetched()).unwrap();
+        in_force.changed().await.unwrap();
+
+        assert_eq!(**in_force.borrow_and_update(), fetched());
+        drop(in_force);
+        running.await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_follower_takes_over_a_good_change_and_keeps_its_ranges_on_a_bad_one() {

@@ -72,7 +72,7 @@ impl Display for Report {
             for (name, value) in &role.details {
                 writeln!(f, "  {name:<12} {value}")?;
             }
-            for (name, value) in shown(&role.metrics) {
+            for (name, value) in shown(role) {
                 writeln!(f, "  {value:>12} {name}")?;
             }
         }
@@ -80,18 +80,15 @@ impl Display for Report {
     }
 }
 
-/// The counters that say something at a glance.
-fn shown(metrics: &BTreeMap<String, f64>) -> impl Iterator<Item = (&str, f64)> {
-    let counters = metrics.iter().filter(|(name, value)| {
-        **value != 0.0
-            && [
-                "pullgate_filter_frames",
-                "pullgate_gate_connections",
-                "pullgate_ranges_refresh",
-            ]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-    });
+/// The counters of a role that say something at a glance.
+fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
+    let family = match role.role.as_str() {
+        "filter" => "pullgate_filter_frames_total",
+        "gate" => "pullgate_gate_connections_total",
+        _ => "pullgate_ranges_refresh_total",
+    };
+    let counters = role.metrics.iter();
+    let counters = counters.filter(move |(name, value)| **value != 0.0 && name.starts_with(family));
     counters.map(|(name, value)| (name.as_str(), *value))
 }
 

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::XdpError;
 use super::pins::Pins;
 use crate::config::{self, Attach};
+use crate::report::chain;
 
 /// An interface that the program is attached to.
 #[derive(Clone, Debug)]
@@ -27,11 +28,36 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Whether the pin is still there; without it the interface is not filtered.
+    /// Whether the interface of that name is filtered by our link at this moment.
+    ///
+    /// Not so if the pin was removed, or if the interface was deleted and created anew, or renamed.
     #[must_use]
-    pub fn is_pinned(&self) -> bool {
-        self.pin.exists()
+    pub fn is_filtered(&self) -> bool {
+        let Ok(index) = interface_index(&self.interface) else {
+            return false;
+        };
+        let pinned = PinnedLink::from_pin(&self.pin);
+        pinned.is_ok_and(|pinned| link_index(&FdLink::from(pinned)) == Some(index))
     }
+}
+
+/// The index of the interface that a link is attached to; 0 if that is gone.
+///
+/// aya does not tell it, but the kernel's fdinfo does (`bpf_xdp_link_show_fdinfo`, net/core/dev.c):
+/// ours is the descriptor whose fdinfo has the link's id.
+fn link_index(link: &FdLink) -> Option<u32> {
+    let id = format!("link_id:\t{}", link.info().ok()?.id());
+    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
+    descriptors.flatten().find_map(|descriptor| {
+        let info = fs::read_to_string(descriptor.path()).ok()?;
+        if !info.lines().any(|line| line == id) {
+            return None;
+        }
+        let index = info
+            .lines()
+            .find_map(|line| line.strip_prefix("ifindex:"))?;
+        index.trim().parse().ok()
+    })
 }
 
 /// A rung of the attach ladder, highest first.
@@ -70,7 +96,7 @@ pub(super) fn attach(
     let mut attached = Vec::new();
     for interface in &settings.interfaces {
         let interface = interface.value.as_str();
-        let rung = match adopt(program, interface, pins)? {
+        let rung = match adopt(program, interface, settings.attach, pins)? {
             Some(rung) => rung,
             None => climb(program, interface, settings.attach, pins)?,
         };
@@ -91,42 +117,54 @@ pub(super) fn attach(
 }
 
 /// Replaces the program behind a link that is pinned, in one step.
-fn adopt(program: &mut Xdp, interface: &str, pins: &Pins) -> Result<Option<Rung>, XdpError> {
+fn adopt(
+    program: &mut Xdp,
+    interface: &str,
+    allowed: Attach,
+    pins: &Pins,
+) -> Result<Option<Rung>, XdpError> {
     for rung in [Rung::Native, Rung::Generic] {
         let pin = pins.link(rung, interface);
         if !pin.exists() {
             continue;
         }
-        let pinned = PinnedLink::from_pin(&pin).map_err(|error| XdpError::Pin {
+        let broken = |error: &dyn std::error::Error| XdpError::Pin {
             path: pin.clone(),
-            source: io::Error::other(error),
-        })?;
-        let link = XdpLink::try_from(FdLink::from(pinned)).map_err(|error| XdpError::Pin {
-            path: pin.clone(),
-            source: io::Error::other(error),
-        })?;
-        let replaced = program.attach_to_link(link);
-        match replaced.and_then(|id| program.take_link(id)) {
-            // Dropping our end of the link leaves it to the pin.
-            Ok(link) => drop(link),
-            Err(error) if errno(&error) == Some(Errno::NOLINK) => {
-                // The interface was deleted and created anew; this link filters nothing.
-                info!(interface, "pinned link is dead, attaching anew");
-                remove(&pin)?;
-                continue;
-            }
-            Err(source) => {
-                return Err(XdpError::Attach {
-                    interface: interface.to_owned(),
-                    source,
-                });
-            }
+            source: io::Error::other(error.to_string()),
+        };
+        let pinned = PinnedLink::from_pin(&pin).map_err(|error| broken(&error))?;
+        let link = FdLink::from(pinned);
+        if link_index(&link) != interface_index(interface).ok() {
+            // The interface was deleted and created anew, or another one took its name.
+            info!(
+                interface,
+                "pinned link is of another interface, attaching anew"
+            );
+            remove(&pin)?;
+            continue;
         }
+        if allowed == Attach::Native && rung != Rung::Native {
+            return Err(XdpError::Lower {
+                interface: interface.to_owned(),
+            });
+        }
+
+        let link = XdpLink::try_from(link).map_err(|error| broken(&error))?;
+        let replaced = program.attach_to_link(link);
+        let link = replaced.and_then(|id| program.take_link(id));
+        // Dropping our end of the link leaves it to the pin.
+        drop(link.map_err(|source| XdpError::Attach {
+            interface: interface.to_owned(),
+            source,
+        })?);
         info!(
             interface,
             mode = rung.label(),
             "program replaced through its pinned link"
         );
+        if rung != Rung::Native {
+            warn!(interface, "{GENERIC}");
+        }
         return Ok(Some(rung));
     }
     Ok(None)
@@ -145,18 +183,14 @@ fn climb(
             Err(XdpError::Attach { source, .. }) if allowed == Attach::Auto => {
                 warn!(
                     interface,
-                    error = %crate::snapshot::chain(&source),
-                    "native XDP refused by the driver, falling back to generic XDP: same verdicts, \
-                     but every packet costs many times as much"
+                    error = %chain(&source),
+                    "native XDP refused by the driver, falling back: {GENERIC}"
                 );
             }
             Err(error) => return Err(error),
         }
     } else {
-        warn!(
-            interface,
-            "generic XDP by configuration: every packet costs many times as much"
-        );
+        warn!(interface, "by configuration: {GENERIC}");
     }
     attach_at(program, interface, Rung::Generic, pins)?;
     Ok(Rung::Generic)
@@ -210,3 +244,5 @@ pub(super) fn interface_index(name: &str) -> io::Result<u32> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(rustix::net::netdevice::name_to_index(socket, name)?)
 }
+
+const GENERIC: &str = "generic XDP has the same verdicts, but each packet costs many times as much";

@@ -1,8 +1,8 @@
 //! The pins: where maps and links live on the BPF file system, and how they go.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use aya::programs::Xdp;
@@ -12,31 +12,30 @@ use super::XdpError;
 use super::attach::Rung;
 
 /// The pin directory of this version: `<paths.bpf>/v1`.
+#[derive(Clone)]
 pub(super) struct Pins {
     directory: PathBuf,
 }
 
 impl Pins {
     /// Opens the directory, and creates it (0700) if it is missing.
-    pub(super) fn open(base: PathBuf) -> Result<Self, XdpError> {
-        let existing = base.ancestors().find(|path| path.exists());
-        let is_bpffs = existing
-            .and_then(|path| rustix::fs::statfs(path).ok())
-            .is_some_and(|statfs| u64::try_from(statfs.f_type).is_ok_and(|t| t == BPF_FS_MAGIC));
-        if !is_bpffs {
-            return Err(XdpError::NotBpffs { path: base });
-        }
-
+    pub(super) fn open(base: &Path) -> Result<Self, XdpError> {
+        check_bpffs(base)?;
         let directory = base.join(format!("v{}", abi::VERSION));
-        let blame = |source| XdpError::Pin {
-            path: directory.clone(),
-            source,
-        };
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder.create(&directory).map_err(blame)?;
-        fs::set_permissions(&base, Permissions::from_mode(0o700)).map_err(blame)?;
+        for path in [base, &directory] {
+            match DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(blame(path)(error));
+                }
+                Ok(()) | Err(_) => check_ours(path)?,
+            }
+        }
         Ok(Self { directory })
+    }
+
+    /// Whether the directory is still there: `unload` takes it away.
+    pub(super) fn exist(&self) -> bool {
+        self.directory.is_dir()
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
@@ -58,83 +57,109 @@ impl Pins {
     /// Pins the program in place of the one that was pinned before.
     pub(super) fn replace_program(&self, program: &mut Xdp) -> Result<(), XdpError> {
         let pin = self.program();
-        let blame = |source| XdpError::Pin {
-            path: pin.clone(),
-            source,
-        };
         match fs::remove_file(&pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(blame(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(blame(&pin)(error));
+            }
             Ok(()) | Err(_) => {}
         }
-        program
-            .pin(&pin)
-            .map_err(|error| blame(io::Error::other(error)))
+        let pinned = program.pin(&pin);
+        pinned.map_err(|error| blame(&pin)(io::Error::other(error)))
     }
 
     /// The pins of all links.
     pub(super) fn links(&self) -> Result<Vec<PathBuf>, XdpError> {
-        let pins = list(&self.directory).map_err(|source| XdpError::Pin {
-            path: self.directory.clone(),
-            source,
-        })?;
-        let is_link = |pin: &PathBuf| {
-            let name = pin.file_name().and_then(|name| name.to_str());
-            let rungs = [Rung::Native, Rung::Generic];
-            name.is_some_and(|name| {
-                rungs.iter().any(|rung| {
-                    let rest = name.strip_prefix(rung.label());
-                    rest.is_some_and(|rest| rest.starts_with('-'))
-                })
-            })
-        };
-        Ok(pins.into_iter().filter(is_link).collect())
+        let mut pins = list(&self.directory).map_err(blame(&self.directory))?;
+        pins.retain(|pin| is_link(pin));
+        Ok(pins)
     }
 }
 
 /// Removes every pin below `base`, of whatever version: the filter is detached when it returns.
 ///
-/// Links go first, so that no packet is judged by maps that are half gone. Returns what was
-/// removed; nothing if there was nothing.
+/// Links go first, so that no packet is judged by maps that are half gone. What is not ours is not
+/// touched. Returns what was removed; nothing if there was nothing.
 ///
 /// # Errors
 ///
 /// Returns the pin that cannot be removed.
 pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
     let mut removed = Vec::new();
-    let versions = match list(base) {
-        Ok(versions) => versions,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
-        Err(source) => {
-            return Err(XdpError::Pin {
-                path: base.to_owned(),
-                source,
-            });
-        }
-    };
-    for version in versions {
-        let blame = |source| XdpError::Pin {
-            path: version.clone(),
-            source,
-        };
-        let mut pins = list(&version).map_err(blame)?;
-        pins.sort_by_key(|pin| {
-            let name = pin.file_name().and_then(|name| name.to_str());
-            abi::MAPS.iter().any(|map| name == Some(map))
-        });
+    if !fs::exists(base).map_err(blame(base))? {
+        return Ok(removed);
+    }
+    check_bpffs(base)?;
+    check_ours(base)?;
+    for version in list(base).map_err(blame(base))? {
+        check_ours(&version)?;
+        let mut pins = list(&version).map_err(blame(&version))?;
+        pins.sort_by_key(|pin| !is_link(pin));
         for pin in pins {
-            fs::remove_file(&pin).map_err(|source| XdpError::Pin {
-                path: pin.clone(),
-                source,
-            })?;
+            fs::remove_file(&pin).map_err(blame(&pin))?;
             removed.push(pin);
         }
-        fs::remove_dir(&version).map_err(blame)?;
+        fs::remove_dir(&version).map_err(blame(&version))?;
     }
-    fs::remove_dir(base).map_err(|source| XdpError::Pin {
-        path: base.to_owned(),
-        source,
-    })?;
+    fs::remove_dir(base).map_err(blame(base))?;
     Ok(removed)
+}
+
+/// Whether any link is pinned below `base`: a filter is then in force, whether a role runs or not.
+#[must_use]
+pub fn is_loaded(base: &Path) -> bool {
+    let versions = list(base).unwrap_or_default();
+    let mut pins = versions
+        .iter()
+        .flat_map(|version| list(version).unwrap_or_default());
+    pins.any(|pin| is_link(&pin))
+}
+
+/// Checks that pins below `base` would be on a BPF file system.
+///
+/// # Errors
+///
+/// Returns [`XdpError::NotBpffs`].
+pub fn check_bpffs(base: &Path) -> Result<(), XdpError> {
+    let existing = base.ancestors().find(|path| path.exists());
+    let magic = existing.and_then(|path| rustix::fs::statfs(path).ok());
+    let is_bpffs = magic.is_some_and(|statfs| statfs.f_type == BPF_FS_MAGIC);
+    if !is_bpffs {
+        return Err(XdpError::NotBpffs {
+            path: base.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A fresh bpffs is open to everybody, so somebody may have been there before us.
+fn check_ours(path: &Path) -> Result<(), XdpError> {
+    let metadata = fs::symlink_metadata(path).map_err(blame(path))?;
+    let ours = rustix::process::geteuid().as_raw();
+    let is_ours = metadata.is_dir() && metadata.uid() == ours && metadata.mode() & 0o077 == 0;
+    if !is_ours {
+        return Err(XdpError::NotOurs {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether a pin's name is that of a link.
+fn is_link(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    let prefix = name.and_then(|name| name.split_once('-'));
+    prefix.is_some_and(|(rung, _)| {
+        [Rung::Native, Rung::Generic]
+            .iter()
+            .any(|r| r.label() == rung)
+    })
+}
+
+fn blame(path: &Path) -> impl Fn(io::Error) -> XdpError {
+    move |source| XdpError::Pin {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
@@ -144,4 +169,4 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;

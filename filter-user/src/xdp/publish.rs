@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, MapData, MapError};
 use filter_ebpf::Ranges as _;
 use filter_ebpf::abi::{ACTIVE, DEEP_KEY, DEEP_V6, NODES, RANGES_V4, RANGES_V6};
-use filter_ebpf::table::{Class, Node};
+use filter_ebpf::table::Node;
 use ipnet::Ipv6Net;
 use rustix::thread::MembarrierCommand;
+use tracing::debug;
 
 use super::{XdpError, map_error, take_map};
-use crate::ranges::{self, RangeSet, Table, Tree};
+use crate::ranges::{self, Rules, Table, Tree};
 
 /// The range maps.
 pub(super) struct Publisher {
@@ -35,9 +37,10 @@ impl Publisher {
     }
 
     /// Writes `table` into the inactive generation, reads it back, verifies it, and flips.
-    pub(super) fn publish(&mut self, ranges: &RangeSet, table: &Table) -> Result<(), XdpError> {
+    pub(super) fn publish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<(), XdpError> {
         let active = self.active.get(&0, 0).map_err(map_error(ACTIVE))?;
         let next = (active & 1) ^ 1;
+        wait_for_readers();
 
         self.v4.write(next, table.tree_v4())?;
         self.v6.write(next, table.tree_v6())?;
@@ -47,17 +50,11 @@ impl Publisher {
             self.v6.read(next, table.tree_v6().nodes().len())?,
             self.read_deep(next)?,
         );
-        if written != *table || !judges_rightly(&written, ranges) {
+        if written != *table || !judges_rightly(&written, rules) {
             return Err(XdpError::NotVerified);
         }
 
-        self.active.set(0, next, 0).map_err(map_error(ACTIVE))?;
-        // The next publish will overwrite the generation that was active until here: wait for the
-        // packets that are being judged by it. In the kernel this is synchronize_rcu(),
-        // kernel/sched/membarrier.c.
-        rustix::thread::membarrier(MembarrierCommand::Global).map_err(|errno| XdpError::Barrier {
-            source: errno.into(),
-        })
+        self.active.set(0, next, 0).map_err(map_error(ACTIVE))
     }
 
     fn write_deep(&mut self, generation: u32, table: &Table) -> Result<(), XdpError> {
@@ -102,6 +99,17 @@ impl Publisher {
     }
 }
 
+/// Waits for the packets that are still judged by the generation that is written next.
+///
+/// In the kernel this is synchronize_rcu(), kernel/sched/membarrier.c; kernels that isolate CPUs
+/// (nohz_full) refuse it, and then any time that is long against one packet does as well.
+fn wait_for_readers() {
+    if let Err(error) = rustix::thread::membarrier(MembarrierCommand::Global) {
+        debug!(%error, "no membarrier, waiting instead");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// The generation as the first byte of a trie key.
 fn byte(generation: u32) -> u8 {
     u8::from(generation & 1 == 1)
@@ -139,19 +147,13 @@ fn array<V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapDa
     Array::try_from(take_map(ebpf, name)?).map_err(map_error(name))
 }
 
-/// Asks the table, through the kernel's own lookup, for the edges of every range and some others.
-///
-/// The table may let in or refuse more than the ranges by the operator's rules, so a stranger's
-/// address must only not be *listed*, and a listed one may be denied.
-fn judges_rightly(table: &Table, set: &RangeSet) -> bool {
-    let edges = set.iter().flat_map(|range| ranges::edges(&range));
+/// Asks the table, by the same lookup as the kernel's, for the edges of every range and rule and
+/// for some others, and compares with what the rules themselves say.
+fn judges_rightly(table: &Table, rules: &Rules<'_>) -> bool {
+    let edges = rules.nets().flat_map(|range| ranges::edges(&range));
     edges
         .chain(SENTINELS)
-        .all(|address| match table.class(address) {
-            Class::Listed => set.contains(address),
-            Class::Absent | Class::Allowed => !set.contains(address),
-            Class::Denied => true,
-        })
+        .all(|address| table.class(address) == rules.class(address))
 }
 
 /// Addresses that no list may ever hold.

@@ -60,7 +60,7 @@ pub fn killed_roles_leave_the_host_protected(lab: &mut Lab) -> Vec<Row> {
             seen: format!("{seen}; {answered}"),
             decided: "filter: NotListed".to_owned(),
             counter: (before, after),
-            steps: sent,
+            steps: sent..=sent,
         });
     }
     rows
@@ -105,7 +105,7 @@ pub fn unload_leaves_the_gate(lab: &mut Lab) -> Vec<Row> {
             what: "after the filter was started again",
             expected: "silence",
         };
-        rows.push(attempt.frames(lab, NOT_LISTED, 1, || {
+        rows.push(attempt.frames(lab, NOT_LISTED, 1..=1, || {
             lab.edge()
                 .get(&lab.network, Host::Stranger, origin, SHOP)
                 .0

@@ -50,7 +50,7 @@ pub fn a_new_range_opens_the_way(lab: &Lab) -> Vec<Row> {
             expected: "silence",
         };
         let verdict = filter_ebpf::Verdict::Drop(filter_ebpf::Reason::NotListed);
-        rows.push(attempt.frames(lab, verdict, 1, || {
+        rows.push(attempt.frames(lab, verdict, 1..=1, || {
             client
                 .get(&lab.network, Host::Stranger, origin, SHOP)
                 .0
@@ -98,7 +98,7 @@ pub fn bad_lists_change_nothing(lab: &Lab) -> Vec<Row> {
         let decided = format!("ranges: {outcome}");
         rows.push(attempt.counted(
             &decided,
-            1,
+            1..=1,
             || lab.ranges().metric(&metric),
             || {
                 let event = lab.refresh(answer);
