@@ -3,7 +3,7 @@
 mod packet;
 
 use core::net::IpAddr;
-use std::string::String;
+use std::string::{String, ToString as _};
 use std::vec::Vec;
 use std::{format, vec};
 
@@ -12,6 +12,7 @@ use crate::verdict::Reason::{
     Allowed, ChainTooLong, Denied, Fragment, Listed, Malformed, NotIp, NotListed, NotTcp,
     OtherDestination, OtherPort, TooManyTags,
 };
+use crate::verdict::Settings;
 use crate::verdict::Verdict::{self, Drop, Pass};
 
 /// A row: what it is, the frame, and what is to become of it.
@@ -32,6 +33,21 @@ pub enum Table {
     Default,
     /// UDP 443 is protected too, on [`DESTINATIONS`] only, and later fragments pass.
     Special,
+}
+
+impl Settings for Table {
+    fn protects_tcp(&self, port: u16) -> bool {
+        port == 443
+    }
+    fn protects_udp(&self, port: u16) -> bool {
+        *self == Self::Special && port == 443
+    }
+    fn protects_destination(&self, address: IpAddr) -> bool {
+        *self == Self::Default || DESTINATIONS.contains(&address.to_string().as_str())
+    }
+    fn fragments_pass(&self) -> bool {
+        *self == Self::Special
+    }
 }
 
 /// The addresses that [`Table::Special`] protects.
@@ -418,11 +434,9 @@ fn special_cases(family: &Family, cases: &mut Vec<Case>) {
 
 #[cfg(test)]
 mod tests {
-    use core::net::Ipv6Addr;
-    use std::string::ToString as _;
-
     use super::*;
-    use crate::{Class, Ranges, Settings, decide};
+    use crate::{Class, Ranges, decide};
+    use core::net::Ipv6Addr;
 
     #[test]
     fn decide_agrees_with_the_verdict_table() {
@@ -460,21 +474,6 @@ mod tests {
 
         for reason in crate::Reason::ALL {
             assert!(rows.contains(&reason), "{}", reason.label());
-        }
-    }
-
-    impl Settings for Table {
-        fn protects_tcp(&self, port: u16) -> bool {
-            port == 443
-        }
-        fn protects_udp(&self, port: u16) -> bool {
-            *self == Self::Special && port == 443
-        }
-        fn protects_destination(&self, address: IpAddr) -> bool {
-            *self == Self::Default || DESTINATIONS.contains(&address.to_string().as_str())
-        }
-        fn fragments_pass(&self) -> bool {
-            *self == Self::Special
         }
     }
 

@@ -212,7 +212,7 @@ impl Chain {
             extensions += 1;
 
             // No extension header is shorter than eight bytes (RFC 8200 §4.2).
-            if at + EXTENSION_MIN > end {
+            if at + EXTENSION_MIN > end || frame.u8(at + EXTENSION_MIN - 1).is_none() {
                 break Transport::TooShort;
             }
             // Type of the header behind this one, and this one's length in units of its own.
@@ -246,6 +246,9 @@ impl Chain {
                 }
                 _ => (usize::from(length) + 1) * 8,
             };
+            if at + length > end || frame.u8(at + length - 1).is_none() {
+                break Transport::TooShort;
+            }
             at += length;
             next = behind;
         };

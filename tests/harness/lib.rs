@@ -12,6 +12,7 @@ pub mod feed;
 mod janitor;
 pub mod lab;
 pub mod net;
+pub mod oracle;
 pub mod pki;
 pub mod scenarios;
 pub mod web;

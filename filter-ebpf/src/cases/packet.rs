@@ -65,6 +65,13 @@ impl Packet {
         }
     }
 
+    /// The same bytes under another protocol number.
+    #[must_use]
+    pub fn protocol(mut self, protocol: u8) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
     /// With destination and source hardware address.
     #[must_use]
     pub fn between(mut self, destination: [u8; 6], source: [u8; 6]) -> Self {
