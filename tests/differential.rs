@@ -5,13 +5,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
-use aya_obj::programs::XdpAttachType;
 use filter_ebpf::cases::{Packet, Table, cases};
 use filter_ebpf::verdict::{Reason, Verdict};
 use filter_ebpf::{Class, Ranges, decide};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use tests::lab::{CASE_RULES, XDP_DROP, judge};
 use tests::net::{Host, INTERFACE, ip};
 use tests::oracle::Oracle;
 use tests::{Lab, Plan};
@@ -19,14 +18,13 @@ use tests::{Lab, Plan};
 #[test]
 fn host_kernel_and_oracle_agree_on_random_frames() {
     let lab = Lab::start(&Plan {
-        ranges: "allow = [\"198.51.100.200/32\", \"2001:db8::200/128\"]\n\
-            deny = [\"173.245.63.0/24\", \"2400:cb00:bad::/48\"]",
+        ranges: CASE_RULES,
         ..Plan::default()
     });
     // Nobody else shall move the counters.
     let namespace = lab.network.namespace(Host::Origin);
     ip(&["-n", &namespace, "link", "set", INTERFACE, "down"]);
-    let program = Xdp::from_pin(lab.pin("program"), XdpAttachType::Interface).unwrap();
+    let program = lab.program();
     let oracle = Oracle::new();
     let before = counters(&lab);
     let mut tally = BTreeMap::new();
@@ -41,11 +39,7 @@ fn host_kernel_and_oracle_agree_on_random_frames() {
         .run(&frame(), |frame| {
             let verdict = decide(frame.as_slice(), &Table::Default, &Sample(&oracle));
             prop_assert_eq!(verdict, oracle.judge(&frame), "host and oracle");
-            let options = TestRunOptions {
-                data_in: Some(&frame),
-                ..TestRunOptions::new()
-            };
-            let action = program.test_run(options).unwrap().return_value;
+            let action = judge(&program, &frame);
             *tally_cell
                 .borrow_mut()
                 .entry(verdict.counter_index(false))
@@ -240,5 +234,3 @@ const FRAMES: u32 = 1_000_000;
 /// What a test run shows to a program without `xdp.frags`: a page less head- and tailroom,
 /// `bpf_prog_test_run_xdp`, net/bpf/test_run.c.
 const LINEAR: usize = 4096 - 256 - 320;
-/// `enum xdp_action`, include/uapi/linux/bpf.h.
-const XDP_DROP: u32 = 1;

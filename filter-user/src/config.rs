@@ -14,6 +14,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::ranges::{Limits, RangeSet, Rules};
+
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -130,7 +132,19 @@ pub struct Ranges {
     /// Sources that may not enter whatever else says so.
     pub deny: Vec<IpNet>,
     /// What the guard lets through.
-    pub limits: crate::ranges::Limits,
+    pub limits: Limits,
+}
+
+impl Ranges {
+    /// Who may enter by these ranges and the operator's own rules.
+    #[must_use]
+    pub fn rules<'a>(&'a self, ranges: &'a RangeSet) -> Rules<'a> {
+        Rules {
+            ranges,
+            allow: &self.allow,
+            deny: &self.deny,
+        }
+    }
 }
 
 /// Where a list of ranges is fetched from.

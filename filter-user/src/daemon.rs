@@ -35,11 +35,7 @@ use crate::xdp::{self, Filter};
 ///
 /// Returns the first thing that would keep a role from starting.
 pub fn check(config: &Config) -> Result<(), StartError> {
-    let roles: Vec<_> = Role::ALL
-        .into_iter()
-        .filter(|role| describes(config, *role))
-        .collect();
-    plan::examine(config, &roles, &Metrics::default())?;
+    plan::examine(config, &described(config), &Metrics::default())?;
     Ok(())
 }
 
@@ -78,10 +74,7 @@ pub fn status(config: &Config) -> Report {
         warnings: Vec::new(),
         roles: Vec::new(),
     };
-    for role in Role::ALL
-        .into_iter()
-        .filter(|role| describes(config, *role))
-    {
+    for role in described(config) {
         match ask(&socket(config, role)) {
             Ok(status) => {
                 let prefix = role.label();
@@ -120,12 +113,14 @@ fn ask(socket: &Path) -> io::Result<Status> {
     Ok(serde_json::from_reader(io::BufReader::new(stream))?)
 }
 
-fn describes(config: &Config, role: Role) -> bool {
-    match role {
+/// The roles that the configuration describes.
+fn described(config: &Config) -> Vec<Role> {
+    let is_described = |role: &Role| match role {
         Role::Filter => config.filter.is_some(),
         Role::Ranges => true,
         Role::Gate => config.gate.is_some(),
-    }
+    };
+    Role::ALL.into_iter().filter(is_described).collect()
 }
 
 /// What `run` holds on to.

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::config::{FeedSource, Located, Ranges};
 use crate::feed::{self, FeedError};
-use crate::ranges::{RangeSet, Rejection, Rules, Table, TableFull};
+use crate::ranges::{RangeSet, Rejection, Table, TableFull};
 use crate::report::chain;
 use crate::snapshot::{self, InForce, Origin, SnapshotError};
 use crate::telemetry::Metrics;
@@ -98,8 +98,6 @@ impl Refresher {
         let Ranges {
             limits,
             removal_grace,
-            allow,
-            deny,
             ..
         } = &self.ranges;
         let feed = feed::fetch(source).await.map_err(RefreshError::Feed)?;
@@ -111,11 +109,7 @@ impl Refresher {
             .map_err(RefreshError::Rejected)?;
 
         // What does not fit into the table would keep the other roles from starting.
-        let rules = Rules {
-            ranges: known.set(),
-            allow,
-            deny,
-        };
+        let rules = self.ranges.rules(known.set());
         Table::compile(&rules).map_err(RefreshError::Full)?;
 
         let fresh = InForce {

@@ -116,16 +116,15 @@ impl Filter {
     ///
     /// Returns the error of the read that failed.
     pub fn frames(&self) -> Result<Vec<(&'static str, &'static str, u64)>, XdpError> {
-        let columns = || COLUMN_LABELS.iter().enumerate();
         let slots = Reason::ALL
-            .iter()
-            .flat_map(|reason| columns().map(move |column| (reason, column)));
+            .into_iter()
+            .flat_map(|reason| COLUMN_LABELS.map(|column| (column, reason.label())));
         slots
             .zip(0_u32..)
-            .map(|((reason, (_, column)), slot)| {
+            .map(|((column, reason), slot)| {
                 let per_cpu = self.counters.get(&slot, 0);
                 let per_cpu = per_cpu.map_err(map_error(abi::COUNTERS))?;
-                Ok((*column, reason.label(), per_cpu.iter().sum()))
+                Ok((column, reason, per_cpu.iter().sum()))
             })
             .collect()
     }

@@ -157,5 +157,7 @@ pub fn api_answer(more_v4: &[&str], more_v6: &[&str]) -> String {
     .to_string()
 }
 
-const IPS_V4: &str = include_str!("../../filter-user/baseline/ips-v4");
-const IPS_V6: &str = include_str!("../../filter-user/baseline/ips-v6");
+/// The embedded IPv4 ranges.
+pub(crate) const IPS_V4: &str = include_str!("../../filter-user/baseline/ips-v4");
+/// The embedded IPv6 ranges.
+pub(crate) const IPS_V6: &str = include_str!("../../filter-user/baseline/ips-v6");

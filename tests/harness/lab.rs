@@ -8,6 +8,8 @@ use std::process::Output;
 use std::sync::Arc;
 
 use aya::maps::{Map, MapData, PerCpuArray};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya_obj::programs::XdpAttachType;
 use filter_ebpf::abi;
 use filter_ebpf::verdict::Verdict;
 use nix::sys::signal::Signal;
@@ -167,6 +169,12 @@ impl Lab {
         }
     }
 
+    /// The loaded program.
+    #[must_use]
+    pub fn program(&self) -> Xdp {
+        Xdp::from_pin(self.pin("program"), XdpAttachType::Interface).unwrap()
+    }
+
     /// A pin of the filter.
     #[must_use]
     pub fn pin(&self, name: &str) -> PathBuf {
@@ -222,6 +230,24 @@ impl Lab {
         hints
     }
 }
+
+/// Lets a loaded program judge a frame, and returns the action: `enum xdp_action`.
+#[must_use]
+pub fn judge(program: &Xdp, frame: &[u8]) -> u32 {
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        ..TestRunOptions::new()
+    };
+    program.test_run(options).unwrap().return_value
+}
+
+/// The `[ranges]` lines for `filter_ebpf::cases`: its `ALLOW` and `DENY`.
+pub const CASE_RULES: &str = "allow = [\"198.51.100.200/32\", \"2001:db8::200/128\"]\n\
+    deny = [\"173.245.63.0/24\", \"2400:cb00:bad::/48\"]";
+/// `enum xdp_action`, include/uapi/linux/bpf.h.
+pub const XDP_DROP: u32 = 1;
+/// The other action that the filter knows.
+pub const XDP_PASS: u32 = 2;
 
 /// The kernel's counters, as they are pinned.
 pub struct Counters {

@@ -27,13 +27,21 @@ pub use self::lab::{Lab, Plan};
 /// Waits until `condition` yields a value, and gives up with `what` after ten seconds.
 ///
 /// For what announces itself by no event: a counter in the kernel, a server's first accept.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    match within_patience(condition) {
+        Some(value) => value,
+        None => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}
+
+/// The value that `condition` yields within ten seconds, if it does.
+pub(crate) fn within_patience<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(value) = condition() {
+        let value = condition();
+        if value.is_some() || Instant::now() >= deadline {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

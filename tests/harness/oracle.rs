@@ -14,6 +14,8 @@ use filter_ebpf::verdict::Reason;
 use filter_ebpf::verdict::Verdict::{self, Drop, Pass};
 use ipnet::IpNet;
 
+use crate::feed::{IPS_V4, IPS_V6};
+
 /// The rules that an oracle judges by.
 pub struct Oracle {
     listed: Vec<IpNet>,
@@ -177,6 +179,3 @@ fn transport(protocol: u8, payload: &[u8]) -> Carries {
         _ => Carries::SomethingElse,
     }
 }
-
-const IPS_V4: &str = include_str!("../../filter-user/baseline/ips-v4");
-const IPS_V6: &str = include_str!("../../filter-user/baseline/ips-v6");

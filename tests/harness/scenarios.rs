@@ -10,7 +10,6 @@ mod strangers;
 
 use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
 
 use filter_ebpf::verdict::Verdict;
 
@@ -21,7 +20,7 @@ pub use self::lifecycle::{killed_roles_leave_the_host_protected, unload_leaves_t
 pub use self::ranges::{a_new_range_opens_the_way, bad_lists_change_nothing};
 pub use self::strangers::{strangers_are_dropped, the_rest_works_as_before};
 
-use crate::{Lab, PATIENCE};
+use crate::{Lab, within_patience};
 
 /// One thing that was tried.
 #[derive(Clone, Debug)]
@@ -142,7 +141,9 @@ impl Attempt<'_> {
         let before = counter();
         let seen = attempt();
         // What the client has seen the counter may yet have to learn.
-        let after = settled(before + steps.start(), &counter);
+        let goal = before + steps.start();
+        let reached = within_patience(|| Some(counter()).filter(|value| *value >= goal));
+        let after = reached.unwrap_or_else(&counter);
         Row {
             scenario: self.scenario,
             who: self.who.to_owned(),
@@ -153,17 +154,5 @@ impl Attempt<'_> {
             counter: (before, after),
             steps,
         }
-    }
-}
-
-/// The counter when it has reached `goal`, or after all patience whatever it is then.
-fn settled(goal: u64, counter: impl Fn() -> u64) -> u64 {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let value = counter();
-        if value >= goal || Instant::now() >= deadline {
-            return value;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -13,13 +13,13 @@ use super::error::StartError;
 use super::gate::GateRole;
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Running, Sockets, describes, lock, socket};
+use super::{Running, Sockets, described, lock, socket};
 use crate::cli::Role;
 use crate::config::{Config, Located};
 use crate::feed;
 use crate::gate::{Gate, Policies};
+use crate::ranges::Table;
 use crate::ranges::guard::Documentation;
-use crate::ranges::{Rules, Table};
 use crate::refresh::Refresher;
 use crate::report::chain;
 use crate::snapshot::{Follower, InForce};
@@ -36,15 +36,13 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(config: Config, only: Option<Role>) -> Result<Self, StartError> {
-        let roles: Vec<_> = match only {
-            Some(role) if !describes(&config, role) => {
+        let described = described(&config);
+        let roles = match only {
+            Some(role) if !described.contains(&role) => {
                 return Err(StartError::NotDescribed { role });
             }
             Some(role) => vec![role],
-            None => Role::ALL
-                .into_iter()
-                .filter(|role| describes(&config, *role))
-                .collect(),
+            None => described,
         };
         let metrics = Metrics::default();
         let policies = examine(&config, &roles, &metrics)?;
@@ -116,8 +114,8 @@ impl Plan {
                         now: SystemTime::now,
                         last,
                     };
-                    let (known, wake) = (in_force.borrow().clone(), Arc::clone(&running.wake));
-                    let known = InForce::clone(&known);
+                    let known = InForce::clone(&in_force.borrow());
+                    let wake = Arc::clone(&running.wake);
                     tasks.spawn(async move { refresher.run(known, &wake).await });
                 }
                 Role::Gate => {
@@ -150,7 +148,12 @@ fn start_filter(
     let mut in_force = in_force.clone();
     let now = in_force.borrow_and_update().clone();
     let (now, table) = usable(config, now)?;
-    let filter = Filter::start(settings, &config.paths.bpf, &rules(config, &now), &table)?;
+    let filter = Filter::start(
+        settings,
+        &config.paths.bpf,
+        &config.ranges.rules(now.known.set()),
+        &table,
+    )?;
     let filter = Arc::new(Mutex::new(filter));
 
     let (publishing, config) = (Arc::clone(&filter), Arc::clone(config));
@@ -162,7 +165,7 @@ fn start_filter(
                 continue;
             }
             let published = compile(&config, &now).and_then(|table| {
-                lock(&publishing).publish(&rules(&config, &now), &table)?;
+                lock(&publishing).publish(&config.ranges.rules(now.known.set()), &table)?;
                 Ok(())
             });
             match published {
@@ -226,15 +229,6 @@ fn compiled(
     Ok(receiver)
 }
 
-/// The ranges in force and the operator's rules.
-fn rules<'a>(config: &'a Config, in_force: &'a InForce) -> Rules<'a> {
-    Rules {
-        ranges: in_force.known.set(),
-        allow: &config.ranges.allow,
-        deny: &config.ranges.deny,
-    }
-}
-
 /// The ranges in force with their table; the baseline's, if those do not fit with the rules.
 fn usable(config: &Config, in_force: Arc<InForce>) -> Result<(Arc<InForce>, Table), StartError> {
     match compile(config, &in_force) {
@@ -249,7 +243,8 @@ fn usable(config: &Config, in_force: Arc<InForce>) -> Result<(Arc<InForce>, Tabl
 }
 
 fn compile(config: &Config, in_force: &InForce) -> Result<Table, StartError> {
-    Ok(Table::compile(&rules(config, in_force))?)
+    let rules = config.ranges.rules(in_force.known.set());
+    Ok(Table::compile(&rules)?)
 }
 
 /// Looks at everything that the configuration names for these roles, and changes nothing.

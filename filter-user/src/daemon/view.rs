@@ -14,7 +14,7 @@ use crate::report::chain;
 use crate::snapshot::{InForce, Origin};
 use crate::telemetry::Metrics;
 use crate::telemetry::status::{RangesStatus, Status};
-use crate::xdp::{Attached, Filter, Rung};
+use crate::xdp::{Filter, Rung};
 
 /// What a role's status is made from.
 pub(super) struct View {
@@ -57,7 +57,7 @@ impl View {
         if self.config.ranges.limits.documentation == Documentation::Accept {
             warnings.push("documentation ranges are accepted (a test bed)".to_owned());
         }
-        self.describe_filter(&mut warnings, &mut details);
+        let enforcing = self.describe_filter(&mut warnings, &mut details);
         self.describe_refresh(&mut warnings, &mut details);
         if self.role == Role::Gate {
             details.push(("listen".to_owned(), self.listen.clone()));
@@ -66,21 +66,12 @@ impl View {
             role: self.role.label().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            enforcing: self.enforcing(),
+            enforcing,
             warnings,
             ranges,
             details,
             metrics: self.metrics.values(),
         }
-    }
-
-    /// Whether the role refuses whom it is there to refuse.
-    fn enforcing(&self) -> bool {
-        let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
-            return true;
-        };
-        let attached = lock(filter).attached().iter().all(Attached::is_filtered);
-        settings.mode == Mode::Enforce && attached
     }
 
     fn ranges(&self) -> RangesStatus {
@@ -102,19 +93,26 @@ impl View {
         }
     }
 
-    fn describe_filter(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
+    /// Returns whether the role refuses whom it is there to refuse.
+    fn describe_filter(
+        &self,
+        warnings: &mut Vec<String>,
+        details: &mut Vec<(String, String)>,
+    ) -> bool {
         let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
-            return;
+            return true;
         };
+        let mut enforcing = settings.mode == Mode::Enforce;
         if settings.mode == Mode::Monitor {
             warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
         }
         let filter = lock(filter);
         for attached in filter.attached() {
             let (interface, mode) = (&attached.interface, attached.rung.label());
-            self.metrics
-                .attached(interface, mode, attached.is_filtered());
-            if !attached.is_filtered() {
+            let is_filtered = attached.is_filtered();
+            self.metrics.attached(interface, mode, is_filtered);
+            if !is_filtered {
+                enforcing = false;
                 warnings.push(format!(
                     "`{interface}` is not filtered: it was detached or is gone"
                 ));
@@ -135,6 +133,7 @@ impl View {
             }
             Err(error) => warnings.push(format!("counters not readable: {}", chain(&error))),
         }
+        enforcing
     }
 
     fn describe_refresh(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {

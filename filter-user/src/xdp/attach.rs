@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketType};
 use tracing::{info, warn};
 
 use super::XdpError;
-use super::pins::Pins;
+use super::pins::{self, Pins};
 use crate::config::{self, Attach};
 use crate::report::chain;
 
@@ -111,7 +111,7 @@ pub(super) fn attach(
     let wanted: Vec<_> = attached.iter().map(|attached| &attached.pin).collect();
     for stale in pins.links()?.iter().filter(|pin| !wanted.contains(pin)) {
         warn!(pin = %stale.display(), "detached: the configuration does not name this interface");
-        remove(stale)?;
+        pins::remove(stale)?;
     }
     Ok(attached)
 }
@@ -140,7 +140,7 @@ fn adopt(
                 interface,
                 "pinned link is of another interface, attaching anew"
             );
-            remove(&pin)?;
+            pins::remove(&pin)?;
             continue;
         }
         if allowed == Attach::Native && rung != Rung::Native {
@@ -220,13 +220,6 @@ fn attach_at(program: &mut Xdp, interface: &str, rung: Rung, pins: &Pins) -> Res
         "program attached and pinned"
     );
     Ok(())
-}
-
-fn remove(pin: &Path) -> Result<(), XdpError> {
-    fs::remove_file(pin).map_err(|source| XdpError::Pin {
-        path: pin.to_owned(),
-        source,
-    })
 }
 
 fn errno(error: &ProgramError) -> Option<Errno> {

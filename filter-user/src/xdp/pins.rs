@@ -57,11 +57,8 @@ impl Pins {
     /// Pins the program in place of the one that was pinned before.
     pub(super) fn replace_program(&self, program: &mut Xdp) -> Result<(), XdpError> {
         let pin = self.program();
-        match fs::remove_file(&pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(blame(&pin)(error));
-            }
-            Ok(()) | Err(_) => {}
+        if fs::exists(&pin).map_err(blame(&pin))? {
+            remove(&pin)?;
         }
         let pinned = program.pin(&pin);
         pinned.map_err(|error| blame(&pin)(io::Error::other(error)))
@@ -95,7 +92,7 @@ pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
         let mut pins = list(&version).map_err(blame(&version))?;
         pins.sort_by_key(|pin| !is_link(pin));
         for pin in pins {
-            fs::remove_file(&pin).map_err(blame(&pin))?;
+            remove(&pin)?;
             removed.push(pin);
         }
         fs::remove_dir(&version).map_err(blame(&version))?;
@@ -153,6 +150,11 @@ fn is_link(pin: &Path) -> bool {
             .iter()
             .any(|r| r.label() == rung)
     })
+}
+
+/// Removes one pin: a link is detached by it.
+pub(super) fn remove(pin: &Path) -> Result<(), XdpError> {
+    fs::remove_file(pin).map_err(blame(pin))
 }
 
 fn blame(path: &Path) -> impl Fn(io::Error) -> XdpError {
