@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use filter_ebpf::cases::{Packet, Table, cases};
-use filter_ebpf::verdict::{Reason, Verdict};
+use filter_ebpf::verdict::{Judgement, Reason, Verdict};
 use filter_ebpf::{Class, Ranges, decide};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
@@ -37,12 +37,13 @@ fn host_kernel_and_oracle_agree_on_random_frames() {
     let tally_cell = std::cell::RefCell::new(&mut tally);
     runner
         .run(&frame(), |frame| {
-            let verdict = decide(frame.as_slice(), &Table::Default, &Sample(&oracle));
+            let judgement = decide(frame.as_slice(), &Table::Default, &Sample(&oracle));
+            let verdict = judgement.verdict;
             prop_assert_eq!(verdict, oracle.judge(&frame), "host and oracle");
             let action = judge(&program, &frame);
             *tally_cell
                 .borrow_mut()
-                .entry(verdict.counter_index(false))
+                .entry(judgement.counter_index(|| false))
                 .or_insert(0) += 1;
             prop_assert_eq!(
                 matches!(verdict, Verdict::Drop(_)),
@@ -74,8 +75,15 @@ fn counters(lab: &Lab) -> BTreeMap<u32, u64> {
     let verdicts = Reason::ALL
         .into_iter()
         .flat_map(|reason| [Verdict::Drop(reason), Verdict::Pass(reason)]);
-    verdicts
-        .map(|verdict| (verdict.counter_index(false), counters.count(verdict)))
+    let judgements = verdicts
+        .flat_map(|verdict| filter_ebpf::Family::ALL.map(|family| Judgement { verdict, family }));
+    judgements
+        .map(|judgement| {
+            (
+                judgement.counter_index(|| false),
+                counters.judged(judgement),
+            )
+        })
         .collect()
 }
 

@@ -74,7 +74,7 @@ fn an_interface_that_returns_is_attached_anew_and_said_to_be_unfiltered_until_th
     let unfiltered = status(&lab);
     lab.network.connect(Host::Origin);
     lab.filter().event(mark, "the return is noticed", |event| {
-        event["message"].to_string().contains("was attached anew")
+        event["message"].to_string().contains("attached anew")
     });
 
     assert_eq!(unfiltered["protected"], false);

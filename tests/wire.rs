@@ -58,7 +58,8 @@ fn monitor_mode_counts_what_it_would_drop_and_says_so() {
     assert!(lab.frames(Verdict::Drop(Reason::NotListed)) > before);
     let status = lab.filter().status();
     assert!(status["warnings"].to_string().contains("monitor mode"));
-    let counted = &status["metrics"]["pullgate_filter_frames_total{verdict=\"would_drop\",reason=\"NotListed\"}"];
+    let counted = &status["metrics"]["pullgate_filter_frames_total{iface=\"wan0\",family=\"ipv4\",\
+        verdict=\"would_drop\",reason=\"NotListed\"}"];
     assert!(counted.as_f64().unwrap() > 0.0);
 }
 

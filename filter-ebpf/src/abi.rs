@@ -4,24 +4,41 @@
 ///
 /// Programs and maps of different versions never meet: raise it with every change of a map's
 /// name, shape or encoding.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// Name of the XDP program in the object file.
+/// The XDP program, which takes frames of several buffers (Linux 5.18).
 pub const PROGRAM: &str = "pullgate";
+/// The same for kernels that know no such frames.
+pub const PROGRAM_LINEAR: &str = "pullgate_linear";
+/// The same as a classifier, for interfaces whose XDP hook somebody else holds.
+pub const PROGRAM_TCX: &str = "pullgate_tcx";
 
-/// One `u32`: the generation of the range maps that packets are judged by, 0 or 1.
-pub const ACTIVE: &str = "ACTIVE";
-/// Per-CPU `u64` counters, one per [`counter_index`](crate::verdict::Verdict::counter_index).
-pub const COUNTERS: &str = "COUNTERS";
-/// IPv4: [`NODES`] [`Node`](crate::table::Node)s per generation.
+/// One `u64`: the generation of the range maps that packets are judged by, 0 or 1.
+pub const ACTIVE: &str = ".data.active";
+/// The global that is in [`ACTIVE`]. Every load writes it, so it must be told what is there.
+pub const ACTIVE_GLOBAL: &str = "ACTIVE";
+/// One `u64`: how many more drops may be put into [`EVENTS`]; user space refills it.
+pub const CREDIT: &str = ".data.credit";
+/// IPv4: [`Node`](crate::table::Node)s of both generations, at [`node_index`].
 pub const RANGES_V4: &str = "RANGES_V4";
-/// IPv6, first 32 bits: [`NODES`] [`Node`](crate::table::Node)s per generation.
+/// IPv6, first 48 bits: as [`RANGES_V4`].
 pub const RANGES_V6: &str = "RANGES_V6";
-/// IPv6 prefixes longer than /32: an LPM trie from generation byte and address to a class.
+/// IPv6 prefixes longer than /48: an LPM trie from generation and address to a class.
 pub const DEEP_V6: &str = "DEEP_V6";
+/// Ring buffer of events, [`EVENT`] bytes each: a sample of what was dropped.
+pub const EVENTS: &str = "EVENTS";
 
-/// Every map, in the order in which they are pinned.
-pub const MAPS: [&str; 5] = [ACTIVE, COUNTERS, RANGES_V4, RANGES_V6, DEEP_V6];
+/// The maps that the programs of all interfaces share; every load makes them anew.
+pub const SHARED_MAPS: [&str; 6] = [ACTIVE, CREDIT, RANGES_V4, RANGES_V6, DEEP_V6, EVENTS];
+
+/// Per-CPU `u64` counters of one interface, one per
+/// [`counter_index`](crate::verdict::Judgement::counter_index).
+pub const COUNTERS: &str = "COUNTERS";
+/// `u64` counters, as [`COUNTERS`]: what test runs have added to them. The program never looks.
+pub const EXPLAINED: &str = "EXPLAINED";
+
+/// The maps of one interface, which outlive its program.
+pub const INTERFACE_MAPS: [&str; 2] = [COUNTERS, EXPLAINED];
 
 /// Read-only global: flags ([`SETTING_FRAGMENTS_PASS`] …).
 pub const SETTINGS: &str = "SETTINGS";
@@ -48,16 +65,32 @@ pub const DESTINATIONS_MAX: usize = 16;
 
 /// Generations of the range maps: the one in use and the one being written.
 pub const GENERATIONS: u32 = 2;
-/// Nodes per family and generation: 256 for the first 16 bits of an address, and 4,608 more, of
-/// which a prefix of /17 to /24 takes at most one and a longer one two.
-///
-/// Cloudflare's ranges take 14. What does not fit is refused before it is used; both families
-/// take 10 MB of kernel memory.
-pub const NODES: u32 = 256 + 4608;
-/// Entries of the trie for both generations together.
-pub const DEEP_ENTRIES: u32 = 20480;
+/// Nodes per family and generation in the object; user space creates the maps as large as needed.
+pub const NODES: u32 = 512;
+/// The most nodes per family and generation: what an entry can name.
+pub const NODES_MAX: u32 = (1 << 16) - 8;
+/// Entries of the trie for both generations together. Memory is taken as they come.
+pub const DEEP_ENTRIES: u32 = 1 << 17;
 
-/// Bytes of a trie key's data: the generation, then the address in network order.
-pub const DEEP_KEY: usize = 17;
+/// The index of a node in the maps. Generations alternate, so that the size of a map is in no
+/// program.
+#[must_use]
+#[inline(always)]
+pub const fn node_index(node: u16, generation: u32) -> u32 {
+    node as u32 * GENERATIONS + generation
+}
+
+/// Bytes of a trie key's data: the generation as `u32` in network order, then the address.
+pub const DEEP_KEY: usize = 20;
+/// Bits of a trie key before the address.
+pub const DEEP_PREFIX: u32 = 32;
 /// Bits of a whole trie key: a lookup's prefix length.
-pub const DEEP_KEY_BITS: u32 = 17 * 8;
+pub const DEEP_KEY_BITS: u32 = DEEP_PREFIX + 128;
+
+/// Bytes of [`EVENTS`], a power of two.
+pub const EVENTS_BYTES: usize = 1 << 18;
+/// Bytes of one event, numbers in the host's order: counter index and interface index as `u32`, the
+/// length of the frame as `u64`, then the first [`SNAPSHOT`] bytes of the frame.
+pub const EVENT: usize = 16 + SNAPSHOT;
+/// Bytes of a frame in an event; zeros behind the frame's end.
+pub const SNAPSHOT: usize = 144;

@@ -442,7 +442,7 @@ mod tests {
     fn decide_agrees_with_the_verdict_table() {
         for table in [Table::Default, Table::Special] {
             for case in cases(table) {
-                let verdict = decide(case.frame.as_slice(), &table, &Sample);
+                let verdict = decide(case.frame.as_slice(), &table, &Sample).verdict;
 
                 assert_eq!(verdict, case.verdict, "{table:?}: {}", case.description);
             }
@@ -453,7 +453,7 @@ mod tests {
     fn every_frame_cut_anywhere_gets_a_verdict_and_strangers_never_enter() {
         for case in cases(Table::Default) {
             for length in 0..case.frame.len() {
-                let verdict = decide(&case.frame[..length], &Table::Default, &Nobody);
+                let verdict = decide(&case.frame[..length], &Table::Default, &Nobody).verdict;
 
                 assert!(
                     !matches!(verdict, Pass(Listed | Allowed | Malformed | ChainTooLong)),

@@ -22,4 +22,4 @@ pub mod verdict;
 
 pub use crate::packet::{Frame, Headers};
 pub use crate::table::{Class, Ranges};
-pub use crate::verdict::{Reason, Settings, Verdict, decide};
+pub use crate::verdict::{Family, Judgement, Reason, Settings, Verdict, decide};

@@ -10,32 +10,48 @@ fn main() -> std::process::ExitCode {
 }
 
 #[cfg(target_arch = "bpf")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macros pass the context by value"
+)]
 mod program {
     use core::net::{IpAddr, Ipv6Addr};
 
     use aya_ebpf::Global;
-    use aya_ebpf::bindings::xdp_action;
+    use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
     use aya_ebpf::btf_maps::lpm_trie::Key;
-    use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray};
-    use aya_ebpf::macros::{btf_map, xdp};
-    use aya_ebpf::programs::XdpContext;
+    use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
+    use aya_ebpf::macros::{btf_map, classifier, xdp};
+    use aya_ebpf::programs::{TcContext, XdpContext};
     use filter_ebpf::abi::{
-        DEEP_ENTRIES, DEEP_KEY, DEEP_KEY_BITS, DESTINATIONS_MAX, GENERATIONS, NODES, PORT_BITMAP,
-        SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP,
+        self, DEEP_ENTRIES, DEEP_KEY, DEEP_KEY_BITS, DESTINATIONS_MAX, EVENT, EVENTS_BYTES,
+        GENERATIONS, NODES, PORT_BITMAP, SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS,
+        SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
     };
     use filter_ebpf::table::{self, ABSENT, Class, Node, Table, Tree};
     use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
 
-    #[btf_map]
-    static ACTIVE: Array<u32, 1> = Array::new();
-    #[btf_map]
-    static COUNTERS: PerCpuArray<u64, { verdict::COUNTERS }> = PerCpuArray::new();
     #[btf_map]
     static RANGES_V4: Nodes = Array::new();
     #[btf_map]
     static RANGES_V6: Nodes = Array::new();
     #[btf_map]
     static DEEP_V6: LpmTrie<[u8; DEEP_KEY], u8, { DEEP_ENTRIES as usize }> = LpmTrie::new();
+    #[btf_map]
+    static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+    #[btf_map]
+    static COUNTERS: PerCpuArray<u64, { verdict::COUNTERS }> = PerCpuArray::new();
+    #[btf_map]
+    static EXPLAINED: Array<u64, { verdict::COUNTERS }> = Array::new();
+
+    // Sections of their own, hence maps of their own; reading one is one load. Only user space
+    // writes the first, which the compiler must not conclude to be constant.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = ".data.active")]
+    static ACTIVE: Global<u64> = Global::new(0);
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = ".data.credit")]
+    static mut CREDIT: u64 = 0;
 
     #[unsafe(no_mangle)]
     static SETTINGS: Global<u32> = Global::new(0);
@@ -47,65 +63,153 @@ mod program {
     static DESTINATIONS: [Global<u128>; DESTINATIONS_MAX] =
         [const { Global::new(0) }; DESTINATIONS_MAX];
 
-    #[xdp]
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "the macro passes the context by value"
-    )]
+    /// For frames of several buffers: their headers are in the first.
+    #[xdp(frags)]
     pub(crate) fn pullgate(ctx: XdpContext) -> u32 {
-        let settings = Loaded(SETTINGS.load());
-        let verdict = decide(&Packet(&ctx), &settings, &Published);
+        xdp_action(&ctx)
+    }
 
-        let monitor = settings.has(SETTING_MONITOR);
-        if let Some(counter) = COUNTERS.get_ptr_mut(verdict.counter_index(monitor)) {
-            // SAFETY: the slot is this CPU's own, and XDP does not interrupt itself on one CPU.
+    /// For kernels before 5.18.
+    #[xdp]
+    pub(crate) fn pullgate_linear(ctx: XdpContext) -> u32 {
+        xdp_action(&ctx)
+    }
+
+    /// For interfaces whose XDP hook is somebody else's.
+    #[classifier]
+    pub(crate) fn pullgate_tcx(ctx: TcContext) -> i32 {
+        // The stack has pulled in what it parsed itself, which may be less than we look at.
+        if ctx.data_end() - ctx.data() < PULLED as usize {
+            // Fails for a packet that is shorter, of which everything is there then.
+            ctx.pull_data(PULLED).ok();
+        }
+        // SAFETY: the context is the kernel's, and valid while the program runs.
+        let interface = || unsafe { (*ctx.skb.skb).ifindex };
+        match judge(&Packet::new(ctx.data(), ctx.data_end()), interface) {
+            Fate::Drop => TC_ACT_SHOT,
+            Fate::Pass => TC_ACT_UNSPEC,
+        }
+    }
+
+    #[inline(always)]
+    fn xdp_action(ctx: &XdpContext) -> u32 {
+        // SAFETY: the context is the kernel's, and valid while the program runs.
+        let interface = || unsafe { (*ctx.ctx).ingress_ifindex };
+        match judge(&Packet::new(ctx.data(), ctx.data_end()), interface) {
+            Fate::Drop => xdp_action::XDP_DROP,
+            Fate::Pass => xdp_action::XDP_PASS,
+        }
+    }
+
+    /// What happens to the packet, in whatever words the hook has for it.
+    enum Fate {
+        Drop,
+        Pass,
+    }
+
+    #[inline(always)]
+    fn judge(packet: &Packet, interface: impl FnOnce() -> u32) -> Fate {
+        let judgement = decide(packet, &Loaded, &Published);
+
+        let index = judgement.counter_index(|| has(SETTING_MONITOR));
+        if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+            // SAFETY: the slot is this CPU's own, and the hook does not interrupt itself.
             unsafe { *counter += 1 };
         }
-
-        match verdict {
-            Verdict::Drop(_) if !monitor => xdp_action::XDP_DROP,
-            Verdict::Drop(_) | Verdict::Pass(_) => xdp_action::XDP_PASS,
+        match judgement.verdict {
+            Verdict::Pass(_) => Fate::Pass,
+            Verdict::Drop(_) => {
+                sample(packet, index, interface);
+                if has(SETTING_MONITOR) {
+                    Fate::Pass
+                } else {
+                    Fate::Drop
+                }
+            }
         }
     }
 
-    struct Packet<'a>(&'a XdpContext);
+    /// Reports a drop, as long as user space grants credit for it.
+    #[inline(always)]
+    fn sample(packet: &Packet, index: u32, interface: impl FnOnce() -> u32) {
+        let credit = &raw mut CREDIT;
+        // SAFETY: a word that is always there; user space and other CPUs write it whole.
+        let left = unsafe { credit.read_volatile() };
+        if left == 0 {
+            return;
+        }
+        // SAFETY: as above. Two CPUs may spend the same credit: then there is one event more.
+        unsafe { credit.write_volatile(left - 1) };
+        report(packet, index, interface());
+    }
 
-    impl Packet<'_> {
+    #[cold]
+    #[inline(never)]
+    fn report(packet: &Packet, index: u32, interface: u32) {
+        // Full if nobody reads: then nobody misses it.
+        if let Some(mut event) = EVENTS.reserve(0) {
+            let length = (packet.end - packet.start) as u64;
+            let mut frame = [0; SNAPSHOT / 8];
+            for (at, word) in (0..).step_by(8).zip(&mut frame) {
+                let Some(bytes) = packet.bytes(at) else {
+                    break;
+                };
+                *word = u64::from_ne_bytes(*bytes);
+            }
+            event.write(Event {
+                slot: index,
+                interface,
+                length,
+                frame,
+            });
+            event.submit(0);
+        }
+    }
+
+    /// [`abi::EVENT`] bytes.
+    #[repr(C)]
+    struct Event {
+        slot: u32,
+        interface: u32,
+        length: u64,
+        frame: [u64; SNAPSHOT / 8],
+    }
+
+    const _: () = assert!(size_of::<Event>() == EVENT);
+
+    /// The linear part of a packet.
+    struct Packet {
+        start: usize,
+        end: usize,
+    }
+
+    impl Packet {
         #[inline(always)]
-        fn read<T: Copy>(&self, at: usize) -> Option<T> {
-            let start = self.0.data() + at;
-            if start + size_of::<T>() > self.0.data_end() {
+        fn new(start: usize, end: usize) -> Self {
+            Self { start, end }
+        }
+    }
+
+    impl Frame for Packet {
+        #[inline(always)]
+        fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+            let start = self.start + at;
+            if start + N > self.end {
                 return None;
             }
-            // SAFETY: the bytes were just checked to lie inside the frame, and the read makes no
-            // assumption of alignment. `T` is an integer below, so any bytes are a value.
-            Some(unsafe { (start as *const T).read_unaligned() })
+            // SAFETY: the bytes were just checked to lie inside the packet, which nobody else
+            // writes to while the program runs; bytes need no alignment, and any are a value.
+            Some(unsafe { &*(start as *const [u8; N]) })
         }
     }
 
-    impl Frame for Packet<'_> {
-        #[inline(always)]
-        fn u8(&self, at: usize) -> Option<u8> {
-            self.read(at)
-        }
-        #[inline(always)]
-        fn u16(&self, at: usize) -> Option<u16> {
-            self.read(at).map(u16::from_be)
-        }
-        #[inline(always)]
-        fn u32(&self, at: usize) -> Option<u32> {
-            self.read(at).map(u32::from_be)
-        }
-    }
+    /// The settings that the loader wrote into the read-only globals.
+    struct Loaded;
 
-    /// The settings that the loader wrote into the read-only globals; holds the flags.
-    struct Loaded(u32);
-
-    impl Loaded {
-        #[inline(always)]
-        fn has(&self, flag: u32) -> bool {
-            self.0 & flag != 0
-        }
+    /// Whether a flag is set. The verifier knows the answer, and drops the branch that is not taken.
+    #[inline(always)]
+    fn has(flag: u32) -> bool {
+        SETTINGS.load() & flag != 0
     }
 
     impl Settings for Loaded {
@@ -116,12 +220,12 @@ mod program {
 
         #[inline(always)]
         fn protects_udp(&self, port: u16) -> bool {
-            self.has(SETTING_UDP) && bit(&UDP_PORTS, port)
+            has(SETTING_UDP) && bit(&UDP_PORTS, port)
         }
 
         #[inline(always)]
         fn protects_destination(&self, address: IpAddr) -> bool {
-            let count = (self.0 >> SETTING_DESTINATIONS_SHIFT) as usize;
+            let count = (SETTINGS.load() >> SETTING_DESTINATIONS_SHIFT) as usize;
             if count == 0 {
                 return true;
             }
@@ -137,7 +241,7 @@ mod program {
 
         #[inline(always)]
         fn fragments_pass(&self) -> bool {
-            self.has(SETTING_FRAGMENTS_PASS)
+            has(SETTING_FRAGMENTS_PASS)
         }
     }
 
@@ -153,7 +257,7 @@ mod program {
         #[inline(always)]
         fn class(&self, address: IpAddr) -> Class {
             // Read once, so that the whole lookup stays in one generation.
-            let generation = ACTIVE.get(0).map_or(0, |generation| *generation & 1);
+            let generation = (ACTIVE.load() & 1) as u32;
             table::lookup(&Generation(generation), address)
         }
     }
@@ -174,15 +278,31 @@ mod program {
 
         #[inline(always)]
         fn deep(&self, address: Ipv6Addr) -> u16 {
-            let mut key = [0; DEEP_KEY];
-            let [first, rest @ ..] = &mut key;
-            *first = u8::from(self.0 == 1);
-            rest.copy_from_slice(&address.octets());
-            DEEP_V6
-                .get(&Key::new(DEEP_KEY_BITS, key))
-                .map_or(ABSENT, |class| u16::from(*class))
+            let [a, b, c, d, e, f, g, h, low @ ..] = address.octets();
+            let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+            deep(self.0, high, u64::from_be_bytes(low))
         }
     }
+
+    /// Out of the way of all the packets that need no trie, whose registers it would take.
+    #[cold]
+    #[inline(never)]
+    fn deep(generation: u32, high: u64, low: u64) -> u16 {
+        let mut data = [0; DEEP_KEY];
+        let (prefix, address) = data.split_at_mut(DEEP_KEY - 16);
+        prefix.copy_from_slice(&generation.to_be_bytes());
+        let (first, last) = address.split_at_mut(8);
+        first.copy_from_slice(&high.to_be_bytes());
+        last.copy_from_slice(&low.to_be_bytes());
+        let key = Aligned(Key::new(DEEP_KEY_BITS, data));
+        DEEP_V6
+            .get(&key.0)
+            .map_or(ABSENT, |class| u16::from(*class))
+    }
+
+    /// The compiler writes whole words, which the verifier takes at aligned places of the stack only.
+    #[repr(C, align(8))]
+    struct Aligned(Key<[u8; DEEP_KEY]>);
 
     /// A family's nodes, both generations.
     type Nodes = Array<Node, { (GENERATIONS * NODES) as usize }>;
@@ -194,10 +314,13 @@ mod program {
         #[inline(always)]
         fn entry(&self, node: u16, index: u8) -> u16 {
             self.0
-                .get(self.1 * NODES + u32::from(node))
+                .get(abi::node_index(node, self.1))
                 .map_or(ABSENT, |node| node[usize::from(index)])
         }
     }
+
+    /// Bytes that the classifier looks at.
+    const PULLED: u32 = 256;
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -7,47 +7,51 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Random access to the bytes of one Ethernet frame.
-///
-/// `at` counts bytes from the start of the frame. Every method returns `None` if any of the
-/// bytes lies past the end. Loads are whole words and may be unaligned.
 pub trait Frame {
-    /// The byte at `at`.
-    fn u8(&self, at: usize) -> Option<u8>;
-    /// The two bytes at `at`, network order.
-    fn u16(&self, at: usize) -> Option<u16>;
-    /// The four bytes at `at`, network order.
-    fn u32(&self, at: usize) -> Option<u32>;
+    /// The `N` bytes from `at` on, counted from the start of the frame; `None` if any of them
+    /// lies past the end.
+    ///
+    /// Whole headers are asked for at once: one bounds check each, and the compiler makes wide
+    /// loads of `from_be_bytes` on parts of an array.
+    fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]>;
 }
 
 impl Frame for [u8] {
-    fn u8(&self, at: usize) -> Option<u8> {
-        self.get(at).copied()
-    }
-
-    fn u16(&self, at: usize) -> Option<u16> {
-        self.get(at..)?
-            .first_chunk()
-            .copied()
-            .map(u16::from_be_bytes)
-    }
-
-    fn u32(&self, at: usize) -> Option<u32> {
-        self.get(at..)?
-            .first_chunk()
-            .copied()
-            .map(u32::from_be_bytes)
+    fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+        self.get(at..)?.first_chunk()
     }
 }
 
 /// The fields of an IP packet that a decision depends on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Headers {
-    /// Source address, never unmapped: `::ffff:192.0.2.1` stays IPv6.
-    pub source: IpAddr,
+pub struct Headers<'a> {
+    /// Source address.
+    pub source: Address<'a>,
     /// Destination address; `None` where a routing header or IPv4 options may yet change it.
-    pub destination: Option<IpAddr>,
+    pub destination: Option<Address<'a>>,
     /// What the packet carries, as far as its bytes prove it.
     pub transport: Transport,
+}
+
+/// An address where it stands in the frame: loaded only if somebody asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Address<'a> {
+    /// Four octets.
+    V4(&'a [u8; 4]),
+    /// Sixteen octets.
+    V6(&'a [u8; 16]),
+}
+
+impl Address<'_> {
+    /// The address; never unmapped: `::ffff:192.0.2.1` stays IPv6.
+    #[must_use]
+    #[inline(always)]
+    pub fn ip(self) -> IpAddr {
+        match self {
+            Self::V4(octets) => IpAddr::V4(Ipv4Addr::from_bits(u32::from_be_bytes(*octets))),
+            Self::V6(octets) => IpAddr::V6(Ipv6Addr::from_bits(u128::from_be_bytes(*octets))),
+        }
+    }
 }
 
 /// The transport of a packet, as far as its bytes prove it.
@@ -78,48 +82,59 @@ pub enum ParseError {
     Malformed,
 }
 
-impl Headers {
-    /// Parses a frame that starts with its Ethernet header.
+/// The IP packet in a frame: its family, and the offset of its header in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Packet {
+    /// IPv4.
+    V4(usize),
+    /// IPv6.
+    V6(usize),
+}
+
+impl Packet {
+    /// Finds the packet in a frame that starts with its Ethernet header, behind any VLAN tags.
     ///
     /// # Errors
     ///
     /// Returns why there is no IP packet to judge, see [`ParseError`].
     #[inline(always)]
-    pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Self, ParseError> {
-        let mut at = ETHERTYPE;
-        let mut ethertype = frame.u16(at).ok_or(ParseError::Malformed)?;
-        let mut tags = 0;
-        while is_tag(ethertype) {
-            if tags == TAGS_MAX {
-                return Err(ParseError::TooManyTags);
+    pub fn find<F: Frame + ?Sized>(frame: &F) -> Result<Self, ParseError> {
+        for at in (ETHERTYPE..).step_by(TAG).take(1 + TAGS_MAX) {
+            let ethertype = frame.bytes(at).ok_or(ParseError::Malformed)?;
+            match u16::from_be_bytes(*ethertype) {
+                ETHERTYPE_IPV4 => return Ok(Self::V4(at + 2)),
+                ETHERTYPE_IPV6 => return Ok(Self::V6(at + 2)),
+                TAG_8021Q | TAG_8021AD | TAG_9100 => {}
+                _ => return Err(ParseError::NotIp),
             }
-            tags += 1;
-            at += TAG;
-            ethertype = frame.u16(at).ok_or(ParseError::Malformed)?;
         }
+        Err(ParseError::TooManyTags)
+    }
+}
 
-        match ethertype {
-            ETHERTYPE_IPV4 => parse_v4(frame, at + 2),
-            ETHERTYPE_IPV6 => parse_v6(frame, at + 2),
-            _ => Err(ParseError::NotIp),
+impl<'a> Headers<'a> {
+    /// Parses the headers of the packet that [`Packet::find`] found in `frame`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ParseError::Malformed`].
+    #[inline(always)]
+    pub fn parse<F: Frame + ?Sized>(frame: &'a F, packet: Packet) -> Result<Self, ParseError> {
+        match packet {
+            Packet::V4(at) => parse_v4(frame, at),
+            Packet::V6(at) => parse_v6(frame, at),
         }
     }
 }
 
-#[inline(always)]
-fn is_tag(ethertype: u16) -> bool {
-    matches!(ethertype, TAG_8021Q | TAG_8021AD | TAG_9100)
-}
-
 /// RFC 791 §3.1; `at` is the offset of the IPv4 header.
 #[inline(always)]
-fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseError> {
-    let destination = frame.u32(at + 16).ok_or(ParseError::Malformed)?;
-    let source = frame.u32(at + 12).ok_or(ParseError::Malformed)?;
-    let total_length = frame.u16(at + 2).ok_or(ParseError::Malformed)?;
-    let protocol = frame.u8(at + 9).ok_or(ParseError::Malformed)?;
-    let fragment = frame.u16(at + 6).ok_or(ParseError::Malformed)?;
-    let version_ihl = frame.u8(at).ok_or(ParseError::Malformed)?;
+fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers<'_>, ParseError> {
+    let header: &[u8; V4_HEADER] = frame.bytes(at).ok_or(ParseError::Malformed)?;
+    let (source, destination) = (part(header, 12), part(header, 16));
+    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
+    let total_length = u16::from_be_bytes([l0, l1]);
+    let fragment = u16::from_be_bytes([f0, f1]);
 
     // The version nibble and an IHL of at least five 32-bit words, 0x45 to 0x4f.
     if !(0x45..=0x4f).contains(&version_ihl) {
@@ -127,57 +142,51 @@ fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseErr
     }
     let payload = at + usize::from(version_ihl & 0x0f) * 4;
     let has_options = version_ihl != 0x45;
-    if has_options && frame.u8(payload - 1).is_none() {
+    if has_options && frame.bytes::<1>(payload - 1).is_none() {
         return Err(ParseError::Malformed);
     }
 
-    let transport = if fragment & V4_FRAGMENT_OFFSET != 0 {
-        // IPv4 reassembles by protocol, so a fragment that lies about it joins nothing.
-        match protocol {
-            TCP => Transport::LaterFragment,
-            _ => Transport::Other,
-        }
-    } else {
-        parse_transport(frame, payload, at + usize::from(total_length), protocol)
-    };
-
     Ok(Headers {
-        source: IpAddr::V4(Ipv4Addr::from_bits(source)),
+        source: Address::V4(source),
         // A source-route option (RFC 791 §3.1, types 131 and 137) changes the destination.
-        destination: (!has_options).then(|| IpAddr::V4(Ipv4Addr::from_bits(destination))),
-        transport,
+        destination: (!has_options).then_some(Address::V4(destination)),
+        transport: if fragment & V4_FRAGMENT_OFFSET != 0 {
+            // IPv4 reassembles by protocol, so a fragment that lies about it joins nothing.
+            match protocol {
+                TCP => Transport::LaterFragment,
+                _ => Transport::Other,
+            }
+        } else {
+            parse_transport(frame, payload, at + usize::from(total_length), protocol)
+        },
     })
 }
 
 /// RFC 8200 §3; `at` is the offset of the IPv6 header.
 #[inline(always)]
-fn parse_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers, ParseError> {
-    let destination = address_v6(frame, at + 24).ok_or(ParseError::Malformed)?;
-    let source = address_v6(frame, at + 8).ok_or(ParseError::Malformed)?;
-    let next = frame.u8(at + 6).ok_or(ParseError::Malformed)?;
-    let payload_length = frame.u16(at + 4).ok_or(ParseError::Malformed)?;
-    let version_class = frame.u8(at).ok_or(ParseError::Malformed)?;
+fn parse_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers<'_>, ParseError> {
+    let header: &[u8; V6_HEADER] = frame.bytes(at).ok_or(ParseError::Malformed)?;
+    let (source, destination) = (part(header, 8), part(header, 24));
+    let &[version_class, _, _, _, l0, l1, next, ..] = header;
     if version_class >> 4 != 6 {
         return Err(ParseError::Malformed);
     }
 
     let payload = at + V6_HEADER;
-    let chain = Chain::walk(frame, payload, payload + usize::from(payload_length), next);
+    let payload_length = usize::from(u16::from_be_bytes([l0, l1]));
+    let chain = Chain::walk(frame, payload, payload + payload_length, next);
     Ok(Headers {
-        source: IpAddr::V6(source),
-        destination: (!chain.rerouted).then_some(IpAddr::V6(destination)),
+        source: Address::V6(source),
+        destination: (!chain.rerouted).then_some(Address::V6(destination)),
         transport: chain.transport,
     })
 }
 
+/// `N` bytes of a header, from `at` on; both are constants, so nothing is left to check.
 #[inline(always)]
-fn address_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Ipv6Addr> {
-    // The last word first: the checks of the others are then implied.
-    let d = u128::from(frame.u32(at + 12)?);
-    let c = u128::from(frame.u32(at + 8)?);
-    let b = u128::from(frame.u32(at + 4)?);
-    let a = u128::from(frame.u32(at)?);
-    Some(Ipv6Addr::from_bits(a << 96 | b << 64 | c << 32 | d))
+fn part<const N: usize, const M: usize>(header: &[u8; M], at: usize) -> &[u8; N] {
+    let part = header.get(at..).and_then(|rest| rest.first_chunk());
+    part.unwrap_or(&[0; N])
 }
 
 /// What an IPv6 extension header chain leads to.
@@ -198,12 +207,17 @@ impl Chain {
     #[inline(always)]
     fn walk<F: Frame + ?Sized>(frame: &F, mut at: usize, end: usize, mut next: u8) -> Self {
         let mut rerouted = false;
+        // On its own, so that the usual packet never sees the loop.
+        if matches!(next, TCP | UDP) {
+            let transport = parse_transport(frame, at, end, next);
+            return Self {
+                transport,
+                rerouted,
+            };
+        }
         let mut extensions = 0;
         let transport = loop {
-            if !matches!(
-                next,
-                HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
-            ) {
+            if !is_extension(next) {
                 break parse_transport(frame, at, end, next);
             }
             if extensions == EXTENSIONS_MAX {
@@ -212,41 +226,36 @@ impl Chain {
             extensions += 1;
 
             // No extension header is shorter than eight bytes (RFC 8200 §4.2).
-            if at + EXTENSION_MIN > end || frame.u8(at + EXTENSION_MIN - 1).is_none() {
+            let Some(header) = frame.bytes::<EXTENSION_MIN>(at) else {
+                break Transport::TooShort;
+            };
+            if at + EXTENSION_MIN > end {
                 break Transport::TooShort;
             }
             // Type of the header behind this one, and this one's length in units of its own.
-            let Some(word) = frame.u16(at) else {
-                break Transport::TooShort;
-            };
-            let [behind, length] = word.to_be_bytes();
+            let &[behind, length, b2, b3, ..] = header;
             let length = match next {
                 FRAGMENT => {
-                    let Some(fragment) = frame.u16(at + 2) else {
-                        break Transport::TooShort;
-                    };
-                    if fragment & V6_FRAGMENT_OFFSET != 0 {
+                    if u16::from_be_bytes([b2, b3]) & V6_FRAGMENT_OFFSET != 0 {
                         // Reassembly takes the type from the first fragment alone, so this one
                         // may lie; but the first is judged by its own bytes.
-                        break match behind {
-                            TCP | HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION
-                            | DESTINATION => Transport::LaterFragment,
-                            _ => Transport::Other,
+                        break if behind == TCP || is_extension(behind) {
+                            Transport::LaterFragment
+                        } else {
+                            Transport::Other
                         };
                     }
                     FRAGMENT_HEADER
                 }
                 AUTHENTICATION => (usize::from(length) + 2) * 4,
                 ROUTING => {
-                    let Some(segments_left) = frame.u8(at + 3) else {
-                        break Transport::TooShort;
-                    };
-                    rerouted |= segments_left != 0;
+                    // Byte 3 is the number of segments left.
+                    rerouted |= b3 != 0;
                     (usize::from(length) + 1) * 8
                 }
                 _ => (usize::from(length) + 1) * 8,
             };
-            if at + length > end || frame.u8(at + length - 1).is_none() {
+            if at + length > end || frame.bytes::<1>(at + length - 1).is_none() {
                 break Transport::TooShort;
             }
             at += length;
@@ -259,10 +268,22 @@ impl Chain {
     }
 }
 
+/// Whether a next-header value names an extension header that the kernel walks.
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION
+    )
+}
+
 /// RFC 9293 §3.1, RFC 768: both begin with the source port, then the destination port.
 #[inline(always)]
 fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol: u8) -> Transport {
-    let port = || (at + PORTS <= end).then(|| frame.u16(at + 2)).flatten();
+    let port = || {
+        let &[_, _, high, low] = frame.bytes::<PORTS>(at)?;
+        (at + PORTS <= end).then_some(u16::from_be_bytes([high, low]))
+    };
     match protocol {
         TCP => port().map_or(Transport::TooShort, Transport::Tcp),
         // Cut off before its port it can reach no socket, protected or not.
@@ -273,7 +294,7 @@ fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol
 
 /// VLAN tags that are stripped; the kernel strips any number of priority tags (VLAN 0), but no
 /// network in use stacks more than a few.
-pub const TAGS_MAX: u32 = 8;
+pub const TAGS_MAX: usize = 8;
 /// IPv6 extension headers that are walked. RFC 8200 §4.1 recommends at most seven.
 pub const EXTENSIONS_MAX: u32 = 8;
 
@@ -292,6 +313,8 @@ const TAG_9100: u16 = 0x9100;
 const PORTS: usize = 4;
 /// Length of the shortest extension header, in bytes.
 const EXTENSION_MIN: usize = 8;
+/// Length of the IPv4 header without options, in bytes.
+const V4_HEADER: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.
 const V6_HEADER: usize = 40;
 /// Length of the IPv6 fragment header, in bytes (RFC 8200 §4.5).

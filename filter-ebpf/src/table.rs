@@ -1,13 +1,12 @@
 //! The range table: an address in, its [`Class`] out. The same walk in the kernel and on the host.
 //!
-//! A table is a 16-8-8 tree over the first 32 bits of an address, made of [`Node`]s of 256
-//! entries: the nodes 0 to 255 are for the first 16 bits, the others for the next eight and the
-//! last eight. An entry is a class, or the number of the node to go on with. Every IPv4 range mix
-//! is found in at most three loads. Cloudflare's IPv6 ranges are all /32 or shorter, so IPv6 takes
-//! the same walk; only where a longer prefix exists does an entry ([`DEEPER`]) send the lookup on
-//! to a trie.
+//! A table is a tree over the first 32 bits of an IPv4 address and the first 48 of an IPv6 address,
+//! made of [`Node`]s of 256 entries: the nodes 0 to 255 are for the first 16 bits, the others for
+//! eight more each. An entry is a class, or the number of the node to go on with: any mix of IPv4
+//! ranges is found in at most three loads. Nobody announces an IPv6 prefix beyond /48; only where
+//! the operator's own rules have one does an entry ([`DEEPER`]) send the lookup on to a trie.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 /// Entries for eight bits of an address.
 pub type Node = [u16; 1 << 8];
@@ -22,9 +21,9 @@ pub trait Ranges {
 pub trait Table {
     /// The IPv4 part.
     fn v4(&self) -> impl Tree;
-    /// The IPv6 part, first 32 bits.
+    /// The IPv6 part, first 48 bits.
     fn v6(&self) -> impl Tree;
-    /// The class value of the longest prefix beyond /32 that holds `address`, or [`ABSENT`].
+    /// The class value of the longest prefix beyond /48 that holds `address`, or [`ABSENT`].
     fn deep(&self, address: Ipv6Addr) -> u16;
 }
 
@@ -64,11 +63,17 @@ impl Class {
 #[inline(always)]
 pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
     let entry = match address {
-        IpAddr::V4(address) => walk(&table.v4(), address.to_bits()),
-        IpAddr::V6(address) => match walk(&table.v6(), leading_bits(address)) {
-            DEEPER => table.deep(address),
-            entry => entry,
-        },
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.to_bits().to_be_bytes();
+            walk(&table.v4(), [a, b], [c, d])
+        }
+        IpAddr::V6(address) => {
+            let ([a, b], rest) = leading_octets(address);
+            match walk(&table.v6(), [a, b], rest) {
+                DEEPER => table.deep(address),
+                entry => entry,
+            }
+        }
     };
     match entry {
         1 => Class::Allowed,
@@ -79,26 +84,26 @@ pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
     }
 }
 
-/// The first 32 bits of an IPv6 address, which its tree is indexed by.
+/// The first 48 bits of an IPv6 address, which its tree is indexed by: the first two octets, and
+/// four more.
 #[inline(always)]
-pub fn leading_bits(address: Ipv6Addr) -> u32 {
-    let [a, b, c, d, ..] = address.octets();
-    Ipv4Addr::new(a, b, c, d).to_bits()
+pub fn leading_octets(address: Ipv6Addr) -> ([u8; 2], [u8; 4]) {
+    let bits = (address.to_bits() >> 80) as u64;
+    let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+    ([a, b], [c, d, e, f])
 }
 
-/// The entry that a tree holds for the addresses that begin with `bits`.
+/// The entry that a tree holds for the addresses that begin with these octets.
 #[inline(always)]
-pub fn walk<T: Tree>(tree: &T, bits: u32) -> u16 {
-    let [a, b, c, d] = bits.to_be_bytes();
-    let entry = tree.entry(u16::from(a), b);
-    let Some(node) = entry.checked_sub(FIRST_NODE) else {
-        return entry;
-    };
-    let entry = tree.entry(node, c);
-    let Some(node) = entry.checked_sub(FIRST_NODE) else {
-        return entry;
-    };
-    tree.entry(node, d)
+pub fn walk<const N: usize>(tree: &impl Tree, [a, b]: [u8; 2], rest: [u8; N]) -> u16 {
+    let mut entry = tree.entry(u16::from(a), b);
+    for octet in rest {
+        let Some(node) = entry.checked_sub(FIRST_NODE) else {
+            return entry;
+        };
+        entry = tree.entry(node, octet);
+    }
+    entry
 }
 
 /// The entry of an address in no range.

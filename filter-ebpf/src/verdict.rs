@@ -5,7 +5,7 @@
 
 use core::net::IpAddr;
 
-use crate::packet::{Frame, Headers, ParseError, Transport};
+use crate::packet::{Frame, Headers, Packet, ParseError, Transport};
 use crate::table::{Class, Ranges};
 
 /// What the operator protects.
@@ -28,14 +28,28 @@ pub fn decide<F: Frame + ?Sized>(
     frame: &F,
     settings: &impl Settings,
     ranges: &impl Ranges,
-) -> Verdict {
-    let headers = match Headers::parse(frame) {
-        Ok(headers) => headers,
-        Err(ParseError::NotIp) => return Verdict::Pass(Reason::NotIp),
-        Err(ParseError::TooManyTags) => return Verdict::Drop(Reason::TooManyTags),
-        Err(ParseError::Malformed) => return Verdict::Drop(Reason::Malformed),
+) -> Judgement {
+    let (family, verdict) = match Packet::find(frame) {
+        // One arm per family, so that the compiler makes a program of each.
+        Ok(packet @ Packet::V4(_)) => (Family::V4, judge(frame, packet, settings, ranges)),
+        Ok(packet @ Packet::V6(_)) => (Family::V6, judge(frame, packet, settings, ranges)),
+        Err(ParseError::NotIp) => (Family::None, Verdict::Pass(Reason::NotIp)),
+        Err(ParseError::TooManyTags) => (Family::None, Verdict::Drop(Reason::TooManyTags)),
+        Err(ParseError::Malformed) => (Family::None, Verdict::Drop(Reason::Malformed)),
     };
+    Judgement { verdict, family }
+}
 
+#[inline(always)]
+fn judge<F: Frame + ?Sized>(
+    frame: &F,
+    packet: Packet,
+    settings: &impl Settings,
+    ranges: &impl Ranges,
+) -> Verdict {
+    let Ok(headers) = Headers::parse(frame, packet) else {
+        return Verdict::Drop(Reason::Malformed);
+    };
     // What of this packet is proven, and the reason if nothing is.
     let unproven = match headers.transport {
         Transport::Tcp(port) if settings.protects_tcp(port) => None,
@@ -50,12 +64,12 @@ pub fn decide<F: Frame + ?Sized>(
         Transport::TooShort => Some(Reason::Malformed),
     };
     if let Some(destination) = headers.destination
-        && !settings.protects_destination(destination)
+        && !settings.protects_destination(destination.ip())
     {
         return Verdict::Pass(Reason::OtherDestination);
     }
 
-    let class = ranges.class(headers.source);
+    let class = ranges.class(headers.source.ip());
     match (unproven, class) {
         (Some(reason), class) if class.may_enter() => Verdict::Pass(reason),
         (Some(reason), _) => Verdict::Drop(reason),
@@ -63,6 +77,61 @@ pub fn decide<F: Frame + ?Sized>(
         (None, Class::Denied) => Verdict::Drop(Reason::Denied),
         (None, Class::Allowed) => Verdict::Pass(Reason::Allowed),
         (None, Class::Listed) => Verdict::Pass(Reason::Listed),
+    }
+}
+
+/// The verdict on a frame, and the family that it is counted under.
+#[must_use = "a discarded verdict is a filter that passes everything"]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Judgement {
+    /// What happens to the frame, and why.
+    pub verdict: Verdict,
+    /// What the frame carries.
+    pub family: Family,
+}
+
+impl Judgement {
+    /// The slot of the counter map that counts this judgement, below [`COUNTERS`].
+    ///
+    /// In `monitor` mode, which only a drop asks for, it is counted apart as a would-be drop.
+    #[must_use]
+    #[inline(always)]
+    pub fn counter_index(self, monitor: impl FnOnce() -> bool) -> u32 {
+        let column = match self.verdict {
+            Verdict::Pass(_) => 0,
+            Verdict::Drop(_) if monitor() => 2,
+            Verdict::Drop(_) => 1,
+        };
+        (self.verdict.reason() as u32) << REASON_SHIFT
+            | (self.family as u32) << FAMILY_SHIFT
+            | column
+    }
+}
+
+/// The address family of a frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Family {
+    /// Not IP, or not to be parsed.
+    None = 0,
+    /// IPv4.
+    V4 = 1,
+    /// IPv6.
+    V6 = 2,
+}
+
+impl Family {
+    /// Every family, in the order of its counters.
+    pub const ALL: [Self; 3] = [Self::None, Self::V4, Self::V6];
+
+    /// The word in metrics, logs and documentation.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
+        }
     }
 }
 
@@ -84,20 +153,6 @@ impl Verdict {
         match self {
             Self::Drop(reason) | Self::Pass(reason) => reason,
         }
-    }
-
-    /// The slot of the counter map that counts this verdict: three per reason.
-    ///
-    /// In monitor mode a drop is counted apart, as a would-be drop.
-    #[must_use]
-    #[inline(always)]
-    pub fn counter_index(self, monitor: bool) -> u32 {
-        let column = match self {
-            Self::Pass(_) => 0,
-            Self::Drop(_) if monitor => 2,
-            Self::Drop(_) => 1,
-        };
-        self.reason() as u32 * COLUMNS + column
     }
 }
 
@@ -168,9 +223,67 @@ impl Reason {
     }
 }
 
-/// The words for the columns of the counter map, in order: see [`Verdict::counter_index`].
-pub const COLUMN_LABELS: [&str; COLUMNS as usize] = ["pass", "drop", "would_drop"];
-/// Counters per reason.
-const COLUMNS: u32 = 3;
+/// What a counter counts: its labels.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Counted {
+    /// `pass`, `drop` or, in monitor mode, `would_drop`.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: Reason,
+    /// What the frame carried.
+    pub family: Family,
+}
+
+impl Counted {
+    /// What the counter at `index` counts; the inverse of [`Judgement::counter_index`].
+    ///
+    /// `None` for the slots that count nothing.
+    #[must_use]
+    pub fn at(index: u32) -> Option<Self> {
+        let part = |shift: u32, bits: u32| (index >> shift & ((1 << bits) - 1)) as usize;
+        Some(Self {
+            verdict: COLUMN_LABELS.get(part(0, FAMILY_SHIFT)).copied()?,
+            family: *Family::ALL.get(part(FAMILY_SHIFT, REASON_SHIFT - FAMILY_SHIFT))?,
+            reason: *Reason::ALL.get((index >> REASON_SHIFT) as usize)?,
+        })
+    }
+
+    /// All counters: their index, and what they count.
+    pub fn all() -> impl Iterator<Item = (u32, Self)> {
+        let indices = (0_u32..).take(COUNTERS);
+        indices.filter_map(|index| Some((index, Self::at(index)?)))
+    }
+}
+
+/// The words for the columns of the counter map, in order.
+const COLUMN_LABELS: [&str; 3] = ["pass", "drop", "would_drop"];
+/// Where the family stands in a counter's index; the column stands below it.
+const FAMILY_SHIFT: u32 = 2;
+/// Where the reason stands in a counter's index.
+const REASON_SHIFT: u32 = 4;
 /// Length of the counter map.
-pub const COUNTERS: usize = Reason::ALL.len() * COLUMNS as usize;
+pub const COUNTERS: usize = Reason::ALL.len() << REASON_SHIFT;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_judgement_has_a_counter_of_its_own() {
+        let verdicts = Reason::ALL.map(|reason| [Verdict::Drop(reason), Verdict::Pass(reason)]);
+        let mut seen = std::collections::BTreeSet::new();
+        for verdict in verdicts.into_iter().flatten() {
+            for family in Family::ALL {
+                let index = Judgement { verdict, family }.counter_index(|| false);
+                let counted = Counted::at(index).unwrap();
+
+                assert!(seen.insert(index));
+                assert_eq!(counted.reason, verdict.reason());
+                assert_eq!(counted.family, family);
+                let is_drop = matches!(verdict, Verdict::Drop(_));
+                assert_eq!(counted.verdict, if is_drop { "drop" } else { "pass" });
+            }
+        }
+        assert_eq!(Counted::all().count(), Reason::ALL.len() * 9);
+    }
+}

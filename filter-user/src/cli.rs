@@ -1,8 +1,10 @@
 //! The command line: arguments in, a typed command out.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Makes a web origin behind Cloudflare reachable only through Cloudflare.
 #[derive(Debug, Parser)]
@@ -32,7 +34,15 @@ pub enum Command {
         /// Run this role only.
         #[arg(long, value_enum)]
         only: Option<Role>,
+        /// Go back to what was before, unless `pullgate confirm` comes within this time.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        confirm: Option<Duration>,
+        /// Start even if that cuts your own connection to this host.
+        #[arg(long)]
+        yes: bool,
     },
+    /// Let a filter stay that `run --confirm` has put on trial.
+    Confirm,
     /// Check the configuration and every file that it names; change nothing.
     Check,
     /// Show what is protected, and by which roles.
@@ -41,8 +51,38 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Ask the loaded filter what it does with a packet, and why.
+    Explain(Explain),
     /// Detach the filter and remove all its pins: strangers' packets pass again.
     Unload,
+}
+
+/// A packet to ask the filter about: a TCP SYN.
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// The source address.
+    pub source: IpAddr,
+    /// The destination port.
+    #[arg(long, default_value_t = 443)]
+    pub port: u16,
+    /// The destination address.
+    #[arg(long)]
+    pub to: Option<IpAddr>,
+    /// The interface that it comes in by.
+    #[arg(long)]
+    pub iface: Option<String>,
+    /// In a VLAN; several times for tags within tags, the outermost first.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(0..4096))]
+    pub vlan: Vec<u16>,
+    /// As a later fragment.
+    #[arg(long)]
+    pub fragment: bool,
+    /// As UDP instead of TCP.
+    #[arg(long)]
+    pub udp: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A part of pullgate that can run as a process of its own.

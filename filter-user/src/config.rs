@@ -46,7 +46,7 @@ impl Config {
 }
 
 /// Where things live on disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Paths {
     /// Directory of `ranges.json`, the last known good ranges.
     pub state: PathBuf,
@@ -68,7 +68,7 @@ impl Paths {
 #[derive(Clone, Debug)]
 pub struct Filter {
     /// Interfaces that the program is attached to.
-    pub interfaces: Vec<Located<String>>,
+    pub interfaces: Interfaces,
     /// Protected TCP ports.
     pub ports: Vec<u16>,
     /// Protected UDP ports.
@@ -81,6 +81,28 @@ pub struct Filter {
     pub fragments: Fragments,
     /// Which rungs of the attach ladder may be used.
     pub attach: Attach,
+    /// What to do where another program holds the XDP hook.
+    pub coexist: Coexist,
+}
+
+/// Interfaces that the program is attached to.
+#[derive(Clone, Debug)]
+pub enum Interfaces {
+    /// Those with a default route, and those that will have one.
+    Auto,
+    /// These.
+    Named(Vec<Located<String>>),
+}
+
+/// What to do where another program holds the XDP hook.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coexist {
+    /// Refuse, and say whose it is.
+    #[default]
+    Refuse,
+    /// Judge behind it, at TCX ingress.
+    Tcx,
 }
 
 /// What to do with a drop verdict.

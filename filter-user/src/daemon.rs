@@ -5,29 +5,36 @@
 //! dropped, the filter first.
 
 mod error;
+mod filter;
 mod gate;
+mod lockout;
 mod plan;
+mod rules;
 mod tasks;
 mod view;
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
-use tracing::{info, warn};
+use tokio::sync::{Notify, watch};
+use tracing::{error, info, warn};
 
-pub use self::error::StartError;
+pub use self::error::{LoadError, StartError};
+use self::filter::FilterRole;
 use self::gate::GateRole;
+pub use self::lockout::OwnConnection;
 use self::plan::Plan;
 use self::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::Config;
+use crate::report::chain;
 use crate::telemetry::Metrics;
 use crate::telemetry::status::{Report, Status};
-use crate::xdp::{self, Filter};
+use crate::xdp;
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing.
 ///
@@ -39,23 +46,48 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Reads a configuration file.
+///
+/// # Errors
+///
+/// Returns why the file cannot be read or used.
+pub fn load(file: &Path) -> Result<Config, LoadError> {
+    let text = std::fs::read_to_string(file).map_err(|source| LoadError::Read {
+        path: file.to_owned(),
+        source,
+    })?;
+    Ok(Config::parse(file, &text)?)
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// One role only.
+    pub only: Option<Role>,
+    /// How long the filter waits to be confirmed, if it does.
+    pub trial: Option<Duration>,
+    /// What to do if the operator's own connection would be cut.
+    pub own_connection: OwnConnection,
+}
+
 /// Runs roles until SIGTERM or SIGINT, then lets connections drain.
 ///
 /// # Errors
 ///
 /// Returns what kept a role from starting, before anything on the host but the directories for
 /// state and sockets has changed; or that a role has failed while it ran.
-pub async fn run(config: Config, only: Option<Role>) -> Result<(), StartError> {
-    let plan = Plan::new(config, only)?;
+pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
+    let plan = Plan::new(load(file)?, &options)?;
     // Before anybody is told that we are ready, who may then send one at once.
     let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
     let tasks = Tasks::default();
-    let running = plan.start(&tasks)?;
+    let running = plan.start(options.own_connection, &tasks)?;
 
     notify_ready(&running);
     let outcome = tokio::select! {
-        () = signals.wait_for_stop(&running.wake) => Ok(()),
+        () = signals.wait_for_stop(file, &running) => Ok(()),
         () = tasks.failed() => Err(StartError::TaskEnded),
+        () = running.trial_is_over(options.trial) => Err(StartError::NotConfirmed),
     };
     info!("stopping");
     tasks.stop();
@@ -63,7 +95,39 @@ pub async fn run(config: Config, only: Option<Role>) -> Result<(), StartError> {
         gate.drain().await;
     }
     tasks.wait().await;
+    if let Some(filter) = &running.filter {
+        filter.end_trial();
+    }
     outcome
+}
+
+/// Confirms a filter that is on trial, and returns when it is.
+///
+/// # Errors
+///
+/// Returns why there is none, or why it is not confirmed.
+pub fn confirm(config: &Config) -> Result<(), StartError> {
+    let path = socket(config, Role::Filter);
+    let failed = |source| StartError::Socket {
+        path: path.clone(),
+        source,
+    };
+    let is_on_trial = || -> io::Result<bool> { Ok(ask(&path)?.filter.is_some_and(|f| f.on_trial)) };
+    if !is_on_trial().map_err(failed)? {
+        return Err(StartError::NothingOnTrial);
+    }
+    // The kernel knows whose socket it is.
+    let stream = std::os::unix::net::UnixStream::connect(&path).map_err(failed)?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|e| failed(e.into()))?;
+    rustix::process::kill_process(peer.pid, rustix::process::Signal::USR1)
+        .map_err(|errno| failed(errno.into()))?;
+    for _ in 0..CONFIRM_LOOKS {
+        if !is_on_trial().map_err(failed)? {
+            return Ok(());
+        }
+        std::thread::sleep(CONFIRM_LOOK);
+    }
+    Err(StartError::NothingOnTrial)
 }
 
 /// Asks every role that the configuration describes for its status.
@@ -109,7 +173,7 @@ fn absent(config: &Config, role: Role, error: &io::Error) -> String {
 
 fn ask(socket: &Path) -> io::Result<Status> {
     let stream = std::os::unix::net::UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     Ok(serde_json::from_reader(io::BufReader::new(stream))?)
 }
 
@@ -128,7 +192,46 @@ struct Running {
     sockets: Sockets,
     /// Notified to refresh the ranges at once.
     wake: Arc<Notify>,
+    filter: Option<FilterRole>,
     gate: Option<GateRole>,
+    /// The configuration in force.
+    config: watch::Sender<Arc<Config>>,
+}
+
+impl Running {
+    /// Returns when the time to confirm is over and nobody did.
+    async fn trial_is_over(&self, trial: Option<Duration>) {
+        let (Some(trial), Some(filter)) = (trial, &self.filter) else {
+            return std::future::pending().await;
+        };
+        warn!(
+            seconds = trial.as_secs(),
+            "on trial: `pullgate confirm` lets the filter stay, else what was before comes back"
+        );
+        tokio::time::sleep(trial).await;
+        if !filter.filter().is_on_trial() {
+            std::future::pending().await
+        }
+    }
+
+    /// Reads the configuration again; one that cannot be used leaves the old one in force.
+    fn reload(&self, file: &Path) {
+        match load(file) {
+            Ok(config) => {
+                let same_paths = config.paths == self.config.borrow().paths;
+                if !same_paths {
+                    warn!("`paths` has changed, which takes effect at the next start");
+                }
+                self.config.send_replace(Arc::new(config));
+            }
+            Err(error) => {
+                if let Some(filter) = &self.filter {
+                    filter.note_bad_configuration(&error);
+                }
+                error!(error = %chain(&error), "configuration not reloaded, the old one stays");
+            }
+        }
+    }
 }
 
 /// The status sockets' paths, removed when dropped.
@@ -149,18 +252,12 @@ fn socket(config: &Config, role: Role) -> PathBuf {
     config.paths.run.join(format!("{}.sock", role.label()))
 }
 
-fn lock(filter: &Mutex<Filter>) -> MutexGuard<'_, Filter> {
-    // A panic while publishing leaves the old generation in use, which is still right.
-    filter
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 /// The signals that mean something to us.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user: Signal,
 }
 
 impl Signals {
@@ -169,16 +266,26 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
         })
     }
 
-    /// Returns at SIGTERM or SIGINT; SIGHUP asks for a refresh of the ranges.
-    async fn wait_for_stop(mut self, wake: &Notify) {
+    /// Returns at SIGTERM or SIGINT; SIGHUP reloads and asks for a refresh of the ranges, SIGUSR1
+    /// confirms.
+    async fn wait_for_stop(mut self, file: &Path, running: &Running) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => wake.notify_one(),
+                _ = self.hang_up.recv() => {
+                    running.reload(file);
+                    running.wake.notify_one();
+                }
+                _ = self.user.recv() => {
+                    if let Some(filter) = &running.filter {
+                        filter.confirm();
+                    }
+                }
             }
         }
     }
@@ -196,3 +303,7 @@ fn notify_ready(running: &Running) {
         warn!(%error, "the service manager was not told that we are ready");
     }
 }
+
+/// How often `confirm` looks whether it has worked.
+const CONFIRM_LOOKS: u32 = 100;
+const CONFIRM_LOOK: Duration = Duration::from_millis(50);

@@ -9,7 +9,7 @@
 //! - **connections**: [`gate`], from the accepted socket to its outcome.
 //!
 //! What is deliberately absent: only [`xdp`] names aya; only [`feed`] names reqwest; only
-//! [`daemon`] spawns tasks that live as long as the process; nothing below it reads the wall
+//! [`netlink`] speaks netlink; only [`daemon`] spawns tasks that live as long as the process; nothing below it reads the wall
 //! clock or the environment; nothing dials an upstream without a [`gate::VerifiedPeer`]; a failed
 //! refresh never shrinks the set.
 #![forbid(unsafe_code)]
@@ -17,8 +17,10 @@
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod explain;
 pub mod feed;
 pub mod gate;
+pub mod netlink;
 pub mod ranges;
 pub mod refresh;
 pub mod report;

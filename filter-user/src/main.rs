@@ -2,15 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use pullgate::cli::{Cli, Command, LogFormat};
-use pullgate::config::{Config, ConfigError};
-use pullgate::daemon::{self, StartError};
+use pullgate::config::Config;
+use pullgate::daemon::{self, LoadError, OwnConnection, StartError, load};
+use pullgate::explain::{self, ExplainError};
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE};
 use pullgate::xdp::{self, XdpError};
 use tracing_subscriber::EnvFilter;
@@ -32,10 +32,30 @@ fn main() -> ExitCode {
 
 fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
-        Command::Run { only } => {
-            let config = load(&cli.config)?;
+        Command::Run { only, confirm, yes } => {
+            let options = daemon::Options {
+                only: *only,
+                trial: *confirm,
+                own_connection: if *yes {
+                    OwnConnection::Cut
+                } else {
+                    OwnConnection::Refuse
+                },
+            };
             let runtime = tokio::runtime::Runtime::new().context("threads")?;
-            runtime.block_on(daemon::run(config, *only))?;
+            runtime.block_on(daemon::run(&cli.config, options))?;
+        }
+        Command::Confirm => {
+            daemon::confirm(&load(&cli.config)?)?;
+            say("confirmed: the filter stays in force")?;
+        }
+        Command::Explain(packet) => {
+            let explanation = explain::explain(&load(&cli.config)?, packet)?;
+            if packet.json {
+                say(&serde_json::to_string_pretty(&explanation)?)?;
+            } else {
+                say(explanation.to_string().trim_end())?;
+            }
         }
         Command::Check => {
             daemon::check(&load(&cli.config)?)?;
@@ -68,25 +88,12 @@ fn unload(config: &Config) -> anyhow::Result<()> {
     say("the filter is detached: strangers' packets reach this host again")
 }
 
-fn load(path: &Path) -> Result<Config, LoadError> {
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
-        path: path.display().to_string(),
-        source,
-    })?;
-    Ok(Config::parse(path, &text)?)
-}
-
-#[derive(Debug, thiserror::Error)]
-enum LoadError {
-    #[error("{path} cannot be read; is it there, is it text, and may this user read it?")]
-    Read { path: String, source: io::Error },
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-}
-
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<LoadError>() {
         return EX_CONFIG;
+    }
+    if let Some(error) = error.downcast_ref::<ExplainError>() {
+        return error.exit_code();
     }
     if let Some(error) = error.downcast_ref::<XdpError>() {
         return error.exit_code();

@@ -4,6 +4,7 @@
 
 pub mod guard;
 mod list;
+mod model;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,6 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use self::guard::{Limits, Rejection};
 pub use self::list::{Feed, ListError, RangeProblem};
+pub use self::model::Model;
 pub use self::table::{Rules, Table, TableFull, Tree};
 
 /// A set of source ranges that the guard let through.

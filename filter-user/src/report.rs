@@ -19,6 +19,8 @@ pub fn chain(error: &dyn Error) -> String {
 pub const EX_USAGE: u8 = 64;
 /// Something failed that should not.
 pub const EX_SOFTWARE: u8 = 70;
+/// Nobody confirmed in time.
+pub const EX_TEMPFAIL: u8 = 75;
 /// A capability or permission is missing.
 pub const EX_NOPERM: u8 = 77;
 /// The configuration, or a file that it names, cannot be used.

@@ -6,4 +6,4 @@ pub mod log;
 mod metrics;
 pub mod status;
 
-pub use self::metrics::Metrics;
+pub use self::metrics::{FrameLabels, Metrics};

@@ -1,144 +1,389 @@
 //! The kernel side of the filter: load, attach, pin, publish, count. The only user of aya.
 
 mod attach;
+mod error;
+mod events;
+mod interfaces;
+mod load;
 mod pins;
+mod probe;
 mod publish;
 
-use std::io::{self, ErrorKind};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
 
-use aya::maps::{MapError, PerCpuArray};
-use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfError, EbpfLoader};
-use filter_ebpf::abi;
-use filter_ebpf::verdict::{COLUMN_LABELS, Reason};
+use aya::programs::ProgramError;
+use filter_ebpf::verdict::Counted;
+use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
-use tracing::debug;
+use tracing::info;
 
-pub use self::attach::{Attached, Rung};
-use self::pins::Pins;
+pub use self::attach::{Attached, Rung, Stay};
+pub use self::error::XdpError;
+use self::events::Events;
+pub use self::events::{Drop, TopSources};
+pub use self::interfaces::check_interfaces;
+use self::load::Program;
+use self::pins::{Pins, Staging};
 pub use self::pins::{check_bpffs, is_loaded, unload};
+pub use self::probe::{Probe, frame, loaded_interface, probe};
 use self::publish::Publisher;
-use crate::config::{self, Fragments, Located, Mode};
+use crate::config;
+use crate::netlink::{self, Interface};
 use crate::ranges::{Rules, Table};
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
 
 /// The filter in the kernel: attached, pinned and published.
 ///
-/// Holding one keeps maps open, but no link: the pins alone keep the program attached, so neither
-/// the end of this process nor anything it may be talked into detaches it.
+/// Holding one keeps programs and maps open, but no link: the pins alone keep the programs attached,
+/// so neither the end of this process nor anything it may be talked into detaches them.
 pub struct Filter {
-    publisher: Publisher,
-    counters: PerCpuArray<aya::maps::MapData, u64>,
-    attached: Vec<Attached>,
-    /// Holds the loaded program, to attach it anew.
-    ebpf: Ebpf,
-    settings: config::Filter,
     pins: Pins,
+    settings: config::Filter,
+    force: Force,
+    /// Pins that wait for the end of the trial.
+    trial: Option<Staging>,
+}
+
+/// What is in force: programs that judge by the same maps.
+struct Force {
+    publisher: Publisher,
+    events: Events,
+    /// By interface; also of interfaces that are gone, for their return.
+    programs: BTreeMap<String, Program>,
+    attached: Vec<Attached>,
 }
 
 impl Filter {
     /// Loads the program with `settings`, publishes `table`, and only then attaches.
     ///
-    /// Pins that are already there are adopted: the maps keep their counters, and the program is
-    /// replaced through its link in one step, so that no packet passes in between.
+    /// Links that are pinned already are adopted, of whatever version: the program is replaced
+    /// through its link in one step, so that no packet passes in between, and counters go on.
     ///
     /// # Errors
     ///
     /// Returns the step that failed. What was attached before still is.
     pub fn start(
         settings: &config::Filter,
-        pins: &Path,
+        base: &Path,
         rules: &Rules<'_>,
         table: &Table,
+        stay: Stay,
     ) -> Result<Self, XdpError> {
-        if OBJECT.is_empty() {
-            return Err(XdpError::NoProgram);
-        }
-        let pins = Pins::open(pins)?;
-        let mut ebpf = load(settings, &pins)?;
-        let mut publisher = Publisher::new(&mut ebpf)?;
-        let counters = PerCpuArray::try_from(take_map(&mut ebpf, abi::COUNTERS)?)
-            .map_err(map_error(abi::COUNTERS))?;
-        publisher.publish(rules, table)?;
-
-        let program = program(&mut ebpf)?;
-        program.load().map_err(refused)?;
-        let attached = attach::attach(program, settings, &pins)?;
-        pins.replace_program(program)?;
-
-        Ok(Self {
-            publisher,
-            counters,
-            attached,
-            ebpf,
-            settings: settings.clone(),
+        let pins = Pins::open(base)?;
+        pins.adopt_other_versions()?;
+        let staging = pins.stage()?;
+        let force = match Force::load(settings, &pins, &staging, rules, table) {
+            Ok(force) => force,
+            Err(error) => {
+                pins.remove_unless_linked()?;
+                return Err(error);
+            }
+        };
+        let mut filter = Self {
             pins,
-        })
+            settings: settings.clone(),
+            force,
+            trial: Some(staging),
+        };
+        if stay == Stay::Pinned {
+            filter.confirm()?;
+        }
+        Ok(filter)
     }
 
-    /// Attaches anew wherever the filter is not in force any more, unless it was unloaded.
+    /// Lets what is on trial stay.
     ///
     /// # Errors
     ///
-    /// Returns the step that failed.
+    /// Returns the pin that cannot be made.
+    pub fn confirm(&mut self) -> Result<(), XdpError> {
+        for attached in &mut self.force.attached {
+            attached.pin()?;
+        }
+        if let Some(staging) = self.trial.take() {
+            self.pins.commit(&staging)?;
+            let mut kept: Vec<_> = self.force.programs.keys().map(String::as_str).collect();
+            if let config::Interfaces::Named(names) = &self.settings.interfaces {
+                kept.extend(names.iter().map(|name| name.value.as_str()));
+            }
+            self.pins.keep_only(&kept)?;
+            self.pins.remove_other_versions()?;
+        }
+        Ok(())
+    }
+
+    /// Ends a trial: what was in force before is so again.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first link that cannot be given back; the others are.
+    pub fn revert(&mut self) -> Result<(), XdpError> {
+        self.trial = None;
+        let outcome = self.force.revert(&self.pins);
+        self.pins.remove_unless_linked()?;
+        outcome
+    }
+
+    /// Puts other settings in force, together with a table: one step per interface.
+    ///
+    /// # Errors
+    ///
+    /// Returns the step that failed; what was in force before is so again.
+    pub fn reload(
+        &mut self,
+        settings: &config::Filter,
+        rules: &Rules<'_>,
+        table: &Table,
+    ) -> Result<(), XdpError> {
+        let staging = self.pins.stage()?;
+        self.force = Force::load(settings, &self.pins, &staging, rules, table)?;
+        self.settings = settings.clone();
+        self.trial = Some(staging);
+        self.confirm()
+    }
+
+    /// Looks after the links: attaches wherever the filter should be in force and is not, unless it
+    /// was unloaded.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the interfaces cannot be looked at.
     pub fn tend(&mut self) -> Result<Tended, XdpError> {
-        if self.attached.iter().all(Attached::is_filtered) {
-            return Ok(Tended::InForce);
+        let all = netlink::interfaces().map_err(XdpError::Netlink)?;
+        let wanted = interfaces::wanted(&self.settings)?;
+        let mut tended = Tended {
+            missing: wanted.missing,
+            ..Tended::default()
+        };
+        let lost = |attached: &Attached| !attached.is_filtered(&all);
+        let is_attached = |name: &str| {
+            self.force
+                .attached
+                .iter()
+                .any(|attached| attached.interface == name)
+        };
+        let untended: Vec<Interface> = wanted
+            .present
+            .into_iter()
+            .filter(|interface| !is_attached(&interface.name))
+            .chain(
+                self.force
+                    .attached
+                    .iter()
+                    .filter(|attached| lost(attached))
+                    .filter_map(|attached| {
+                        all.iter().find(|i| i.name == attached.interface).cloned()
+                    }),
+            )
+            .collect();
+        // An interface that is gone has no frames left to judge.
+        let is_there = |attached: &Attached| all.iter().any(|i| i.name == attached.interface);
+        self.force.attached.retain(is_there);
+        if untended.is_empty() {
+            return Ok(tended);
         }
         if !self.pins.exist() {
-            return Ok(Tended::Unloaded);
+            tended.unloaded = true;
+            return Ok(tended);
         }
-        let program = program(&mut self.ebpf)?;
-        self.attached = attach::attach(program, &self.settings, &self.pins)?;
-        Ok(Tended::AttachedAnew)
+        for interface in untended {
+            let name = interface.name.clone();
+            match self
+                .force
+                .attach_late(&interface, &self.settings, &self.pins)
+            {
+                Ok(()) => tended.attached_anew.push(name),
+                Err(error) => tended.failed.push((name, error)),
+            }
+        }
+        Ok(tended)
     }
 
     /// Publishes another table; packets are judged by the old one or the new one, never a mix.
     ///
+    /// Returns how long it took until packets were judged by it.
+    ///
     /// # Errors
     ///
     /// Returns the step that failed; the old table is then still the one in use.
-    pub fn publish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<(), XdpError> {
-        self.publisher.publish(rules, table)
+    pub fn publish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<Duration, XdpError> {
+        if self.force.publisher.fits(table) {
+            return self.force.publisher.publish(rules, table);
+        }
+        info!("the table has outgrown its maps, larger ones are loaded");
+        let begun = std::time::Instant::now();
+        self.reload(&self.settings.clone(), rules, table)?;
+        Ok(begun.elapsed())
     }
 
-    /// Where the program is attached, and how.
+    /// Drops that the program reported since the last time: a sample.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the map.
+    pub fn drops(&mut self) -> Result<Vec<Drop>, XdpError> {
+        self.force.events.take()
+    }
+
+    /// Whether what is in force still waits to be confirmed.
     #[must_use]
-    pub fn attached(&self) -> &[Attached] {
-        &self.attached
+    pub fn is_on_trial(&self) -> bool {
+        self.trial.is_some()
     }
 
-    /// How many frames were judged so far: verdict, reason, total over all CPUs.
+    /// What is configured.
+    #[must_use]
+    pub fn settings(&self) -> &config::Filter {
+        &self.settings
+    }
+
+    /// Where the program is attached, how, and whether it still is.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the interfaces cannot be looked at.
+    pub fn attached(&self) -> Result<Vec<(&Attached, bool)>, XdpError> {
+        let all = netlink::interfaces().map_err(XdpError::Netlink)?;
+        let attached = self.force.attached.iter();
+        Ok(attached
+            .map(|attached| (attached, attached.is_filtered(&all)))
+            .collect())
+    }
+
+    /// Interfaces that the configuration names and that the program is not attached to.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let config::Interfaces::Named(names) = &self.settings.interfaces else {
+            return Vec::new();
+        };
+        let is_attached =
+            |name: &&String| self.force.attached.iter().any(|a| a.interface == **name);
+        let names = names.iter().map(|name| &name.value);
+        names.filter(|name| !is_attached(name)).cloned().collect()
+    }
+
+    /// How many frames were judged so far, by interface.
     ///
     /// # Errors
     ///
     /// Returns the error of the read that failed.
-    pub fn frames(&self) -> Result<Vec<(&'static str, &'static str, u64)>, XdpError> {
-        let slots = Reason::ALL
-            .into_iter()
-            .flat_map(|reason| COLUMN_LABELS.map(|column| (column, reason.label())));
-        slots
-            .zip(0_u32..)
-            .map(|((column, reason), slot)| {
-                let per_cpu = self.counters.get(&slot, 0);
-                let per_cpu = per_cpu.map_err(map_error(abi::COUNTERS))?;
-                Ok((column, reason, per_cpu.iter().sum()))
-            })
+    pub fn frames(&self) -> Result<BTreeMap<String, Frames>, XdpError> {
+        let programs = self.force.programs.iter();
+        programs
+            .map(|(interface, program)| Ok((interface.clone(), program.frames()?)))
             .collect()
     }
 }
 
+impl Force {
+    fn load(
+        settings: &config::Filter,
+        pins: &Pins,
+        staging: &Staging,
+        rules: &Rules<'_>,
+        table: &Table,
+    ) -> Result<Self, XdpError> {
+        let mut shared = load::shared_maps(staging, table)?;
+        let mut publisher = Publisher::new(&mut shared)?;
+        publisher.publish(rules, table)?;
+        let mut force = Self {
+            publisher,
+            events: Events::new(&mut shared)?,
+            programs: BTreeMap::new(),
+            attached: Vec::new(),
+        };
+
+        let active = force.publisher.active()?;
+        let wanted = interfaces::wanted(settings)?;
+        if let Some(interface) = wanted.missing.into_iter().next() {
+            return Err(XdpError::NoInterface { interface });
+        }
+        // All programs are loaded before the first is attached: most that can fail does so here.
+        for Interface { name, .. } in &wanted.present {
+            let program = Program::load(settings, name, pins, active, |map| staging.shared(map))?;
+            force.programs.insert(name.clone(), program);
+        }
+        for interface in &wanted.present {
+            if let Err(error) = force.attach(interface, settings, pins, staging) {
+                force.revert(pins)?;
+                return Err(error);
+            }
+        }
+        Ok(force)
+    }
+
+    fn attach(
+        &mut self,
+        interface: &Interface,
+        settings: &config::Filter,
+        pins: &Pins,
+        staging: &Staging,
+    ) -> Result<(), XdpError> {
+        if let Some(program) = self.programs.get_mut(&interface.name) {
+            let attached = attach::attach(program, interface, settings, pins)?;
+            let (rung, pin) = (attached.rung, staging.program(&interface.name));
+            self.attached.push(attached);
+            program.pin(rung, &pin)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the links back to the programs that were there before.
+    fn revert(&mut self, pins: &Pins) -> Result<(), XdpError> {
+        let attached = self.attached.drain(..);
+        attached
+            .map(|attached| attached.revert(pins))
+            .fold(Ok(()), Result::and)
+    }
+
+    /// Attaches on an interface that has come or has lost its link, with what is in force elsewhere.
+    fn attach_late(
+        &mut self,
+        interface: &Interface,
+        settings: &config::Filter,
+        pins: &Pins,
+    ) -> Result<(), XdpError> {
+        let name = &interface.name;
+        if !self.programs.contains_key(name) {
+            let active = self.publisher.active()?;
+            let program = Program::load(settings, name, pins, active, |map| pins.shared(map))?;
+            self.programs.insert(name.clone(), program);
+        }
+        if let Some(program) = self.programs.get_mut(name) {
+            let mut attached = attach::attach(program, interface, settings, pins)?;
+            attached.pin()?;
+            program.pin(attached.rung, &pins.program(name))?;
+            self.attached.retain(|attached| attached.interface != *name);
+            self.attached.push(attached);
+        }
+        Ok(())
+    }
+}
+
+/// How many frames of each kind an interface has had.
+pub type Frames = Vec<(Counted, u64)>;
+
 /// What [`Filter::tend`] found.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Tended {
-    /// The filter was not in force somewhere, and is again.
-    AttachedAnew,
-    /// The filter is in force everywhere.
-    InForce,
+#[derive(Debug, Default)]
+pub struct Tended {
+    /// Interfaces that were not filtered, and are again.
+    pub attached_anew: Vec<String>,
+    /// Interfaces that are not filtered, and why they cannot be.
+    pub failed: Vec<(String, XdpError)>,
+    /// Interfaces that the configuration names and that do not exist.
+    pub missing: Vec<String>,
     /// Somebody has unloaded the filter; only a restart brings it back.
-    Unloaded,
+    pub unloaded: bool,
+}
+
+impl Tended {
+    /// Whether the filter is in force wherever it should be.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.failed.is_empty() && self.missing.is_empty() && !self.unloaded
+    }
 }
 
 /// Finds the first capability that this process lacks for the filter.
@@ -161,235 +406,13 @@ pub fn check_capabilities() -> Result<(), XdpError> {
     Ok(())
 }
 
-/// Finds the first interface that does not exist.
-///
-/// # Errors
-///
-/// Returns the interface, with its place in the configuration.
-pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigError> {
-    for Located { value: name, place } in &settings.interfaces {
-        attach::interface_index(name).map_err(|error| {
-            place.error(format_args!(
-                "interface `{name}` does not exist ({error}); `ip link` lists those that do"
-            ))
-        })?;
-    }
-    Ok(())
-}
-
-fn load(settings: &config::Filter, pins: &Pins) -> Result<Ebpf, XdpError> {
-    let flags = flags(settings);
-    let tcp_ports = port_bitmap(&settings.ports);
-    let udp_ports = port_bitmap(&settings.udp_ports);
-    let destinations = destinations(settings);
-
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global(abi::SETTINGS, &flags, true)
-        .override_global(abi::TCP_PORTS, tcp_ports.as_slice(), true)
-        .override_global(abi::UDP_PORTS, udp_ports.as_slice(), true)
-        .override_global(abi::DESTINATIONS, destinations.as_slice(), true);
-    for name in abi::MAPS {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    loader.load(OBJECT).map_err(XdpError::Object)
-}
-
-fn flags(settings: &config::Filter) -> u32 {
-    let mut flags = 0;
-    if settings.fragments == Fragments::Pass {
-        flags |= abi::SETTING_FRAGMENTS_PASS;
-    }
-    if settings.mode == Mode::Monitor {
-        flags |= abi::SETTING_MONITOR;
-    }
-    if !settings.udp_ports.is_empty() {
-        flags |= abi::SETTING_UDP;
-    }
-    // At most `DESTINATIONS_MAX`, by the configuration.
-    let destinations = u32::try_from(settings.destinations.len()).unwrap_or(u32::MAX);
-    flags | destinations << abi::SETTING_DESTINATIONS_SHIFT
-}
-
-fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
-    let mut bitmap = [0; abi::PORT_BITMAP];
-    for port in ports {
-        bitmap[usize::from(port >> 3)] |= 1 << (port & 7);
-    }
-    bitmap
-}
-
-/// IPv4 as IPv4-mapped IPv6.
-fn destinations(settings: &config::Filter) -> [u128; abi::DESTINATIONS_MAX] {
-    let mut bits = [0; abi::DESTINATIONS_MAX];
-    for (bits, address) in bits.iter_mut().zip(&settings.destinations) {
-        *bits = match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(address) => address.to_bits(),
-        };
-    }
-    bits
-}
-
-/// The verifier's log goes to the log, where its hundreds of lines belong.
-fn refused(error: ProgramError) -> XdpError {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        return XdpError::Load(error);
-    };
-    debug!(%verifier_log, "the kernel refuses the XDP program");
-    XdpError::Refused(io_error)
-}
-
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, XdpError> {
-    let program = ebpf.program_mut(abi::PROGRAM);
-    let program = program.ok_or(XdpError::Missing { name: abi::PROGRAM })?;
-    program.try_into().map_err(XdpError::Load)
-}
-
-fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, XdpError> {
-    ebpf.take_map(name).ok_or(XdpError::Missing { name })
-}
-
-fn map_error(name: &'static str) -> impl Fn(MapError) -> XdpError {
-    move |source| XdpError::Map { name, source }
-}
-
-/// Why the filter could not be put into the kernel, or could not be changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum XdpError {
-    /// This binary carries no XDP program.
-    #[error(
-        "this build of pullgate carries no XDP program, so it cannot filter; build it with \
-         `cargo xtask build`"
-    )]
-    NoProgram,
-    /// The process lacks a capability.
-    #[error("{name} is missing; run as root, or give the service that capability")]
-    Capability {
-        /// The capability.
-        name: &'static str,
-    },
-    /// The process's capabilities cannot be read.
-    #[error("capabilities cannot be read")]
-    Capabilities {
-        /// Why not.
-        source: io::Error,
-    },
-    /// The pin directory is not on a bpffs.
-    #[error(
-        "{} is not on a BPF file system, so the filter would vanish with this process; \
-         `mount -t bpf bpf /sys/fs/bpf`, or set `paths.bpf`", path.display()
-    )]
-    NotBpffs {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Something that is not ours is where our pins should be.
-    #[error(
-        "{} is not a directory that this user alone may open; find out who made it, and remove it",
-        path.display()
-    )]
-    NotOurs {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The interface is filtered generically, and the configuration wants it natively.
-    #[error(
-        "`{interface}` is filtered by generic XDP, which `attach = \"native\"` excludes; \
-         `pullgate unload` first"
-    )]
-    Lower {
-        /// The interface.
-        interface: String,
-    },
-    /// A pin cannot be made, read or removed.
-    #[error("pin {}", path.display())]
-    Pin {
-        /// The pin.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The object file lacks a map or the program.
-    #[error("the XDP object has no `{name}`")]
-    Missing {
-        /// What is missing.
-        name: &'static str,
-    },
-    /// The maps cannot be created.
-    #[error("the XDP object cannot be loaded")]
-    Object(#[source] EbpfError),
-    /// The kernel's verifier refuses the program.
-    #[error(
-        "the kernel refuses the XDP program; PULLGATE_LOG=pullgate=debug shows the verifier's log"
-    )]
-    Refused(#[source] io::Error),
-    /// The program cannot be loaded or taken hold of.
-    #[error("the XDP program cannot be loaded")]
-    Load(#[source] ProgramError),
-    /// A map cannot be read or written.
-    #[error("map {name}")]
-    Map {
-        /// The map.
-        name: &'static str,
-        /// Why not.
-        source: MapError,
-    },
-    /// What was read back from the maps is not what was written, or judges an address wrongly.
-    #[error("the table read back from the kernel is not the one written; the old one stays in use")]
-    NotVerified,
-    /// The program cannot be attached to an interface.
-    #[error("cannot attach to `{interface}`")]
-    Attach {
-        /// The interface.
-        interface: String,
-        /// The kernel's reason.
-        source: ProgramError,
-    },
-    /// Another XDP program is on the interface.
-    #[error(
-        "another XDP program is on `{interface}`; see it with `ip link show {interface}`, and \
-         remove it with `ip link set {interface} xdp off` or through the tool that put it there"
-    )]
-    Occupied {
-        /// The interface.
-        interface: String,
-    },
-    /// The kernel has no BPF links for XDP (before 5.9).
-    #[error("the kernel cannot link XDP programs; Linux 5.9 or later is needed")]
-    NoLinks,
-}
-
-impl XdpError {
-    /// The exit code for this error: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Capability { .. } => EX_NOPERM,
-            Self::Pin { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
-            Self::NotBpffs { .. } => EX_CONFIG,
-            Self::NoProgram
-            | Self::Capabilities { .. }
-            | Self::NotOurs { .. }
-            | Self::Lower { .. }
-            | Self::Pin { .. }
-            | Self::Missing { .. }
-            | Self::Object(_)
-            | Self::Refused(_)
-            | Self::Load(_)
-            | Self::Map { .. }
-            | Self::NotVerified
-            | Self::Attach { .. }
-            | Self::Occupied { .. }
-            | Self::NoLinks => EX_SOFTWARE,
+/// The number behind a program's error, if the kernel gave one.
+fn errno(error: &ProgramError) -> Option<Errno> {
+    let mut source: &dyn std::error::Error = error;
+    loop {
+        if let Some(error) = source.downcast_ref::<io::Error>() {
+            return Errno::from_io_error(error);
         }
+        source = source.source()?;
     }
 }
-
-/// The XDP object, empty in builds without it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));

@@ -11,7 +11,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
 use filter_ebpf::abi;
-use filter_ebpf::verdict::Verdict;
+use filter_ebpf::verdict::{Family, Judgement, Verdict};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -164,7 +164,7 @@ impl Lab {
     #[must_use]
     pub fn counters(&self) -> Counters {
         Counters {
-            pin: self.pin(abi::COUNTERS),
+            pin: self.pin(&format!("counters-{INTERFACE}")),
             monitors: self.monitors,
         }
     }
@@ -172,7 +172,11 @@ impl Lab {
     /// The loaded program.
     #[must_use]
     pub fn program(&self) -> Xdp {
-        Xdp::from_pin(self.pin("program"), XdpAttachType::Interface).unwrap()
+        Xdp::from_pin(
+            self.pin(&format!("program-{INTERFACE}")),
+            XdpAttachType::Interface,
+        )
+        .unwrap()
     }
 
     /// A pin of the filter.
@@ -259,9 +263,19 @@ impl Counters {
     /// How often the kernel has come to this verdict.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> u64 {
+        let families = Family::ALL.map(|family| Judgement { verdict, family });
+        families
+            .iter()
+            .map(|judgement| self.judged(*judgement))
+            .sum()
+    }
+
+    /// How often the kernel has come to this verdict on this family.
+    #[must_use]
+    pub fn judged(&self, judgement: Judgement) -> u64 {
         let counters = Map::PerCpuArray(MapData::from_pin(&self.pin).unwrap());
         let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
-        let slot = verdict.counter_index(self.monitors);
+        let slot = judgement.counter_index(|| self.monitors);
         counters.get(&slot, 0).unwrap().iter().sum()
     }
 }

@@ -55,6 +55,8 @@ pub(crate) fn bpf_cargo(arguments: &[&str]) -> anyhow::Result<Command> {
         "--cfg=bpf_target_arch=\"x86_64\"",
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
+        // All that the kernel compiles BPF for here loads unaligned words in one instruction.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
     ];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
 

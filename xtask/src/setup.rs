@@ -37,6 +37,8 @@ fn toolchain() -> anyhow::Result<()> {
     exec(
         Command::new("rustup")
             .current_dir(root())
+            // Set by the rustup that runs us; with it, the file and its components are not read.
+            .env_remove("RUSTUP_TOOLCHAIN")
             .args(["toolchain", "install"]),
     )
 }

@@ -17,6 +17,10 @@ pub struct Packet {
     fragment: Option<(u16, bool)>,
     protocol: u8,
     payload: Vec<u8>,
+    /// Whether the payload is a TCP segment whose checksum is to be filled in.
+    is_segment: bool,
+    id: u16,
+    patches: Vec<(usize, u8)>,
     trailer: Vec<u8>,
 }
 
@@ -32,7 +36,10 @@ impl Packet {
         segment[12] = 5 << 4;
         segment[13] = 2;
         segment[14] = 0x20;
-        Self::carrying(source, destination, 6, segment)
+        Self {
+            is_segment: true,
+            ..Self::carrying(source, destination, 6, segment)
+        }
     }
 
     /// A UDP datagram.
@@ -61,8 +68,64 @@ impl Packet {
             fragment: None,
             protocol,
             payload,
+            is_segment: false,
+            id: 0x1234,
+            patches: Vec::new(),
             trailer: Vec::new(),
         }
+    }
+
+    /// From another TCP or UDP port, which is also the identification of the packet.
+    #[must_use]
+    pub fn from_port(mut self, port: u16) -> Self {
+        if let Some(source) = self.payload.first_chunk_mut() {
+            *source = port.to_be_bytes();
+        }
+        self.id = port;
+        self
+    }
+
+    /// With another byte in the transport's header.
+    #[must_use]
+    pub fn segment_byte(mut self, at: usize, byte: u8) -> Self {
+        if let Some(place) = self.payload.get_mut(at) {
+            *place = byte;
+        }
+        self
+    }
+
+    /// With TCP options, whole words of four bytes.
+    #[must_use]
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        self.payload.extend(options);
+        let words = u8::try_from(self.payload.len() / 4).unwrap_or(15);
+        self.segment_byte(12, words << 4)
+    }
+
+    /// With another byte in the IP header; checksums are those of the changed header.
+    #[must_use]
+    pub fn header_byte(mut self, at: usize, byte: u8) -> Self {
+        self.patches.push((at, byte));
+        self
+    }
+
+    /// The packet in fragments, which begin at these offsets in units of eight bytes of what stands
+    /// behind the IP header (and, in IPv6, behind its extension headers).
+    #[must_use]
+    pub fn fragments(&self, starts: &[u16]) -> Vec<Self> {
+        let payload = self.checked_payload();
+        let at = |unit: u16| (usize::from(unit) * 8).min(payload.len());
+        let ends = starts.iter().skip(1).map(|start| at(*start));
+        let ends = ends.chain([payload.len()]);
+        let ranges = starts.iter().zip(ends);
+        ranges
+            .map(|(start, end)| {
+                let mut fragment = self.clone();
+                fragment.payload = payload[at(*start)..end].to_vec();
+                fragment.is_segment = false;
+                fragment.fragment(*start, end != payload.len())
+            })
+            .collect()
     }
 
     /// The same bytes under another protocol number.
@@ -150,12 +213,15 @@ impl Packet {
                 let flags = offset | if more { 0x2000 } else { 0 };
                 let mut header = vec![self.version_ihl.unwrap_or(0x40 | ihl), 0];
                 header.extend(length(words * 4 + payload.len()));
-                header.extend([0x12, 0x34]);
+                header.extend(self.id.to_be_bytes());
                 header.extend(flags.to_be_bytes());
                 header.extend([64, self.protocol, 0, 0]);
                 header.extend(source.octets());
                 header.extend(destination.octets());
                 header.extend(&self.options);
+                for (at, byte) in &self.patches {
+                    header[*at] = *byte;
+                }
                 let sum = checksum(&header);
                 header[10..12].copy_from_slice(&sum);
                 frame.extend(header);
@@ -163,6 +229,7 @@ impl Packet {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 frame.extend([0x86, 0xdd]);
                 let chain = self.chain();
+                let begin = frame.len();
                 frame.extend([self.version_ihl.unwrap_or(0x60), 0, 0, 0]);
                 frame.extend(length(chain.len() + payload.len()));
                 let kinds = self.extensions.first().map(|(kind, _)| *kind);
@@ -172,6 +239,9 @@ impl Packet {
                 frame.extend([first, 64]);
                 frame.extend(source.octets());
                 frame.extend(destination.octets());
+                for (at, byte) in &self.patches {
+                    frame[begin + at] = *byte;
+                }
                 frame.extend(chain);
             }
             // A packet of two families is none; the frame then ends behind the tags.
@@ -187,7 +257,8 @@ impl Packet {
         let mut headers = self.extensions.clone();
         if let Some((offset, more)) = self.fragment {
             let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
-            headers.push((44, vec![0, high, low, 0, 0, 0x12, 0x34]));
+            let [id_high, id_low] = self.id.to_be_bytes();
+            headers.push((44, vec![0, high, low, 0, 0, id_high, id_low]));
         }
         let kinds = headers.iter().map(|(kind, _)| *kind);
         let nexts: Vec<_> = kinds.skip(1).chain([self.protocol]).collect();
@@ -202,7 +273,7 @@ impl Packet {
     /// The payload, with the checksum if it is a whole TCP segment.
     fn checked_payload(&self) -> Vec<u8> {
         let mut payload = self.payload.clone();
-        if self.protocol != 6 || payload.len() < 20 {
+        if !self.is_segment || self.protocol != 6 || payload.len() < 20 {
             return payload;
         }
         let mut pseudo = Vec::new();

@@ -7,9 +7,28 @@ use std::path::PathBuf;
 use crate::cli::Role;
 use crate::config::ConfigError;
 use crate::ranges::TableFull;
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE};
 use crate::snapshot::SnapshotError;
 use crate::xdp::XdpError;
+
+/// Why a configuration file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// It cannot be read.
+    #[error(
+        "{} cannot be read; is it there, is it text, and may this user read it?", path.display()
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It can be read, but not be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
 
 /// What kept a role from starting.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +37,9 @@ pub enum StartError {
     /// The configuration, or a file that it names, cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The configuration file cannot be read or used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The configuration has no section for the role.
     #[error("the configuration has no [{}] section, so there is nothing to run", role.label())]
     NotDescribed {
@@ -69,6 +91,26 @@ pub enum StartError {
     /// A part of the process that should live as long as it does has ended; the log says why.
     #[error("a part of this process has failed")]
     TaskEnded,
+    /// The filter was on trial, and nobody confirmed it.
+    #[error(
+        "not confirmed in time, so what was in force before is so again; \
+         is this host still reachable? then run it without `--confirm`"
+    )]
+    NotConfirmed,
+    /// There is nothing to confirm, or to put on trial.
+    #[error("no filter is on trial; `pullgate run --confirm 60s` puts one on trial")]
+    NothingOnTrial,
+    /// Enforcement would cut the operator's own connection.
+    #[error(
+        "your own connection from {peer} to port {port} would be cut; put its source into \
+         `ranges.allow`, take port {port} out of `filter.ports`, or say `--yes`"
+    )]
+    OwnConnection {
+        /// The operator's end.
+        peer: SocketAddr,
+        /// The protected port.
+        port: u16,
+    },
     /// Signals cannot be received.
     #[error("signals")]
     Signals {
@@ -83,10 +125,14 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_)
+            | Self::Load(_)
+            | Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
             | Self::Table(_)
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } => EX_NOPERM,
+            Self::NotConfirmed => EX_TEMPFAIL,
+            Self::NothingOnTrial => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(_)
             | Self::Socket { .. }

@@ -1,43 +1,46 @@
 //! The plan: what is to run, examined before the host is touched, and then started.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustix::thread::CapabilitySet;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use tokio::sync::{Notify, watch};
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::error::StartError;
+use super::filter::FilterRole;
 use super::gate::GateRole;
+use super::lockout::{self, OwnConnection};
+use super::rules::{compile, compiled, usable};
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Running, Sockets, described, lock, socket};
+use super::{Options, Running, Sockets, described, socket};
 use crate::cli::Role;
 use crate::config::{Config, Located};
 use crate::feed;
 use crate::gate::{Gate, Policies};
-use crate::ranges::Table;
 use crate::ranges::guard::Documentation;
 use crate::refresh::Refresher;
 use crate::report::chain;
 use crate::snapshot::{Follower, InForce};
 use crate::telemetry::{Metrics, admin};
-use crate::xdp::{self, Filter, Tended, XdpError};
+use crate::xdp::{self, Stay, XdpError};
 
 /// Everything that can be known before the host is touched.
 pub(super) struct Plan {
-    config: Arc<Config>,
+    config: watch::Sender<Arc<Config>>,
     roles: Vec<Role>,
+    stay: Stay,
     metrics: Metrics,
     policies: Option<Policies>,
 }
 
 impl Plan {
-    pub(super) fn new(config: Config, only: Option<Role>) -> Result<Self, StartError> {
+    pub(super) fn new(config: Config, options: &Options) -> Result<Self, StartError> {
         let described = described(&config);
-        let roles = match only {
+        let roles = match options.only {
             Some(role) if !described.contains(&role) => {
                 return Err(StartError::NotDescribed { role });
             }
@@ -46,6 +49,11 @@ impl Plan {
         };
         let metrics = Metrics::default();
         let policies = examine(&config, &roles, &metrics)?;
+        let stay = match (options.trial, roles.contains(&Role::Filter)) {
+            (Some(_), true) => Stay::OnTrial,
+            (Some(_), false) => return Err(StartError::NothingOnTrial),
+            (None, _) => Stay::Pinned,
+        };
         if roles.contains(&Role::Filter) {
             xdp::check_capabilities()?;
         }
@@ -54,16 +62,17 @@ impl Plan {
         }
         warn_of_weaknesses(&config);
         Ok(Self {
-            config: Arc::new(config),
+            config: watch::channel(Arc::new(config)).0,
             roles,
+            stay,
             metrics,
             policies,
         })
     }
 
     /// Binds, attaches and serves.
-    pub(super) fn start(self, tasks: &Tasks) -> Result<Running, StartError> {
-        let config = &self.config;
+    pub(super) fn start(self, own: OwnConnection, tasks: &Tasks) -> Result<Running, StartError> {
+        let config = &Arc::clone(&self.config.borrow());
         for directory in [&config.paths.state, &config.paths.run] {
             std::fs::create_dir_all(directory).map_err(|source| StartError::Directory {
                 path: directory.clone(),
@@ -73,7 +82,9 @@ impl Plan {
         let mut running = Running {
             sockets: Sockets::default(),
             wake: Arc::new(Notify::new()),
+            filter: None,
             gate: None,
+            config: self.config,
         };
         // The sockets first: a second instance must not get any further.
         let mut listeners = Vec::new();
@@ -102,7 +113,21 @@ impl Plan {
             let mut view = View::new(role, config, &self.metrics, &in_force);
             match role {
                 Role::Filter => {
-                    view.filter = start_filter(config, &in_force, tasks)?;
+                    let Some(settings) = &config.filter else {
+                        continue;
+                    };
+                    let (_, table) = usable(config, in_force.borrow().clone())?;
+                    lockout::check(settings, &table, own)?;
+                    let filter = FilterRole::start(
+                        settings,
+                        running.config.subscribe(),
+                        in_force.clone(),
+                        self.stay,
+                        &self.metrics,
+                        tasks,
+                    )?;
+                    view.filter = Some(filter.clone());
+                    running.filter = Some(filter);
                 }
                 Role::Ranges => {
                     let (last, attempts) = watch::channel(None);
@@ -123,7 +148,7 @@ impl Plan {
                     else {
                         continue;
                     };
-                    let table = compiled(config, &in_force, tasks)?;
+                    let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
                     let shared = Gate::new(gate, policies, table, self.metrics.clone());
                     let gate_role = GateRole::start(gate, shared, bound, tasks);
                     view.listen = gate_role.addresses.clone();
@@ -134,117 +159,6 @@ impl Plan {
         }
         Ok(running)
     }
-}
-
-/// Loads and attaches the filter, and publishes every change of the ranges.
-fn start_filter(
-    config: &Arc<Config>,
-    in_force: &watch::Receiver<Arc<InForce>>,
-    tasks: &Tasks,
-) -> Result<Option<Arc<Mutex<Filter>>>, StartError> {
-    let Some(settings) = &config.filter else {
-        return Ok(None);
-    };
-    let mut in_force = in_force.clone();
-    let now = in_force.borrow_and_update().clone();
-    let (now, table) = usable(config, now)?;
-    let filter = Filter::start(
-        settings,
-        &config.paths.bpf,
-        &config.ranges.rules(now.known.set()),
-        &table,
-    )?;
-    let filter = Arc::new(Mutex::new(filter));
-
-    let (publishing, config) = (Arc::clone(&filter), Arc::clone(config));
-    tasks.spawn(async move {
-        let mut published_set = now.known.set().clone();
-        while in_force.changed().await.is_ok() {
-            let now = in_force.borrow_and_update().clone();
-            if *now.known.set() == published_set {
-                continue;
-            }
-            let published = compile(&config, &now).and_then(|table| {
-                lock(&publishing).publish(&config.ranges.rules(now.known.set()), &table)?;
-                Ok(())
-            });
-            match published {
-                Ok(()) => {
-                    published_set = now.known.set().clone();
-                    info!(ranges = published_set.iter().count(), "ranges published");
-                }
-                Err(error) => error!(error = %chain(&error), "ranges not published, the old stay"),
-            }
-        }
-    });
-    tasks.spawn(tend(Arc::clone(&filter)));
-    Ok(Some(filter))
-}
-
-/// Looks after the filter: what was detached by others is attached anew, unless it was unloaded.
-async fn tend(filter: Arc<Mutex<Filter>>) {
-    let mut unwell = false;
-    loop {
-        tokio::time::sleep(TEND).await;
-        let tended = lock(&filter).tend();
-        let was_unwell = std::mem::replace(&mut unwell, true);
-        match tended {
-            Ok(Tended::InForce) => unwell = false,
-            Ok(Tended::AttachedAnew) => {
-                unwell = false;
-                warn!("the filter was not in force on every interface, and was attached anew");
-            }
-            Ok(Tended::Unloaded) if was_unwell => {}
-            Ok(Tended::Unloaded) => {
-                error!("the filter was unloaded, nothing is filtered until this role is restarted");
-            }
-            Err(_) if was_unwell => {}
-            Err(error) => error!(error = %chain(&error), "an interface is not filtered"),
-        }
-    }
-}
-
-/// The newest compiled table; a change that cannot be compiled leaves the old one.
-fn compiled(
-    config: &Arc<Config>,
-    in_force: &watch::Receiver<Arc<InForce>>,
-    tasks: &Tasks,
-) -> Result<watch::Receiver<Arc<Table>>, StartError> {
-    let mut in_force = in_force.clone();
-    let now = in_force.borrow_and_update().clone();
-    let (_, table) = usable(config, now)?;
-    let (sender, receiver) = watch::channel(Arc::new(table));
-    let config = Arc::clone(config);
-    tasks.spawn(async move {
-        while in_force.changed().await.is_ok() {
-            let now = in_force.borrow_and_update().clone();
-            match compile(&config, &now) {
-                Ok(table) => {
-                    sender.send_replace(Arc::new(table));
-                }
-                Err(error) => error!(error = %chain(&error), "ranges not usable, the old stay"),
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// The ranges in force with their table; the baseline's, if those do not fit with the rules.
-fn usable(config: &Config, in_force: Arc<InForce>) -> Result<(Arc<InForce>, Table), StartError> {
-    match compile(config, &in_force) {
-        Ok(table) => Ok((in_force, table)),
-        Err(error) => {
-            error!(error = %chain(&error), "snapshot not usable, the embedded baseline protects");
-            let baseline = InForce::baseline(&config.ranges.limits)?;
-            let table = compile(config, &baseline)?;
-            Ok((Arc::new(baseline), table))
-        }
-    }
-}
-
-fn compile(config: &Config, in_force: &InForce) -> Result<Table, StartError> {
-    let rules = config.ranges.rules(in_force.known.set());
-    Ok(Table::compile(&rules)?)
 }
 
 /// Looks at everything that the configuration names for these roles, and changes nothing.
@@ -309,6 +223,3 @@ fn check_bind_capability(listen: &[SocketAddr]) -> Result<(), StartError> {
         Some(_) | None => Ok(()),
     }
 }
-
-/// How often the filter is looked after.
-const TEND: Duration = Duration::from_secs(1);

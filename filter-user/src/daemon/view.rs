@@ -1,20 +1,25 @@
 //! A role's status: what the running parts say, put into words.
 
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use filter_ebpf::verdict::Counted;
 use tokio::sync::watch;
 
-use super::lock;
+use super::filter::FilterRole;
 use crate::cli::Role;
 use crate::config::{Config, Mode};
+use crate::netlink;
 use crate::ranges::guard::Documentation;
 use crate::refresh::Attempt;
 use crate::report::chain;
 use crate::snapshot::{InForce, Origin};
-use crate::telemetry::Metrics;
-use crate::telemetry::status::{RangesStatus, Status};
-use crate::xdp::{Filter, Rung};
+use crate::telemetry::status::{
+    DropStatus, FilterStatus, FramesStatus, InterfaceStatus, RangesStatus, SourceStatus, Status,
+};
+use crate::telemetry::{FrameLabels, Metrics};
+use crate::xdp::Rung;
 
 /// What a role's status is made from.
 pub(super) struct View {
@@ -22,7 +27,7 @@ pub(super) struct View {
     config: Arc<Config>,
     metrics: Metrics,
     in_force: watch::Receiver<Arc<InForce>>,
-    pub(super) filter: Option<Arc<Mutex<Filter>>>,
+    pub(super) filter: Option<FilterRole>,
     pub(super) attempts: Option<watch::Receiver<Option<Attempt>>>,
     pub(super) listen: String,
 }
@@ -57,7 +62,16 @@ impl View {
         if self.config.ranges.limits.documentation == Documentation::Accept {
             warnings.push("documentation ranges are accepted (a test bed)".to_owned());
         }
-        let enforcing = self.describe_filter(&mut warnings, &mut details);
+        let filter = self.describe_filter(&mut warnings);
+        let enforcing = filter.as_ref().is_none_or(|(_, enforcing)| *enforcing);
+        let filter = filter.map(|(status, _)| status);
+        for interface in filter.iter().flat_map(|filter| &filter.interfaces) {
+            if interface.filtered {
+                let text = format!("{} ({})", interface.name, interface.mode);
+                details.push(("attached".to_owned(), text));
+            }
+        }
+        self.describe_settings(&mut details);
         self.describe_refresh(&mut warnings, &mut details);
         if self.role == Role::Gate {
             details.push(("listen".to_owned(), self.listen.clone()));
@@ -70,6 +84,7 @@ impl View {
             warnings,
             ranges,
             details,
+            filter,
             metrics: self.metrics.values(),
         }
     }
@@ -93,47 +108,128 @@ impl View {
         }
     }
 
-    /// Returns whether the role refuses whom it is there to refuse.
-    fn describe_filter(
-        &self,
-        warnings: &mut Vec<String>,
-        details: &mut Vec<(String, String)>,
-    ) -> bool {
-        let (Some(settings), Some(filter)) = (&self.config.filter, &self.filter) else {
-            return true;
-        };
+    /// Returns what the filter does, and whether it refuses whom it is there to refuse.
+    fn describe_filter(&self, warnings: &mut Vec<String>) -> Option<(FilterStatus, bool)> {
+        let role = self.filter.as_ref()?;
+        let (filter, account) = (role.filter(), role.account());
+        let settings = filter.settings();
         let mut enforcing = settings.mode == Mode::Enforce;
         if settings.mode == Mode::Monitor {
             warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
         }
-        let filter = lock(filter);
-        for attached in filter.attached() {
-            let (interface, mode) = (&attached.interface, attached.rung.label());
-            let is_filtered = attached.is_filtered();
-            self.metrics.attached(interface, mode, is_filtered);
-            if !is_filtered {
-                enforcing = false;
-                warnings.push(format!(
-                    "`{interface}` is not filtered: it was detached or is gone"
-                ));
-                continue;
-            }
-            details.push(("attached".to_owned(), format!("{interface} ({mode} XDP)")));
-            if attached.rung != Rung::Native {
-                warnings.push(format!("`{interface}` is filtered by {mode} XDP only"));
-            }
+        if filter.is_on_trial() {
+            warnings.push("on trial: `pullgate confirm` lets the filter stay".to_owned());
         }
-        let ports: Vec<_> = settings.ports.iter().map(u16::to_string).collect();
-        details.push(("TCP ports".to_owned(), ports.join(" ")));
-        match filter.frames() {
-            Ok(frames) => {
-                for (verdict, reason, total) in frames {
-                    self.metrics.frames(verdict, reason, total);
+        if let Some(error) = &account.reload_error {
+            warnings.push(format!("the configuration was not reloaded: {error}"));
+        }
+
+        let mut interfaces = Vec::new();
+        match filter.attached() {
+            Ok(attached) => {
+                for (attached, filtered) in attached {
+                    let (name, mode) = (&attached.interface, attached.rung.label());
+                    self.metrics.attached(name, mode, filtered);
+                    if !filtered {
+                        warnings.push(format!(
+                            "`{name}` is not filtered: it was detached or is gone"
+                        ));
+                    } else if attached.rung != Rung::Native {
+                        let rung = attached.rung.name();
+                        warnings.push(format!("`{name}` is filtered by {rung} only"));
+                    }
+                    enforcing &= filtered;
+                    interfaces.push(InterfaceStatus {
+                        name: name.clone(),
+                        mode: mode.to_owned(),
+                        filtered,
+                    });
                 }
             }
-            Err(error) => warnings.push(format!("counters not readable: {}", chain(&error))),
+            Err(error) => warnings.push(format!("interfaces not readable: {}", chain(&error))),
         }
-        enforcing
+        let missing = filter.missing();
+        for name in &missing {
+            warnings.push(format!(
+                "`{name}` is not filtered: it was detached or is gone"
+            ));
+            self.metrics.attached(name, "none", false);
+        }
+        if interfaces.is_empty() && missing.is_empty() {
+            warnings.push("no interface has a default route, so none is filtered".to_owned());
+        }
+        enforcing &= missing.is_empty() && !interfaces.is_empty();
+
+        let frames = filter.frames().unwrap_or_else(|error| {
+            warnings.push(format!("counters not readable: {}", chain(&error)));
+            BTreeMap::new()
+        });
+        let mut counted_frames = Vec::new();
+        for (iface, frames) in &frames {
+            for &(counted, total) in frames {
+                self.metrics.frames(&labels(iface, counted), total);
+                if total != 0 {
+                    counted_frames.push(FramesStatus {
+                        iface: iface.clone(),
+                        family: counted.family.label().to_owned(),
+                        verdict: counted.verdict.to_owned(),
+                        reason: counted.reason.label().to_owned(),
+                        total,
+                        per_second: account.rate(iface, counted),
+                    });
+                }
+            }
+        }
+        let names = netlink::interfaces().unwrap_or_default();
+        let name_of = |index| {
+            let found = names.iter().find(|interface| interface.index == index);
+            found.map_or_else(|| format!("#{index}"), |found| found.name.clone())
+        };
+        let drops = account.drops.iter().map(|(at, drop)| DropStatus {
+            seconds_ago: SystemTime::now()
+                .duration_since(*at)
+                .unwrap_or_default()
+                .as_secs(),
+            iface: name_of(drop.interface),
+            source: drop.source,
+            port: drop.port,
+            verdict: drop.counted.verdict.to_owned(),
+            reason: drop.counted.reason.label().to_owned(),
+        });
+        let sources = account.sources.top(TOP_SHOWN).into_iter();
+        let status = FilterStatus {
+            mode: match settings.mode {
+                Mode::Enforce => "enforce".to_owned(),
+                Mode::Monitor => "monitor".to_owned(),
+            },
+            on_trial: filter.is_on_trial(),
+            interfaces,
+            frames: counted_frames,
+            drops: drops.collect(),
+            top_sources: sources
+                .map(|(source, about)| SourceStatus { source, about })
+                .collect(),
+        };
+        Some((status, enforcing))
+    }
+
+    fn describe_settings(&self, details: &mut Vec<(String, String)>) {
+        let Some(role) = &self.filter else {
+            return;
+        };
+        let filter = role.filter();
+        let numbers = |ports: &[u16]| {
+            ports
+                .iter()
+                .map(u16::to_string)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let settings = filter.settings();
+        details.push(("TCP ports".to_owned(), numbers(&settings.ports)));
+        if !settings.udp_ports.is_empty() {
+            details.push(("UDP ports".to_owned(), numbers(&settings.udp_ports)));
+        }
     }
 
     fn describe_refresh(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
@@ -153,3 +249,15 @@ impl View {
         }
     }
 }
+
+fn labels(iface: &str, counted: Counted) -> FrameLabels {
+    FrameLabels {
+        iface: iface.to_owned(),
+        family: counted.family.label(),
+        verdict: counted.verdict,
+        reason: counted.reason.label(),
+    }
+}
+
+/// Sources of drops that are shown.
+const TOP_SHOWN: usize = 10;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -23,6 +24,10 @@ struct Inner {
     registry: Registry,
     frames: Family<FrameLabels, Counter>,
     attached: Family<AttachedLabels, Gauge>,
+    reattached: Family<InterfaceLabels, Counter>,
+    reloads: Family<RefreshLabels, Counter>,
+    publishes: Family<RefreshLabels, Counter>,
+    publish_seconds: Gauge<f64, AtomicU64>,
     ranges: Family<FamilyLabels, Gauge>,
     ranges_age: Gauge,
     refreshes: Family<RefreshLabels, Counter>,
@@ -39,6 +44,10 @@ impl Default for Metrics {
         let inner = Inner {
             frames: Family::default(),
             attached: Family::default(),
+            reattached: Family::default(),
+            reloads: Family::default(),
+            publishes: Family::default(),
+            publish_seconds: Gauge::default(),
             ranges: Family::default(),
             ranges_age: Gauge::default(),
             refreshes: Family::default(),
@@ -55,6 +64,26 @@ impl Default for Metrics {
             "filter_attached",
             "1 where the program is attached",
             inner.attached.clone(),
+        );
+        r.register(
+            "filter_reattached",
+            "Times that an interface was found unfiltered and was attached anew",
+            inner.reattached.clone(),
+        );
+        r.register(
+            "filter_reload",
+            "Attempts to reload the filter's configuration",
+            inner.reloads.clone(),
+        );
+        r.register(
+            "filter_publish",
+            "Attempts to publish a range table",
+            inner.publishes.clone(),
+        );
+        r.register(
+            "filter_publish_seconds",
+            "How long the last published table took until packets were judged by it",
+            inner.publish_seconds.clone(),
         );
         r.register("ranges", "Ranges in force", inner.ranges.clone());
         r.register(
@@ -103,9 +132,8 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Sets the total of one kind of verdict, as the kernel counts it.
-    pub fn frames(&self, verdict: &'static str, reason: &'static str, total: u64) {
-        let labels = FrameLabels { verdict, reason };
-        let counter = self.inner.frames.get_or_create(&labels);
+    pub fn frames(&self, labels: &FrameLabels, total: u64) {
+        let counter = self.inner.frames.get_or_create(labels);
         counter.inner().store(total, Ordering::Relaxed);
     }
 
@@ -119,6 +147,33 @@ impl Metrics {
             .attached
             .get_or_create(&labels)
             .set(i64::from(attached));
+    }
+
+    /// Counts that an interface was found unfiltered and was attached anew.
+    pub fn reattached(&self, iface: &str) {
+        let iface = iface.to_owned();
+        let labels = InterfaceLabels { iface };
+        self.inner.reattached.get_or_create(&labels).inc();
+    }
+
+    /// Counts an attempt to reload the filter's configuration.
+    pub fn reloaded(&self, outcome: &'static str) {
+        let labels = RefreshLabels { outcome };
+        self.inner.reloads.get_or_create(&labels).inc();
+    }
+
+    /// Counts an attempt to publish a table, and how long a successful one took.
+    pub fn published(&self, took: Option<Duration>) {
+        let outcome = if took.is_some() {
+            "Published"
+        } else {
+            "Failed"
+        };
+        let labels = RefreshLabels { outcome };
+        self.inner.publishes.get_or_create(&labels).inc();
+        if let Some(took) = took {
+            self.inner.publish_seconds.set(took.as_secs_f64());
+        }
     }
 
     /// Notes the ranges in force; an age of `None` is the baseline's.
@@ -201,10 +256,22 @@ impl Metrics {
     }
 }
 
+/// What a frame is counted under.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct FrameLabels {
-    verdict: &'static str,
-    reason: &'static str,
+pub struct FrameLabels {
+    /// The interface.
+    pub iface: String,
+    /// `ipv4`, `ipv6` or `none`.
+    pub family: &'static str,
+    /// `pass`, `drop` or `would_drop`.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct InterfaceLabels {
+    iface: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -256,7 +323,13 @@ mod tests {
     fn names_and_labels_are_as_documented() {
         let metrics = Metrics::default();
 
-        metrics.frames("drop", "NotListed", 7);
+        let labels = FrameLabels {
+            iface: "eth0".to_owned(),
+            family: "ipv4",
+            verdict: "drop",
+            reason: "NotListed",
+        };
+        metrics.frames(&labels, 7);
         metrics.opened();
         metrics.closed("a.example", "NoCertificate");
         metrics.refreshed("Unchanged");
@@ -264,7 +337,8 @@ mod tests {
 
         let values = metrics.values();
         assert_eq!(
-            values["pullgate_filter_frames_total{verdict=\"drop\",reason=\"NotListed\"}"],
+            values["pullgate_filter_frames_total{iface=\"eth0\",family=\"ipv4\",\
+                    verdict=\"drop\",reason=\"NotListed\"}"],
             7.0
         );
         assert_eq!(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter, Write as _};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,82 @@ pub struct Status {
     pub ranges: RangesStatus,
     /// What is particular to the role, line by line.
     pub details: Vec<(String, String)>,
+    /// What the filter does, if the role is the filter.
+    #[serde(default)]
+    pub filter: Option<FilterStatus>,
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
+}
+
+/// What the filter does.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct FilterStatus {
+    /// `enforce` or `monitor`.
+    pub mode: String,
+    /// Whether it still waits for `pullgate confirm`.
+    pub on_trial: bool,
+    /// Where it is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// What it counts; nothing that is zero.
+    pub frames: Vec<FramesStatus>,
+    /// The last drops of a sample, newest last.
+    pub drops: Vec<DropStatus>,
+    /// The sources of most drops since the role's start, most first.
+    pub top_sources: Vec<SourceStatus>,
+}
+
+/// An interface that is or should be filtered.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// The rung: `native`, `generic` or `tcx`.
+    pub mode: String,
+    /// Whether it is filtered at this moment.
+    pub filtered: bool,
+}
+
+/// Frames of one kind.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct FramesStatus {
+    /// The interface.
+    pub iface: String,
+    /// `ipv4`, `ipv6` or `none`.
+    pub family: String,
+    /// `pass`, `drop` or `would_drop`.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+    /// Since the counters began.
+    pub total: u64,
+    /// Over the last ten seconds.
+    pub per_second: u64,
+}
+
+/// One drop.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct DropStatus {
+    /// Seconds ago.
+    pub seconds_ago: u64,
+    /// The interface.
+    pub iface: String,
+    /// Who sent it, if that can be read.
+    pub source: Option<IpAddr>,
+    /// To which port, if the packet shows one.
+    pub port: Option<u16>,
+    /// `drop` or `would_drop`.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A source of drops.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SourceStatus {
+    /// Its address; of IPv6, the /64.
+    pub source: IpAddr,
+    /// About how many of its packets were dropped.
+    pub about: u64,
 }
 
 /// The ranges that a role works with.
@@ -72,6 +147,9 @@ impl Display for Report {
             for (name, value) in &role.details {
                 writeln!(f, "  {name:<12} {value}")?;
             }
+            if let Some(filter) = &role.filter {
+                write!(f, "{filter}")?;
+            }
             for (name, value) in shown(role) {
                 writeln!(f, "  {value:>12} {name}")?;
             }
@@ -80,10 +158,62 @@ impl Display for Report {
     }
 }
 
+impl Display for FilterStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if !self.frames.is_empty() {
+            writeln!(f, "  {:>14} {:>10}  frames", "total", "per second")?;
+        }
+        for frames in &self.frames {
+            let FramesStatus {
+                iface,
+                family,
+                verdict,
+                reason,
+                total,
+                per_second,
+            } = frames;
+            writeln!(
+                f,
+                "  {total:>14} {per_second:>10}  {verdict:<10} {reason:<16} {family:<4} {iface}"
+            )?;
+        }
+        if !self.drops.is_empty() {
+            writeln!(f, "  last drops, of a sample")?;
+        }
+        for drop in &self.drops {
+            let source = drop
+                .source
+                .map_or_else(|| "?".to_owned(), |ip| ip.to_string());
+            let port = drop
+                .port
+                .map_or_else(|| "-".to_owned(), |port| port.to_string());
+            let DropStatus {
+                seconds_ago,
+                iface,
+                verdict,
+                reason,
+                ..
+            } = drop;
+            writeln!(
+                f,
+                "  {seconds_ago:>12} s ago  {verdict:<10} {reason:<16} {source} to port {port} on \
+                 {iface}"
+            )?;
+        }
+        if !self.top_sources.is_empty() {
+            writeln!(f, "  top sources of drops, about")?;
+        }
+        for SourceStatus { source, about } in &self.top_sources {
+            writeln!(f, "  {about:>14}  {source}")?;
+        }
+        Ok(())
+    }
+}
+
 /// The counters of a role that say something at a glance.
 fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
     let family = match role.role.as_str() {
-        "filter" => "pullgate_filter_frames_total",
+        "filter" => "pullgate_filter_reattached_total",
         "gate" => "pullgate_gate_connections_total",
         _ => "pullgate_ranges_refresh_total",
     };

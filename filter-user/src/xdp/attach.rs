@@ -1,23 +1,27 @@
-//! The attach ladder: native XDP, else generic XDP with a loud warning.
+//! The attach ladder: native XDP, else generic XDP, else a TCX classifier, the lower the louder.
 
-use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya_obj::programs::XdpAttachType;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketType};
 use tracing::{info, warn};
 
-use super::XdpError;
+use super::interfaces::link_index;
+use super::load::{Program, pin_error};
 use super::pins::{self, Pins};
-use crate::config::{self, Attach};
+use super::{XdpError, errno};
+use crate::config::{self, Attach, Coexist};
+use crate::netlink::{self, Interface, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
 use crate::report::chain;
 
 /// An interface that the program is attached to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Attached {
     /// The interface.
     pub interface: String,
@@ -25,217 +29,374 @@ pub struct Attached {
     pub rung: Rung,
     /// The pin that keeps it attached.
     pin: PathBuf,
+    /// The link itself until it is pinned: it ends with this value, or with this process.
+    held: Option<FdLink>,
+    /// Whether a program of ours was there before.
+    replaced: bool,
+}
+
+/// Whether an attachment shall outlive this process.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stay {
+    /// Until `pullgate unload`.
+    Pinned,
+    /// Until it is confirmed, or this process ends.
+    OnTrial,
 }
 
 impl Attached {
-    /// Whether the interface of that name is filtered by our link at this moment.
+    /// Whether the interface is filtered by our link at this moment.
     ///
-    /// Not so if the pin was removed, or if the interface was deleted and created anew, or renamed.
-    #[must_use]
-    pub fn is_filtered(&self) -> bool {
-        let Ok(index) = interface_index(&self.interface) else {
-            return false;
+    /// Not so if the pin was removed, if the link was detached, or if the interface was deleted and
+    /// created anew, or renamed.
+    pub(super) fn is_filtered(&self, interfaces: &[Interface]) -> bool {
+        let index = interfaces
+            .iter()
+            .find(|interface| interface.name == self.interface)
+            .map(|interface| interface.index);
+        let linked = match &self.held {
+            Some(link) => link_index(link),
+            None => {
+                let pinned = PinnedLink::from_pin(&self.pin).ok();
+                pinned.and_then(|pinned| link_index(&FdLink::from(pinned)))
+            }
         };
-        let pinned = PinnedLink::from_pin(&self.pin);
-        pinned.is_ok_and(|pinned| link_index(&FdLink::from(pinned)) == Some(index))
+        linked.is_some() && linked == index
     }
-}
 
-/// The index of the interface that a link is attached to; 0 if that is gone.
-///
-/// aya does not tell it, but the kernel's fdinfo does (`bpf_xdp_link_show_fdinfo`, net/core/dev.c):
-/// ours is the descriptor whose fdinfo has the link's id.
-fn link_index(link: &FdLink) -> Option<u32> {
-    let id = format!("link_id:\t{}", link.info().ok()?.id());
-    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
-    descriptors.flatten().find_map(|descriptor| {
-        let info = fs::read_to_string(descriptor.path()).ok()?;
-        if !info.lines().any(|line| line == id) {
-            return None;
+    /// From here on the link stays.
+    pub(super) fn pin(&mut self) -> Result<(), XdpError> {
+        match self.held.take() {
+            Some(link) => pin_link(link, &self.pin),
+            None => Ok(()),
         }
-        let index = info
-            .lines()
-            .find_map(|line| line.strip_prefix("ifindex:"))?;
-        index.trim().parse().ok()
-    })
+    }
+
+    /// What was there before is there again.
+    pub(super) fn revert(mut self, pins: &Pins) -> Result<(), XdpError> {
+        // Dropping the link detaches it.
+        if self.held.take().is_some() || !self.replaced {
+            return Ok(());
+        }
+        let pinned = PinnedLink::from_pin(&self.pin);
+        let link = FdLink::from(pinned.map_err(|error| pin_error(&self.pin, &error))?);
+        let before = pins.program(&self.interface);
+        let replaced = match self.rung {
+            Rung::Native | Rung::Generic => {
+                let mut xdp = Xdp::from_pin(&before, XdpAttachType::Interface);
+                let xdp = xdp.as_mut().map_err(|error| pin_error(&before, error))?;
+                update_xdp(xdp, link)
+            }
+            Rung::Tcx => {
+                let mut tcx = SchedClassifier::from_pin(&before);
+                let tcx = tcx.as_mut().map_err(|error| pin_error(&before, error))?;
+                update_tcx(tcx, link)
+            }
+        };
+        replaced.map_err(|error| pin_error(&self.pin, &error))
+    }
 }
 
 /// A rung of the attach ladder, highest first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rung {
-    /// In the driver, before an skb exists.
+    /// XDP in the driver, before an skb exists.
     Native,
-    /// In the stack, after the skb was allocated: same verdicts, many times the cost.
+    /// XDP in the stack, after the skb was allocated: same verdicts, many times the cost.
     Generic,
+    /// A classifier at TCX ingress, behind whatever holds the XDP hook.
+    Tcx,
 }
 
 impl Rung {
+    /// Every rung, highest first.
+    pub const ALL: [Self; 3] = [Self::Native, Self::Generic, Self::Tcx];
+
     /// The word in metrics, status and pin names.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tcx => "tcx",
         }
     }
 
-    fn mode(self) -> XdpMode {
+    /// The word in sentences.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Native => XdpMode::Driver,
-            Self::Generic => XdpMode::Skb,
+            Self::Native => "native XDP",
+            Self::Generic => "generic XDP",
+            Self::Tcx => "TCX",
+        }
+    }
+
+    fn is_allowed(self, settings: &config::Filter) -> bool {
+        match self {
+            Self::Native => settings.attach != Attach::Generic,
+            Self::Generic => settings.attach != Attach::Native,
+            Self::Tcx => settings.coexist == Coexist::Tcx,
         }
     }
 }
 
-/// Attaches the loaded program to every interface, through the links that are pinned already.
+/// Attaches a program to its interface: through the link that is pinned already, else anew.
+///
+/// A new link is held until [`Attached::pin`]; dropped before, it is detached.
 pub(super) fn attach(
-    program: &mut Xdp,
+    program: &mut Program,
+    interface: &Interface,
     settings: &config::Filter,
     pins: &Pins,
-) -> Result<Vec<Attached>, XdpError> {
-    let mut attached = Vec::new();
-    for interface in &settings.interfaces {
-        let interface = interface.value.as_str();
-        let rung = match adopt(program, interface, settings.attach, pins)? {
-            Some(rung) => rung,
-            None => climb(program, interface, settings.attach, pins)?,
-        };
-        attached.push(Attached {
-            interface: interface.to_owned(),
-            rung,
-            pin: pins.link(rung, interface),
+) -> Result<Attached, XdpError> {
+    if !interface.is_ethernet {
+        return Err(XdpError::NotEthernet {
+            interface: interface.name.clone(),
         });
     }
-
-    // Interfaces that the configuration names no more are not protected any more.
-    let wanted: Vec<_> = attached.iter().map(|attached| &attached.pin).collect();
-    for stale in pins.links()?.iter().filter(|pin| !wanted.contains(pin)) {
-        warn!(pin = %stale.display(), "detached: the configuration does not name this interface");
-        pins::remove(stale)?;
+    let attached = match adopt(program, interface, settings, pins)? {
+        Some(attached) => attached,
+        None => climb(program, interface, settings, pins)?,
+    };
+    if attached.rung != Rung::Native {
+        let (interface, mode) = (&interface.name, attached.rung.name());
+        warn!(interface, mode, "{WEAKER}");
     }
     Ok(attached)
 }
 
 /// Replaces the program behind a link that is pinned, in one step.
 fn adopt(
-    program: &mut Xdp,
-    interface: &str,
-    allowed: Attach,
+    program: &mut Program,
+    interface: &Interface,
+    settings: &config::Filter,
     pins: &Pins,
-) -> Result<Option<Rung>, XdpError> {
-    for rung in [Rung::Native, Rung::Generic] {
-        let pin = pins.link(rung, interface);
+) -> Result<Option<Attached>, XdpError> {
+    for rung in Rung::ALL {
+        let pin = pins.link(rung, &interface.name);
         if !pin.exists() {
             continue;
         }
-        let broken = |error: &dyn std::error::Error| XdpError::Pin {
-            path: pin.clone(),
-            source: io::Error::other(error.to_string()),
-        };
-        let pinned = PinnedLink::from_pin(&pin).map_err(|error| broken(&error))?;
+        let pinned = PinnedLink::from_pin(&pin).map_err(|error| pin_error(&pin, &error))?;
         let link = FdLink::from(pinned);
-        if link_index(&link) != interface_index(interface).ok() {
-            // The interface was deleted and created anew, or another one took its name.
-            info!(
-                interface,
-                "pinned link is of another interface, attaching anew"
-            );
+        if link_index(&link) != Some(interface.index) {
+            // The interface was deleted and created anew, another one took its name, or somebody
+            // has detached the link.
+            info!(interface = interface.name, "a stale link is removed");
             pins::remove(&pin)?;
             continue;
         }
-        if allowed == Attach::Native && rung != Rung::Native {
+        if !rung.is_allowed(settings) {
             return Err(XdpError::Lower {
-                interface: interface.to_owned(),
+                interface: interface.name.clone(),
+                rung: rung.name(),
             });
         }
 
-        let link = XdpLink::try_from(link).map_err(|error| broken(&error))?;
-        let replaced = program.attach_to_link(link);
-        let link = replaced.and_then(|id| program.take_link(id));
-        // Dropping our end of the link leaves it to the pin.
-        drop(link.map_err(|source| XdpError::Attach {
-            interface: interface.to_owned(),
-            source,
-        })?);
+        let replaced = match rung {
+            Rung::Native | Rung::Generic => update_xdp(program.xdp()?, link),
+            Rung::Tcx => update_tcx(program.tcx()?, link),
+        };
+        replaced.map_err(|error| XdpError::Attach {
+            interface: interface.name.clone(),
+            reason: chain(&error),
+        })?;
         info!(
-            interface,
+            interface = interface.name,
             mode = rung.label(),
             "program replaced through its pinned link"
         );
-        if rung != Rung::Native {
-            warn!(interface, "{GENERIC}");
-        }
-        return Ok(Some(rung));
+        return Ok(Some(Attached {
+            interface: interface.name.clone(),
+            rung,
+            pin,
+            held: None,
+            replaced: true,
+        }));
     }
     Ok(None)
 }
 
-/// Attaches to the highest rung that the interface and the configuration allow.
+/// Puts the program behind the link; dropping our end leaves the link to its pin.
+fn update_xdp(xdp: &mut Xdp, link: FdLink) -> Result<(), ProgramError> {
+    let link =
+        XdpLink::try_from(link).map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+    let id = xdp.attach_to_link(link)?;
+    xdp.take_link(id).map(drop)
+}
+
+/// As [`update_xdp`].
+fn update_tcx(tcx: &mut SchedClassifier, link: FdLink) -> Result<(), ProgramError> {
+    let link = SchedClassifierLink::try_from(link)
+        .map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+    let id = tcx.attach_to_link(link)?;
+    tcx.take_link(id).map(drop)
+}
+
+/// Attaches on the highest rung that the interface and the configuration allow.
 fn climb(
-    program: &mut Xdp,
-    interface: &str,
-    allowed: Attach,
+    program: &mut Program,
+    interface: &Interface,
+    settings: &config::Filter,
     pins: &Pins,
-) -> Result<Rung, XdpError> {
-    if allowed != Attach::Generic {
-        match attach_at(program, interface, Rung::Native, pins) {
-            Ok(()) => return Ok(Rung::Native),
-            Err(XdpError::Attach { source, .. }) if allowed == Attach::Auto => {
-                warn!(
-                    interface,
-                    error = %chain(&source),
-                    "native XDP refused by the driver, falling back: {GENERIC}"
-                );
+) -> Result<Attached, XdpError> {
+    let mut refusal = None;
+    let mut rungs = Rung::ALL
+        .into_iter()
+        .filter(|rung| rung.is_allowed(settings));
+    rungs
+        .find_map(|rung| match attach_at(program, interface, rung) {
+            Ok(link) => Some(Ok(Attached {
+                interface: interface.name.clone(),
+                rung,
+                pin: pins.link(rung, &interface.name),
+                held: Some(link),
+                replaced: false,
+            })),
+            Err(error @ (XdpError::Attach { .. } | XdpError::Occupied { .. })) => {
+                warn!(interface = interface.name, mode = rung.name(), "{error}");
+                // The first refusal is the one to tell: it is of the rung that was wanted most.
+                refusal.get_or_insert(error);
+                None
             }
-            Err(error) => return Err(error),
-        }
-    } else {
-        warn!(interface, "by configuration: {GENERIC}");
-    }
-    attach_at(program, interface, Rung::Generic, pins)?;
-    Ok(Rung::Generic)
+            Err(error) => Some(Err(error)),
+        })
+        .unwrap_or_else(|| {
+            Err(refusal.unwrap_or(XdpError::Attach {
+                interface: interface.name.clone(),
+                reason: "the configuration allows no way".to_owned(),
+            }))
+        })
 }
 
-fn attach_at(program: &mut Xdp, interface: &str, rung: Rung, pins: &Pins) -> Result<(), XdpError> {
-    let id = program.attach(interface, rung.mode()).map_err(|source| {
-        let interface = interface.to_owned();
-        match errno(&source) {
-            Some(Errno::BUSY | Errno::EXIST) => XdpError::Occupied { interface },
-            Some(_) | None => XdpError::Attach { interface, source },
-        }
-    })?;
-    let link = program.take_link(id).map_err(XdpError::Load)?;
-    // aya falls back to netlink on old kernels; such an attachment anyone may replace.
-    let Ok(link) = FdLink::try_from(link) else {
-        return Err(XdpError::NoLinks);
+fn attach_at(program: &mut Program, interface: &Interface, rung: Rung) -> Result<FdLink, XdpError> {
+    let link = match rung {
+        Rung::Native => attach_xdp(program, interface, XdpMode::Driver, XDP_FLAGS_DRV_MODE)?,
+        Rung::Generic => attach_xdp(program, interface, XdpMode::Skb, XDP_FLAGS_SKB_MODE)?,
+        Rung::Tcx => attach_tcx(program, interface)?,
     };
-    let pin = pins.link(rung, interface);
-    link.pin(&pin).map_err(|error| XdpError::Pin {
-        path: pin,
-        source: io::Error::other(error),
-    })?;
     info!(
-        interface,
+        interface = interface.name,
         mode = rung.label(),
-        "program attached and pinned"
+        "program attached"
     );
-    Ok(())
+    Ok(link)
 }
 
-fn errno(error: &ProgramError) -> Option<Errno> {
-    let mut source: &dyn std::error::Error = error;
-    loop {
-        if let Some(error) = source.downcast_ref::<io::Error>() {
-            return Errno::from_io_error(error);
+fn pin_link(link: FdLink, pin: &Path) -> Result<(), XdpError> {
+    let pinned = link.pin(pin).map(drop);
+    pinned.map_err(|error| pin_error(pin, &error))
+}
+
+fn attach_xdp(
+    program: &mut Program,
+    interface: &Interface,
+    mode: XdpMode,
+    flags: u32,
+) -> Result<FdLink, XdpError> {
+    let xdp = program.xdp()?;
+    let id = match xdp.attach_to_if_index(interface.index, mode) {
+        Ok(id) => id,
+        Err(error) if matches!(errno(&error), Some(Errno::BUSY | Errno::EXIST)) => {
+            return Err(XdpError::Occupied {
+                interface: interface.name.clone(),
+                program: netlink::occupant(interface.index).map_or_else(String::new, |occupant| {
+                    format!(" (id {occupant}{})", name_of(occupant))
+                }),
+            });
         }
-        source = source.source()?;
+        Err(error) => {
+            let fd = xdp.fd().map_err(XdpError::Load)?.as_fd();
+            let words = netlink::why_not_attached(interface.index, fd, flags);
+            return Err(XdpError::Attach {
+                interface: interface.name.clone(),
+                reason: explain(&error, words.as_deref(), interface),
+            });
+        }
+    };
+    let link = xdp.take_link(id).map_err(XdpError::Load)?;
+    // aya falls back to netlink on old kernels; such an attachment anyone may replace.
+    FdLink::try_from(link).map_err(|_not_a_link| XdpError::NoLinks)
+}
+
+fn attach_tcx(program: &mut Program, interface: &Interface) -> Result<FdLink, XdpError> {
+    let tcx = program.tcx()?;
+    // Before whatever else is there: it may redirect packets past us.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let attached = tcx.attach_with_options(&interface.name, TcAttachType::Ingress, options);
+    let id = attached.map_err(|error| XdpError::Attach {
+        interface: interface.name.clone(),
+        reason: format!("{} (TCX needs Linux 6.6)", chain(&error)),
+    })?;
+    let link = tcx.take_link(id).map_err(XdpError::Load)?;
+    FdLink::try_from(link).map_err(|_not_a_link| XdpError::NoLinks)
+}
+
+/// The kernel's reason in its own words, and what helps against the famous ones.
+fn explain(error: &ProgramError, words: Option<&str>, interface: &Interface) -> String {
+    let name = &interface.name;
+    let mut reason = words.map_or_else(|| chain(error), str::to_owned);
+    let lower = reason.to_lowercase();
+    let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
+    let hint = if errno(error) == Some(Errno::RANGE) || says(&["mtu", "too large", "frags"]) {
+        format!(
+            "the driver takes frames of one buffer only: `ip link set dev {name} mtu 3498` or less"
+        )
+    } else if says(&["lro", "gro_hw", "gro-hw", "guest_"]) {
+        format!("`ethtool -K {name} lro off rx-gro-hw off`")
+    } else if says(&["queue", "ring", "channel"]) {
+        format!("XDP needs queues of its own: `ethtool -L {name} combined N` with half as many")
+    } else if let Some(bond) = &interface.bond {
+        format!("it is a member of the bond `{bond}`: name the bond in `filter.interfaces`")
+    } else {
+        return reason;
+    };
+    reason.push_str("; ");
+    reason.push_str(&hint);
+    reason
+}
+
+/// `, name …` of a loaded program, if it can be found out.
+fn name_of(program: u32) -> String {
+    let mut programs = aya::programs::loaded_programs();
+    let found = programs.find_map(|info| info.ok().filter(|info| info.id() == program));
+    let name = found.and_then(|info| info.name_as_str().map(str::to_owned));
+    name.map_or_else(String::new, |name| format!(", name {name}"))
+}
+
+const WEAKER: &str = "the verdicts are the same, but each packet costs many times as much";
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn famous_refusals_come_with_a_remedy() {
+        let other = || ProgramError::IOError(io::Error::other("refused"));
+        let range = ProgramError::SyscallError(SyscallError {
+            call: "bpf_link_create",
+            io_error: Errno::RANGE.into(),
+        });
+        let explain = |error: &ProgramError, words| explain(error, words, &interface(None));
+
+        assert!(explain(&range, None).contains("mtu 3498"));
+        assert!(explain(&other(), Some("MTU too large")).contains("mtu 3498"));
+        assert!(explain(&other(), Some("LRO is enabled")).contains("lro off"));
+        assert!(explain(&other(), Some("not enough TX queues")).contains("ethtool -L eth0"));
+        assert_eq!(explain(&other(), Some("something else")), "something else");
+        let member = interface(Some("bond0"));
+        assert!(super::explain(&other(), None, &member).contains("`bond0`"));
+    }
+
+    fn interface(bond: Option<&str>) -> Interface {
+        Interface {
+            index: 2,
+            name: "eth0".to_owned(),
+            is_ethernet: true,
+            bond: bond.map(str::to_owned),
+        }
     }
 }
-
-/// The index of an interface in this process's network namespace.
-pub(super) fn interface_index(name: &str) -> io::Result<u32> {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    Ok(rustix::net::netdevice::name_to_index(socket, name)?)
-}
-
-const GENERIC: &str = "generic XDP has the same verdicts, but each packet costs many times as much";

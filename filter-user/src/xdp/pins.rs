@@ -1,19 +1,29 @@
-//! The pins: where maps and links live on the BPF file system, and how they go.
+//! The pins: where maps, programs and links live on the BPF file system, and how they go.
+//!
+//! ```text
+//! <paths.bpf>/v2/native-eth0      the link: what keeps the program attached
+//!                program-eth0     the program behind it
+//!                counters-eth0    what the program counts
+//!                explained-eth0   what `pullgate explain` added to that
+//!                ranges_v4 …      the maps that the programs of all interfaces share
+//!                next/            the same, of a load that is not yet in force
+//! ```
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use aya::programs::Xdp;
 use filter_ebpf::abi;
+use tracing::{info, warn};
 
 use super::XdpError;
 use super::attach::Rung;
 
-/// The pin directory of this version: `<paths.bpf>/v1`.
-#[derive(Clone)]
+/// The pin directory of this version.
+#[derive(Clone, Debug)]
 pub(super) struct Pins {
+    base: PathBuf,
     directory: PathBuf,
 }
 
@@ -21,16 +31,67 @@ impl Pins {
     /// Opens the directory, and creates it (0700) if it is missing.
     pub(super) fn open(base: &Path) -> Result<Self, XdpError> {
         check_bpffs(base)?;
-        let directory = base.join(format!("v{}", abi::VERSION));
-        for path in [base, &directory] {
-            match DirBuilder::new().mode(0o700).create(path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(blame(path)(error));
+        let pins = Self::at(base);
+        for path in [base, &pins.directory] {
+            create(path)?;
+        }
+        Ok(pins)
+    }
+
+    /// The pins below `base`, if there are any.
+    pub(super) fn existing(base: &Path) -> Result<Option<Self>, XdpError> {
+        let pins = Self::at(base);
+        if !pins.exist() {
+            return Ok(None);
+        }
+        check_ours(base)?;
+        check_ours(&pins.directory)?;
+        Ok(Some(pins))
+    }
+
+    fn at(base: &Path) -> Self {
+        Self {
+            base: base.to_owned(),
+            directory: base.join(format!("v{}", abi::VERSION)),
+        }
+    }
+
+    /// Takes over the links of other versions of pullgate, so that their programs can be replaced
+    /// through them. Maps of theirs are of no use: every load fills maps of its own.
+    pub(super) fn adopt_other_versions(&self) -> Result<(), XdpError> {
+        for version in self.other_versions()? {
+            for link in list(&version)?.iter().filter(|pin| is_link(pin)) {
+                let name = link.file_name().unwrap_or_default();
+                let ours = self.directory.join(name);
+                if ours.exists() {
+                    continue;
                 }
-                Ok(()) | Err(_) => check_ours(path)?,
+                fs::rename(link, &ours).map_err(blame(link))?;
+                info!(link = %ours.display(), from = %version.display(), "link adopted");
             }
         }
-        Ok(Self { directory })
+        Ok(())
+    }
+
+    /// Removes what other versions of pullgate have left.
+    pub(super) fn remove_other_versions(&self) -> Result<(), XdpError> {
+        for version in self.other_versions()? {
+            remove_directory(&version)?;
+            warn!(
+                directory = %version.display(),
+                "pins of another version removed; its counters end, and ours begin at zero"
+            );
+        }
+        Ok(())
+    }
+
+    fn other_versions(&self) -> Result<Vec<PathBuf>, XdpError> {
+        let mut versions = list(&self.base)?;
+        versions.retain(|version| *version != self.directory && version.is_dir());
+        for version in &versions {
+            check_ours(version)?;
+        }
+        Ok(versions)
     }
 
     /// Whether the directory is still there: `unload` takes it away.
@@ -38,37 +99,110 @@ impl Pins {
         self.directory.is_dir()
     }
 
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+    /// An empty directory for the pins of a load that is to come into force.
+    pub(super) fn stage(&self) -> Result<Staging, XdpError> {
+        let directory = self.directory.join("next");
+        if directory.exists() {
+            remove_directory(&directory)?;
+        }
+        create(&directory)?;
+        Ok(Staging { directory })
     }
 
-    /// The pin of the loaded program, which test runs use.
-    pub(super) fn program(&self) -> PathBuf {
-        self.directory.join("program")
+    /// Puts the staged pins in the place of those in force.
+    pub(super) fn commit(&self, staging: &Staging) -> Result<(), XdpError> {
+        for pin in list(&staging.directory)? {
+            let place = self.directory.join(pin.file_name().unwrap_or_default());
+            fs::rename(&pin, &place).map_err(blame(&place))?;
+        }
+        fs::remove_dir(&staging.directory).map_err(blame(&staging.directory))
+    }
+
+    /// Removes everything if no link is pinned: whatever is left serves nothing.
+    pub(super) fn remove_unless_linked(&self) -> Result<(), XdpError> {
+        if self.interfaces()?.is_empty() {
+            unload(&self.base)?;
+        }
+        Ok(())
+    }
+
+    /// Removes every pin of interfaces that are not among `names`; their links are thereby detached.
+    pub(super) fn keep_only(&self, names: &[&str]) -> Result<(), XdpError> {
+        let escaped: Vec<_> = names.iter().map(|name| escape(name)).collect();
+        let mut pins = list(&self.directory)?;
+        pins.sort_by_key(|pin| !is_link(pin));
+        for pin in pins {
+            let name = pin.file_name().and_then(|name| name.to_str());
+            let Some((_, interface)) = name.and_then(|name| name.split_once('-')) else {
+                continue;
+            };
+            if escaped.iter().any(|name| name == interface) {
+                continue;
+            }
+            if is_link(&pin) {
+                warn!(pin = %pin.display(), "detached: this interface is not to be filtered");
+            }
+            remove(&pin)?;
+        }
+        Ok(())
+    }
+
+    /// The pin of a map that all interfaces share.
+    pub(super) fn shared(&self, name: &str) -> PathBuf {
+        self.directory.join(map_name(name))
+    }
+
+    /// The pin of a map that belongs to one interface.
+    pub(super) fn of_interface(&self, name: &str, interface: &str) -> PathBuf {
+        let name = map_name(name);
+        self.directory.join(format!("{name}-{}", escape(interface)))
+    }
+
+    /// The pin of an interface's loaded program.
+    pub(super) fn program(&self, interface: &str) -> PathBuf {
+        self.directory
+            .join(format!("program-{}", escape(interface)))
     }
 
     /// The pin of an interface's link; its name tells the rung, which the link itself does not.
     pub(super) fn link(&self, rung: Rung, interface: &str) -> PathBuf {
-        // bpffs has no dots in names, VLAN interfaces do; no interface has a percent sign.
-        let interface = interface.replace('.', "%2e");
-        self.directory.join(format!("{}-{interface}", rung.label()))
+        let name = format!("{}-{}", rung.label(), escape(interface));
+        self.directory.join(name)
     }
 
-    /// Pins the program in place of the one that was pinned before.
-    pub(super) fn replace_program(&self, program: &mut Xdp) -> Result<(), XdpError> {
-        let pin = self.program();
-        if fs::exists(&pin).map_err(blame(&pin))? {
-            remove(&pin)?;
-        }
-        let pinned = program.pin(&pin);
-        pinned.map_err(|error| blame(&pin)(io::Error::other(error)))
+    /// The rung on which an interface is linked, as far as the pins tell.
+    pub(super) fn linked(&self, interface: &str) -> Option<Rung> {
+        let is_pinned = |rung: &Rung| self.link(*rung, interface).exists();
+        Rung::ALL.into_iter().find(is_pinned)
     }
 
-    /// The pins of all links.
-    pub(super) fn links(&self) -> Result<Vec<PathBuf>, XdpError> {
-        let mut pins = list(&self.directory).map_err(blame(&self.directory))?;
-        pins.retain(|pin| is_link(pin));
-        Ok(pins)
+    /// The names of the interfaces that have a link.
+    pub(super) fn interfaces(&self) -> Result<Vec<String>, XdpError> {
+        let names = list(&self.directory)?.into_iter().filter_map(|pin| {
+            let name = pin.file_name()?.to_str()?;
+            let (_, interface) = name.split_once('-').filter(|_| is_link(&pin))?;
+            Some(interface.replace("%2e", "."))
+        });
+        Ok(names.collect())
+    }
+}
+
+/// Where the pins of a load are until it is in force.
+#[derive(Debug)]
+pub(super) struct Staging {
+    directory: PathBuf,
+}
+
+impl Staging {
+    /// As [`Pins::shared`].
+    pub(super) fn shared(&self, name: &str) -> PathBuf {
+        self.directory.join(map_name(name))
+    }
+
+    /// As [`Pins::program`].
+    pub(super) fn program(&self, interface: &str) -> PathBuf {
+        self.directory
+            .join(format!("program-{}", escape(interface)))
     }
 }
 
@@ -87,15 +221,9 @@ pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
     }
     check_bpffs(base)?;
     check_ours(base)?;
-    for version in list(base).map_err(blame(base))? {
+    for version in list(base)? {
         check_ours(&version)?;
-        let mut pins = list(&version).map_err(blame(&version))?;
-        pins.sort_by_key(|pin| !is_link(pin));
-        for pin in pins {
-            remove(&pin)?;
-            removed.push(pin);
-        }
-        fs::remove_dir(&version).map_err(blame(&version))?;
+        removed.extend(remove_directory(&version)?);
     }
     fs::remove_dir(base).map_err(blame(base))?;
     Ok(removed)
@@ -128,6 +256,14 @@ pub fn check_bpffs(base: &Path) -> Result<(), XdpError> {
     Ok(())
 }
 
+/// Creates a directory for us alone, or checks that it is one.
+fn create(path: &Path) -> Result<(), XdpError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(blame(path)(error)),
+        Ok(()) | Err(_) => check_ours(path),
+    }
+}
+
 /// A fresh bpffs is open to everybody, so somebody may have been there before us.
 fn check_ours(path: &Path) -> Result<(), XdpError> {
     let metadata = fs::symlink_metadata(path).map_err(blame(path))?;
@@ -141,15 +277,38 @@ fn check_ours(path: &Path) -> Result<(), XdpError> {
     Ok(())
 }
 
+/// Removes a directory of pins, links first, and returns what was in it.
+fn remove_directory(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
+    let mut removed = Vec::new();
+    let mut pins = list(directory)?;
+    pins.sort_by_key(|pin| !is_link(pin));
+    for pin in pins {
+        if pin.is_dir() {
+            removed.extend(remove_directory(&pin)?);
+        } else {
+            remove(&pin)?;
+            removed.push(pin);
+        }
+    }
+    fs::remove_dir(directory).map_err(blame(directory))?;
+    Ok(removed)
+}
+
+/// bpffs has no dots in names, and sections do; no other part of their names matters.
+fn map_name(name: &str) -> String {
+    name.trim_start_matches(".data.").to_lowercase()
+}
+
+/// bpffs has no dots in names, and VLAN interfaces do; no interface has a percent sign.
+fn escape(interface: &str) -> String {
+    interface.replace('.', "%2e")
+}
+
 /// Whether a pin's name is that of a link.
 fn is_link(pin: &Path) -> bool {
     let name = pin.file_name().and_then(|name| name.to_str());
     let prefix = name.and_then(|name| name.split_once('-'));
-    prefix.is_some_and(|(rung, _)| {
-        [Rung::Native, Rung::Generic]
-            .iter()
-            .any(|r| r.label() == rung)
-    })
+    prefix.is_some_and(|(rung, _)| Rung::ALL.iter().any(|r| r.label() == rung))
 }
 
 /// Removes one pin: a link is detached by it.
@@ -157,17 +316,18 @@ pub(super) fn remove(pin: &Path) -> Result<(), XdpError> {
     fs::remove_file(pin).map_err(blame(pin))
 }
 
-fn blame(path: &Path) -> impl Fn(io::Error) -> XdpError {
+/// The error that something is wrong with a pin.
+pub(super) fn blame(path: &Path) -> impl Fn(io::Error) -> XdpError {
     move |source| XdpError::Pin {
         path: path.to_owned(),
         source,
     }
 }
 
-fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    fs::read_dir(directory)?
-        .map(|entry| Ok(entry?.path()))
-        .collect()
+fn list(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
+    let entries = fs::read_dir(directory).map_err(blame(directory))?;
+    let paths = entries.map(|entry| Ok(entry.map_err(blame(directory))?.path()));
+    paths.collect()
 }
 
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.

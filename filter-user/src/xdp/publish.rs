@@ -2,24 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, MapData, MapError};
 use filter_ebpf::Ranges as _;
-use filter_ebpf::abi::{ACTIVE, DEEP_KEY, DEEP_V6, NODES, RANGES_V4, RANGES_V6};
+use filter_ebpf::abi::{
+    ACTIVE, DEEP_KEY, DEEP_PREFIX, DEEP_V6, GENERATIONS, RANGES_V4, RANGES_V6, node_index,
+};
 use filter_ebpf::table::Node;
 use ipnet::Ipv6Net;
 use rustix::thread::MembarrierCommand;
 use tracing::debug;
 
-use super::{XdpError, map_error, take_map};
-use crate::ranges::{self, Rules, Table, Tree};
+use super::XdpError;
+use super::load::{map_error, take_map};
+use crate::ranges::{self, Model, Rules, Table, Tree};
 
 /// The range maps.
 pub(super) struct Publisher {
-    active: Array<MapData, u32>,
+    active: Array<MapData, u64>,
     v4: Nodes,
     v6: Nodes,
     deep: LpmTrie<MapData, [u8; DEEP_KEY], u8>,
@@ -36,11 +39,27 @@ impl Publisher {
         })
     }
 
+    /// The generation that packets are judged by.
+    pub(super) fn active(&self) -> Result<u64, XdpError> {
+        self.active.get(&0, 0).map_err(map_error(ACTIVE))
+    }
+
+    /// Whether the maps have room for `table`.
+    pub(super) fn fits(&self, table: &Table) -> bool {
+        self.v4.fits(table.tree_v4()) && self.v6.fits(table.tree_v6())
+    }
+
     /// Writes `table` into the inactive generation, reads it back, verifies it, and flips.
-    pub(super) fn publish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<(), XdpError> {
-        let active = self.active.get(&0, 0).map_err(map_error(ACTIVE))?;
-        let next = (active & 1) ^ 1;
-        wait_for_readers();
+    ///
+    /// Returns how long it took until packets were judged by it.
+    pub(super) fn publish(
+        &mut self,
+        rules: &Rules<'_>,
+        table: &Table,
+    ) -> Result<Duration, XdpError> {
+        let begun = Instant::now();
+        let active = self.active()?;
+        let next = u32::from(active & 1 == 0);
 
         self.v4.write(next, table.tree_v4())?;
         self.v6.write(next, table.tree_v6())?;
@@ -54,7 +73,12 @@ impl Publisher {
             return Err(XdpError::NotVerified);
         }
 
-        self.active.set(0, next, 0).map_err(map_error(ACTIVE))
+        let flipped = self.active.set(0, u64::from(next), 0);
+        flipped.map_err(map_error(ACTIVE))?;
+        let took = begun.elapsed();
+        // The generation that was in use is the next one to be written.
+        wait_for_readers();
+        Ok(took)
     }
 
     fn write_deep(&mut self, generation: u32, table: &Table) -> Result<(), XdpError> {
@@ -63,10 +87,10 @@ impl Publisher {
         }
         for (range, class) in table.deep_v6() {
             let mut data = [0; DEEP_KEY];
-            let [first, address @ ..] = &mut data;
-            *first = byte(generation);
+            let (first, address) = data.split_at_mut(DEEP_KEY - 16);
+            first.copy_from_slice(&generation.to_be_bytes());
             address.copy_from_slice(&range.network().octets());
-            let key = Key::new(8 + u32::from(range.prefix_len()), data);
+            let key = Key::new(DEEP_PREFIX + u32::from(range.prefix_len()), data);
             let class = u8::try_from(*class).unwrap_or(0);
             self.deep
                 .insert(&key, class, 0)
@@ -79,8 +103,8 @@ impl Publisher {
         let mut deep = BTreeMap::new();
         for key in self.deep_keys(generation)? {
             let class = self.deep.get(&key, 0).map_err(map_error(DEEP_V6))?;
-            let [_, address @ ..] = key.data();
-            let length = key.prefix_len().saturating_sub(8);
+            let [_, _, _, _, address @ ..] = key.data();
+            let length = key.prefix_len().saturating_sub(DEEP_PREFIX);
             let range = u8::try_from(length)
                 .ok()
                 .and_then(|length| Ipv6Net::new(Ipv6Addr::from(address), length).ok());
@@ -91,7 +115,7 @@ impl Publisher {
 
     fn deep_keys(&self, generation: u32) -> Result<Vec<Key<[u8; DEEP_KEY]>>, XdpError> {
         let keys = self.deep.keys().filter(|key| match key {
-            Ok(key) => key.data().first() == Some(&byte(generation)),
+            Ok(key) => key.data().starts_with(&generation.to_be_bytes()),
             Err(_) => true,
         });
         keys.collect::<Result<_, MapError>>()
@@ -110,11 +134,6 @@ fn wait_for_readers() {
     }
 }
 
-/// The generation as the first byte of a trie key.
-fn byte(generation: u32) -> u8 {
-    u8::from(generation & 1 == 1)
-}
-
 /// One family's nodes, both generations.
 struct Nodes {
     map: Array<MapData, Node>,
@@ -129,15 +148,22 @@ impl Nodes {
         })
     }
 
+    fn fits(&self, tree: &Tree) -> bool {
+        tree.nodes().len() * GENERATIONS as usize <= self.map.len() as usize
+    }
+
     fn write(&mut self, generation: u32, tree: &Tree) -> Result<(), XdpError> {
-        for (index, node) in (generation * NODES..).zip(tree.nodes()) {
+        for (number, node) in (0..).zip(tree.nodes()) {
+            let index = node_index(number, generation);
             self.map.set(index, node, 0).map_err(map_error(self.name))?;
         }
         Ok(())
     }
 
     fn read(&self, generation: u32, count: usize) -> Result<Tree, XdpError> {
-        let indices = (generation * NODES..).take(count);
+        let indices = (0..)
+            .take(count)
+            .map(|number| node_index(number, generation));
         let nodes = indices.map(|index| self.map.get(&index, 0).map_err(map_error(self.name)));
         Ok(Tree::new(nodes.collect::<Result<_, _>>()?))
     }
@@ -148,12 +174,13 @@ fn array<V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapDa
 }
 
 /// Asks the table, by the same lookup as the kernel's, for the edges of every range and rule and
-/// for some others, and compares with what the rules themselves say.
+/// for some others, and compares with what a model of another make says.
 fn judges_rightly(table: &Table, rules: &Rules<'_>) -> bool {
+    let model = Model::new(rules);
     let edges = rules.nets().flat_map(|range| ranges::edges(&range));
     edges
         .chain(SENTINELS)
-        .all(|address| table.class(address) == rules.class(address))
+        .all(|address| table.class(address) == model.class(address))
 }
 
 /// Addresses that no list may ever hold.

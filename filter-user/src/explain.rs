@@ -1,0 +1,254 @@
+//! `pullgate explain`: what the loaded filter does with a packet, and by which rule.
+//!
+//! The loaded program itself judges the packet. Its reason is not in its answer but in its counters,
+//! so the host's own `decide` names it, by the configuration and the snapshot on disk, and the
+//! counters must confirm it; if they do not, disk and kernel disagree, and that is said.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::SystemTime;
+
+use filter_ebpf::decide;
+use filter_ebpf::verdict::{Judgement, Reason, Settings, Verdict};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::cli::Explain;
+use crate::config::{self, Config, Fragments, Mode};
+use crate::ranges::{RangeSet, Table, TableFull};
+use crate::report::EX_SOFTWARE;
+use crate::snapshot::{InForce, Origin, SnapshotError};
+use crate::xdp::{self, Probe, XdpError};
+
+/// What becomes of a packet, and why.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The source address.
+    pub source: IpAddr,
+    /// The destination address.
+    pub destination: IpAddr,
+    /// The destination port.
+    pub port: u16,
+    /// The interface that it comes in by.
+    pub interface: String,
+    /// `pass`, `drop` or, in monitor mode, `would_drop`.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// The range or rule that says so.
+    pub rule: Option<Rule>,
+    /// Where the published ranges come from.
+    pub ranges: String,
+    /// Seconds since they were fetched; none for the baseline.
+    pub ranges_age_seconds: Option<u64>,
+    /// Set if the loaded program does not judge by what is on disk.
+    pub disagreement: Option<String>,
+}
+
+/// A range, and the list that it is in.
+#[derive(Debug, Serialize)]
+pub struct Rule {
+    /// `published`, `allow` or `deny`.
+    pub list: &'static str,
+    /// The range.
+    pub range: IpNet,
+    /// Whether it has vanished from the published list, and is kept for its grace.
+    pub vanished: bool,
+}
+
+/// Asks the loaded filter.
+///
+/// # Errors
+///
+/// Returns why it cannot be asked.
+pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, ExplainError> {
+    let settings = config.filter.as_ref().ok_or(ExplainError::NoFilter)?;
+    let interface = xdp::loaded_interface(&config.paths.bpf, packet.iface.as_deref())?;
+    let destination = packet.to.unwrap_or_else(|| {
+        let family = |address: &&IpAddr| address.is_ipv4() == packet.source.is_ipv4();
+        let protected = settings.destinations.iter().find(family).copied();
+        protected.unwrap_or(match packet.source {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        })
+    });
+    let frame = xdp::frame(&Probe {
+        source: packet.source,
+        destination,
+        port: packet.port,
+        vlans: &packet.vlan,
+        is_fragment: packet.fragment,
+        is_udp: packet.udp,
+    })?;
+
+    let in_force = InForce::load(&config.paths.snapshot(), &config.ranges.limits)
+        .or_else(|_| InForce::baseline(&config.ranges.limits))?;
+    let set = in_force.known.set();
+    let table = Table::compile(&config.ranges.rules(set))?;
+    let expected = decide(frame.as_slice(), &OnHost(settings), &table);
+    let monitor = settings.mode == Mode::Monitor;
+    let agrees = xdp::probe(&config.paths.bpf, &interface, &frame, expected, monitor)?;
+
+    let verdict = match expected.verdict {
+        Verdict::Pass(_) => "pass",
+        Verdict::Drop(_) if monitor => "would_drop",
+        Verdict::Drop(_) => "drop",
+    };
+    Ok(Explanation {
+        source: packet.source,
+        destination,
+        port: packet.port,
+        interface,
+        verdict,
+        reason: expected.verdict.reason().label(),
+        rule: rule(config, &in_force, packet.source, expected),
+        ranges: match &in_force.origin {
+            Origin::Baseline => "the embedded baseline".to_owned(),
+            Origin::Fetched { source, .. } => source.clone(),
+        },
+        ranges_age_seconds: match &in_force.origin {
+            Origin::Baseline => None,
+            Origin::Fetched { at, .. } => {
+                let age = SystemTime::now().duration_since(*at).unwrap_or_default();
+                Some(age.as_secs())
+            }
+        },
+        disagreement: (!agrees).then(|| {
+            "the loaded program decides otherwise: it has other settings or ranges than those on \
+             disk; does the filter role run, and was it reloaded?"
+                .to_owned()
+        }),
+    })
+}
+
+/// The range or rule that a verdict rests on.
+fn rule(config: &Config, in_force: &InForce, source: IpAddr, judgement: Judgement) -> Option<Rule> {
+    let asked_for_source = match judgement.verdict.reason() {
+        Reason::Allowed | Reason::Denied | Reason::Listed => true,
+        // Passed or dropped by who sent it, but for another reason than a protected port.
+        Reason::ChainTooLong | Reason::Fragment | Reason::Malformed => true,
+        Reason::NotIp
+        | Reason::NotListed
+        | Reason::NotTcp
+        | Reason::OtherDestination
+        | Reason::OtherPort
+        | Reason::TooManyTags => false,
+    };
+    if !asked_for_source {
+        return None;
+    }
+    let set: &RangeSet = in_force.known.set();
+    let published: Vec<_> = set.iter().collect();
+    let lists = [
+        ("deny", config.ranges.deny.as_slice()),
+        ("published", published.as_slice()),
+        ("allow", config.ranges.allow.as_slice()),
+    ];
+    lists.into_iter().find_map(|(list, ranges)| {
+        let holding = ranges.iter().filter(|range| range.contains(&source));
+        let range = *holding.max_by_key(|range| range.prefix_len())?;
+        Some(Rule {
+            list,
+            range,
+            vanished: list == "published" && in_force.known.vanished_since(&range).is_some(),
+        })
+    })
+}
+
+/// The settings, as `decide` asks for them on the host.
+struct OnHost<'a>(&'a config::Filter);
+
+impl Settings for OnHost<'_> {
+    fn protects_tcp(&self, port: u16) -> bool {
+        self.0.ports.contains(&port)
+    }
+
+    fn protects_udp(&self, port: u16) -> bool {
+        self.0.udp_ports.contains(&port)
+    }
+
+    fn protects_destination(&self, address: IpAddr) -> bool {
+        self.0.destinations.is_empty() || self.0.destinations.contains(&address)
+    }
+
+    fn fragments_pass(&self) -> bool {
+        self.0.fragments == Fragments::Pass
+    }
+}
+
+impl Display for Explanation {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            source,
+            destination,
+            port,
+            interface,
+            verdict,
+            reason,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "{source} to {destination}, port {port}, on {interface}: {verdict} ({reason})"
+        )?;
+        match &self.rule {
+            Some(Rule {
+                list,
+                range,
+                vanished,
+            }) => {
+                write!(f, "  the source is in {range}, of the list `{list}`")?;
+                if *vanished {
+                    write!(f, ", which holds it no more; it is kept for its grace")?;
+                }
+                writeln!(f)?;
+            }
+            None if *reason == Reason::NotListed.label() => {
+                writeln!(
+                    f,
+                    "  the source is in no published range, and not in `allow`"
+                )?;
+            }
+            None => writeln!(f, "  whoever sends it")?,
+        }
+        write!(f, "  ranges: {}", self.ranges)?;
+        match self.ranges_age_seconds {
+            Some(age) => writeln!(f, ", {age} s old")?,
+            None => writeln!(f)?,
+        }
+        if let Some(disagreement) = &self.disagreement {
+            writeln!(f, "  ! {disagreement}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the filter cannot be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExplainError {
+    /// The configuration describes no filter.
+    #[error("the configuration has no [filter] section, so there is no filter to ask")]
+    NoFilter,
+    /// The ranges and rules do not fit.
+    #[error(transparent)]
+    Table(#[from] TableFull),
+    /// Neither snapshot nor baseline can be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The program cannot be asked.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+}
+
+impl ExplainError {
+    /// The exit code for this error: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoFilter | Self::Table(_) => crate::report::EX_CONFIG,
+            Self::Snapshot(_) => EX_SOFTWARE,
+            Self::Xdp(error) => error.exit_code(),
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! What the kernel's network configuration is, and that it has changed. The only user of netlink.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr as Port, TokioSocket};
+use rustix::io::Errno;
+
+/// A network interface.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// Its number in this network namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether its frames begin with an Ethernet header.
+    pub is_ethernet: bool,
+    /// The bond that it is a member of.
+    pub bond: Option<String>,
+}
+
+/// All interfaces of this network namespace.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn interfaces() -> io::Result<Vec<Interface>> {
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut links = Vec::new();
+    ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+        if let RouteNetlinkMessage::NewLink(link) = message {
+            links.push(link);
+        }
+    })?;
+    let interfaces = links.iter().filter_map(|link| {
+        let bond = controller(link).and_then(|index| {
+            let is_ours = |other: &&LinkMessage| other.header.index == index && is_bond(other);
+            name(links.iter().find(is_ours)?)
+        });
+        Some(Interface {
+            index: link.header.index,
+            name: name(link)?,
+            is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            bond,
+        })
+    });
+    Ok(interfaces.collect())
+}
+
+fn name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute {
+            Some(name.clone())
+        } else {
+            None
+        }
+    })
+}
+
+/// The interface that a bond's or a bridge's member belongs to.
+fn controller(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::Controller(index) = attribute {
+            Some(*index)
+        } else {
+            None
+        }
+    })
+}
+
+fn is_bond(link: &LinkMessage) -> bool {
+    let bond = LinkInfo::Kind(InfoKind::Bond);
+    link.attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(info) if info.contains(&bond)))
+}
+
+/// The interfaces, by index, that a default route of either family leads to.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn default_routes() -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+        let RouteNetlinkMessage::NewRoute(route) = message else {
+            return;
+        };
+        let is_default =
+            route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+        if !is_default {
+            return;
+        }
+        for attribute in route.attributes {
+            if let RouteAttribute::Oif(index) = attribute {
+                found.insert(index);
+            } else if let RouteAttribute::MultiPath(hops) = attribute {
+                found.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+        }
+    })?;
+    Ok(found)
+}
+
+/// The kernel's own words on why a program cannot be attached to an interface.
+///
+/// BPF links answer with a number alone, so this asks by netlink. Should the request be granted
+/// after all, it is undone, and nothing is returned.
+pub fn why_not_attached(interface: u32, program: BorrowedFd<'_>, flags: u32) -> Option<String> {
+    let set = |xdp: Vec<LinkXdp>| {
+        let mut message = LinkMessage::default();
+        message.header.index = interface;
+        message.attributes = vec![LinkAttribute::Xdp(xdp)];
+        let request = RouteNetlinkMessage::SetLink(message);
+        ask(NETLINK_ROUTE, request, NLM_F_ACK, |_| {})
+    };
+    let program: RawFd = program.as_raw_fd();
+    let attach = vec![
+        LinkXdp::Fd(program),
+        LinkXdp::Flags(flags | XDP_FLAGS_UPDATE_IF_NOEXIST),
+    ];
+    match set(attach) {
+        Ok(()) => {
+            let detach = vec![
+                LinkXdp::Fd(-1),
+                LinkXdp::Flags(flags | XDP_FLAGS_REPLACE),
+                LinkXdp::ExpectedFd(u32::try_from(program).unwrap_or(u32::MAX)),
+            ];
+            set(detach).ok();
+            None
+        }
+        Err(error) => error
+            .get_ref()
+            .and_then(|error| error.downcast_ref::<Refusal>())
+            .map(|refusal| refusal.0.clone()),
+    }
+}
+
+/// The number of the XDP program that is on an interface.
+#[must_use]
+pub fn occupant(interface: u32) -> Option<u32> {
+    let mut message = LinkMessage::default();
+    message.header.index = interface;
+    let mut found = None;
+    let request = RouteNetlinkMessage::GetLink(message);
+    ask(NETLINK_ROUTE, request, NLM_F_ACK, |message| {
+        let RouteNetlinkMessage::NewLink(link) = message else {
+            return;
+        };
+        for attribute in link.attributes {
+            let LinkAttribute::Xdp(xdp) = attribute else {
+                continue;
+            };
+            for xdp in xdp {
+                if let LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) = xdp {
+                    found = Some(id);
+                }
+            }
+        }
+    })
+    .ok()?;
+    found
+}
+
+/// An established TCP connection of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// This host's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// The number of the socket, as `/proc/<pid>/fd` shows it.
+    pub inode: u32,
+}
+
+/// All established TCP connections of this network namespace: sock_diag(7).
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn connections() -> io::Result<Vec<Connection>> {
+    let mut connections = Vec::new();
+    for (family, socket_id) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
+        let request = SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::ESTABLISHED,
+            socket_id,
+        });
+        ask(NETLINK_SOCK_DIAG, request, NLM_F_DUMP, |message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                let id = response.header.socket_id;
+                let end = |address: IpAddr, port| SocketAddr::new(address.to_canonical(), port);
+                connections.push(Connection {
+                    local: end(id.source_address, id.source_port),
+                    peer: end(id.destination_address, id.destination_port),
+                    inode: response.header.inode,
+                });
+            }
+        })?;
+    }
+    Ok(connections)
+}
+
+/// Tells that something about interfaces or routes has changed; not what.
+pub struct Watch {
+    socket: TokioSocket,
+}
+
+impl Watch {
+    /// Begins to watch this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// Returns why not. Must be called within a tokio runtime.
+    pub fn new() -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind(&Port::new(0, 0))?;
+        for group in [RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE] {
+            socket.socket_mut().add_membership(group)?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Returns after a change; a loss of messages (ENOBUFS) is one as well.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error of the socket.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        let mut message = Vec::with_capacity(BUFFER);
+        match self.socket.recv(&mut message).await {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => Ok(()),
+            told => told,
+        }
+    }
+}
+
+/// What the kernel says of a request that it refuses (NLMSGERR_ATTR_MSG).
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+/// Sends one request, and hands on every message of the answer.
+fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
+    protocol: isize,
+    request: M,
+    flags: u16,
+    mut each: impl FnMut(M),
+) -> io::Result<()> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&Port::new(0, 0))?;
+    socket.set_ext_ack(true).ok();
+    socket.set_cap_ack(true).ok();
+
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    loop {
+        let (answer, _) = socket.recv_from_full()?;
+        let mut rest = answer.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
+            let length = usize::try_from(message.header.length).unwrap_or(rest.len());
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            match message.payload {
+                NetlinkPayload::InnerMessage(message) => each(message),
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
+                NetlinkPayload::Error(error) => {
+                    return Err(match explanation(&error.header) {
+                        Some(text) => io::Error::other(Refusal(text)),
+                        None => error.to_io(),
+                    });
+                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
+            }
+        }
+    }
+}
+
+/// The kernel's words in a refusal: behind the header of the request, attribute 1, a C string.
+fn explanation(refusal: &[u8]) -> Option<String> {
+    let mut rest = refusal.get(NETLINK_HEADER..)?;
+    while let [l0, l1, t0, t1, value @ ..] = rest {
+        let length = usize::from(u16::from_ne_bytes([*l0, *l1]));
+        let kind = u16::from_ne_bytes([*t0, *t1]);
+        let value = value.get(..length.checked_sub(4)?)?;
+        if kind == NLMSGERR_ATTR_MSG {
+            let text = value.split(|byte| *byte == 0).next()?;
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+/// include/uapi/linux/netlink.h.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+const NETLINK_HEADER: usize = 16;
+/// include/uapi/linux/if_link.h.
+const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
+/// In the driver.
+pub const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+/// In the stack.
+pub const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_REPLACE: u32 = 1 << 4;
+/// include/uapi/linux/rtnetlink.h.
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+/// Messages are not read, only taken away.
+const BUFFER: usize = 1 << 13;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_an_interface_but_not_an_ethernet() {
+        let interfaces = interfaces().unwrap();
+
+        let loopback = interfaces.iter().find(|interface| interface.name == "lo");
+        assert!(!loopback.unwrap().is_ethernet);
+    }
+
+    #[test]
+    fn an_established_connection_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (local, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+
+        let connections = connections().unwrap();
+
+        let is_ours = |c: &&Connection| c.local == local && c.peer == peer;
+        assert!(
+            connections
+                .iter()
+                .find(is_ours)
+                .is_some_and(|c| c.inode != 0)
+        );
+    }
+
+    #[test]
+    fn the_kernels_words_are_found_behind_the_header() {
+        let mut refusal = vec![0; NETLINK_HEADER];
+        refusal.extend([6, 0, 2, 0, 9, 9, 0, 0]);
+        refusal.extend([9, 0, 1, 0]);
+        refusal.extend(*b"why?\0\0\0\0");
+
+        assert_eq!(explanation(&refusal).unwrap(), "why?");
+        assert_eq!(explanation(&refusal[..20]), None);
+        assert_eq!(explanation(&[]), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! Why the filter could not be put into the kernel, or could not be changed.
+
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
+
+/// Why the filter could not be put into the kernel, or could not be changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum XdpError {
+    /// This binary carries no XDP program.
+    #[error(
+        "this build of pullgate carries no XDP program, so it cannot filter; build it with \
+         `cargo xtask build`"
+    )]
+    NoProgram,
+    /// The process lacks a capability.
+    #[error("{name} is missing; run as root, or give the service that capability")]
+    Capability {
+        /// The capability.
+        name: &'static str,
+    },
+    /// The process's capabilities cannot be read.
+    #[error("capabilities cannot be read")]
+    Capabilities {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The pin directory is not on a bpffs.
+    #[error(
+        "{} is not on a BPF file system, so the filter would vanish with this process; \
+         `mount -t bpf bpf /sys/fs/bpf`, or set `paths.bpf`", path.display()
+    )]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Something that is not ours is where our pins should be.
+    #[error(
+        "{} is not a directory that this user alone may open; find out who made it, and remove it",
+        path.display()
+    )]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The interface is filtered on a lower rung than the configuration allows.
+    #[error(
+        "`{interface}` is filtered by {rung}, which the configuration excludes; \
+         `pullgate unload` first"
+    )]
+    Lower {
+        /// The interface.
+        interface: String,
+        /// The rung.
+        rung: &'static str,
+    },
+    /// A pin cannot be made, read or removed.
+    #[error("pin {}", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The object file lacks a map or the program.
+    #[error("the XDP object has no `{name}`")]
+    Missing {
+        /// What is missing.
+        name: &'static str,
+    },
+    /// The maps cannot be created.
+    #[error("the XDP object cannot be loaded")]
+    Object(#[source] EbpfError),
+    /// The kernel's verifier refuses the program.
+    #[error(
+        "the kernel refuses the XDP program; PULLGATE_LOG=pullgate=debug shows the verifier's log"
+    )]
+    Refused(#[source] io::Error),
+    /// The program cannot be loaded or taken hold of.
+    #[error("the XDP program cannot be loaded")]
+    Load(#[source] ProgramError),
+    /// A map cannot be read or written.
+    #[error("map {name}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// Why not.
+        source: MapError,
+    },
+    /// What was read back from the maps is not what was written, or judges an address wrongly.
+    #[error("the table read back from the kernel is not the one written; the old one stays in use")]
+    NotVerified,
+    /// Interfaces and routes cannot be listed.
+    #[error("interfaces and routes cannot be listed")]
+    Netlink(#[source] io::Error),
+    /// The interface does not exist, or not any more.
+    #[error("interface `{interface}` does not exist")]
+    NoInterface {
+        /// The interface.
+        interface: String,
+    },
+    /// The interface's frames are not Ethernet frames.
+    #[error(
+        "`{interface}` is not an Ethernet interface, so its frames cannot be judged; name the one \
+         below it"
+    )]
+    NotEthernet {
+        /// The interface.
+        interface: String,
+    },
+    /// The program cannot be attached to an interface.
+    #[error("cannot attach to `{interface}`: {reason}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The kernel's reason, and what to do.
+        reason: String,
+    },
+    /// Another XDP program is on the interface.
+    #[error(
+        "another XDP program{program} is on `{interface}`; remove it with `ip link set dev \
+         {interface} xdp off` or through the tool that put it there (`bpftool link show` names \
+         its link), or set `filter.coexist = \"tcx\"`"
+    )]
+    Occupied {
+        /// The interface.
+        interface: String,
+        /// Its number and name in parentheses, as far as they are known.
+        program: String,
+    },
+    /// The kernel has no BPF links for XDP (before 5.9).
+    #[error("the kernel cannot link XDP programs; Linux 5.9 or later is needed")]
+    NoLinks,
+    /// Nothing is loaded that could be asked.
+    #[error("no filter is loaded on {interface}; `pullgate run` loads it")]
+    NotLoaded {
+        /// The interface, or a word for all of them.
+        interface: String,
+    },
+    /// The kernel does not run the program on a frame.
+    #[error("the kernel does not run the loaded program on a frame")]
+    TestRun(#[source] ProgramError),
+    /// A frame cannot be built.
+    #[error("such a frame cannot be built: {problem}")]
+    Frame {
+        /// Why not.
+        problem: &'static str,
+    },
+}
+
+impl XdpError {
+    /// The exit code for this error: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Capability { .. } => EX_NOPERM,
+            Self::Pin { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
+            Self::NotBpffs { .. } | Self::NoInterface { .. } | Self::NotEthernet { .. } => {
+                EX_CONFIG
+            }
+            Self::NoProgram
+            | Self::Capabilities { .. }
+            | Self::NotOurs { .. }
+            | Self::Lower { .. }
+            | Self::Pin { .. }
+            | Self::Missing { .. }
+            | Self::Object(_)
+            | Self::Refused(_)
+            | Self::Load(_)
+            | Self::Map { .. }
+            | Self::NotVerified
+            | Self::Netlink(_)
+            | Self::Attach { .. }
+            | Self::Occupied { .. }
+            | Self::NoLinks
+            | Self::NotLoaded { .. }
+            | Self::TestRun(_)
+            | Self::Frame { .. } => EX_SOFTWARE,
+        }
+    }
+}

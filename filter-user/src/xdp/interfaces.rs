@@ -1,0 +1,91 @@
+//! Which interfaces are to be filtered: those that the configuration names, or those that lead to
+//! the internet.
+
+use std::fs;
+
+use aya::programs::links::FdLink;
+
+use super::XdpError;
+use crate::config::{self, Interfaces};
+use crate::netlink::{self, Interface};
+
+/// What is to be filtered, as far as it exists at this moment.
+pub(super) struct Wanted {
+    pub(super) present: Vec<Interface>,
+    /// Named by the configuration, but not there.
+    pub(super) missing: Vec<String>,
+}
+
+/// Looks for the interfaces that `settings` are for.
+pub(super) fn wanted(settings: &config::Filter) -> Result<Wanted, XdpError> {
+    let all = netlink::interfaces().map_err(XdpError::Netlink)?;
+    let mut wanted = Wanted {
+        present: Vec::new(),
+        missing: Vec::new(),
+    };
+    match &settings.interfaces {
+        Interfaces::Auto => {
+            let routes = netlink::default_routes().map_err(XdpError::Netlink)?;
+            let leads_out = |interface: &Interface| routes.contains(&interface.index);
+            wanted.present = all.into_iter().filter(leads_out).collect();
+            // A tunnel has no frames to judge; what carries it has.
+            wanted.present.retain(|interface| interface.is_ethernet);
+        }
+        Interfaces::Named(names) => {
+            for name in names {
+                match all.iter().find(|interface| interface.name == name.value) {
+                    Some(interface) => wanted.present.push(interface.clone()),
+                    None => wanted.missing.push(name.value.clone()),
+                }
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+/// Finds the first named interface that does not exist, or whose frames cannot be judged.
+///
+/// # Errors
+///
+/// Returns the interface, with its place in the configuration.
+pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigError> {
+    let Interfaces::Named(names) = &settings.interfaces else {
+        return Ok(());
+    };
+    let all = netlink::interfaces().unwrap_or_default();
+    for name in names {
+        let found = all.iter().find(|interface| interface.name == name.value);
+        let problem = match found {
+            Some(interface) if interface.is_ethernet => continue,
+            Some(_) => XdpError::NotEthernet {
+                interface: name.value.clone(),
+            }
+            .to_string(),
+            None => format!(
+                "interface `{}` does not exist; `ip link` lists those that do",
+                name.value
+            ),
+        };
+        return Err(name.place.error(problem));
+    }
+    Ok(())
+}
+
+/// The index of the interface that a link is attached to; 0 if that is gone.
+///
+/// aya does not tell it, but the kernel's fdinfo does (`bpf_xdp_link_show_fdinfo`, net/core/dev.c,
+/// `tcx_link_fdinfo`, kernel/bpf/tcx.c): ours is the descriptor whose fdinfo has the link's id.
+pub(super) fn link_index(link: &FdLink) -> Option<u32> {
+    let id = format!("link_id:\t{}", link.info().ok()?.id());
+    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
+    descriptors.flatten().find_map(|descriptor| {
+        let info = fs::read_to_string(descriptor.path()).ok()?;
+        if !info.lines().any(|line| line == id) {
+            return None;
+        }
+        let index = info
+            .lines()
+            .find_map(|line| line.strip_prefix("ifindex:"))?;
+        index.trim().parse().ok()
+    })
+}

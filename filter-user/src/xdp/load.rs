@@ -1,0 +1,253 @@
+//! Loading: the settings as read-only globals, the maps where the pins say, a program per interface.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, MapData, MapError, MapInfo, PerCpuArray};
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use filter_ebpf::abi;
+use filter_ebpf::verdict::{COUNTERS, Counted};
+use rustix::io::Errno;
+use tracing::{debug, warn};
+
+use super::attach::Rung;
+use super::pins::{self, Pins, Staging};
+use super::{XdpError, errno};
+use crate::config::{self, Fragments, Mode};
+use crate::ranges::Table;
+
+/// Loads the object for its maps: all that the programs of the interfaces share, empty.
+pub(super) fn shared_maps(staging: &Staging, table: &Table) -> Result<Ebpf, XdpError> {
+    let entries = capacity(table) * abi::GENERATIONS;
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries(abi::RANGES_V4, entries)
+        .map_max_entries(abi::RANGES_V6, entries);
+    for name in abi::SHARED_MAPS {
+        loader.map_pin_path(name, staging.shared(name));
+    }
+    load(&mut loader)
+}
+
+/// Nodes per family and generation that a table needs, and as many again for it to grow.
+///
+/// What outgrows them is loaded anew, see [`super::Filter::publish`].
+fn capacity(table: &Table) -> u32 {
+    let needed = table
+        .tree_v4()
+        .nodes()
+        .len()
+        .max(table.tree_v6().nodes().len());
+    let roomy = u32::try_from(2 * needed).unwrap_or(u32::MAX);
+    roomy.next_power_of_two().clamp(abi::NODES, abi::NODES_MAX)
+}
+
+/// The program of one interface, loaded, and what it counts.
+pub(super) struct Program {
+    ebpf: Ebpf,
+    /// The variant that the kernel took.
+    variant: &'static str,
+    counters: PerCpuArray<MapData, u64>,
+    explained: Array<MapData, u64>,
+}
+
+impl Program {
+    /// Loads the program with `settings`, on the maps that `shared` names, where packets are judged
+    /// by the generation `active`.
+    pub(super) fn load(
+        settings: &config::Filter,
+        interface: &str,
+        pins: &Pins,
+        active: u64,
+        shared: impl Fn(&str) -> PathBuf,
+    ) -> Result<Self, XdpError> {
+        let flags = flags(settings);
+        let tcp_ports = port_bitmap(&settings.ports);
+        let udp_ports = port_bitmap(&settings.udp_ports);
+        let destinations = destinations(settings);
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(abi::SETTINGS, &flags, true)
+            .override_global(abi::TCP_PORTS, tcp_ports.as_slice(), true)
+            .override_global(abi::UDP_PORTS, udp_ports.as_slice(), true)
+            .override_global(abi::DESTINATIONS, destinations.as_slice(), true)
+            // aya writes the initial value even where the map is there already.
+            .override_global(abi::ACTIVE_GLOBAL, &active, true);
+        for name in abi::SHARED_MAPS {
+            loader.map_pin_path(name, shared(name));
+        }
+        for name in abi::INTERFACE_MAPS {
+            let pin = pins.of_interface(name, interface);
+            drop_misfit(&pin)?;
+            loader.map_pin_path(name, pin);
+        }
+
+        let mut ebpf = load(&mut loader)?;
+        let counters = take_map(&mut ebpf, abi::COUNTERS)?;
+        let counters = PerCpuArray::try_from(counters).map_err(map_error(abi::COUNTERS))?;
+        let explained = take_map(&mut ebpf, abi::EXPLAINED)?;
+        let explained = Array::try_from(explained).map_err(map_error(abi::EXPLAINED))?;
+        let variant = load_xdp(&mut ebpf)?;
+        Ok(Self {
+            ebpf,
+            variant,
+            counters,
+            explained,
+        })
+    }
+
+    /// The loaded XDP program.
+    pub(super) fn xdp(&mut self) -> Result<&mut Xdp, XdpError> {
+        xdp(&mut self.ebpf, self.variant)
+    }
+
+    /// The classifier, loaded when it is first asked for.
+    pub(super) fn tcx(&mut self) -> Result<&mut SchedClassifier, XdpError> {
+        let name = abi::PROGRAM_TCX;
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or(XdpError::Missing { name })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(XdpError::Load)?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    /// Pins the program of that rung, in place of one that is there already.
+    pub(super) fn pin(&mut self, rung: Rung, pin: &Path) -> Result<(), XdpError> {
+        if pin.exists() {
+            pins::remove(pin)?;
+        }
+        let pinned = match rung {
+            Rung::Native | Rung::Generic => self.xdp()?.pin(pin),
+            Rung::Tcx => self.tcx()?.pin(pin),
+        };
+        pinned.map_err(|error| pin_error(pin, &error))
+    }
+
+    /// How many frames were judged so far, over all CPUs, but for those of test runs.
+    pub(super) fn frames(&self) -> Result<Vec<(Counted, u64)>, XdpError> {
+        let frames = Counted::all().map(|(index, counted)| {
+            let per_cpu = self.counters.get(&index, 0);
+            let per_cpu = per_cpu.map_err(map_error(abi::COUNTERS))?;
+            let explained = self.explained.get(&index, 0);
+            let explained = explained.map_err(map_error(abi::EXPLAINED))?;
+            let total: u64 = per_cpu.iter().sum();
+            Ok((counted, total.saturating_sub(explained)))
+        });
+        frames.collect()
+    }
+}
+
+/// Loads the XDP program for frames of several buffers or, on old kernels, of one.
+fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
+    let refusal = match xdp(ebpf, abi::PROGRAM)?.load() {
+        Ok(()) => return Ok(abi::PROGRAM),
+        Err(error) if errno(&error) == Some(Errno::INVAL) => error,
+        Err(error) => return Err(refused(error)),
+    };
+    match xdp(ebpf, abi::PROGRAM_LINEAR)?.load() {
+        Ok(()) => {
+            warn!("this kernel (before 5.18) takes no XDP program for frames of several buffers");
+            Ok(abi::PROGRAM_LINEAR)
+        }
+        Err(_) => Err(refused(refusal)),
+    }
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, XdpError> {
+    let program = ebpf.program_mut(name);
+    let program = program.ok_or(XdpError::Missing { name })?;
+    program.try_into().map_err(XdpError::Load)
+}
+
+fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, XdpError> {
+    if OBJECT.is_empty() {
+        return Err(XdpError::NoProgram);
+    }
+    loader.load(OBJECT).map_err(XdpError::Object)
+}
+
+/// Removes the pin of a counter map that is of another shape than ours.
+fn drop_misfit(pin: &Path) -> Result<(), XdpError> {
+    if !pin.exists() {
+        return Ok(());
+    }
+    let fits = MapInfo::from_pin(pin).is_ok_and(|info| {
+        info.key_size() == 4
+            && info.value_size() == 8
+            && usize::try_from(info.max_entries()) == Ok(COUNTERS)
+    });
+    if !fits {
+        warn!(pin = %pin.display(), "counters of another shape: they begin at zero");
+        pins::remove(pin)?;
+    }
+    Ok(())
+}
+
+fn flags(settings: &config::Filter) -> u32 {
+    let mut flags = 0;
+    if settings.fragments == Fragments::Pass {
+        flags |= abi::SETTING_FRAGMENTS_PASS;
+    }
+    if settings.mode == Mode::Monitor {
+        flags |= abi::SETTING_MONITOR;
+    }
+    if !settings.udp_ports.is_empty() {
+        flags |= abi::SETTING_UDP;
+    }
+    // At most `DESTINATIONS_MAX`, by the configuration.
+    let destinations = u32::try_from(settings.destinations.len()).unwrap_or(u32::MAX);
+    flags | destinations << abi::SETTING_DESTINATIONS_SHIFT
+}
+
+fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
+    let mut bitmap = [0; abi::PORT_BITMAP];
+    for port in ports {
+        bitmap[usize::from(port >> 3)] |= 1 << (port & 7);
+    }
+    bitmap
+}
+
+/// IPv4 as IPv4-mapped IPv6.
+fn destinations(settings: &config::Filter) -> [u128; abi::DESTINATIONS_MAX] {
+    let mut bits = [0; abi::DESTINATIONS_MAX];
+    for (bits, address) in bits.iter_mut().zip(&settings.destinations) {
+        *bits = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+    }
+    bits
+}
+
+/// The verifier's log goes to the log, where its hundreds of lines belong.
+fn refused(error: ProgramError) -> XdpError {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return XdpError::Load(error);
+    };
+    debug!(%verifier_log, "the kernel refuses the XDP program");
+    XdpError::Refused(io_error)
+}
+
+pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, XdpError> {
+    ebpf.take_map(name).ok_or(XdpError::Missing { name })
+}
+
+pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> XdpError {
+    move |source| XdpError::Map { name, source }
+}
+
+/// A pin's error, of whatever type.
+pub(super) fn pin_error(pin: &Path, error: &dyn std::error::Error) -> XdpError {
+    pins::blame(pin)(io::Error::other(crate::report::chain(error)))
+}
+
+/// The XDP object, empty in builds without it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
