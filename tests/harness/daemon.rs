@@ -34,7 +34,9 @@ impl Pullgate {
         Self::start_with(network, config, "filter", &[])
     }
 
-    fn start_with(network: &Network, config: &Path, role: &str, arguments: &[&str]) -> Self {
+    /// Starts roles with these arguments of `run`; `role` is one of them, whose status counts.
+    #[must_use]
+    pub fn start_with(network: &Network, config: &Path, role: &str, arguments: &[&str]) -> Self {
         let notify = network.path(format!("{role}.notify"));
         if notify.exists() {
             std::fs::remove_file(&notify).unwrap();
@@ -93,6 +95,12 @@ impl Pullgate {
         let stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         serde_json::from_reader(stream).unwrap()
+    }
+
+    /// Whether the role still answers at its status socket.
+    #[must_use]
+    pub fn is_answering(&self) -> bool {
+        UnixStream::connect(&self.socket).is_ok()
     }
 
     /// One metric, 0 if it has no value yet.

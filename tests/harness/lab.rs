@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::daemon::{self, Pullgate};
 use crate::feed::{Answer, Feed, api_answer};
-use crate::net::{Host, INTERFACE, Network};
+use crate::net::{DIRECT, Host, INTERFACE, Network};
 use crate::pki::{BLOG, Pki, SHOP};
 use crate::web::{self, Kind, Web};
 
@@ -33,6 +33,8 @@ pub struct Plan {
     pub ranges: &'static str,
     /// The upstream of both hosts; `@DIR@` is the lab's directory.
     pub upstream: &'static str,
+    /// Whether stranger and origin are connected directly as well, and that is filtered too.
+    pub direct: bool,
 }
 
 impl Default for Plan {
@@ -42,6 +44,7 @@ impl Default for Plan {
             filter: "",
             ranges: "",
             upstream: web::ADDRESS,
+            direct: false,
         }
     }
 }
@@ -64,8 +67,7 @@ pub struct Lab {
     pub config: PathBuf,
     /// The namespaces.
     pub network: Arc<Network>,
-    /// Whether drops are only counted.
-    monitors: bool,
+    plan: Plan,
 }
 
 impl Lab {
@@ -73,6 +75,9 @@ impl Lab {
     #[must_use]
     pub fn start(plan: &Plan) -> Self {
         let network = Arc::new(Network::new());
+        if plan.direct {
+            network.connect_directly();
+        }
         let pki = Pki::new(&network.path("pki"));
         let feed = Feed::start(&network, &pki, Answer::Body(api_answer(&[], &[])));
         let web = Web::start(&network, plan.web);
@@ -88,7 +93,7 @@ impl Lab {
             pki,
             config,
             network,
-            monitors: plan.filter.contains("monitor"),
+            plan: plan.clone(),
         };
         lab.start_filter();
         lab.start_gate();
@@ -101,6 +106,34 @@ impl Lab {
             event["message"] == "ranges refreshed"
         });
         lab
+    }
+
+    /// Writes another configuration, with these lines for `[filter]`; nobody is told.
+    pub fn configure(&mut self, filter: &'static str) {
+        self.plan.filter = filter;
+        fs::write(
+            &self.config,
+            configuration(&self.network, &self.feed, &self.plan),
+        )
+        .unwrap();
+    }
+
+    /// Lets the running filter read its configuration again, and waits for the outcome.
+    pub fn reload(&self) -> Value {
+        let mark = self.filter().mark();
+        self.filter().signal(Signal::SIGHUP);
+        self.filter().event(mark, "the reload ends", |event| {
+            let message = event["message"].as_str().unwrap_or_default();
+            message.contains("filter is reloaded") || message.contains("not reloaded")
+        })
+    }
+
+    /// Stops the filter role and detaches its program.
+    pub fn unload(&mut self) {
+        if let Some(filter) = self.filter.take() {
+            assert_eq!(filter.stop(), Some(0));
+        }
+        assert!(self.pullgate(&["unload"]).status.success());
     }
 
     /// Starts the filter role.
@@ -163,9 +196,15 @@ impl Lab {
     /// The kernel's counters, whether the filter role runs or not.
     #[must_use]
     pub fn counters(&self) -> Counters {
+        self.counters_of(INTERFACE)
+    }
+
+    /// The kernel's counters of another interface.
+    #[must_use]
+    pub fn counters_of(&self, interface: &str) -> Counters {
         Counters {
-            pin: self.pin(&format!("counters-{INTERFACE}")),
-            monitors: self.monitors,
+            pin: self.pin(&format!("counters-{interface}")),
+            monitors: self.plan.filter.contains("monitor"),
         }
     }
 
@@ -295,9 +334,19 @@ fn configuration(network: &Network, feed: &Feed, plan: &Plan) -> String {
                 .replace("@DIR@", &directory.display().to_string()),
         )
     };
+    let interfaces = match plan.direct {
+        true => format!("[\"{INTERFACE}\", \"{DIRECT}\"]"),
+        false => format!("[\"{INTERFACE}\"]"),
+    };
+    // A plan may say it otherwise.
+    let interfaces = if plan.filter.contains("interfaces =") {
+        String::new()
+    } else {
+        format!("interfaces = {interfaces}\n")
+    };
     format!(
         "[paths]\nstate = {}\nrun = {}\nbpf = {}\n\n\
-         [filter]\ninterfaces = [\"{INTERFACE}\"]\n{}\n\n\
+         [filter]\n{interfaces}{}\n\n\
          [ranges]\nsources = [{{ url = \"{}\", ca_file = {} }}]\ninterval = \"1h\"\n\
          removal_grace = \"1s\"\n# The lab's strangers live in documentation space.\n\
          unsafe_documentation_ranges = true\n{}\n\n\

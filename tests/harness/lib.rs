@@ -7,6 +7,7 @@
 #![expect(clippy::panic, reason = "a broken rig must stop the test")]
 
 pub mod client;
+pub mod contenders;
 pub mod daemon;
 pub mod feed;
 mod janitor;
@@ -15,6 +16,7 @@ pub mod net;
 pub mod oracle;
 pub mod pki;
 pub mod scenarios;
+pub mod traffic;
 pub mod web;
 pub mod wire;
 

@@ -70,3 +70,13 @@ pub(crate) fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output();
     id.is_ok_and(|id| id.stdout.starts_with(b"0\n"))
 }
+
+/// The same command, through sudo if we are not root.
+pub(crate) fn as_root(command: Command) -> Command {
+    if is_root() {
+        return command;
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg(command.get_program());
+    sudo
+}

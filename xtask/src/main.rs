@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod check;
 mod exec;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Install what is missing: toolchain components, bpf-linker, Debian packages.
     Setup,
+    /// Measure the filter against what does nothing, and against what others use.
+    Bench(bench::Options),
     /// Build `pullgate` with its XDP program inside.
     Build(build::Options),
     /// Start the lab: a protected origin, an edge and a stranger in network namespaces.
@@ -37,6 +40,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::run(),
+        Command::Bench(options) => bench::run(&options),
         Command::Build(options) => build::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),

@@ -5,7 +5,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::build::with_object;
-use crate::exec::{exec, is_root, root};
+use crate::exec::{as_root, exec, root};
 use crate::setup;
 
 /// What to run.
@@ -41,14 +41,4 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         lab.arg("--once");
     }
     exec(&mut lab)
-}
-
-/// The same command, through sudo if we are not root.
-fn as_root(command: Command) -> Command {
-    if is_root() {
-        return command;
-    }
-    let mut sudo = Command::new("sudo");
-    sudo.arg(command.get_program());
-    sudo
 }

@@ -120,15 +120,19 @@ fn missing() -> Vec<&'static str> {
 /// The newest that builds with the LLVM inside the pinned toolchain.
 const BPF_LINKER: &str = "0.10.4";
 /// What the lab, the tests and the benchmarks run.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 14] = [
     "apache2",
+    "bpftool",
     "ca-certificates",
     "curl",
     "ethtool",
     "iproute2",
+    "ipset",
+    "iptables",
     "iputils-ping",
     "nftables",
     "nginx",
     "openssl",
     "util-linux",
+    "xdp-tools",
 ];

@@ -1,0 +1,545 @@
+//! The benchmark of the filter: everything in one run, interleaved, as ratios.
+//!
+//! Time per packet by test runs in the kernel, against programs that do nothing and against
+//! xdp-filter's; packets per second over a veth pair, against nftables and iptables. Prints a table,
+//! and writes `target/bench/filter.json` and `filter.svg`.
+#![expect(clippy::print_stdout, reason = "the table is what it is for")]
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the benchmark")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use filter_ebpf::cases::{Packet, ethernet};
+use filter_ebpf::verdict::{Reason, Verdict};
+use serde_json::{Value, json};
+use tests::contenders::{Firewall, XdpFilter};
+use tests::net::{DIRECT, Host, Network};
+use tests::traffic::{self, Objects, Traffic};
+use tests::{Lab, Plan};
+
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+
+/// Benchmarks, each of which prints a table and writes JSON.
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The packet filter.
+    Filter {
+        /// Where to write the numbers, besides `target/bench/filter.json`.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+fn main() {
+    let Options {
+        what: What::Filter { json },
+    } = Options::parse();
+    traffic::pin_to_cpu(0);
+
+    let (runs, publish) = test_runs();
+    let rates = rates();
+    let bars = bars(&runs, &rates, publish);
+    let report = json!({
+        "test_runs": runs.iter().map(Run::json).collect::<Vec<_>>(),
+        "packets_per_second": rates.iter().map(Rate::json).collect::<Vec<_>>(),
+        "publish_ms": publish,
+        "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
+    });
+
+    print(&runs, &rates, &bars);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&directory).unwrap();
+    let text = format!("{report:#}\n");
+    fs::write(directory.join("filter.json"), &text).unwrap();
+    fs::write(directory.join("filter.svg"), svg(&bars)).unwrap();
+    if let Some(path) = json {
+        fs::write(path, text).unwrap();
+    }
+}
+
+/// A kind of frame, and what a program takes for it.
+struct Run {
+    name: String,
+    floor: &'static str,
+    frame: Vec<u8>,
+    floors: Vec<f64>,
+    ours: Vec<f64>,
+}
+
+impl Run {
+    fn new(name: &str, verdict: &Verdict, frame: Vec<u8>) -> Self {
+        Self {
+            name: name.to_owned(),
+            floor: match verdict {
+                Verdict::Drop(_) => "bare_drop",
+                Verdict::Pass(_) => "bare_pass",
+            },
+            frame,
+            floors: Vec::new(),
+            ours: Vec::new(),
+        }
+    }
+
+    /// Time as a multiple of the floor's, round by round: what disturbs one disturbs the other.
+    fn ratios(&self) -> Vec<f64> {
+        self.ours
+            .iter()
+            .zip(&self.floors)
+            .map(|(ours, floor)| ours / floor)
+            .collect()
+    }
+
+    fn ratio(&self) -> f64 {
+        median(&self.ratios())
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "floor_ns": median(&self.floors),
+            "ns": median(&self.ours),
+            "ratio": self.ratio(),
+            "spread": spread(&self.ratios()),
+        })
+    }
+}
+
+/// Time per packet by test runs, and milliseconds to publish [`MANY`] ranges.
+fn test_runs() -> (Vec<Run>, f64) {
+    let few = Lab::start(&Plan {
+        filter: DESTINATIONS,
+        ..Plan::default()
+    });
+    let rules = many_rules();
+    let many = Lab::start(&Plan {
+        filter: DESTINATIONS,
+        ranges: rules.leak(),
+        ..Plan::default()
+    });
+    // Something to publish: the list gains a range, and all is written anew.
+    let publish = published(&many);
+    let (ours, crowded) = (few.program(), many.program());
+    let mut objects = Objects::load();
+    let contenders = XdpFilter::load_all(&many.network);
+
+    let mut runs = frames();
+    let first_crowded = runs.len();
+    runs.extend(crowded_frames());
+    let first_foreign = runs.len();
+    for contender in &contenders {
+        let [v4, _] = syns(STRANGER, 443);
+        runs.push(Run::new(contender.name(), &DROP, v4));
+    }
+    for _ in 0..ROUNDS {
+        for (index, run) in runs.iter_mut().enumerate() {
+            let program = if index >= first_foreign {
+                contenders[index - first_foreign].program()
+            } else if index >= first_crowded {
+                &crowded
+            } else {
+                &ours
+            };
+            run.floors
+                .push(nanoseconds(objects.program(run.floor), &run.frame));
+            run.ours.push(nanoseconds(program, &run.frame));
+        }
+    }
+    (runs, publish)
+}
+
+/// Whole time per packet, in nanoseconds.
+fn nanoseconds(program: &Xdp, frame: &[u8]) -> f64 {
+    let begun = Instant::now();
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        repeat: REPEATS,
+        ..TestRunOptions::new()
+    };
+    program.test_run(options).unwrap();
+    begun.elapsed().as_secs_f64() * 1e9 / f64::from(REPEATS)
+}
+
+/// Each row of the verdict table that costs something.
+fn frames() -> Vec<Run> {
+    let mut runs = Vec::new();
+    let kinds = [
+        ("stranger", STRANGER, 443, DROP),
+        ("listed", EDGE, 443, PASS),
+        ("not protected", STRANGER, 80, PASS),
+    ];
+    for (what, source, port, verdict) in kinds {
+        for (family, frame) in FAMILIES.into_iter().zip(syns(source, port)) {
+            runs.push(Run::new(&format!("{family} {what}"), &verdict, frame));
+        }
+    }
+    for (family, packet) in FAMILIES.into_iter().zip(packets(STRANGER, 443)) {
+        let tagged = packet.clone().tagged(0x8100, 0).build();
+        runs.push(Run::new(
+            &format!("{family} stranger, one tag"),
+            &DROP,
+            tagged,
+        ));
+        let later = packet.fragments(&[0, 2]).remove(1).build();
+        runs.push(Run::new(&format!("{family} later fragment"), &DROP, later));
+    }
+    let [v4, v6] = packets(STRANGER, 443);
+    runs.push(Run::new(
+        "IPv4 options",
+        &DROP,
+        v4.options(&[1; 40]).build(),
+    ));
+    let chain = v6.extension(60, &PADDING).extension(60, &PADDING);
+    runs.push(Run::new("IPv6 two options headers", &DROP, chain.build()));
+    runs.push(Run::new("ARP", &PASS, ethernet(0x0806, &[0; 46])));
+    runs
+}
+
+/// The same against many ranges: a stranger, and sources in prefixes of all lengths.
+fn crowded_frames() -> Vec<Run> {
+    let sources = [
+        ("IPv4 stranger", "198.51.100.7", DROP),
+        ("IPv4 listed", "173.245.48.5", PASS),
+        ("IPv4 in a /24", "11.7.5.1", PASS),
+        ("IPv4 in a /32", "11.7.4.9", PASS),
+        ("IPv6 stranger", "2001:db8::7", DROP),
+        ("IPv6 listed", "2400:cb00::5", PASS),
+        ("IPv6 in a /48", "2a10:5:7::1", PASS),
+    ];
+    let runs = sources.into_iter().map(|(what, source, verdict)| {
+        let source: std::net::IpAddr = source.parse().unwrap();
+        let origin = Host::Origin.addresses()[usize::from(source.is_ipv6())];
+        let frame = Packet::tcp(source, origin, 443).build();
+        Run::new(&format!("{what}, {MANY} ranges"), &verdict, frame)
+    });
+    runs.collect()
+}
+
+/// [`MANY`] ranges of mixed lengths, as `allow` rules.
+fn many_rules() -> String {
+    let mut rules = Vec::new();
+    for n in 0..MANY * 6 / 10 {
+        let (a, b) = (n / 256, n % 256);
+        rules.push(match n % 4 {
+            0 => format!("\"11.{a}.{b}.9/32\""),
+            1 => format!("\"11.{a}.{b}.0/24\""),
+            2 => format!("\"11.{a}.{b}.0/25\""),
+            _ => format!("\"12.{b}.{}.0/20\"", a * 16 % 256),
+        });
+    }
+    for n in rules.len()..MANY {
+        rules.push(format!(
+            "\"2a10:{:x}:{:x}::/{}\"",
+            n % 256,
+            n / 256,
+            [48, 44, 40, 48][n % 4]
+        ));
+    }
+    rules.sort();
+    rules.dedup();
+    format!("allow = [{}]", rules.join(", "))
+}
+
+fn published(lab: &Lab) -> f64 {
+    let mut times = Vec::new();
+    for n in 0..PUBLISHES {
+        let mark = lab.filter().mark();
+        let more = [format!("64.{n}.0.0/16")];
+        let more: Vec<_> = more.iter().map(String::as_str).collect();
+        let _refreshed = lab.refresh(tests::feed::Answer::Body(tests::feed::api_answer(
+            &more,
+            &[],
+        )));
+        let event = lab
+            .filter()
+            .event(mark, "the ranges are published", |event| {
+                event["message"] == "ranges published"
+            });
+        times.push(event["took_us"].as_f64().unwrap() / 1e3);
+    }
+    median(&times)
+}
+
+/// A way to drop strangers, and how many it drops per second.
+struct Rate {
+    name: String,
+    per_second: Vec<f64>,
+}
+
+impl Rate {
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "per_second": median(&self.per_second),
+            "spread": spread(&self.per_second),
+        })
+    }
+}
+
+/// Packets per second through a veth pair.
+fn rates() -> Vec<Rate> {
+    let mut ways: Vec<Rate> = Vec::new();
+    let mut record = |name: &str, rate: f64| match ways.iter_mut().find(|way| way.name == name) {
+        Some(way) => way.per_second.push(rate),
+        None => ways.push(Rate {
+            name: name.to_owned(),
+            per_second: vec![rate],
+        }),
+    };
+    let mut native = Lab::start(&Plan {
+        direct: true,
+        ..Plan::default()
+    });
+    for _ in 0..RATE_ROUNDS {
+        for (what, attach) in [
+            ("native", "attach = \"native\""),
+            ("generic", "attach = \"generic\""),
+        ] {
+            native.unload();
+            native.configure(attach);
+            native.start_filter();
+            let counters = native.counters_of(DIRECT);
+            let rate = flood(&native, || counters.count(Verdict::Drop(Reason::NotListed)));
+            record(&format!("pullgate, {what}"), rate);
+        }
+        native.unload();
+        for firewall in Firewall::ALL {
+            match firewall.set_up(&native.network) {
+                Ok(rules) => record(firewall.label(), flood(&native, || rules.dropped())),
+                Err(error) => println!("SKIPPED {}: {error}", firewall.label()),
+            }
+        }
+    }
+    ways
+}
+
+/// Drops per second by that counter, while a stranger sends as fast as he can.
+fn flood(lab: &Lab, dropped: impl Fn() -> u64) -> f64 {
+    let [v4, _] = packets(STRANGER, 443);
+    let frame = v4
+        .between(Network::direct_mac(), Host::Stranger.mac())
+        .build();
+    let traffic = Traffic::start(&lab.network, Host::Stranger, DIRECT, frame);
+    let before = tests::eventually("the flood has begun", || {
+        Some(dropped()).filter(|dropped| *dropped > 0)
+    });
+    let begun = Instant::now();
+    std::thread::sleep(FLOOD);
+    let after = dropped();
+    let rate = (after - before) as f64 / begun.elapsed().as_secs_f64();
+    drop(traffic);
+    rate
+}
+
+/// A ratio that has to be met.
+struct Bar {
+    name: String,
+    value: f64,
+    limit: f64,
+    at_most: bool,
+}
+
+impl Bar {
+    fn met(&self) -> bool {
+        if self.at_most {
+            self.value <= self.limit
+        } else {
+            self.value >= self.limit
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({"name": self.name, "value": self.value, "limit": self.limit, "met": self.met()})
+    }
+}
+
+fn bars(runs: &[Run], rates: &[Rate], publish: f64) -> Vec<Bar> {
+    let run = |name: &str| runs.iter().find(|run| run.name == name).unwrap();
+    let bar = |name: String, value, limit, at_most| Bar {
+        name,
+        value,
+        limit,
+        at_most,
+    };
+    let mut bars = Vec::new();
+    for (name, limit) in [
+        ("IPv4 stranger", 1.35),
+        ("IPv4 listed", 1.35),
+        ("IPv4 not protected", 1.2),
+        ("IPv6 stranger", 1.4),
+        ("IPv6 listed", 1.4),
+        ("IPv6 not protected", 1.4),
+    ] {
+        bars.push(bar(
+            format!("{name} / floor"),
+            run(name).ratio(),
+            limit,
+            true,
+        ));
+    }
+    for family in FAMILIES {
+        let name = format!("{family} stranger");
+        let tag = run(&format!("{name}, one tag")).ratio() - run(&name).ratio();
+        bars.push(bar(format!("{family} one VLAN tag, more"), tag, 0.1, true));
+        for what in ["stranger", "listed"] {
+            let name = format!("{family} {what}");
+            let crowded = median(&run(&format!("{name}, {MANY} ranges")).ours);
+            let flat = crowded / median(&run(&name).ours);
+            bars.push(bar(format!("{name}, {MANY} / 22 ranges"), flat, 1.25, true));
+        }
+    }
+    let stranger = run("IPv4 stranger");
+    let above = |run: &Run| median(&run.ours) - median(&run.floors);
+    let foreign = runs.iter().filter(|run| run.name.starts_with("xdpfilt"));
+    let cheapest = foreign.map(above).fold(f64::INFINITY, f64::min);
+    let faster = cheapest / above(stranger);
+    bars.push(bar(
+        "xdp-filter / pullgate, above the floor".to_owned(),
+        faster,
+        4.0,
+        false,
+    ));
+
+    let rate = |name: &str| {
+        rates
+            .iter()
+            .find(|rate| rate.name == name)
+            .map(|r| median(&r.per_second))
+    };
+    if let (Some(ours), Some(theirs)) = (rate("pullgate, native"), rate("nftables netdev ingress"))
+    {
+        let name = "pullgate / nftables netdev ingress, packets per second";
+        bars.push(bar(name.to_owned(), ours / theirs, 3.5, false));
+    }
+    bars.push(bar(
+        format!("publishing {MANY} ranges, ms"),
+        publish,
+        20.0,
+        true,
+    ));
+    bars
+}
+
+fn print(runs: &[Run], rates: &[Rate], bars: &[Bar]) {
+    println!(
+        "\n{:<38} {:>8} {:>8} {:>7}  spread",
+        "frame", "floor ns", "ns", "ratio"
+    );
+    for run in runs {
+        let [low, high] = spread(&run.ratios());
+        println!(
+            "{:<38} {:>8.1} {:>8.1} {:>7.2}  {low:.2} to {high:.2}",
+            run.name,
+            median(&run.floors),
+            median(&run.ours),
+            run.ratio()
+        );
+    }
+    println!("\n{:<38} {:>10}  spread", "dropping strangers", "million/s");
+    for rate in rates {
+        let [low, high] = spread(&rate.per_second).map(|rate| rate / 1e6);
+        let rate_m = median(&rate.per_second) / 1e6;
+        println!("{:<38} {rate_m:>10.2}  {low:.2} to {high:.2}", rate.name);
+    }
+    println!("\n{:<54} {:>7} {:>9}", "bar", "value", "limit");
+    for bar in bars {
+        let (sign, met) = (
+            if bar.at_most { "≤" } else { "≥" },
+            if bar.met() { "met" } else { "NOT MET" },
+        );
+        println!(
+            "{:<54} {:>7.2} {sign} {:>7.2}  {met}",
+            bar.name, bar.value, bar.limit
+        );
+    }
+}
+
+/// The bars as a picture: the part of the limit that is used, green if it is met.
+fn svg(bars: &[Bar]) -> String {
+    let height = 30 * bars.len() + 20;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"13\">\n<line x1=\"700\" x2=\"700\" y1=\"0\" \
+         y2=\"{height}\" stroke=\"gray\"/>\n"
+    );
+    for (index, bar) in bars.iter().enumerate() {
+        let y = 30 * index + 10;
+        let part = if bar.at_most {
+            bar.value / bar.limit
+        } else {
+            bar.limit / bar.value
+        };
+        let width = (part.clamp(0.0, 1.5) * 300.0).max(1.0);
+        let colour = if bar.met() { "seagreen" } else { "firebrick" };
+        writeln!(
+            svg,
+            "<text x=\"10\" y=\"{}\">{}: {:.2} of {:.2}</text><rect x=\"400\" y=\"{y}\" \
+             width=\"{width:.0}\" height=\"20\" fill=\"{colour}\"/>",
+            y + 15,
+            bar.name,
+            bar.value,
+            bar.limit
+        )
+        .unwrap();
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn packets(sources: [&str; 2], port: u16) -> [Packet; 2] {
+    let [v4, v6] = Host::Origin.addresses();
+    [(sources[0], v4), (sources[1], v6)]
+        .map(|(source, origin)| Packet::tcp(source.parse().unwrap(), origin, port))
+}
+
+fn syns(sources: [&str; 2], port: u16) -> [Vec<u8>; 2] {
+    packets(sources, port).map(|packet| packet.build())
+}
+
+fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The tenth and the ninetieth percentile.
+fn spread(values: &[f64]) -> [f64; 2] {
+    [quantile(values, 0.1), quantile(values, 0.9)]
+}
+
+fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1) as f64;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index"
+    )]
+    let index = (last * part).round() as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+const STRANGER: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
+const EDGE: [&str; 2] = ["173.245.48.5", "2400:cb00::5"];
+const DROP: Verdict = Verdict::Drop(Reason::NotListed);
+const PASS: Verdict = Verdict::Pass(Reason::Listed);
+/// All but the first byte of a destination options header of eight.
+const PADDING: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
+const DESTINATIONS: &str = "destinations = [\"203.0.113.10\", \"2001:db8:10::10\"]";
+/// Ranges of the crowded table.
+const MANY: usize = 10_000;
+/// Frames of one test run: long against the clock's ticks.
+const REPEATS: u32 = 1 << 21;
+const ROUNDS: u32 = 11;
+const RATE_ROUNDS: u32 = 5;
+const PUBLISHES: u32 = 7;
+/// How long each flood is measured.
+const FLOOD: Duration = Duration::from_millis(700);

@@ -1,0 +1,538 @@
+//! Verifies how the filter is attached, changed, asked and put on trial.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{Xdp, XdpMode};
+use filter_ebpf::cases::Packet;
+use filter_ebpf::verdict::{Reason, Verdict};
+use serde_json::Value;
+use tests::daemon::{self, Pullgate};
+use tests::net::{Host, INTERFACE, ip};
+use tests::traffic::Objects;
+use tests::wire::Sender;
+use tests::{Lab, Plan, assert_matched, eventually, scenarios};
+
+#[test]
+fn a_reload_changes_settings_and_rules_without_detaching() {
+    let mut lab = Lab::start(&Plan::default());
+    let link = link_id(&lab, "native");
+    send(&lab, Host::Stranger, 443);
+    let before = eventually("the SYN is counted", || some(lab.frames(NOT_LISTED)));
+
+    lab.configure("ports = [\"cloudflare-tls\", \"http\"]\ndestinations = [\"203.0.113.10\"]");
+    let event = lab.reload();
+    send(&lab, Host::Stranger, 80);
+    let after = eventually("the SYN to 80 is counted", || {
+        Some(lab.frames(NOT_LISTED)).filter(|count| *count > before)
+    });
+
+    assert_eq!(event["level"], "INFO", "{event}");
+    assert_eq!(link_id(&lab, "native"), link, "the link is still the same");
+    assert_eq!(after, before + 1, "counters go on");
+    let explained = explain(&lab, &["2001:db8::7", "--to", "2001:db8:10::10"]);
+    assert_eq!(explained["reason"], "OtherDestination");
+    assert_eq!(
+        lab.filter()
+            .metric("pullgate_filter_reload_total{outcome=\"Reloaded\"}"),
+        1
+    );
+}
+
+#[test]
+fn a_bad_file_leaves_what_was_in_force_and_status_says_so() {
+    let mut lab = Lab::start(&Plan::default());
+
+    lab.configure("ports = [443, \"https\"]");
+    let event = lab.reload();
+    let status = lab.filter().status();
+
+    assert_eq!(event["level"], "ERROR");
+    assert!(
+        event["error"].to_string().contains("`filter.ports"),
+        "{event}"
+    );
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("the configuration was not reloaded"),
+        "{warnings}"
+    );
+    assert_eq!(
+        lab.filter()
+            .metric("pullgate_filter_reload_total{outcome=\"Failed\"}"),
+        1
+    );
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    lab.configure("interfaces = [\"wan0\", \"gone0\"]");
+    let event = lab.reload();
+    assert!(
+        event["error"]
+            .to_string()
+            .contains("`gone0` does not exist"),
+        "{event}"
+    );
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    lab.configure("");
+    assert_eq!(lab.reload()["level"], "INFO");
+    assert!(
+        !lab.filter().status()["warnings"]
+            .to_string()
+            .contains("not reloaded")
+    );
+}
+
+#[test]
+fn jumbo_frames_are_filtered_natively() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+    let namespace = lab.network.namespace(Host::Origin);
+    ip(&["-n", &namespace, "link", "set", INTERFACE, "mtu", "9000"]);
+
+    lab.configure("attach = \"native\"");
+    lab.start_filter();
+
+    assert_eq!(mode(&lab, INTERFACE), "native");
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    assert_matched(&scenarios::edge_is_served(&lab, "nginx"));
+}
+
+#[test]
+fn where_the_driver_refuses_the_kernels_words_are_told() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
+    lab.unload();
+
+    lab.configure("interfaces = [\"wan0\", \"br0\"]");
+    lab.start_filter();
+
+    assert_eq!(mode(&lab, "br0"), "generic");
+    assert_eq!(mode(&lab, INTERFACE), "native");
+    lab.filter().event(0, "the refusal is told", |event| {
+        let message = event["message"].to_string();
+        event["interface"] == "br0" && message.contains("does not support XDP in native mode")
+    });
+
+    lab.unload();
+    lab.configure("interfaces = [\"br0\"]\nattach = \"native\"");
+    let refused = lab.pullgate(&["run", "--only", "filter"]);
+    assert_eq!(refused.status.code(), Some(70));
+    assert!(
+        error(&refused).contains("cannot attach to `br0`"),
+        "{}",
+        error(&refused)
+    );
+    assert!(
+        !lab.network.path("bpf/pullgate").exists(),
+        "nothing is left behind"
+    );
+
+    lab.configure("interfaces = [\"lo\"]");
+    let refused = lab.pullgate(&["run", "--only", "filter"]);
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(error(&refused).contains("`lo` is not an Ethernet interface"));
+}
+
+#[test]
+fn a_foreign_program_is_named_and_can_be_lived_with() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+    let mut objects = Objects::load();
+    let foreign: &mut Xdp = objects.program("bare_pass");
+    lab.network.on(Host::Origin, || {
+        foreign.attach(INTERFACE, XdpMode::Driver).unwrap()
+    });
+
+    let refused = lab.pullgate(&["run", "--only", "filter"]);
+    assert_eq!(refused.status.code(), Some(70));
+    assert!(
+        error(&refused).contains("name bare_pass"),
+        "{}",
+        error(&refused)
+    );
+    assert!(error(&refused).contains("ip link set dev wan0 xdp off"));
+
+    lab.configure("coexist = \"tcx\"");
+    lab.start_filter();
+    assert_eq!(mode(&lab, INTERFACE), "tcx");
+    let warnings = lab.filter().status()["warnings"].to_string();
+    assert!(warnings.contains("filtered by TCX only"), "{warnings}");
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    assert_matched(&scenarios::the_rest_works_as_before(&lab));
+    assert_matched(&scenarios::edge_is_served(&lab, "nginx"));
+    assert_eq!(explain(&lab, &["198.51.100.7"])["verdict"], "drop");
+
+    // It is replaced through its link as well.
+    let link = link_id(&lab, "tcx");
+    assert_eq!(lab.reload()["level"], "INFO");
+    assert_eq!(link_id(&lab, "tcx"), link);
+}
+
+#[test]
+fn a_link_that_somebody_takes_away_is_put_back_and_counted() {
+    let lab = Lab::start(&Plan::default());
+    let mark = lab.filter().mark();
+
+    let detached = Command::new("bpftool")
+        .args(["link", "detach", "pinned"])
+        .arg(lab.pin("native-wan0"))
+        .output()
+        .unwrap();
+    assert!(detached.status.success(), "{}", error(&detached));
+    lab.filter().event(mark, "it is put back", |event| {
+        event["level"] == "WARN" && event["message"].to_string().contains("attached anew")
+    });
+
+    assert_eq!(
+        lab.filter()
+            .metric("pullgate_filter_reattached_total{iface=\"wan0\"}"),
+        1
+    );
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+}
+
+#[test]
+fn interfaces_with_a_default_route_are_found_as_they_come() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+    let none = lab.filter().status();
+    let mark = lab.filter().mark();
+    ip(&[
+        "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
+    ]);
+    lab.filter().event(mark, "it is attached", |event| {
+        event["interface"] == INTERFACE
+    });
+
+    assert_eq!(none["enforcing"], false);
+    assert!(
+        none["warnings"]
+            .to_string()
+            .contains("no interface has a default route")
+    );
+    assert_eq!(lab.filter().status()["enforcing"], true);
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    let mark = lab.filter().mark();
+    ip(&[
+        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
+    ]);
+    ip(&["-n", &namespace, "link", "set", "peer2", "up"]);
+    ip(&["-n", &namespace, "link", "set", "wan2", "up"]);
+    ip(&[
+        "-6", "-n", &namespace, "route", "add", "default", "dev", "wan2",
+    ]);
+    lab.filter()
+        .event(mark, "a second one is attached", |event| {
+            event["interface"] == "wan2"
+        });
+    assert_eq!(mode(&lab, "wan2"), "native");
+}
+
+#[test]
+fn pins_of_another_version_are_taken_over_through_their_links() {
+    let mut lab = Lab::start(&Plan::default());
+    let link = link_id(&lab, "native");
+    lab.filter.take().unwrap().kill();
+    let ours = lab.pin("");
+    let theirs = lab.network.path("bpf/pullgate/v1");
+    std::fs::rename(&ours, &theirs).unwrap();
+
+    lab.start_filter();
+
+    assert_eq!(link_id(&lab, "native"), link);
+    assert!(!theirs.exists());
+    lab.filter().event(0, "the take-over is told", |event| {
+        event["message"]
+            .to_string()
+            .contains("pins of another version removed")
+    });
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+}
+
+#[test]
+fn explain_asks_the_loaded_program_and_nothing_is_counted() {
+    let mut lab = Lab::start(&Plan {
+        ranges: "allow = [\"192.0.2.0/24\"]\ndeny = [\"173.245.48.9/32\"]",
+        ..Plan::default()
+    });
+    let namespace = lab.network.namespace(Host::Origin);
+    ip(&["-n", &namespace, "link", "set", INTERFACE, "down"]);
+    let before = frames(&lab);
+
+    let cases: [(&[&str], &str, &str, Value); 9] = [
+        (&["198.51.100.7"], "drop", "NotListed", Value::Null),
+        (
+            &["173.245.48.5"],
+            "pass",
+            "Listed",
+            "173.245.48.0/20".into(),
+        ),
+        (&["2400:cb00::5"], "pass", "Listed", "2400:cb00::/32".into()),
+        (&["192.0.2.7"], "pass", "Allowed", "192.0.2.0/24".into()),
+        (
+            &["173.245.48.9"],
+            "drop",
+            "Denied",
+            "173.245.48.9/32".into(),
+        ),
+        (
+            &["198.51.100.7", "--port", "80"],
+            "pass",
+            "OtherPort",
+            Value::Null,
+        ),
+        (
+            &["198.51.100.7", "--fragment"],
+            "drop",
+            "Fragment",
+            Value::Null,
+        ),
+        (
+            &["198.51.100.7", "--vlan", "7", "--vlan", "9"],
+            "drop",
+            "NotListed",
+            Value::Null,
+        ),
+        (&["198.51.100.7", "--udp"], "pass", "NotTcp", Value::Null),
+    ];
+    for (arguments, verdict, reason, range) in cases {
+        let explained = explain(&lab, arguments);
+
+        assert_eq!(explained["verdict"], verdict, "{arguments:?}: {explained}");
+        assert_eq!(explained["reason"], reason, "{arguments:?}: {explained}");
+        assert_eq!(
+            explained["rule"]["range"], range,
+            "{arguments:?}: {explained}"
+        );
+        assert_eq!(
+            explained["disagreement"],
+            Value::Null,
+            "{arguments:?}: {explained}"
+        );
+        assert_eq!(explained["interface"], INTERFACE);
+    }
+    assert_eq!(frames(&lab), before, "test runs are not counted");
+
+    lab.configure("ports = [80]");
+    let explained = explain(&lab, &["198.51.100.7"]);
+    assert!(
+        explained["disagreement"]
+            .to_string()
+            .contains("decides otherwise"),
+        "{explained}"
+    );
+    let text = lab.pullgate(&["explain", "173.245.48.5"]);
+    assert!(
+        String::from_utf8(text.stdout)
+            .unwrap()
+            .contains("whoever sends it")
+    );
+
+    let mixed = lab.pullgate(&["explain", "173.245.48.5", "--to", "2001:db8::1"]);
+    assert!(error(&mixed).contains("two address families"));
+    let unknown = lab.pullgate(&["explain", "173.245.48.5", "--iface", "eth7"]);
+    assert!(error(&unknown).contains("no filter is loaded on `eth7`"));
+}
+
+#[test]
+fn a_sample_of_drops_and_their_sources_is_seen() {
+    let lab = Lab::start(&Plan::default());
+    let stranger = Host::Stranger.addresses()[0].to_string();
+
+    // Credit is granted each second, so some of them are sampled.
+    let status = eventually("a drop is sampled", || {
+        send(&lab, Host::Stranger, 443);
+        let status = lab.filter().status();
+        let seen = !status["filter"]["drops"].as_array().unwrap().is_empty();
+        seen.then_some(status)
+    });
+
+    let drop = &status["filter"]["drops"][0];
+    assert_eq!(drop["source"], stranger.as_str());
+    assert_eq!(drop["port"], 443);
+    assert_eq!(drop["reason"], "NotListed");
+    assert_eq!(drop["iface"], INTERFACE);
+    assert_eq!(
+        status["filter"]["top_sources"][0]["source"],
+        stranger.as_str()
+    );
+    let shown = lab.pullgate(&["status"]).stdout;
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("top sources of drops"), "{shown}");
+    assert!(
+        shown.contains(&format!("{stranger} to port 443 on wan0")),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_trial_that_nobody_confirms_leaves_nothing() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+
+    let ended = lab.pullgate(&["run", "--only", "filter", "--confirm", "100ms"]);
+
+    assert_eq!(ended.status.code(), Some(75), "{}", error(&ended));
+    assert!(error(&ended).contains("not confirmed in time"));
+    assert!(!lab.network.path("bpf/pullgate").exists());
+    let nothing = lab.pullgate(&["confirm"]);
+    assert_eq!(nothing.status.code(), Some(70), "{}", error(&nothing));
+}
+
+#[test]
+fn a_trial_that_nobody_confirms_gives_the_link_back() {
+    let mut lab = Lab::start(&Plan {
+        filter: "mode = \"monitor\"",
+        ..Plan::default()
+    });
+    lab.filter.take().unwrap().kill();
+    let link = link_id(&lab, "native");
+
+    lab.configure("mode = \"enforce\"");
+    let trial = start_trial(&lab, "2s");
+    send(&lab, Host::Stranger, 443);
+    eventually("the trial drops", || some(lab.frames(NOT_LISTED)));
+    eventually("the trial is over", || {
+        (!trial.is_answering()).then_some(())
+    });
+
+    assert_eq!(link_id(&lab, "native"), link);
+    lab.configure("mode = \"monitor\"");
+    assert_eq!(
+        explain(&lab, &["198.51.100.7"])["disagreement"],
+        Value::Null
+    );
+}
+
+#[test]
+fn a_trial_that_is_confirmed_stays_and_one_that_is_killed_opens() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+
+    start_trial(&lab, "1h").kill();
+    assert!(
+        !lab.pin("native-wan0").exists(),
+        "what was not there before is gone"
+    );
+
+    let trial = start_trial(&lab, "1h");
+    assert!(!lab.pin("native-wan0").exists());
+    let confirmed = lab.pullgate(&["confirm"]);
+    assert!(confirmed.status.success(), "{}", error(&confirmed));
+    trial.kill();
+    assert!(lab.pin("native-wan0").exists());
+    lab.start_filter();
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+}
+
+#[test]
+fn the_operators_own_connection_is_not_cut_unless_he_says_so() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+    lab.configure("ports = [7443]");
+    let address = SocketAddr::new(Host::Origin.addresses()[0], 7443);
+    let listener = lab
+        .network
+        .on(Host::Origin, || TcpListener::bind(address).unwrap());
+    let client = lab
+        .network
+        .on(Host::Stranger, || TcpStream::connect(address).unwrap());
+    let (session, _) = listener.accept().unwrap();
+
+    // A shell that holds the connection, as one under sshd does; pullgate is its child.
+    let run = |more: &[&str]| {
+        let pullgate = daemon::binary();
+        let line = format!(
+            "{} --config {} run --only filter {}; exit $?",
+            pullgate.display(),
+            lab.config.display(),
+            more.join(" ")
+        );
+        let mut shell = lab.network.command(Host::Origin, "sh");
+        shell
+            .args(["-c", &line])
+            .stdin(std::os::fd::OwnedFd::from(session.try_clone().unwrap()));
+        shell.output().unwrap()
+    };
+    let refused = run(&[]);
+    let cut = run(&["--yes", "--confirm", "100ms"]);
+
+    assert_eq!(refused.status.code(), Some(78), "{}", error(&refused));
+    let peer = client.local_addr().unwrap();
+    assert!(
+        error(&refused).contains(&format!("your own connection from {peer} to port 7443")),
+        "{}",
+        error(&refused)
+    );
+    assert!(!lab.network.path("bpf/pullgate").exists());
+    assert_eq!(cut.status.code(), Some(75), "{}", error(&cut));
+    assert!(error(&cut).contains("your own connection will be cut"));
+}
+
+fn start_trial(lab: &Lab, time: &str) -> Pullgate {
+    Pullgate::start_with(
+        &lab.network,
+        &lab.config,
+        "filter",
+        &["--only", "filter", "--confirm", time],
+    )
+}
+
+fn send(lab: &Lab, host: Host, port: u16) {
+    let [source, origin] = [host.addresses()[0], Host::Origin.addresses()[0]];
+    let packet = Packet::tcp(source, origin, port).between(Host::Origin.mac(), host.mac());
+    Sender::open(&lab.network, host).send(&packet.build());
+}
+
+fn some(count: u64) -> Option<u64> {
+    Some(count).filter(|count| *count > 0)
+}
+
+fn mode(lab: &Lab, interface: &str) -> String {
+    let status = lab.filter().status();
+    let interfaces = status["filter"]["interfaces"].as_array().unwrap();
+    let found = interfaces
+        .iter()
+        .find(|status| status["name"] == interface)
+        .unwrap();
+    assert_eq!(found["filtered"], true);
+    found["mode"].as_str().unwrap().to_owned()
+}
+
+fn frames(lab: &Lab) -> Value {
+    let status = lab.filter().status();
+    let metrics = status["metrics"].as_object().unwrap();
+    let frames = metrics
+        .iter()
+        .filter(|(name, _)| name.contains("frames_total"));
+    frames
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+fn explain(lab: &Lab, arguments: &[&str]) -> Value {
+    let all = [&["explain", "--json"], arguments].concat();
+    let output = lab.pullgate(&all);
+    assert!(output.status.success(), "{}", error(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn link_id(lab: &Lab, rung: &str) -> u32 {
+    let pinned = PinnedLink::from_pin(lab.pin(&format!("{rung}-{INTERFACE}"))).unwrap();
+    FdLink::from(pinned).info().unwrap().id()
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);

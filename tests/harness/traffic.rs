@@ -1,0 +1,148 @@
+//! Traffic by the million: frames that the kernel itself sends, over a veth pair to the origin.
+//!
+//! A test run of an XDP program that answers `XDP_TX`, on live frames, is as fast as a network
+//! card: `BPF_F_TEST_XDP_LIVE_FRAMES`, net/bpf/test_run.c.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::net::{Host, Network};
+
+/// A sender that goes on until it is stopped or dropped.
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    sender: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    /// Begins to send frames, again and again, out of an interface of a host.
+    ///
+    /// The last two octets of an IPv4 source are others in every frame; checksums stay right.
+    #[must_use]
+    pub fn start(network: &Network, host: Host, interface: &str, frame: Vec<u8>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let namespace = network.namespace(host);
+        let interface = interface.to_owned();
+        let sender = std::thread::spawn(move || {
+            Network::enter(&namespace);
+            let mut objects = Objects::load();
+            let program = objects.program("transmit");
+            let context = context(&interface, frame.len());
+            // Bounded, should nobody stop it.
+            for _ in 0..BATCHES_MAX {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                send(program, &frame, &context, BATCH);
+                count.fetch_add(u64::from(BATCH), Ordering::Relaxed);
+            }
+        });
+        Self {
+            stop,
+            sent,
+            sender: Some(sender),
+        }
+    }
+
+    /// How many frames were sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Stops, and returns how many frames were sent.
+    #[must_use]
+    pub fn stop(mut self) -> u64 {
+        self.end();
+        self.sent()
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(sender) = self.sender.take() {
+            sender.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Sends that many frames from this thread's namespace, on this thread's CPU, and returns when the
+/// receiver has had them.
+pub fn send(program: &Xdp, frame: &[u8], context: &[u8], frames: u32) {
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        ctx_in: Some(context),
+        repeat: frames,
+        attrs: TestRunAttrs::new().xdp_live_frames(LIVE_BATCH),
+        ..TestRunOptions::new()
+    };
+    program.test_run(options).unwrap();
+}
+
+/// `struct xdp_md`, include/uapi/linux/bpf.h: a frame of that length, in by that interface of this
+/// thread's namespace.
+#[must_use]
+pub fn context(interface: &str, length: usize) -> Vec<u8> {
+    let index = if_nametoindex(interface).unwrap();
+    let words = [0, u32::try_from(length).unwrap(), 0, index, 0, 0];
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// Keeps this thread on one CPU.
+pub fn pin_to_cpu(cpu: usize) {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+}
+
+/// The programs that do nothing, and the one that sends.
+pub struct Objects {
+    ebpf: Ebpf,
+}
+
+impl Objects {
+    /// Loads all of them.
+    #[must_use]
+    pub fn load() -> Self {
+        let object = Path::new(env!("CARGO_MANIFEST_DIR")).join(FLOOR);
+        let object = fs::read(object).unwrap();
+        let mut ebpf = EbpfLoader::new().load(&object).unwrap();
+        for (_, program) in ebpf.programs_mut() {
+            let program: &mut Xdp = program.try_into().unwrap();
+            program.load().unwrap();
+        }
+        Self { ebpf }
+    }
+
+    /// One of them: `bare_drop`, `bare_pass` or `transmit`.
+    #[must_use]
+    pub fn program(&mut self, name: &str) -> &mut Xdp {
+        self.ebpf.program_mut(name).unwrap().try_into().unwrap()
+    }
+}
+
+/// Where `cargo xtask` puts `filter-ebpf`'s second object.
+const FLOOR: &str = "../target/bpf/bpfel-unknown-none/release/floor";
+/// Frames of one test run.
+const BATCH: u32 = 1 << 14;
+/// Frames that the kernel sends at once.
+const LIVE_BATCH: u32 = 64;
+/// Ten minutes and more.
+const BATCHES_MAX: u32 = 1 << 20;

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: what the filter costs, as ratios of one run.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use clap::{Args, Subcommand};
+
+use crate::build::with_object;
+use crate::exec::{as_root, exec, root};
+use crate::setup;
+
+/// What to measure.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The packet filter: time per packet, packets per second, time to publish.
+    Filter {
+        /// Write the numbers here as well as to `target/bench/filter.json`.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    setup::run()?;
+    exec(&mut with_object(&["build", "--workspace", "--release"])?)?;
+    let mut bench = as_root(Command::new(root().join("target/release/bench")));
+    match &options.what {
+        What::Filter { json } => {
+            bench.arg("filter");
+            if let Some(json) = json {
+                bench.arg("--json").arg(json);
+            }
+        }
+    }
+    exec(&mut bench)
+}
