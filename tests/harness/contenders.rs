@@ -8,6 +8,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::feed::IPS_V4;
 use crate::net::{DIRECT, Host, Network};
+use crate::traffic::park;
 
 /// A program of xdp-filter (Debian's xdp-tools) that denies by default.
 pub struct XdpFilter {
@@ -33,6 +34,7 @@ impl XdpFilter {
                 for (_, program) in ebpf.programs_mut() {
                     let program: &mut Xdp = program.try_into().unwrap();
                     program.load().unwrap();
+                    park(network, &name.replace("xdpfilt", "x"), program);
                 }
                 Self { name, ebpf }
             })
@@ -124,8 +126,8 @@ fn nft(family: &str, hook: &str, interface: &str, ranges: &[&str]) -> String {
     let elements = ranges.join(", ");
     format!(
         "nft 'table {family} bench {{ set edges {{ type ipv4_addr; flags interval; elements = {{ \
-         {elements} }} }} chain in {{ type filter {hook}; policy accept; {interface}tcp dport 443 \
-         ip saddr != @edges counter drop }} }}'"
+         {elements} }}; }}; chain in {{ type filter {hook}; policy accept; {interface}tcp dport \
+         443 ip saddr != @edges counter drop; }}; }}'"
     )
 }
 

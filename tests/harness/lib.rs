@@ -65,6 +65,15 @@ pub fn skip(test: &str, reason: &str) {
     file.write_all(line.as_bytes()).unwrap();
 }
 
+/// How often to do it: `cargo xtask test --long` has time for more.
+#[must_use]
+pub fn times(usual: u32, long: u32) -> u32 {
+    match std::env::var_os("PULLGATE_LONG") {
+        Some(_) => long,
+        None => usual,
+    }
+}
+
 /// Asserts that every row is as expected, and shows those that are not.
 pub fn assert_matched(rows: &[scenarios::Row]) {
     assert!(!rows.is_empty());

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::net::{Host, Network};
+use crate::net::{Host, Network, ip};
 
 /// A sender that goes on until it is stopped or dropped.
 pub struct Traffic {
@@ -105,6 +105,19 @@ pub fn context(interface: &str, length: usize) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
+/// Attaches a program to an interface of its own in the origin, where no frame comes by.
+///
+/// The kernel calls programs that are attached somewhere directly, and others through a retpoline;
+/// and a test run of the latter changes the kernel's text before and after. So programs whose times
+/// are to be compared must all be attached.
+pub fn park(network: &Network, name: &str, program: &mut Xdp) {
+    let namespace = network.namespace(Host::Origin);
+    ip(&["-n", &namespace, "link", "add", name, "type", "veth"]);
+    network.on(Host::Origin, || {
+        program.attach(name, XdpMode::Driver).unwrap()
+    });
+}
+
 /// Keeps this thread on one CPU.
 pub fn pin_to_cpu(cpu: usize) {
     let mut cpus = CpuSet::new();
@@ -140,9 +153,10 @@ impl Objects {
 
 /// Where `cargo xtask` puts `filter-ebpf`'s second object.
 const FLOOR: &str = "../target/bpf/bpfel-unknown-none/release/floor";
-/// Frames of one test run.
-const BATCH: u32 = 1 << 14;
+/// Frames of one test run. Each begins and ends with a change of the kernel's text that takes
+/// milliseconds (`bpf_prog_change_xdp`, kernel/bpf/dispatcher.c).
+const BATCH: u32 = 1 << 19;
 /// Frames that the kernel sends at once.
 const LIVE_BATCH: u32 = 64;
 /// Ten minutes and more.
-const BATCHES_MAX: u32 = 1 << 20;
+const BATCHES_MAX: u32 = 1 << 14;

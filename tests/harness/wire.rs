@@ -79,6 +79,18 @@ pub fn is_reset(frame: &[u8]) -> bool {
     tcp_flags(frame).is_some_and(|flags| flags & 0x04 != 0)
 }
 
+/// The destination port of a TCP segment in an untagged frame without options or extension headers.
+#[must_use]
+pub fn destination_port(frame: &[u8]) -> Option<u16> {
+    let segment = match frame.get(12..14)? {
+        [0x08, 0x00] => 14 + 20,
+        [0x86, 0xdd] => 14 + 40,
+        _ => return None,
+    };
+    let port = frame.get(segment + 2..)?.first_chunk()?;
+    Some(u16::from_be_bytes(*port))
+}
+
 /// The flags of a TCP segment in an untagged frame without options or extension headers.
 fn tcp_flags(frame: &[u8]) -> Option<u8> {
     let (protocol, flags) = match frame.get(12..14)? {

@@ -16,6 +16,9 @@ use crate::setup;
 pub(crate) struct Options {
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Repeat what is a matter of chance many times: takes half an hour.
+    #[arg(long)]
+    long: bool,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -29,9 +32,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut test = with_object(&["test", "--workspace"])?;
     test.args(options.filter.iter())
         .env("PULLGATE_SKIPS", &skips);
+    if options.long {
+        test.env("PULLGATE_LONG", "1");
+    }
     if !is_root() {
         // Compiled as the developer, run as root.
-        let runner = "sudo --preserve-env=PULLGATE_SKIPS";
+        let runner = "sudo --preserve-env=PULLGATE_SKIPS,PULLGATE_LONG";
         test.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
     }
     let tally = Tally::count(&mut test)?;

@@ -109,7 +109,11 @@ impl FilterRole {
             Ok(took) => {
                 let ranges = now.known.set().iter().count();
                 self.metrics.published(Some(took));
-                info!(ranges, took_us = took.as_micros(), "ranges published");
+                info!(
+                    ranges,
+                    took_ms = took.as_secs_f64() * 1e3,
+                    "ranges published"
+                );
                 true
             }
             Err(error) => {

@@ -26,6 +26,8 @@ pub(super) struct Publisher {
     v4: Nodes,
     v6: Nodes,
     deep: LpmTrie<MapData, [u8; DEEP_KEY], u8>,
+    /// What was read back from each generation when it was written last.
+    held: [Option<Table>; GENERATIONS as usize],
 }
 
 impl Publisher {
@@ -36,6 +38,7 @@ impl Publisher {
             v4: Nodes::new(ebpf, RANGES_V4)?,
             v6: Nodes::new(ebpf, RANGES_V6)?,
             deep: LpmTrie::try_from(deep).map_err(map_error(DEEP_V6))?,
+            held: [None, None],
         })
     }
 
@@ -51,6 +54,8 @@ impl Publisher {
 
     /// Writes `table` into the inactive generation, reads it back, verifies it, and flips.
     ///
+    /// What is there already is not written again, but it is read and verified like the rest.
+    ///
     /// Returns how long it took until packets were judged by it.
     pub(super) fn publish(
         &mut self,
@@ -61,9 +66,18 @@ impl Publisher {
         let active = self.active()?;
         let next = u32::from(active & 1 == 0);
 
-        self.v4.write(next, table.tree_v4())?;
-        self.v6.write(next, table.tree_v6())?;
-        self.write_deep(next, table)?;
+        let held = self
+            .held
+            .get_mut(usize::from(active & 1 == 0))
+            .and_then(Option::take);
+        let held = held.as_ref();
+        self.v4
+            .write(next, table.tree_v4(), held.map(Table::tree_v4))?;
+        self.v6
+            .write(next, table.tree_v6(), held.map(Table::tree_v6))?;
+        if held.map(Table::deep_v6) != Some(table.deep_v6()) {
+            self.write_deep(next, table)?;
+        }
         let written = Table::from_parts(
             self.v4.read(next, table.tree_v4().nodes().len())?,
             self.v6.read(next, table.tree_v6().nodes().len())?,
@@ -76,6 +90,9 @@ impl Publisher {
         let flipped = self.active.set(0, u64::from(next), 0);
         flipped.map_err(map_error(ACTIVE))?;
         let took = begun.elapsed();
+        if let Some(held) = self.held.get_mut(usize::from(active & 1 == 0)) {
+            *held = Some(written);
+        }
         // The generation that was in use is the next one to be written.
         wait_for_readers();
         Ok(took)
@@ -152,8 +169,12 @@ impl Nodes {
         tree.nodes().len() * GENERATIONS as usize <= self.map.len() as usize
     }
 
-    fn write(&mut self, generation: u32, tree: &Tree) -> Result<(), XdpError> {
+    fn write(&mut self, generation: u32, tree: &Tree, held: Option<&Tree>) -> Result<(), XdpError> {
+        let held = held.map_or(&[][..], Tree::nodes);
         for (number, node) in (0..).zip(tree.nodes()) {
+            if held.get(usize::from(number)) == Some(node) {
+                continue;
+            }
             let index = node_index(number, generation);
             self.map.set(index, node, 0).map_err(map_error(self.name))?;
         }
