@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod check;
 mod exec;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -29,6 +30,8 @@ enum Command {
     Bench(bench::Options),
     /// Build `pullgate` with its XDP program inside.
     Build(build::Options),
+    /// Let a fuzzer look for an input that a target fails on.
+    Fuzz(fuzz::Options),
     /// Start the lab: a protected origin, an edge and a stranger in network namespaces.
     Run(run::Options),
     /// Run every test: on the host, in the kernel, and in network namespaces.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Build(options) => build::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => check::run(),

@@ -45,19 +45,24 @@ fn toolchain() -> anyhow::Result<()> {
 
 /// The linker for the BPF target, with the LLVM of the pinned toolchain.
 fn bpf_linker() -> anyhow::Result<()> {
+    let features = ["--no-default-features", "--features", "rust-llvm-22"];
+    tool("bpf-linker", BPF_LINKER, &features)
+}
+
+/// The driver of libFuzzer, which only `cargo xtask fuzz` needs.
+pub(crate) fn cargo_fuzz() -> anyhow::Result<()> {
+    tool("cargo-fuzz", CARGO_FUZZ, &[])
+}
+
+/// Installs a tool under `target/tools`, unless that version is there already.
+fn tool(name: &str, version: &str, features: &[&str]) -> anyhow::Result<()> {
     let tools = root().join("target/tools");
     let installed = fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();
-    if installed.contains(&format!("\"bpf-linker {BPF_LINKER} ")) {
+    if installed.contains(&format!("\"{name} {version} ")) {
         return Ok(());
     }
-    let mut install = cargo(&["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
-    install.args([
-        "--no-default-features",
-        "--features",
-        "rust-llvm-22",
-        "--root",
-    ]);
-    exec(install.arg(tools))
+    let mut install = cargo(&["install", name, "--version", version, "--locked"]);
+    exec(install.args(features).arg("--root").arg(tools))
 }
 
 fn packages() -> anyhow::Result<()> {
@@ -119,6 +124,7 @@ fn missing() -> Vec<&'static str> {
 
 /// The newest that builds with the LLVM inside the pinned toolchain.
 const BPF_LINKER: &str = "0.10.4";
+const CARGO_FUZZ: &str = "0.13.2";
 /// What the lab, the tests and the benchmarks run.
 const PACKAGES: [&str; 14] = [
     "apache2",
