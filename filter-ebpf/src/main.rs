@@ -17,12 +17,12 @@ fn main() -> std::process::ExitCode {
 mod program {
     use core::net::{IpAddr, Ipv6Addr};
 
-    use aya_ebpf::Global;
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
     use aya_ebpf::btf_maps::lpm_trie::Key;
     use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
     use aya_ebpf::macros::{btf_map, classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
+    use aya_ebpf::{EbpfContext, Global};
     use filter_ebpf::abi::{
         self, DEEP_ENTRIES, DEEP_KEY, DEEP_KEY_BITS, DESTINATIONS_MAX, EVENT, EVENTS_BYTES,
         GENERATIONS, NODES, PORT_BITMAP, SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS,
@@ -85,7 +85,9 @@ mod program {
         }
         // SAFETY: the context is the kernel's, and valid while the program runs.
         let interface = || unsafe { (*ctx.skb.skb).ifindex };
-        match judge(&Packet::new(ctx.data(), ctx.data_end()), interface) {
+        let (fate, slot) = judge(&Packet::new(ctx.data(), ctx.data_end()), interface);
+        log(&ctx, slot);
+        match fate {
             Fate::Drop => TC_ACT_SHOT,
             Fate::Pass => TC_ACT_UNSPEC,
         }
@@ -95,10 +97,20 @@ mod program {
     fn xdp_action(ctx: &XdpContext) -> u32 {
         // SAFETY: the context is the kernel's, and valid while the program runs.
         let interface = || unsafe { (*ctx.ctx).ingress_ifindex };
-        match judge(&Packet::new(ctx.data(), ctx.data_end()), interface) {
+        let (fate, slot) = judge(&Packet::new(ctx.data(), ctx.data_end()), interface);
+        log(ctx, slot);
+        match fate {
             Fate::Drop => xdp_action::XDP_DROP,
             Fate::Pass => xdp_action::XDP_PASS,
         }
+    }
+
+    /// Tells of every frame, in builds for debugging.
+    #[inline(always)]
+    #[cfg_attr(not(feature = "log"), expect(unused_variables))]
+    fn log(ctx: &impl EbpfContext, slot: u32) {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!(ctx, "a frame is counted in slot {}", slot);
     }
 
     /// What happens to the packet, in whatever words the hook has for it.
@@ -108,7 +120,7 @@ mod program {
     }
 
     #[inline(always)]
-    fn judge(packet: &Packet, interface: impl FnOnce() -> u32) -> Fate {
+    fn judge(packet: &Packet, interface: impl FnOnce() -> u32) -> (Fate, u32) {
         let judgement = decide(packet, &Loaded, &Published);
 
         let index = judgement.counter_index(|| has(SETTING_MONITOR));
@@ -116,7 +128,7 @@ mod program {
             // SAFETY: the slot is this CPU's own, and the hook does not interrupt itself.
             unsafe { *counter += 1 };
         }
-        match judgement.verdict {
+        let fate = match judgement.verdict {
             Verdict::Pass(_) => Fate::Pass,
             Verdict::Drop(_) => {
                 sample(packet, index, interface);
@@ -126,7 +138,8 @@ mod program {
                     Fate::Drop
                 }
             }
-        }
+        };
+        (fate, index)
     }
 
     /// Reports a drop, as long as user space grants credit for it.

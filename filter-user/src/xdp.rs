@@ -224,6 +224,9 @@ impl Filter {
     ///
     /// Returns the error of the map.
     pub fn drops(&mut self) -> Result<Vec<Drop>, XdpError> {
+        for program in self.force.programs.values_mut() {
+            program.pass_log_on();
+        }
         self.force.events.take()
     }
 

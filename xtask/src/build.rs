@@ -16,11 +16,19 @@ pub(crate) struct Options {
     /// With optimisation, for a host to protect.
     #[arg(long)]
     release: bool,
+    /// With a log line for every frame, to debug the XDP program; never for a host to protect.
+    #[arg(long)]
+    log: bool,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
-    let mut build = with_object(&["build", "--package", "filter-user"])?;
+    let features: &[&str] = if options.log {
+        &["--features", "log"]
+    } else {
+        &[]
+    };
+    let mut build = with_object_of(features, &["build", "--package", "filter-user"])?;
     if options.release {
         build.arg("--release");
     }
@@ -29,15 +37,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// A cargo command in whose environment the XDP object is named, which is built first.
 pub(crate) fn with_object(arguments: &[&str]) -> anyhow::Result<Command> {
-    let object = object()?;
+    with_object_of(&[], arguments)
+}
+
+fn with_object_of(features: &[&str], arguments: &[&str]) -> anyhow::Result<Command> {
+    let object = object(features)?;
     let mut command = cargo(arguments);
     command.env("PULLGATE_XDP_OBJECT", object);
     Ok(command)
 }
 
 /// Compiles the XDP program and returns the object's path.
-fn object() -> anyhow::Result<PathBuf> {
-    exec(&mut bpf_cargo(&["build", "--bins"])?)?;
+fn object(features: &[&str]) -> anyhow::Result<PathBuf> {
+    exec(bpf_cargo(&["build", "--bins"])?.args(features))?;
     Ok(root()
         .join("target/bpf")
         .join(TARGET)

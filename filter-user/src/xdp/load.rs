@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, MapData, MapError, MapInfo, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use filter_ebpf::abi;
 use filter_ebpf::verdict::{COUNTERS, Counted};
 use rustix::io::Errno;
@@ -51,6 +52,8 @@ pub(super) struct Program {
     variant: &'static str,
     counters: PerCpuArray<MapData, u64>,
     explained: Array<MapData, u64>,
+    /// What the program logs, in builds for debugging.
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
 impl Program {
@@ -90,12 +93,24 @@ impl Program {
         let explained = take_map(&mut ebpf, abi::EXPLAINED)?;
         let explained = Array::try_from(explained).map_err(map_error(abi::EXPLAINED))?;
         let variant = load_xdp(&mut ebpf)?;
+        let log = EbpfLogger::init(&mut ebpf).ok();
+        if log.is_some() {
+            warn!("the XDP program logs every frame: a build for debugging, which costs much");
+        }
         Ok(Self {
             ebpf,
+            log,
             variant,
             counters,
             explained,
         })
+    }
+
+    /// Passes on what the program has logged since the last time.
+    pub(super) fn pass_log_on(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
     }
 
     /// The loaded XDP program.
