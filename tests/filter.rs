@@ -426,6 +426,18 @@ fn a_trial_that_is_confirmed_stays_and_one_that_is_killed_opens() {
 
     let trial = start_trial(&lab, "1h");
     assert!(!lab.pin("native-wan0").exists());
+    let unloaded = lab.pullgate(&["unload"]).stdout;
+    assert!(
+        String::from_utf8(unloaded)
+            .unwrap()
+            .contains("a filter is on trial")
+    );
+    trial.signal(nix::sys::signal::Signal::SIGHUP);
+    trial.event(0, "a reload has to wait", |event| {
+        event["error"]
+            .to_string()
+            .contains("the filter is on trial")
+    });
     let confirmed = lab.pullgate(&["confirm"]);
     assert!(confirmed.status.success(), "{}", error(&confirmed));
     trial.kill();

@@ -1,6 +1,12 @@
 //! Verifies that the loaded program comes to the verdicts of the table, by test runs in the
 //! kernel. The same table is asked of `decide` on the host, in `filter-ebpf`'s own tests.
 
+
+use std::path::Path;
+
+use aya::EbpfLoader;
+use aya::programs::{SchedClassifier, Xdp};
+use filter_ebpf::abi;
 use filter_ebpf::cases::{Table, cases};
 use filter_ebpf::verdict::{Reason, Verdict};
 use tests::lab::{CASE_RULES, XDP_DROP, XDP_PASS, judge};
@@ -17,6 +23,23 @@ fn the_loaded_program_agrees_with_the_table_of_special_settings() {
         destinations = [\"203.0.113.10\", \"2001:db8:10::10\"]";
 
     agrees(Table::Special, settings);
+}
+
+#[test]
+fn every_variant_passes_the_verifier() {
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join(OBJECT);
+    let mut ebpf = EbpfLoader::new().load_file(object).unwrap();
+
+    // On this kernel the daemon loads the first, and the others only if it has to.
+    for name in [abi::PROGRAM, abi::PROGRAM_LINEAR] {
+        let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        assert_eq!(judge(program, &[0; 64]), XDP_PASS, "{name}: not IP");
+        assert_eq!(judge(program, &[8; 14]), XDP_PASS, "{name}: not IP");
+    }
+    let name = abi::PROGRAM_TCX;
+    let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+    program.load().unwrap();
 }
 
 fn agrees(table: Table, settings: &'static str) {
@@ -48,3 +71,6 @@ fn agrees(table: Table, settings: &'static str) {
         );
     }
 }
+
+/// Where `cargo xtask` puts the object.
+const OBJECT: &str = "../target/bpf/bpfel-unknown-none/release/filter";

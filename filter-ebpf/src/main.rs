@@ -107,7 +107,10 @@ mod program {
 
     /// Tells of every frame, in builds for debugging.
     #[inline(always)]
-    #[cfg_attr(not(feature = "log"), expect(unused_variables))]
+    #[cfg_attr(
+        not(feature = "log"),
+        expect(unused_variables, reason = "only builds for debugging say anything")
+    )]
     fn log(ctx: &impl EbpfContext, slot: u32) {
         #[cfg(feature = "log")]
         aya_log_ebpf::debug!(ctx, "a frame is counted in slot {}", slot);

@@ -101,6 +101,14 @@ pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
     outcome
 }
 
+/// Whether a filter is in force on trial, of which no pin tells.
+#[must_use]
+pub fn is_on_trial(config: &Config) -> bool {
+    let status = ask(&socket(config, Role::Filter)).ok();
+    let filter = status.and_then(|status| status.filter);
+    filter.is_some_and(|filter| filter.on_trial)
+}
+
 /// Confirms a filter that is on trial, and returns when it is.
 ///
 /// # Errors

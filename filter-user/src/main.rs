@@ -78,6 +78,9 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn unload(config: &Config) -> anyhow::Result<()> {
+    if daemon::is_on_trial(config) {
+        return say("a filter is on trial: stop the role, or wait, and it is gone by itself");
+    }
     let removed = xdp::unload(&config.paths.bpf)?;
     if removed.is_empty() {
         return say("nothing was loaded");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
@@ -242,12 +243,25 @@ impl Watch {
         Ok(Self { socket })
     }
 
-    /// Returns after a change; a loss of messages (ENOBUFS) is one as well.
+    /// Returns after a change, or after several that come close together.
     ///
     /// # Errors
     ///
     /// Returns an error of the socket.
     pub async fn changed(&mut self) -> io::Result<()> {
+        self.told().await?;
+        // Bounded: on some hosts it never stops.
+        for _ in 0..MESSAGES_MAX {
+            match tokio::time::timeout(PAUSE, self.told()).await {
+                Ok(told) => told?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one message; a loss of messages (ENOBUFS) tells of a change as well.
+    async fn told(&mut self) -> io::Result<()> {
         let mut message = Vec::with_capacity(BUFFER);
         match self.socket.recv(&mut message).await {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => Ok(()),
@@ -335,6 +349,9 @@ const XDP_FLAGS_REPLACE: u32 = 1 << 4;
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
+/// Changes that are taken together, and the pause that ends them.
+const MESSAGES_MAX: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(20);
 /// Messages are not read, only taken away.
 const BUFFER: usize = 1 << 13;
 

@@ -44,6 +44,8 @@ pub struct Filter {
     force: Force,
     /// Pins that wait for the end of the trial.
     trial: Option<Staging>,
+    /// Interfaces with a default route whose frames cannot be judged, as of the last look.
+    unfit: Vec<String>,
 }
 
 /// What is in force: programs that judge by the same maps.
@@ -86,6 +88,7 @@ impl Filter {
             settings: settings.clone(),
             force,
             trial: Some(staging),
+            unfit: Vec::new(),
         };
         if stay == Stay::Pinned {
             filter.confirm()?;
@@ -137,6 +140,9 @@ impl Filter {
         rules: &Rules<'_>,
         table: &Table,
     ) -> Result<(), XdpError> {
+        if self.is_on_trial() {
+            return Err(XdpError::OnTrial);
+        }
         let staging = self.pins.stage()?;
         self.force = Force::load(settings, &self.pins, &staging, rules, table)?;
         self.settings = settings.clone();
@@ -153,6 +159,7 @@ impl Filter {
     pub fn tend(&mut self) -> Result<Tended, XdpError> {
         let all = netlink::interfaces().map_err(XdpError::Netlink)?;
         let wanted = interfaces::wanted(&self.settings)?;
+        self.unfit = wanted.unfit;
         let mut tended = Tended {
             missing: wanted.missing,
             ..Tended::default()
@@ -265,6 +272,12 @@ impl Filter {
             |name: &&String| self.force.attached.iter().any(|a| a.interface == **name);
         let names = names.iter().map(|name| &name.value);
         names.filter(|name| !is_attached(name)).cloned().collect()
+    }
+
+    /// Interfaces that lead to the internet and cannot be filtered: tunnels.
+    #[must_use]
+    pub fn unfit(&self) -> &[String] {
+        &self.unfit
     }
 
     /// How many frames were judged so far, by interface.

@@ -12,9 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use super::error::{LoadError, StartError};
+use super::lockout::{self, OwnConnection};
 use super::rules::{compile, usable};
 use super::tasks::Tasks;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Mode};
 use crate::netlink;
 use crate::report::chain;
 use crate::snapshot::InForce;
@@ -133,7 +134,12 @@ impl FilterRole {
         };
         let outcome = compile(config, published).and_then(|table| {
             let rules = config.ranges.rules(published.known.set());
-            Ok(lock(&self.filter).reload(settings, &rules, &table)?)
+            let mut filter = lock(&self.filter);
+            if filter.settings().mode == Mode::Monitor {
+                // Nobody is there to ask, but the log shall tell whose connections end.
+                lockout::check(settings, &table, OwnConnection::Cut)?;
+            }
+            Ok(filter.reload(settings, &rules, &table)?)
         });
         let mut account = lock(&self.account);
         match outcome {

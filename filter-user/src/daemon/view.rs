@@ -155,6 +155,12 @@ impl View {
             ));
             self.metrics.attached(name, "none", false);
         }
+        for name in filter.unfit() {
+            warnings.push(format!(
+                "`{name}` has a default route, but is no Ethernet interface: not filtered"
+            ));
+            enforcing = false;
+        }
         if interfaces.is_empty() && missing.is_empty() {
             warnings.push("no interface has a default route, so none is filtered".to_owned());
         }

@@ -134,6 +134,11 @@ pub enum XdpError {
         /// Its number and name in parentheses, as far as they are known.
         program: String,
     },
+    /// What is in force is on trial.
+    #[error(
+        "the filter is on trial; `pullgate confirm` lets it stay, and other changes go on then"
+    )]
+    OnTrial,
     /// The kernel has no BPF links for XDP (before 5.9).
     #[error("the kernel cannot link XDP programs; Linux 5.9 or later is needed")]
     NoLinks,
@@ -179,6 +184,7 @@ impl XdpError {
             | Self::Attach { .. }
             | Self::Occupied { .. }
             | Self::NoLinks
+            | Self::OnTrial
             | Self::NotLoaded { .. }
             | Self::TestRun(_)
             | Self::Frame { .. } => EX_SOFTWARE,

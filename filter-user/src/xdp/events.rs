@@ -92,7 +92,7 @@ impl Drop {
 /// The sources of most drops, approximately and in bounded memory.
 ///
 /// Space-Saving (Metwally, Agrawal and El Abbadi, 2005): whoever holds more than a
-/// [`TOP_SOURCES`]th of the weight is in it, and no count is too low. IPv6 sources count by their
+/// 256th of the weight is in it, and no count is too low. IPv6 sources count by their
 /// /64, as a host may have any address of it.
 #[derive(Debug, Default)]
 pub struct TopSources {

@@ -14,6 +14,8 @@ pub(super) struct Wanted {
     pub(super) present: Vec<Interface>,
     /// Named by the configuration, but not there.
     pub(super) missing: Vec<String>,
+    /// With a default route, but not Ethernet.
+    pub(super) unfit: Vec<String>,
 }
 
 /// Looks for the interfaces that `settings` are for.
@@ -22,14 +24,20 @@ pub(super) fn wanted(settings: &config::Filter) -> Result<Wanted, XdpError> {
     let mut wanted = Wanted {
         present: Vec::new(),
         missing: Vec::new(),
+        unfit: Vec::new(),
     };
     match &settings.interfaces {
         Interfaces::Auto => {
             let routes = netlink::default_routes().map_err(XdpError::Netlink)?;
             let leads_out = |interface: &Interface| routes.contains(&interface.index);
-            wanted.present = all.into_iter().filter(leads_out).collect();
-            // A tunnel has no frames to judge; what carries it has.
-            wanted.present.retain(|interface| interface.is_ethernet);
+            for interface in all.into_iter().filter(leads_out) {
+                // A tunnel has no frames to judge; what carries it has.
+                if interface.is_ethernet {
+                    wanted.present.push(interface);
+                } else {
+                    wanted.unfit.push(interface.name);
+                }
+            }
         }
         Interfaces::Named(names) => {
             for name in names {
