@@ -241,6 +241,8 @@ fn interfaces_with_a_default_route_are_found_as_they_come() {
 fn pins_of_another_version_are_taken_over_through_their_links() {
     let mut lab = Lab::start(&Plan::default());
     let link = link_id(&lab, "native");
+    send(&lab, Host::Stranger, 443);
+    let counted = eventually("the SYN is counted", || some(lab.frames(NOT_LISTED)));
     lab.filter.take().unwrap().kill();
     let ours = lab.pin("");
     let theirs = lab.network.path("bpf/pullgate/v1");
@@ -249,6 +251,11 @@ fn pins_of_another_version_are_taken_over_through_their_links() {
     lab.start_filter();
 
     assert_eq!(link_id(&lab, "native"), link);
+    assert_eq!(
+        lab.frames(NOT_LISTED),
+        counted,
+        "counters of the same shape go on"
+    );
     assert!(!theirs.exists());
     lab.filter().event(0, "the take-over is told", |event| {
         event["message"]
@@ -385,7 +392,8 @@ fn a_trial_that_nobody_confirms_leaves_nothing() {
     assert!(error(&ended).contains("not confirmed in time"));
     assert!(!lab.network.path("bpf/pullgate").exists());
     let nothing = lab.pullgate(&["confirm"]);
-    assert_eq!(nothing.status.code(), Some(70), "{}", error(&nothing));
+    assert_eq!(nothing.status.code(), Some(64), "{}", error(&nothing));
+    assert!(error(&nothing).contains("no filter is on trial"));
 }
 
 #[test]

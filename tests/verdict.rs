@@ -1,7 +1,6 @@
 //! Verifies that the loaded program comes to the verdicts of the table, by test runs in the
 //! kernel. The same table is asked of `decide` on the host, in `filter-ebpf`'s own tests.
 
-
 use std::path::Path;
 
 use aya::EbpfLoader;

@@ -78,10 +78,11 @@ mod program {
     /// For interfaces whose XDP hook is somebody else's.
     #[classifier]
     pub(crate) fn pullgate_tcx(ctx: TcContext) -> i32 {
-        // The stack has pulled in what it parsed itself, which may be less than we look at.
-        if ctx.data_end() - ctx.data() < PULLED as usize {
-            // Fails for a packet that is shorter, of which everything is there then.
-            ctx.pull_data(PULLED).ok();
+        // Drivers leave as much as they like in further buffers.
+        let wanted = ctx.len().min(PULLED);
+        if ctx.data_end() - ctx.data() < wanted as usize {
+            // If it fails there is less to look at, which is no way around us.
+            ctx.pull_data(wanted).ok();
         }
         // SAFETY: the context is the kernel's, and valid while the program runs.
         let interface = || unsafe { (*ctx.skb.skb).ifindex };

@@ -13,7 +13,7 @@ mod rules;
 mod tasks;
 mod view;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,7 +120,21 @@ pub fn confirm(config: &Config) -> Result<(), StartError> {
         path: path.clone(),
         source,
     };
-    let is_on_trial = || -> io::Result<bool> { Ok(ask(&path)?.filter.is_some_and(|f| f.on_trial)) };
+    let is_on_trial = || -> io::Result<bool> {
+        match ask(&path) {
+            Ok(status) => Ok(status.filter.is_some_and(|filter| filter.on_trial)),
+            // The role does not run.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    };
     if !is_on_trial().map_err(failed)? {
         return Err(StartError::NothingOnTrial);
     }
@@ -169,7 +183,7 @@ pub fn status(config: &Config) -> Report {
 /// Why a role has no status, and what that means.
 fn absent(config: &Config, role: Role, error: &io::Error) -> String {
     let label = role.label();
-    if error.kind() == io::ErrorKind::PermissionDenied {
+    if error.kind() == ErrorKind::PermissionDenied {
         return format!("{label}: its socket may not be opened by this user; try as root");
     }
     let mut text = format!("{label}: not running ({error})");

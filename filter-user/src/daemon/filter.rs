@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use filter_ebpf::verdict::Counted;
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
@@ -65,7 +66,7 @@ impl FilterRole {
         let mut watch = Some(watch);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut was_well = true;
+        let mut tending = Tending::default();
         loop {
             tokio::select! {
                 changed = in_force.changed() => {
@@ -74,7 +75,7 @@ impl FilterRole {
                     }
                     let now = in_force.borrow_and_update().clone();
                     if *now.known.set() != *published.known.set()
-                        && self.publish(&config.borrow(), &now)
+                        && block_in_place(|| self.publish(&config.borrow(), &now))
                     {
                         published = now;
                     }
@@ -84,17 +85,19 @@ impl FilterRole {
                         return;
                     }
                     let config = Arc::clone(&config.borrow_and_update());
-                    self.reload(&config, &published);
+                    block_in_place(|| self.reload(&config, &published));
                 }
                 changed = changed(&mut watch) => {
                     if let Err(error) = changed {
                         warn!(%error, "network changes are not told any more, only looked for");
                         watch = None;
                     }
-                    was_well = self.tend(was_well);
+                    self.tend(&mut tending);
                 }
                 _ = tick.tick() => {
-                    was_well = self.tend(was_well);
+                    if tending.is_time() {
+                        self.tend(&mut tending);
+                    }
                     self.look();
                 }
             }
@@ -162,42 +165,49 @@ impl FilterRole {
         lock(&self.account).reload_error = Some(chain(error));
     }
 
-    /// Returns whether all is well; says so once when it is not.
-    fn tend(&self, was_well: bool) -> bool {
+    /// Looks after the links; says once what is wrong, and tries seldom what keeps failing.
+    fn tend(&self, tending: &mut Tending) {
         let tended = match lock(&self.filter).tend() {
             Ok(tended) => tended,
             Err(error) => {
-                if was_well {
+                if tending.fails() {
                     error!(error = %chain(&error), "the filter cannot be looked after");
                 }
-                return false;
+                return;
             }
         };
         for interface in &tended.attached_anew {
             self.metrics.reattached(interface);
             warn!(interface, "was not filtered, and is again: attached anew");
         }
-        if was_well {
-            let Tended {
-                failed,
-                missing,
-                unloaded,
-                ..
-            } = &tended;
-            for (interface, error) in failed {
-                error!(interface, error = %chain(error), "the interface is not filtered");
-            }
-            for interface in missing {
-                error!(
-                    interface,
-                    "the interface is gone, and will be filtered if it returns"
-                );
-            }
-            if *unloaded {
-                error!("the filter was unloaded, nothing is filtered until this role is restarted");
-            }
+        if tended.is_well() {
+            tending.succeeds();
+            return;
         }
-        tended.is_well()
+        let Tended {
+            failed,
+            missing,
+            unloaded,
+            ..
+        } = &tended;
+        if !failed.is_empty() {
+            tending.try_seldom();
+        }
+        if !tending.fails() {
+            return;
+        }
+        for (interface, error) in failed {
+            error!(interface, error = %chain(error), "the interface is not filtered");
+        }
+        for interface in missing {
+            error!(
+                interface,
+                "the interface is gone, and will be filtered if it returns"
+            );
+        }
+        if *unloaded {
+            error!("the filter was unloaded, nothing is filtered until this role is restarted");
+        }
     }
 
     /// Brings the account up to date.
@@ -253,6 +263,40 @@ impl FilterRole {
             Err(error) => error!(error = %chain(&error), "what was before is not restored"),
         }
         true
+    }
+}
+
+/// How it goes with looking after the links.
+#[derive(Default)]
+struct Tending {
+    /// Times in a row that something was wrong.
+    failures: u32,
+    /// Ticks until the next attempt.
+    pause: u32,
+}
+
+impl Tending {
+    /// Whether this tick is one to look at the links.
+    fn is_time(&mut self) -> bool {
+        let is_time = self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
+        is_time
+    }
+
+    fn succeeds(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Returns whether it is the first time in a row, which is the one to tell of.
+    fn fails(&mut self) -> bool {
+        let is_first = self.failures == 0;
+        self.failures += 1;
+        is_first
+    }
+
+    /// Waits the longer, the more often it has failed.
+    fn try_seldom(&mut self) {
+        self.pause = self.failures.min(PAUSE_MAX);
     }
 }
 
@@ -344,6 +388,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// Ticks between two attempts of what keeps failing; a change of the network ends the pause.
+const PAUSE_MAX: u32 = 30;
 /// How often the filter is looked after, beside when the network changes.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks that rates are taken over.

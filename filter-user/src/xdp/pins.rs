@@ -56,18 +56,21 @@ impl Pins {
         }
     }
 
-    /// Takes over the links of other versions of pullgate, so that their programs can be replaced
-    /// through them. Maps of theirs are of no use: every load fills maps of its own.
+    /// Takes over what other versions of pullgate have pinned for interfaces: the links, so that
+    /// their programs can be replaced through them, these programs, to which a trial may have to go
+    /// back, and their counters. Maps that interfaces share are of no use: every load fills its own.
     pub(super) fn adopt_other_versions(&self) -> Result<(), XdpError> {
         for version in self.other_versions()? {
-            for link in list(&version)?.iter().filter(|pin| is_link(pin)) {
-                let name = link.file_name().unwrap_or_default();
-                let ours = self.directory.join(name);
-                if ours.exists() {
+            for pin in list(&version)? {
+                let name = pin.file_name().and_then(|name| name.to_str());
+                let Some(name) = name.filter(|name| name.contains('-')) else {
                     continue;
+                };
+                let ours = self.directory.join(name);
+                if !ours.exists() {
+                    fs::rename(&pin, &ours).map_err(blame(&pin))?;
+                    info!(pin = %ours.display(), from = %version.display(), "pin adopted");
                 }
-                fs::rename(link, &ours).map_err(blame(link))?;
-                info!(link = %ours.display(), from = %version.display(), "link adopted");
             }
         }
         Ok(())
@@ -79,7 +82,7 @@ impl Pins {
             remove_directory(&version)?;
             warn!(
                 directory = %version.display(),
-                "pins of another version removed; its counters end, and ours begin at zero"
+                "pins of another version removed"
             );
         }
         Ok(())
