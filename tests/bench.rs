@@ -45,13 +45,13 @@ fn main() {
     } = Options::parse();
     traffic::pin_to_cpu(0);
 
-    let (runs, publish) = test_runs();
+    let (runs, publishes) = test_runs();
     let rates = rates();
-    let bars = bars(&runs, &rates, publish);
+    let bars = bars(&runs, &rates, publishes);
     let report = json!({
         "test_runs": runs.iter().map(Run::json).collect::<Vec<_>>(),
         "packets_per_second": rates.iter().map(Rate::json).collect::<Vec<_>>(),
-        "publish_ms": publish,
+        "publish_ms": {"all_anew": publishes[0], "one_more": publishes[1]},
         "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
     });
 
@@ -113,8 +113,8 @@ impl Run {
     }
 }
 
-/// Time per packet by test runs, and milliseconds to publish [`MANY`] ranges.
-fn test_runs() -> (Vec<Run>, f64) {
+/// Time per packet by test runs, and milliseconds to publish [`MANY`] ranges: all anew, and one more.
+fn test_runs() -> (Vec<Run>, [f64; 2]) {
     let few = Lab::start(&Plan {
         filter: DESTINATIONS,
         ..Plan::default()
@@ -125,8 +125,7 @@ fn test_runs() -> (Vec<Run>, f64) {
         ranges: rules.leak(),
         ..Plan::default()
     });
-    // Something to publish: the list gains a range, and all is written anew.
-    let publish = published(&many);
+    let publishes = [filled(&many), published(&many)];
     let (ours, crowded) = (few.program(), many.program());
     let mut objects = Objects::load();
     for name in ["bare_drop", "bare_pass"] {
@@ -156,7 +155,7 @@ fn test_runs() -> (Vec<Run>, f64) {
             run.ours.push(nanoseconds(program, &run.frame));
         }
     }
-    (runs, publish)
+    (runs, publishes)
 }
 
 /// Whole time per packet, in nanoseconds.
@@ -216,6 +215,7 @@ fn crowded_frames() -> Vec<Run> {
         ("IPv6 stranger", "2001:db8::7", DROP),
         ("IPv6 listed", "2400:cb00::5", PASS),
         ("IPv6 in a /48", "2a10:1770:700::1", PASS),
+        ("IPv6 in a /64", "2a11:1781:7:7::1", PASS),
     ];
     let runs = sources.into_iter().map(|(what, source, verdict)| {
         let source: std::net::IpAddr = source.parse().unwrap();
@@ -239,12 +239,25 @@ fn many_rules() -> String {
         });
     }
     for n in rules.len()..MANY {
-        let length = [48, 44, 40, 48][n % 4];
-        rules.push(format!("\"2a10:{n:x}:700::/{length}\""));
+        rules.push(match n % 4 {
+            0 => format!("\"2a10:{n:x}:700::/48\""),
+            1 => format!("\"2a11:{n:x}:7:7::/64\""),
+            2 => format!("\"2a10:{n:x}:700::/44\""),
+            _ => format!("\"2a10:{n:x}:700::/40\""),
+        });
     }
     format!("allow = [{}]", rules.join(", "))
 }
 
+/// How long it took to fill new maps, at the start.
+fn filled(lab: &Lab) -> f64 {
+    let event = lab.filter().event(0, "the maps are filled", |event| {
+        event["message"] == "new maps are filled"
+    });
+    event["took_ms"].as_f64().unwrap()
+}
+
+/// How long it takes when the list gains a range.
 fn published(lab: &Lab) -> f64 {
     let mut times = Vec::new();
     for n in 0..PUBLISHES {
@@ -358,7 +371,7 @@ impl Bar {
     }
 }
 
-fn bars(runs: &[Run], rates: &[Rate], publish: f64) -> Vec<Bar> {
+fn bars(runs: &[Run], rates: &[Rate], publishes: [f64; 2]) -> Vec<Bar> {
     let run = |name: &str| runs.iter().find(|run| run.name == name).unwrap();
     let bar = |name: String, value, limit, at_most| Bar {
         name,
@@ -386,12 +399,25 @@ fn bars(runs: &[Run], rates: &[Rate], publish: f64) -> Vec<Bar> {
         let name = format!("{family} stranger");
         let tag = run(&format!("{name}, one tag")).ratio() - run(&name).ratio();
         bars.push(bar(format!("{family} one VLAN tag, more"), tag, 0.1, true));
-        for what in ["stranger", "listed"] {
-            let name = format!("{family} {what}");
-            let crowded = median(&run(&format!("{name}, {MANY} ranges")).ours);
-            let flat = crowded / median(&run(&name).ours);
-            bars.push(bar(format!("{name}, {MANY} / 22 ranges"), flat, 1.25, true));
-        }
+    }
+    for (crowded, few) in [
+        ("IPv4 stranger", "IPv4 stranger"),
+        ("IPv4 listed", "IPv4 listed"),
+        ("IPv4 in a /24", "IPv4 listed"),
+        ("IPv4 in a /32", "IPv4 listed"),
+        ("IPv6 stranger", "IPv6 stranger"),
+        ("IPv6 listed", "IPv6 listed"),
+        ("IPv6 in a /48", "IPv6 listed"),
+        ("IPv6 in a /64", "IPv6 listed"),
+    ] {
+        let many = median(&run(&format!("{crowded}, {MANY} ranges")).ours);
+        let flat = many / median(&run(few).ours);
+        bars.push(bar(
+            format!("{crowded}, {MANY} / 22 ranges"),
+            flat,
+            1.25,
+            true,
+        ));
     }
     let stranger = run("IPv4 stranger");
     let above = |run: &Run| median(&run.ours) - median(&run.floors);
@@ -418,12 +444,14 @@ fn bars(runs: &[Run], rates: &[Rate], publish: f64) -> Vec<Bar> {
         let name = "pullgate / nftables netdev ingress, packets per second";
         bars.push(bar(name.to_owned(), ours / theirs, 3.5, false));
     }
-    bars.push(bar(
-        format!("publishing {MANY} ranges, ms"),
-        publish,
-        20.0,
-        true,
-    ));
+    for (what, took) in ["all anew", "one more"].into_iter().zip(publishes) {
+        bars.push(bar(
+            format!("publishing {MANY} ranges, {what}, ms"),
+            took,
+            20.0,
+            true,
+        ));
+    }
     bars
 }
 

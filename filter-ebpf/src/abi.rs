@@ -17,8 +17,8 @@ pub const PROGRAM_TCX: &str = "pullgate_tcx";
 pub const ACTIVE: &str = ".data.active";
 /// The global that is in [`ACTIVE`]. Every load writes it, so it must be told what is there.
 pub const ACTIVE_GLOBAL: &str = "ACTIVE";
-/// One `u64`: how many more drops may be put into [`EVENTS`]; user space refills it.
-pub const CREDIT: &str = ".data.credit";
+/// Per CPU, one `u64`: how many more drops may be put into [`EVENTS`]; user space refills it.
+pub const CREDIT: &str = "CREDIT";
 /// IPv4: [`Node`](crate::table::Node)s of both generations, at [`node_index`].
 pub const RANGES_V4: &str = "RANGES_V4";
 /// IPv6, first 48 bits: as [`RANGES_V4`].

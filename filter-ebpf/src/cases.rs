@@ -42,6 +42,9 @@ impl Settings for Table {
     fn protects_udp(&self, port: u16) -> bool {
         *self == Self::Special && port == 443
     }
+    fn protects_some_udp(&self) -> bool {
+        *self == Self::Special
+    }
     fn protects_destination(&self, address: IpAddr) -> bool {
         *self == Self::Default || DESTINATIONS.contains(&address.to_string().as_str())
     }
@@ -361,6 +364,8 @@ fn v6_cases(rows: &mut Rows<'_>) {
         Drop(Malformed),
         Pass(Malformed),
     );
+    let short = |s, d| Packet::udp(s, d, 443).cut(2).fragment(0, true);
+    rows.both("UDP cut before its port", short, Pass(NotTcp), Pass(NotTcp));
     // A later fragment whose next header lies joins a first one that is judged by itself.
     let liar = |s, d| Packet::carrying(s, d, 17, vec![0; 12]).fragment(1, false);
     rows.both(
@@ -405,6 +410,14 @@ fn special_cases(family: &Family, cases: &mut Vec<Case>) {
         |s, d| Packet::udp(s, d, 53),
         Pass(NotTcp),
         Pass(NotTcp),
+    );
+    // The rest of it, with the port, may come in a fragment that lies.
+    let short = |s, d| Packet::udp(s, d, 443).cut(2).fragment(0, true);
+    rows.both(
+        "UDP cut before its port",
+        short,
+        Drop(Malformed),
+        Pass(Malformed),
     );
     let elsewhere = |s, _| Packet::tcp(s, other, 443);
     let pass = Pass(OtherDestination);

@@ -44,14 +44,14 @@ mod program {
     #[btf_map]
     static EXPLAINED: Array<u64, { verdict::COUNTERS }> = Array::new();
 
-    // Sections of their own, hence maps of their own; reading one is one load. Only user space
-    // writes the first, which the compiler must not conclude to be constant.
+    #[btf_map]
+    static CREDIT: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+    // A section of its own, hence a map of its own, but reading it is one load. Only user space
+    // writes it, which the compiler must not conclude to be constant.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = ".data.active")]
     static ACTIVE: Global<u64> = Global::new(0);
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = ".data.credit")]
-    static mut CREDIT: u64 = 0;
 
     #[unsafe(no_mangle)]
     static SETTINGS: Global<u32> = Global::new(0);
@@ -149,14 +149,16 @@ mod program {
     /// Reports a drop, as long as user space grants credit for it.
     #[inline(always)]
     fn sample(packet: &Packet, index: u32, interface: impl FnOnce() -> u32) {
-        let credit = &raw mut CREDIT;
-        // SAFETY: a word that is always there; user space and other CPUs write it whole.
-        let left = unsafe { credit.read_volatile() };
+        let Some(credit) = CREDIT.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: the slot is this CPU's own; only user space writes it besides, and whole.
+        let left = unsafe { *credit };
         if left == 0 {
             return;
         }
-        // SAFETY: as above. Two CPUs may spend the same credit: then there is one event more.
-        unsafe { credit.write_volatile(left - 1) };
+        // SAFETY: as above. A refill at this moment is lost, or outlives this report.
+        unsafe { *credit = left - 1 };
         report(packet, index, interface());
     }
 
@@ -238,6 +240,11 @@ mod program {
         #[inline(always)]
         fn protects_udp(&self, port: u16) -> bool {
             has(SETTING_UDP) && bit(&UDP_PORTS, port)
+        }
+
+        #[inline(always)]
+        fn protects_some_udp(&self) -> bool {
+            has(SETTING_UDP)
         }
 
         #[inline(always)]

@@ -61,13 +61,15 @@ pub enum Transport {
     Tcp(u16),
     /// UDP to this destination port.
     Udp(u16),
+    /// UDP that ends before its ports; the rest may come in another fragment.
+    UdpTooShort,
     /// Provably neither TCP nor UDP, or a later fragment that provably is not TCP.
     Other,
     /// A fragment other than the first, of TCP or of something hidden behind an extension header.
     LaterFragment,
     /// More than [`EXTENSIONS_MAX`] extension headers, the transport not among them.
     ChainTooLong,
-    /// The packet, or its first fragment, ends before the transport's ports.
+    /// The packet, or its first fragment, ends before TCP's ports or inside an extension header.
     TooShort,
 }
 
@@ -286,8 +288,7 @@ fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol
     };
     match protocol {
         TCP => port().map_or(Transport::TooShort, Transport::Tcp),
-        // Cut off before its port it can reach no socket, protected or not.
-        UDP => port().map_or(Transport::Other, Transport::Udp),
+        UDP => port().map_or(Transport::UdpTooShort, Transport::Udp),
         _ => Transport::Other,
     }
 }

@@ -14,6 +14,8 @@ pub trait Settings {
     fn protects_tcp(&self, port: u16) -> bool;
     /// Whether this UDP port is protected.
     fn protects_udp(&self, port: u16) -> bool;
+    /// Whether any UDP port is protected.
+    fn protects_some_udp(&self) -> bool;
     /// Whether this address is protected; true for all unless `destinations` is configured.
     fn protects_destination(&self, address: IpAddr) -> bool;
     /// Whether later fragments of strangers pass (`fragments = "pass"`).
@@ -55,7 +57,10 @@ fn judge<F: Frame + ?Sized>(
         Transport::Tcp(port) if settings.protects_tcp(port) => None,
         Transport::Tcp(_) => return Verdict::Pass(Reason::OtherPort),
         Transport::Udp(port) if settings.protects_udp(port) => None,
-        Transport::Udp(_) | Transport::Other => return Verdict::Pass(Reason::NotTcp),
+        Transport::UdpTooShort if settings.protects_some_udp() => Some(Reason::Malformed),
+        Transport::Udp(_) | Transport::UdpTooShort | Transport::Other => {
+            return Verdict::Pass(Reason::NotTcp);
+        }
         Transport::LaterFragment if settings.fragments_pass() => {
             return Verdict::Pass(Reason::Fragment);
         }

@@ -89,24 +89,17 @@ pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
         () = tasks.failed() => Err(StartError::TaskEnded),
         () = running.trial_is_over(options.trial) => Err(StartError::NotConfirmed),
     };
+    // First of all: whoever is locked out waits for it.
+    if let Some(filter) = &running.filter {
+        filter.end_trial();
+    }
     info!("stopping");
     tasks.stop();
     if let Some(gate) = &running.gate {
         gate.drain().await;
     }
     tasks.wait().await;
-    if let Some(filter) = &running.filter {
-        filter.end_trial();
-    }
     outcome
-}
-
-/// Whether a filter is in force on trial, of which no pin tells.
-#[must_use]
-pub fn is_on_trial(config: &Config) -> bool {
-    let status = ask(&socket(config, Role::Filter)).ok();
-    let filter = status.and_then(|status| status.filter);
-    filter.is_some_and(|filter| filter.on_trial)
 }
 
 /// Confirms a filter that is on trial, and returns when it is.
@@ -116,40 +109,68 @@ pub fn is_on_trial(config: &Config) -> bool {
 /// Returns why there is none, or why it is not confirmed.
 pub fn confirm(config: &Config) -> Result<(), StartError> {
     let path = socket(config, Role::Filter);
-    let failed = |source| StartError::Socket {
-        path: path.clone(),
-        source,
-    };
-    let is_on_trial = || -> io::Result<bool> {
-        match ask(&path) {
-            Ok(status) => Ok(status.filter.is_some_and(|filter| filter.on_trial)),
-            // The role does not run.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    };
-    if !is_on_trial().map_err(failed)? {
+    if !is_on_trial(&path)? {
         return Err(StartError::NothingOnTrial);
     }
-    // The kernel knows whose socket it is.
-    let stream = std::os::unix::net::UnixStream::connect(&path).map_err(failed)?;
-    let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|e| failed(e.into()))?;
-    rustix::process::kill_process(peer.pid, rustix::process::Signal::USR1)
-        .map_err(|errno| failed(errno.into()))?;
-    for _ in 0..CONFIRM_LOOKS {
-        if !is_on_trial().map_err(failed)? {
-            return Ok(());
+    signal_role(&path, rustix::process::Signal::USR1)?;
+    for _ in 0..LOOKS {
+        match ask(&path) {
+            Ok(Status {
+                filter: Some(filter),
+                ..
+            }) if filter.on_trial => std::thread::sleep(LOOK),
+            Ok(_) => return Ok(()),
+            // The role was faster: the time was over.
+            Err(_) => break,
         }
-        std::thread::sleep(CONFIRM_LOOK);
     }
-    Err(StartError::NothingOnTrial)
+    Err(StartError::NotConfirmed)
+}
+
+/// Ends a trial as if its time were over, and the role with it; returns whether there was one.
+///
+/// # Errors
+///
+/// Returns why the role cannot be told, or that it does not end.
+pub fn end_trial(config: &Config) -> Result<bool, StartError> {
+    let path = socket(config, Role::Filter);
+    if !is_on_trial(&path)? {
+        return Ok(false);
+    }
+    signal_role(&path, rustix::process::Signal::TERM)?;
+    for _ in 0..LOOKS {
+        if !is_on_trial(&path)? {
+            return Ok(true);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Err(StartError::TrialGoesOn)
+}
+
+fn is_on_trial(socket: &Path) -> Result<bool, StartError> {
+    match ask(socket) {
+        Ok(status) => Ok(status.filter.is_some_and(|filter| filter.on_trial)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(socket_error(socket)(error))
+        }
+        // The role does not run, or just ends.
+        Err(_) => Ok(false),
+    }
+}
+
+/// Signals the process behind a status socket; the kernel knows whose it is.
+fn signal_role(socket: &Path, signal: rustix::process::Signal) -> Result<(), StartError> {
+    let blame = socket_error(socket);
+    let stream = std::os::unix::net::UnixStream::connect(socket).map_err(&blame)?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|e| blame(e.into()))?;
+    rustix::process::kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))
+}
+
+fn socket_error(socket: &Path) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Socket {
+        path: socket.to_owned(),
+        source,
+    }
 }
 
 /// Asks every role that the configuration describes for its status.
@@ -231,27 +252,33 @@ impl Running {
             "on trial: `pullgate confirm` lets the filter stay, else what was before comes back"
         );
         tokio::time::sleep(trial).await;
-        if !filter.filter().is_on_trial() {
+        if !filter.state().filter.is_on_trial() {
             std::future::pending().await
         }
     }
 
     /// Reads the configuration again; one that cannot be used leaves the old one in force.
     fn reload(&self, file: &Path) {
-        match load(file) {
-            Ok(config) => {
-                let same_paths = config.paths == self.config.borrow().paths;
-                if !same_paths {
-                    warn!("`paths` has changed, which takes effect at the next start");
-                }
-                self.config.send_replace(Arc::new(config));
-            }
+        let config = match load(file) {
+            Ok(config) => Arc::new(config),
             Err(error) => {
                 if let Some(filter) = &self.filter {
                     filter.note_bad_configuration(&error);
                 }
                 error!(error = %chain(&error), "configuration not reloaded, the old one stays");
+                return;
             }
+        };
+        if config.paths != self.config.borrow().paths {
+            warn!("`paths` has changed, which takes effect at the next start");
+        }
+        // The filter may yet refuse it, and the gate shall go by the same rules.
+        let accepted = match &self.filter {
+            Some(filter) => tokio::task::block_in_place(|| filter.reload(&config)),
+            None => true,
+        };
+        if accepted {
+            self.config.send_replace(config);
         }
     }
 }
@@ -326,6 +353,6 @@ fn notify_ready(running: &Running) {
     }
 }
 
-/// How often `confirm` looks whether it has worked.
-const CONFIRM_LOOKS: u32 = 100;
-const CONFIRM_LOOK: Duration = Duration::from_millis(50);
+/// How often we look whether a role has done what it was told.
+const LOOKS: u32 = 200;
+const LOOK: Duration = Duration::from_millis(50);

@@ -1,15 +1,15 @@
 //! `pullgate explain`: what the loaded filter does with a packet, and by which rule.
 //!
-//! The loaded program itself judges the packet. Its reason is not in its answer but in its counters,
-//! so the host's own `decide` names it, by the configuration and the snapshot on disk, and the
-//! counters must confirm it; if they do not, disk and kernel disagree, and that is said.
+//! The loaded program itself judges the packet; the rule that its verdict rests on is looked up on
+//! disk. What the host's own `decide` makes of it must be the same; if it is not, disk and kernel
+//! disagree, and that is said.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use filter_ebpf::decide;
-use filter_ebpf::verdict::{Judgement, Reason, Settings, Verdict};
+use filter_ebpf::verdict::{Counted, Reason, Settings};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -86,22 +86,18 @@ pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, Explain
     let set = in_force.known.set();
     let table = Table::compile(&config.ranges.rules(set))?;
     let expected = decide(frame.as_slice(), &OnHost(settings), &table);
-    let monitor = settings.mode == Mode::Monitor;
-    let agrees = xdp::probe(&config.paths.bpf, &interface, &frame, expected, monitor)?;
+    let slot = expected.counter_index(|| settings.mode == Mode::Monitor);
+    let expected = Counted::at(slot).ok_or(ExplainError::Busy)?;
+    let counted = xdp::probe(&config.paths.bpf, &interface, &frame)?.ok_or(ExplainError::Busy)?;
 
-    let verdict = match expected.verdict {
-        Verdict::Pass(_) => "pass",
-        Verdict::Drop(_) if monitor => "would_drop",
-        Verdict::Drop(_) => "drop",
-    };
     Ok(Explanation {
         source: packet.source,
         destination,
         port: packet.port,
         interface,
-        verdict,
-        reason: expected.verdict.reason().label(),
-        rule: rule(config, &in_force, packet.source, expected),
+        verdict: counted.verdict,
+        reason: counted.reason.label(),
+        rule: rule(config, &in_force, packet.source, counted.reason),
         ranges: match &in_force.origin {
             Origin::Baseline => "the embedded baseline".to_owned(),
             Origin::Fetched { source, .. } => source.clone(),
@@ -113,17 +109,19 @@ pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, Explain
                 Some(age.as_secs())
             }
         },
-        disagreement: (!agrees).then(|| {
-            "the loaded program decides otherwise: it has other settings or ranges than those on \
-             disk; does the filter role run, and was it reloaded?"
-                .to_owned()
+        disagreement: (counted != expected).then(|| {
+            let (verdict, reason) = (expected.verdict, expected.reason.label());
+            format!(
+                "by configuration and ranges on disk it would be: {verdict} ({reason}); does the \
+                 filter role run, and was it reloaded?"
+            )
         }),
     })
 }
 
 /// The range or rule that a verdict rests on.
-fn rule(config: &Config, in_force: &InForce, source: IpAddr, judgement: Judgement) -> Option<Rule> {
-    let asked_for_source = match judgement.verdict.reason() {
+fn rule(config: &Config, in_force: &InForce, source: IpAddr, reason: Reason) -> Option<Rule> {
+    let asked_for_source = match reason {
         Reason::Allowed | Reason::Denied | Reason::Listed => true,
         // Passed or dropped by who sent it, but for another reason than a protected port.
         Reason::ChainTooLong | Reason::Fragment | Reason::Malformed => true,
@@ -165,6 +163,10 @@ impl Settings for OnHost<'_> {
 
     fn protects_udp(&self, port: u16) -> bool {
         self.0.udp_ports.contains(&port)
+    }
+
+    fn protects_some_udp(&self) -> bool {
+        !self.0.udp_ports.is_empty()
     }
 
     fn protects_destination(&self, address: IpAddr) -> bool {
@@ -236,6 +238,9 @@ pub enum ExplainError {
     /// Neither snapshot nor baseline can be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// So many packets are judged at this moment that the answer is lost among them.
+    #[error("too many packets are judged at this moment to tell this one's verdict; try again")]
+    Busy,
     /// The program cannot be asked.
     #[error(transparent)]
     Xdp(#[from] XdpError),
@@ -247,7 +252,7 @@ impl ExplainError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NoFilter | Self::Table(_) => crate::report::EX_CONFIG,
-            Self::Snapshot(_) => EX_SOFTWARE,
+            Self::Snapshot(_) | Self::Busy => EX_SOFTWARE,
             Self::Xdp(error) => error.exit_code(),
         }
     }

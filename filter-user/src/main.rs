@@ -1,7 +1,7 @@
 //! pullgate: arguments → configuration → command → exit code.
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -78,8 +78,8 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn unload(config: &Config) -> anyhow::Result<()> {
-    if daemon::is_on_trial(config) {
-        return say("a filter is on trial: stop the role, or wait, and it is gone by itself");
+    if daemon::end_trial(config)? {
+        say("the filter that was on trial is gone, and its role has ended")?;
     }
     let removed = xdp::unload(&config.paths.bpf)?;
     if removed.is_empty() {
@@ -124,10 +124,26 @@ fn start_logging(format: LogFormat) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_writer(io::stderr);
+        .log_internal_errors(false)
+        .with_writer(|| Undisturbed(io::stderr()));
     match format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// A log that nobody reads any more, because the terminal is gone, must not end what it tells of.
+struct Undisturbed(io::Stderr);
+
+impl Write for Undisturbed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(bytes).ok();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().ok();
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use aya::programs::ProgramError;
 use filter_ebpf::verdict::Counted;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
-use tracing::info;
+use tracing::{debug, error, info};
 
 pub use self::attach::{Attached, Rung, Stay};
 pub use self::error::XdpError;
@@ -46,6 +46,17 @@ pub struct Filter {
     trial: Option<Staging>,
     /// Interfaces with a default route whose frames cannot be judged, as of the last look.
     unfit: Vec<String>,
+    /// By interface, what keeps failing.
+    failures: BTreeMap<String, Failure>,
+}
+
+/// An interface that could not be attached to.
+#[derive(Default)]
+struct Failure {
+    /// Times in a row.
+    times: u32,
+    /// Looks until the next attempt.
+    pause: u32,
 }
 
 /// What is in force: programs that judge by the same maps.
@@ -75,6 +86,13 @@ impl Filter {
     ) -> Result<Self, XdpError> {
         let pins = Pins::open(base)?;
         pins.adopt_other_versions()?;
+        if stay == Stay::OnTrial {
+            for interface in pins.interfaces()? {
+                if !pins.program(&interface).exists() {
+                    return Err(XdpError::NoWayBack { interface });
+                }
+            }
+        }
         let staging = pins.stage()?;
         let force = match Force::load(settings, &pins, &staging, rules, table) {
             Ok(force) => force,
@@ -89,6 +107,7 @@ impl Filter {
             force,
             trial: Some(staging),
             unfit: Vec::new(),
+            failures: BTreeMap::new(),
         };
         if stay == Stay::Pinned {
             filter.confirm()?;
@@ -146,8 +165,11 @@ impl Filter {
         let staging = self.pins.stage()?;
         self.force = Force::load(settings, &self.pins, &staging, rules, table)?;
         self.settings = settings.clone();
+        self.failures.clear();
         self.trial = Some(staging);
-        self.confirm()
+        let confirmed = self.confirm();
+        self.trial = None;
+        confirmed
     }
 
     /// Looks after the links: attaches wherever the filter should be in force and is not, unless it
@@ -158,54 +180,73 @@ impl Filter {
     /// Returns why the interfaces cannot be looked at.
     pub fn tend(&mut self) -> Result<Tended, XdpError> {
         let all = netlink::interfaces().map_err(XdpError::Netlink)?;
-        let wanted = interfaces::wanted(&self.settings)?;
+        let attached: Vec<_> = self
+            .force
+            .attached
+            .iter()
+            .map(|a| a.interface.clone())
+            .collect();
+        let wanted = interfaces::wanted(&self.settings, &attached)?;
         self.unfit = wanted.unfit;
         let mut tended = Tended {
             missing: wanted.missing,
             ..Tended::default()
         };
-        let lost = |attached: &Attached| !attached.is_filtered(&all);
-        let is_attached = |name: &str| {
-            self.force
-                .attached
-                .iter()
-                .any(|attached| attached.interface == name)
-        };
-        let untended: Vec<Interface> = wanted
-            .present
-            .into_iter()
-            .filter(|interface| !is_attached(&interface.name))
-            .chain(
-                self.force
-                    .attached
-                    .iter()
-                    .filter(|attached| lost(attached))
-                    .filter_map(|attached| {
-                        all.iter().find(|i| i.name == attached.interface).cloned()
-                    }),
-            )
-            .collect();
         // An interface that is gone has no frames left to judge.
         let is_there = |attached: &Attached| all.iter().any(|i| i.name == attached.interface);
         self.force.attached.retain(is_there);
-        if untended.is_empty() {
+        let is_filtered = |interface: &Interface| {
+            let mut attached = self.force.attached.iter();
+            attached.any(|a| a.interface == interface.name && a.is_filtered(&all))
+        };
+        let mut unfiltered = wanted.present;
+        unfiltered.retain(|interface| !is_filtered(interface));
+        // What comes during a trial waits for its end: only then is it known what it shall be.
+        if unfiltered.is_empty() || self.is_on_trial() {
             return Ok(tended);
         }
         if !self.pins.exist() {
             tended.unloaded = true;
             return Ok(tended);
         }
-        for interface in untended {
-            let name = interface.name.clone();
+        self.pins.follow_renames(&all)?;
+        for interface in unfiltered {
+            let name = &interface.name;
+            let failure = self.failures.entry(name.clone()).or_default();
+            if failure.pause > 0 {
+                failure.pause -= 1;
+                continue;
+            }
+            let was_there = self.force.programs.contains_key(name);
             match self
                 .force
                 .attach_late(&interface, &self.settings, &self.pins)
             {
-                Ok(()) => tended.attached_anew.push(name),
-                Err(error) => tended.failed.push((name, error)),
+                Ok(()) => {
+                    self.failures.remove(name);
+                    let list = match was_there {
+                        true => &mut tended.attached_anew,
+                        false => &mut tended.found,
+                    };
+                    list.push(interface.name);
+                }
+                Err(error) => {
+                    failure.times += 1;
+                    failure.pause = failure.times.min(PAUSE_MAX);
+                    if failure.times == 1 {
+                        tended.failed.push((interface.name, error));
+                    }
+                }
             }
         }
         Ok(tended)
+    }
+
+    /// Lets the next look try everything again: the network has changed.
+    pub fn try_again(&mut self) {
+        for failure in self.failures.values_mut() {
+            failure.pause = 0;
+        }
     }
 
     /// Publishes another table; packets are judged by the old one or the new one, never a mix.
@@ -303,7 +344,8 @@ impl Force {
     ) -> Result<Self, XdpError> {
         let mut shared = load::shared_maps(staging, table)?;
         let mut publisher = Publisher::new(&mut shared)?;
-        publisher.publish(rules, table)?;
+        let took = publisher.publish(rules, table)?;
+        debug!(took_ms = took.as_secs_f64() * 1e3, "new maps are filled");
         let mut force = Self {
             publisher,
             events: Events::new(&mut shared)?,
@@ -312,8 +354,11 @@ impl Force {
         };
 
         let active = force.publisher.active()?;
-        let wanted = interfaces::wanted(settings)?;
-        if let Some(interface) = wanted.missing.into_iter().next() {
+        let all = netlink::interfaces().map_err(XdpError::Netlink)?;
+        pins.follow_renames(&all)?;
+        let wanted = interfaces::wanted(settings, &pins.interfaces()?)?;
+        if let (Some(interface), true) = (wanted.missing.first(), wanted.present.is_empty()) {
+            let interface = interface.clone();
             return Err(XdpError::NoInterface { interface });
         }
         // All programs are loaded before the first is attached: most that can fail does so here.
@@ -384,9 +429,11 @@ pub type Frames = Vec<(Counted, u64)>;
 /// What [`Filter::tend`] found.
 #[derive(Debug, Default)]
 pub struct Tended {
-    /// Interfaces that were not filtered, and are again.
+    /// Interfaces that have come, and are filtered.
+    pub found: Vec<String>,
+    /// Interfaces that were filtered before, were not, and are again.
     pub attached_anew: Vec<String>,
-    /// Interfaces that are not filtered, and why they cannot be.
+    /// Interfaces that are not filtered, and why: only the first time in a row.
     pub failed: Vec<(String, XdpError)>,
     /// Interfaces that the configuration names and that do not exist.
     pub missing: Vec<String>,
@@ -394,13 +441,19 @@ pub struct Tended {
     pub unloaded: bool,
 }
 
-impl Tended {
-    /// Whether the filter is in force wherever it should be.
-    #[must_use]
-    pub fn is_well(&self) -> bool {
-        self.failed.is_empty() && self.missing.is_empty() && !self.unloaded
+impl std::ops::Drop for Filter {
+    /// A trial that ends in whatever way ends as if it had not been confirmed.
+    fn drop(&mut self) {
+        if self.is_on_trial()
+            && let Err(error) = self.revert()
+        {
+            error!(%error, "what was before the trial is not restored");
+        }
     }
 }
+
+/// Looks between two attempts of what keeps failing; a change of the network ends the pause.
+const PAUSE_MAX: u32 = 30;
 
 /// Finds the first capability that this process lacks for the filter.
 ///

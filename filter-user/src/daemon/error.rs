@@ -97,6 +97,11 @@ pub enum StartError {
          is this host still reachable? then run it without `--confirm`"
     )]
     NotConfirmed,
+    /// The role on trial does not end.
+    #[error(
+        "the role that has a filter on trial does not end; `kill -9` it: its filter goes with it"
+    )]
+    TrialGoesOn,
     /// There is nothing to confirm, or to put on trial.
     #[error("no filter is on trial; `pullgate run --confirm 60s` puts one on trial")]
     NothingOnTrial,
@@ -138,6 +143,7 @@ impl StartError {
             | Self::Socket { .. }
             | Self::Bind { .. }
             | Self::TaskEnded
+            | Self::TrialGoesOn
             | Self::Signals { .. } => EX_SOFTWARE,
         }
     }

@@ -16,57 +16,62 @@ use super::error::{LoadError, StartError};
 use super::lockout::{self, OwnConnection};
 use super::rules::{compile, usable};
 use super::tasks::Tasks;
-use crate::config::{self, Config, Mode};
+use crate::cli::Role;
+use crate::config::{self, Config};
 use crate::netlink;
 use crate::report::chain;
 use crate::snapshot::InForce;
 use crate::telemetry::Metrics;
-use crate::xdp::{self, Filter, Frames, Stay, Tended, TopSources, XdpError};
+use crate::xdp::{self, Filter, Frames, Stay, TopSources, XdpError};
 
 /// The running filter; cheap to clone.
 #[derive(Clone)]
 pub(super) struct FilterRole {
-    filter: Arc<Mutex<Filter>>,
+    state: Arc<Mutex<State>>,
     account: Arc<Mutex<Account>>,
     metrics: Metrics,
+}
+
+/// The filter, and what it was made from.
+pub(super) struct State {
+    pub(super) filter: Filter,
+    config: Arc<Config>,
+    published: Arc<InForce>,
 }
 
 impl FilterRole {
     /// Loads and attaches, and goes on looking after it.
     pub(super) fn start(
+        config: &Arc<Config>,
         settings: &config::Filter,
-        config: watch::Receiver<Arc<Config>>,
         mut in_force: watch::Receiver<Arc<InForce>>,
         stay: Stay,
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
+        let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
         let now = in_force.borrow_and_update().clone();
-        let started = Arc::clone(&config.borrow());
-        let (now, table) = usable(&started, now)?;
-        let rules = started.ranges.rules(now.known.set());
-        let filter = Filter::start(settings, &started.paths.bpf, &rules, &table, stay)?;
+        let (now, table) = usable(config, now)?;
+        let rules = config.ranges.rules(now.known.set());
+        let filter = Filter::start(settings, &config.paths.bpf, &rules, &table, stay)?;
         let role = Self {
-            filter: Arc::new(Mutex::new(filter)),
+            state: Arc::new(Mutex::new(State {
+                filter,
+                config: Arc::clone(config),
+                published: now,
+            })),
             account: Arc::new(Mutex::new(Account::default())),
             metrics: metrics.clone(),
         };
-        let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
-        tasks.spawn(role.clone().run(config, in_force, now, watch));
+        tasks.spawn(role.clone().run(in_force, watch));
         Ok(role)
     }
 
-    async fn run(
-        self,
-        mut config: watch::Receiver<Arc<Config>>,
-        mut in_force: watch::Receiver<Arc<InForce>>,
-        mut published: Arc<InForce>,
-        watch: netlink::Watch,
-    ) {
+    async fn run(self, mut in_force: watch::Receiver<Arc<InForce>>, watch: netlink::Watch) {
         let mut watch = Some(watch);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut tending = Tending::default();
+        let mut unwell = Unwell::default();
         loop {
             tokio::select! {
                 changed = in_force.changed() => {
@@ -74,89 +79,84 @@ impl FilterRole {
                         return;
                     }
                     let now = in_force.borrow_and_update().clone();
-                    if *now.known.set() != *published.known.set()
-                        && block_in_place(|| self.publish(&config.borrow(), &now))
-                    {
-                        published = now;
-                    }
-                }
-                changed = config.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let config = Arc::clone(&config.borrow_and_update());
-                    block_in_place(|| self.reload(&config, &published));
+                    block_in_place(|| self.publish(now));
                 }
                 changed = changed(&mut watch) => {
                     if let Err(error) = changed {
                         warn!(%error, "network changes are not told any more, only looked for");
                         watch = None;
                     }
-                    self.tend(&mut tending);
+                    self.state().filter.try_again();
+                    self.tend(&mut unwell);
                 }
                 _ = tick.tick() => {
-                    if tending.is_time() {
-                        self.tend(&mut tending);
-                    }
+                    self.tend(&mut unwell);
                     self.look();
                 }
             }
         }
     }
 
-    /// Returns whether the ranges are published.
-    fn publish(&self, config: &Config, now: &InForce) -> bool {
-        let outcome = compile(config, now).and_then(|table| {
-            Ok(lock(&self.filter).publish(&config.ranges.rules(now.known.set()), &table)?)
-        });
+    fn publish(&self, now: Arc<InForce>) {
+        let mut state = lock(&self.state);
+        let State {
+            filter,
+            config,
+            published,
+        } = &mut *state;
+        if *now.known.set() == *published.known.set() {
+            return;
+        }
+        let outcome = compile(config, &now)
+            .and_then(|table| Ok(filter.publish(&config.ranges.rules(now.known.set()), &table)?));
         match outcome {
             Ok(took) => {
                 let ranges = now.known.set().iter().count();
                 self.metrics.published(Some(took));
-                info!(
-                    ranges,
-                    took_ms = took.as_secs_f64() * 1e3,
-                    "ranges published"
-                );
-                true
+                let took_ms = took.as_secs_f64() * 1e3;
+                info!(ranges, took_ms, "ranges published");
+                *published = now;
             }
             Err(error) => {
                 self.metrics.published(None);
                 error!(error = %chain(&error), "ranges not published, the old stay");
-                false
             }
         }
     }
 
-    fn reload(&self, config: &Config, published: &InForce) {
-        let Some(settings) = &config.filter else {
-            error!(
-                "the configuration has no [filter] section any more; the old one stays in force"
-            );
-            return;
-        };
-        let outcome = compile(config, published).and_then(|table| {
-            let rules = config.ranges.rules(published.known.set());
-            let mut filter = lock(&self.filter);
-            if filter.settings().mode == Mode::Monitor {
-                // Nobody is there to ask, but the log shall tell whose connections end.
-                lockout::check(settings, &table, OwnConnection::Cut)?;
-            }
-            Ok(filter.reload(settings, &rules, &table)?)
-        });
+    /// Puts a changed configuration in force; returns whether it could be.
+    pub(super) fn reload(&self, config: &Arc<Config>) -> bool {
+        let outcome = self.try_reload(config);
         let mut account = lock(&self.account);
         match outcome {
             Ok(()) => {
                 account.reload_error = None;
                 self.metrics.reloaded("Reloaded");
                 info!("the filter is reloaded");
+                true
             }
             Err(error) => {
                 account.reload_error = Some(chain(&error));
                 self.metrics.reloaded("Failed");
                 error!(error = %chain(&error), "the filter is not reloaded, the old one stays");
+                false
             }
         }
+    }
+
+    fn try_reload(&self, config: &Arc<Config>) -> Result<(), StartError> {
+        let role = Role::Filter;
+        let settings = config.filter.as_ref();
+        let settings = settings.ok_or(StartError::NotDescribed { role })?;
+        let mut state = lock(&self.state);
+        let published = Arc::clone(&state.published);
+        let table = compile(config, &published)?;
+        // Nobody is there to ask, but the log shall tell whose connections end.
+        lockout::check(settings, &table, OwnConnection::Cut)?;
+        let rules = config.ranges.rules(published.known.set());
+        state.filter.reload(settings, &rules, &table)?;
+        state.config = Arc::clone(config);
+        Ok(())
     }
 
     /// Keeps in mind that the configuration on disk is not the one in force.
@@ -165,62 +165,56 @@ impl FilterRole {
         lock(&self.account).reload_error = Some(chain(error));
     }
 
-    /// Looks after the links; says once what is wrong, and tries seldom what keeps failing.
-    fn tend(&self, tending: &mut Tending) {
-        let tended = match lock(&self.filter).tend() {
+    /// Looks after the links, and says what has changed.
+    fn tend(&self, unwell: &mut Unwell) {
+        let tended = match self.state().filter.tend() {
             Ok(tended) => tended,
             Err(error) => {
-                if tending.fails() {
+                if !std::mem::replace(&mut unwell.blind, true) {
                     error!(error = %chain(&error), "the filter cannot be looked after");
                 }
                 return;
             }
         };
+        for interface in &tended.found {
+            info!(interface, "has come, and is filtered");
+        }
         for interface in &tended.attached_anew {
             self.metrics.reattached(interface);
             warn!(interface, "was not filtered, and is again: attached anew");
         }
-        if tended.is_well() {
-            tending.succeeds();
-            return;
-        }
-        let Tended {
-            failed,
-            missing,
-            unloaded,
-            ..
-        } = &tended;
-        if !failed.is_empty() {
-            tending.try_seldom();
-        }
-        if !tending.fails() {
-            return;
-        }
-        for (interface, error) in failed {
+        for (interface, error) in &tended.failed {
             error!(interface, error = %chain(error), "the interface is not filtered");
         }
-        for interface in missing {
+        let missing = |interface: &&String| !unwell.missing.contains(*interface);
+        for interface in tended.missing.iter().filter(missing) {
             error!(
                 interface,
                 "the interface is gone, and will be filtered if it returns"
             );
         }
-        if *unloaded {
+        if tended.unloaded && !unwell.unloaded {
             error!("the filter was unloaded, nothing is filtered until this role is restarted");
         }
+        *unwell = Unwell {
+            blind: false,
+            missing: tended.missing,
+            unloaded: tended.unloaded,
+        };
     }
 
     /// Brings the account up to date.
     fn look(&self) {
-        let mut filter = lock(&self.filter);
-        let (drops, totals) = match (filter.drops(), Totals::of(&filter)) {
+        let mut state = self.state();
+        let filter = &mut state.filter;
+        let (drops, totals) = match (filter.drops(), Totals::of(filter)) {
             (Ok(drops), Ok(totals)) => (drops, totals),
             (Err(error), _) | (_, Err(error)) => {
                 warn!(error = %chain(&error), "counters not readable");
                 return;
             }
         };
-        drop(filter);
+        drop(state);
         for drop in &drops {
             debug!(
                 source = drop.source.map(tracing::field::display),
@@ -235,8 +229,8 @@ impl FilterRole {
     }
 
     /// The filter, for a look at it.
-    pub(super) fn filter(&self) -> MutexGuard<'_, Filter> {
-        lock(&self.filter)
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     /// What was seen of it.
@@ -246,7 +240,7 @@ impl FilterRole {
 
     /// Lets what is on trial stay.
     pub(super) fn confirm(&self) {
-        match self.filter().confirm() {
+        match self.state().filter.confirm() {
             Ok(()) => info!("confirmed: the filter stays in force"),
             Err(error) => error!(error = %chain(&error), "not confirmed"),
         }
@@ -254,7 +248,7 @@ impl FilterRole {
 
     /// Ends a trial that was not confirmed; returns whether there was one.
     pub(super) fn end_trial(&self) -> bool {
-        let mut filter = self.filter();
+        let filter = &mut self.state().filter;
         if !filter.is_on_trial() {
             return false;
         }
@@ -266,38 +260,13 @@ impl FilterRole {
     }
 }
 
-/// How it goes with looking after the links.
+/// What was said to be wrong already.
 #[derive(Default)]
-struct Tending {
-    /// Times in a row that something was wrong.
-    failures: u32,
-    /// Ticks until the next attempt.
-    pause: u32,
-}
-
-impl Tending {
-    /// Whether this tick is one to look at the links.
-    fn is_time(&mut self) -> bool {
-        let is_time = self.pause == 0;
-        self.pause = self.pause.saturating_sub(1);
-        is_time
-    }
-
-    fn succeeds(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Returns whether it is the first time in a row, which is the one to tell of.
-    fn fails(&mut self) -> bool {
-        let is_first = self.failures == 0;
-        self.failures += 1;
-        is_first
-    }
-
-    /// Waits the longer, the more often it has failed.
-    fn try_seldom(&mut self) {
-        self.pause = self.failures.min(PAUSE_MAX);
-    }
+struct Unwell {
+    /// The links cannot be looked at.
+    blind: bool,
+    missing: Vec<String>,
+    unloaded: bool,
 }
 
 /// Returns when the network's configuration has changed.
@@ -344,7 +313,9 @@ impl Account {
             return 0;
         };
         let millis = last.at.duration_since(first.at).as_millis();
-        let frames = last.total(interface, counted) - first.total(interface, counted);
+        let frames = last
+            .total(interface, counted)
+            .saturating_sub(first.total(interface, counted));
         (u128::from(frames) * 1000)
             .checked_div(millis)
             .map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
@@ -388,8 +359,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Ticks between two attempts of what keeps failing; a change of the network ends the pause.
-const PAUSE_MAX: u32 = 30;
 /// How often the filter is looked after, beside when the network changes.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks that rates are taken over.

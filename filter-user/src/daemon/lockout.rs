@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 use filter_ebpf::Ranges as _;
 use tracing::{info, warn};
@@ -57,7 +58,9 @@ pub(super) fn check(
     }
 
     let sockets = ancestors_sockets();
-    let Some(ours) = cut.iter().find(|cut| sockets.contains(&cut.inode)) else {
+    let is_ours =
+        |cut: &&Connection| sockets.contains(&cut.inode) || Some(cut.peer) == ssh_client();
+    let Some(ours) = cut.iter().find(is_ours) else {
         return Ok(());
     };
     if own == OwnConnection::Cut {
@@ -75,6 +78,18 @@ fn would_cut(settings: &config::Filter, table: &Table, connection: &Connection) 
     let is_protected = settings.ports.contains(&local.port())
         && (settings.destinations.is_empty() || settings.destinations.contains(&local.ip()));
     is_protected && !peer.ip().is_loopback() && !table.class(peer.ip()).may_enter()
+}
+
+/// The operator's end as sshd tells it (`SSH_CONNECTION`, ssh(1)): what is left of it in tmux, whose
+/// processes do not descend from sshd.
+fn ssh_client() -> Option<SocketAddr> {
+    let connection = std::env::var("SSH_CONNECTION").ok()?;
+    let mut words = connection.split_whitespace();
+    let address: IpAddr = words.next()?.parse().ok()?;
+    Some(SocketAddr::new(
+        address.to_canonical(),
+        words.next()?.parse().ok()?,
+    ))
 }
 
 /// The sockets of all processes that this one descends from: sshd's is among them if the operator

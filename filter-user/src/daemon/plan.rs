@@ -119,8 +119,8 @@ impl Plan {
                     let (_, table) = usable(config, in_force.borrow().clone())?;
                     lockout::check(settings, &table, own)?;
                     let filter = FilterRole::start(
+                        config,
                         settings,
-                        running.config.subscribe(),
                         in_force.clone(),
                         self.stay,
                         &self.metrics,

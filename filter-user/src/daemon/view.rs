@@ -111,7 +111,8 @@ impl View {
     /// Returns what the filter does, and whether it refuses whom it is there to refuse.
     fn describe_filter(&self, warnings: &mut Vec<String>) -> Option<(FilterStatus, bool)> {
         let role = self.filter.as_ref()?;
-        let (filter, account) = (role.filter(), role.account());
+        let (state, account) = (role.state(), role.account());
+        let filter = &state.filter;
         let settings = filter.settings();
         let mut enforcing = settings.mode == Mode::Enforce;
         if settings.mode == Mode::Monitor {
@@ -223,7 +224,7 @@ impl View {
         let Some(role) = &self.filter else {
             return;
         };
-        let filter = role.filter();
+        let state = role.state();
         let numbers = |ports: &[u16]| {
             ports
                 .iter()
@@ -231,7 +232,7 @@ impl View {
                 .collect::<Vec<_>>()
                 .join(" ")
         };
-        let settings = filter.settings();
+        let settings = state.filter.settings();
         details.push(("TCP ports".to_owned(), numbers(&settings.ports)));
         if !settings.udp_ports.is_empty() {
             details.push(("UDP ports".to_owned(), numbers(&settings.udp_ports)));

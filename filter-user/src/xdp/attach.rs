@@ -74,9 +74,14 @@ impl Attached {
 
     /// What was there before is there again.
     pub(super) fn revert(mut self, pins: &Pins) -> Result<(), XdpError> {
-        // Dropping the link detaches it.
-        if self.held.take().is_some() || !self.replaced {
-            return Ok(());
+        // Dropping a link that has no pin detaches it, as removing its pin does.
+        drop(self.held.take());
+        if !self.replaced {
+            return if self.pin.exists() {
+                pins::remove(&self.pin)
+            } else {
+                Ok(())
+            };
         }
         let pinned = PinnedLink::from_pin(&self.pin);
         let link = FdLink::from(pinned.map_err(|error| pin_error(&self.pin, &error))?);

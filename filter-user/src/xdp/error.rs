@@ -96,6 +96,9 @@ pub enum XdpError {
     /// What was read back from the maps is not what was written, or judges an address wrongly.
     #[error("the table read back from the kernel is not the one written; the old one stays in use")]
     NotVerified,
+    /// The CPUs cannot be counted.
+    #[error("CPUs cannot be counted")]
+    Cpus(#[source] io::Error),
     /// Interfaces and routes cannot be listed.
     #[error("interfaces and routes cannot be listed")]
     Netlink(#[source] io::Error),
@@ -133,6 +136,15 @@ pub enum XdpError {
         interface: String,
         /// Its number and name in parentheses, as far as they are known.
         program: String,
+    },
+    /// A trial could not be ended by going back.
+    #[error(
+        "`{interface}` is filtered by a program that another version has not pinned, so a trial \
+         could not go back to it; run without `--confirm`"
+    )]
+    NoWayBack {
+        /// The interface.
+        interface: String,
     },
     /// What is in force is on trial.
     #[error(
@@ -180,10 +192,12 @@ impl XdpError {
             | Self::Load(_)
             | Self::Map { .. }
             | Self::NotVerified
+            | Self::Cpus(_)
             | Self::Netlink(_)
             | Self::Attach { .. }
             | Self::Occupied { .. }
             | Self::NoLinks
+            | Self::NoWayBack { .. }
             | Self::OnTrial
             | Self::NotLoaded { .. }
             | Self::TestRun(_)

@@ -19,7 +19,10 @@ pub(super) struct Wanted {
 }
 
 /// Looks for the interfaces that `settings` are for.
-pub(super) fn wanted(settings: &config::Filter) -> Result<Wanted, XdpError> {
+///
+/// An interface that once had a default route stays wanted as long as it is `linked`: routes come and
+/// go with leases, and none of that shall open the host.
+pub(super) fn wanted(settings: &config::Filter, linked: &[String]) -> Result<Wanted, XdpError> {
     let all = netlink::interfaces().map_err(XdpError::Netlink)?;
     let mut wanted = Wanted {
         present: Vec::new(),
@@ -29,7 +32,9 @@ pub(super) fn wanted(settings: &config::Filter) -> Result<Wanted, XdpError> {
     match &settings.interfaces {
         Interfaces::Auto => {
             let routes = netlink::default_routes().map_err(XdpError::Netlink)?;
-            let leads_out = |interface: &Interface| routes.contains(&interface.index);
+            let leads_out = |interface: &Interface| {
+                routes.contains(&interface.index) || linked.contains(&interface.name)
+            };
             for interface in all.into_iter().filter(leads_out) {
                 // A tunnel has no frames to judge; what carries it has.
                 if interface.is_ethernet {
@@ -51,7 +56,8 @@ pub(super) fn wanted(settings: &config::Filter) -> Result<Wanted, XdpError> {
     Ok(wanted)
 }
 
-/// Finds the first named interface that does not exist, or whose frames cannot be judged.
+/// Finds what is wrong with the named interfaces: one whose frames cannot be judged, or that none of
+/// them exists. If only some are missing, these are filtered when they come.
 ///
 /// # Errors
 ///
@@ -61,22 +67,25 @@ pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigE
         return Ok(());
     };
     let all = netlink::interfaces().unwrap_or_default();
+    let mut missing = None;
+    let mut any = false;
     for name in names {
-        let found = all.iter().find(|interface| interface.name == name.value);
-        let problem = match found {
-            Some(interface) if interface.is_ethernet => continue,
-            Some(_) => XdpError::NotEthernet {
-                interface: name.value.clone(),
+        match all.iter().find(|interface| interface.name == name.value) {
+            Some(interface) if interface.is_ethernet => any = true,
+            Some(_) => {
+                let interface = name.value.clone();
+                return Err(name.place.error(XdpError::NotEthernet { interface }));
             }
-            .to_string(),
-            None => format!(
-                "interface `{}` does not exist; `ip link` lists those that do",
-                name.value
-            ),
-        };
-        return Err(name.place.error(problem));
+            None => missing = missing.or(Some(name)),
+        }
     }
-    Ok(())
+    match missing {
+        Some(name) if !any => Err(name.place.error(format_args!(
+            "interface `{}` does not exist; `ip link` lists those that do",
+            name.value
+        ))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The index of the interface that a link is attached to; 0 if that is gone.

@@ -14,11 +14,14 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use aya::programs::links::{FdLink, PinnedLink};
 use filter_ebpf::abi;
 use tracing::{info, warn};
 
 use super::XdpError;
 use super::attach::Rung;
+use super::interfaces::link_index;
+use crate::netlink::Interface;
 
 /// The pin directory of this version.
 #[derive(Clone, Debug)]
@@ -177,6 +180,45 @@ impl Pins {
     pub(super) fn linked(&self, interface: &str) -> Option<Rung> {
         let is_pinned = |rung: &Rung| self.link(*rung, interface).exists();
         Rung::ALL.into_iter().find(is_pinned)
+    }
+
+    /// Lets the pins of interfaces that were renamed follow them: a link stays with its interface.
+    pub(super) fn follow_renames(&self, interfaces: &[Interface]) -> Result<(), XdpError> {
+        for old in self.interfaces()? {
+            let linked = self.linked(&old).and_then(|rung| {
+                let pinned = PinnedLink::from_pin(self.link(rung, &old)).ok()?;
+                link_index(&FdLink::from(pinned))
+            });
+            let now = interfaces
+                .iter()
+                .find(|interface| Some(interface.index) == linked);
+            let Some(new) = now
+                .map(|interface| &interface.name)
+                .filter(|new| **new != old)
+            else {
+                continue;
+            };
+            if self.linked(new).is_some() {
+                continue;
+            }
+            info!(
+                from = old,
+                to = new,
+                "the interface was renamed, its pins follow"
+            );
+            let suffix = format!("-{}", escape(&old));
+            for pin in list(&self.directory)? {
+                let name = pin
+                    .file_name()
+                    .and_then(|name| name.to_str())
+                    .unwrap_or_default();
+                if let Some(kind) = name.strip_suffix(&suffix) {
+                    let place = self.directory.join(format!("{kind}-{}", escape(new)));
+                    fs::rename(&pin, &place).map_err(blame(&place))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The names of the interfaces that have a link.

@@ -10,7 +10,7 @@ use etherparse::{EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header}
 use etherparse::{Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader};
 use etherparse::{UdpHeader, VlanId};
 use filter_ebpf::abi;
-use filter_ebpf::verdict::{Judgement, Verdict};
+use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
 use super::attach::Rung;
@@ -142,21 +142,17 @@ pub fn frame(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
     Ok(frame)
 }
 
-/// Lets the loaded program of an interface judge `frame`, and returns whether its action and its
-/// counters are those of `expected`.
+/// Lets the loaded program of an interface judge `frame`, and returns what it counted that as; `None`
+/// if traffic hides it.
 ///
-/// What the run adds to the counters is noted, so that nobody counts it.
+/// The program's answer is its action alone, so its counters are looked at before and after: the
+/// frame is judged so often that nothing else comes near it. What that adds to the counters is
+/// noted, so that nobody counts it.
 ///
 /// # Errors
 ///
 /// Returns why the program cannot be asked.
-pub fn probe(
-    base: &Path,
-    interface: &str,
-    frame: &[u8],
-    expected: Judgement,
-    monitor: bool,
-) -> Result<bool, XdpError> {
+pub fn probe(base: &Path, interface: &str, frame: &[u8]) -> Result<Option<Counted>, XdpError> {
     let not_loaded = || XdpError::NotLoaded {
         interface: format!("`{interface}`"),
     };
@@ -164,42 +160,54 @@ pub fn probe(
     let rung = pins.linked(interface).ok_or_else(not_loaded)?;
     let pin = pins.program(interface);
     let counters = counters(&pins, interface)?;
-    let explained_pin = pins.of_interface(abi::EXPLAINED, interface);
-    let explained = MapData::from_pin(&explained_pin).map_err(map_error(abi::EXPLAINED))?;
-    let mut explained: Array<_, u64> =
-        Array::try_from(Map::Array(explained)).map_err(map_error(abi::EXPLAINED))?;
-
     let options = TestRunOptions {
         data_in: Some(frame),
+        repeat: REPEATS,
         ..TestRunOptions::new()
     };
-    let slot = expected.counter_index(|| monitor);
-    let count = || -> Result<u64, XdpError> {
-        let per_cpu = counters.get(&slot, 0).map_err(map_error(abi::COUNTERS))?;
-        Ok(per_cpu.iter().sum())
-    };
-    let before = count()?;
-    let (result, drop) = match rung {
+
+    let before = totals(&counters)?;
+    let result = match rung {
         Rung::Native | Rung::Generic => {
             let xdp = Xdp::from_pin(&pin, XdpAttachType::Interface);
             let xdp = xdp.map_err(|error| pin_error(&pin, &error))?;
-            (xdp.test_run(options), XDP_DROP)
+            xdp.test_run(options)
         }
         Rung::Tcx => {
             let tcx = SchedClassifier::from_pin(&pin);
             let tcx = tcx.map_err(|error| pin_error(&pin, &error))?;
-            (tcx.test_run(options), TC_ACT_SHOT)
+            tcx.test_run(options)
         }
     };
-    let result = result.map_err(XdpError::TestRun)?;
-    let counted = count()? > before;
-    if counted {
-        let noted = explained.get(&slot, 0).map_err(map_error(abi::EXPLAINED))?;
-        let noted = explained.set(slot, noted + 1, 0);
-        noted.map_err(map_error(abi::EXPLAINED))?;
-    }
-    let drops = matches!(expected.verdict, Verdict::Drop(_)) && !monitor;
-    Ok(counted && (result.return_value == drop) == drops)
+    result.map_err(XdpError::TestRun)?;
+    let after = totals(&counters)?;
+
+    let mut grown = after
+        .iter()
+        .zip(&before)
+        .filter_map(|((slot, after), (_, before))| {
+            (after.saturating_sub(*before) >= u64::from(REPEATS)).then_some(*slot)
+        });
+    let (Some(slot), None) = (grown.next(), grown.next()) else {
+        return Ok(None);
+    };
+    let explained_pin = pins.of_interface(abi::EXPLAINED, interface);
+    let explained = MapData::from_pin(&explained_pin).map_err(map_error(abi::EXPLAINED))?;
+    let mut explained: Array<_, u64> =
+        Array::try_from(Map::Array(explained)).map_err(map_error(abi::EXPLAINED))?;
+    let noted = explained.get(&slot, 0).map_err(map_error(abi::EXPLAINED))?;
+    let noted = explained.set(slot, noted + u64::from(REPEATS), 0);
+    noted.map_err(map_error(abi::EXPLAINED))?;
+    Ok(Counted::at(slot))
+}
+
+/// All counters, with their slots.
+fn totals(counters: &PerCpuArray<MapData, u64>) -> Result<Vec<(u32, u64)>, XdpError> {
+    let totals = Counted::all().map(|(slot, _)| {
+        let per_cpu = counters.get(&slot, 0).map_err(map_error(abi::COUNTERS))?;
+        Ok((slot, per_cpu.iter().sum()))
+    });
+    totals.collect()
 }
 
 fn counters(pins: &Pins, interface: &str) -> Result<PerCpuArray<MapData, u64>, XdpError> {
@@ -212,7 +220,5 @@ fn counters(pins: &Pins, interface: &str) -> Result<PerCpuArray<MapData, u64>, X
 const SOURCE_PORT: u16 = 49_152;
 /// Offset of a fragment, in units of eight bytes.
 const FRAGMENT_AT: u16 = 185;
-/// `enum xdp_action`, include/uapi/linux/bpf.h.
-const XDP_DROP: u32 = 1;
-/// include/uapi/linux/pkt_cls.h.
-const TC_ACT_SHOT: u32 = 2;
+/// How often the frame is judged: some milliseconds, in which no counter of traffic grows as much.
+const REPEATS: u32 = 1 << 17;

@@ -66,23 +66,23 @@ impl Publisher {
         let active = self.active()?;
         let next = u32::from(active & 1 == 0);
 
-        let held = self
-            .held
-            .get_mut(usize::from(active & 1 == 0))
-            .and_then(Option::take);
+        let inactive = usize::from(active & 1 == 0);
+        let held = self.held.get_mut(inactive).and_then(Option::take);
         let held = held.as_ref();
-        self.v4
-            .write(next, table.tree_v4(), held.map(Table::tree_v4))?;
-        self.v6
-            .write(next, table.tree_v6(), held.map(Table::tree_v6))?;
+        // A system call for each node: the families share the work.
+        let (v4, v6) = std::thread::scope(|scope| {
+            let v4 = &mut self.v4;
+            let v4 =
+                scope.spawn(move || v4.rewrite(next, table.tree_v4(), held.map(Table::tree_v4)));
+            let v6 = &mut self.v6;
+            let v6 = v6.rewrite(next, table.tree_v6(), held.map(Table::tree_v6));
+            (v4.join(), v6)
+        });
         if held.map(Table::deep_v6) != Some(table.deep_v6()) {
             self.write_deep(next, table)?;
         }
-        let written = Table::from_parts(
-            self.v4.read(next, table.tree_v4().nodes().len())?,
-            self.v6.read(next, table.tree_v6().nodes().len())?,
-            self.read_deep(next)?,
-        );
+        let v4 = v4.map_err(|_panic| XdpError::NotVerified)?;
+        let written = Table::from_parts(v4?, v6?, self.read_deep(next)?);
         if written != *table || !judges_rightly(&written, rules) {
             return Err(XdpError::NotVerified);
         }
@@ -90,7 +90,7 @@ impl Publisher {
         let flipped = self.active.set(0, u64::from(next), 0);
         flipped.map_err(map_error(ACTIVE))?;
         let took = begun.elapsed();
-        if let Some(held) = self.held.get_mut(usize::from(active & 1 == 0)) {
+        if let Some(held) = self.held.get_mut(inactive) {
             *held = Some(written);
         }
         // The generation that was in use is the next one to be written.
@@ -169,7 +169,13 @@ impl Nodes {
         tree.nodes().len() * GENERATIONS as usize <= self.map.len() as usize
     }
 
-    fn write(&mut self, generation: u32, tree: &Tree, held: Option<&Tree>) -> Result<(), XdpError> {
+    /// Writes a tree where it differs from what is held already, and reads all of it back.
+    fn rewrite(
+        &mut self,
+        generation: u32,
+        tree: &Tree,
+        held: Option<&Tree>,
+    ) -> Result<Tree, XdpError> {
         let held = held.map_or(&[][..], Tree::nodes);
         for (number, node) in (0..).zip(tree.nodes()) {
             if held.get(usize::from(number)) == Some(node) {
@@ -178,13 +184,8 @@ impl Nodes {
             let index = node_index(number, generation);
             self.map.set(index, node, 0).map_err(map_error(self.name))?;
         }
-        Ok(())
-    }
-
-    fn read(&self, generation: u32, count: usize) -> Result<Tree, XdpError> {
-        let indices = (0..)
-            .take(count)
-            .map(|number| node_index(number, generation));
+        let indices = (0..).map(|number| node_index(number, generation));
+        let indices = indices.take(tree.nodes().len());
         let nodes = indices.map(|index| self.map.get(&index, 0).map_err(map_error(self.name)));
         Ok(Tree::new(nodes.collect::<Result<_, _>>()?))
     }
