@@ -35,7 +35,7 @@ pub enum Command {
         #[arg(long, value_enum)]
         only: Option<Role>,
         /// Go back to what was before, unless `pullgate confirm` comes within this time.
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "TIME", value_parser = trial)]
         confirm: Option<Duration>,
         /// Start even if that cuts your own connection to this host.
         #[arg(long)]
@@ -63,7 +63,7 @@ pub struct Explain {
     /// The source address.
     pub source: IpAddr,
     /// The destination port.
-    #[arg(long, default_value_t = 443)]
+    #[arg(long, default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// The destination address.
     #[arg(long)]
@@ -118,4 +118,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// How long a trial may take: long enough to be confirmed, short enough to wait for.
+fn trial(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let bounds = Duration::from_millis(100)..=Duration::from_secs(86_400);
+    if bounds.contains(&time) {
+        Ok(time)
+    } else {
+        Err("write a time from 100ms to 1day".to_owned())
+    }
 }

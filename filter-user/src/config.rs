@@ -57,6 +57,13 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// Where things live, by a file the rest of which may be wrong; the defaults, if nothing can be
+    /// made of it. A typo must not stand between an operator and `unload` or `status`.
+    #[must_use]
+    pub fn salvage(file: &Path, text: &str) -> Self {
+        raw::paths(&Source::new(file, text))
+    }
+
     /// The snapshot of the last known good ranges.
     #[must_use]
     pub fn snapshot(&self) -> PathBuf {

@@ -30,7 +30,7 @@ pub use self::lockout::OwnConnection;
 use self::plan::Plan;
 use self::tasks::Tasks;
 use crate::cli::Role;
-use crate::config::Config;
+use crate::config::{Config, Paths};
 use crate::report::chain;
 use crate::telemetry::Metrics;
 use crate::telemetry::status::{Report, Status};
@@ -59,6 +59,13 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
     Ok(Config::parse(file, &text)?)
 }
 
+/// Where things live, by a configuration file that cannot be used.
+#[must_use]
+pub fn salvage_paths(file: &Path) -> Paths {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    Paths::salvage(file, &text)
+}
+
 /// How to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -77,21 +84,22 @@ pub struct Options {
 /// Returns what kept a role from starting, before anything on the host but the directories for
 /// state and sockets has changed; or that a role has failed while it ran.
 pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
-    let plan = Plan::new(load(file)?, &options)?;
-    // Before anybody is told that we are ready, who may then send one at once.
+    // Before all else: one that comes early shall wait, not kill.
     let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
+    let plan = Plan::new(load(file)?, &options)?;
     let tasks = Tasks::default();
     let running = plan.start(options.own_connection, &tasks)?;
 
     notify_ready(&running);
-    let outcome = tokio::select! {
+    let mut outcome = tokio::select! {
         () = signals.wait_for_stop(file, &running) => Ok(()),
         () = tasks.failed() => Err(StartError::TaskEnded),
         () = running.trial_is_over(options.trial) => Err(StartError::NotConfirmed),
     };
     // First of all: whoever is locked out waits for it.
-    if let Some(filter) = &running.filter {
-        filter.end_trial();
+    let was_on_trial = running.filter.as_ref().is_some_and(FilterRole::end_trial);
+    if was_on_trial && outcome.is_ok() {
+        outcome = Err(StartError::NotConfirmed);
     }
     info!("stopping");
     tasks.stop();
@@ -107,8 +115,8 @@ pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
 /// # Errors
 ///
 /// Returns why there is none, or why it is not confirmed.
-pub fn confirm(config: &Config) -> Result<(), StartError> {
-    let path = socket(config, Role::Filter);
+pub fn confirm(paths: &Paths) -> Result<(), StartError> {
+    let path = socket(paths, Role::Filter);
     if !is_on_trial(&path)? {
         return Err(StartError::NothingOnTrial);
     }
@@ -132,8 +140,8 @@ pub fn confirm(config: &Config) -> Result<(), StartError> {
 /// # Errors
 ///
 /// Returns why the role cannot be told, or that it does not end.
-pub fn end_trial(config: &Config) -> Result<bool, StartError> {
-    let path = socket(config, Role::Filter);
+pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
+    let path = socket(paths, Role::Filter);
     if !is_on_trial(&path)? {
         return Ok(false);
     }
@@ -182,34 +190,45 @@ pub fn status(config: &Config) -> Report {
         roles: Vec::new(),
     };
     for role in described(config) {
-        match ask(&socket(config, role)) {
-            Ok(status) => {
-                let prefix = role.label();
-                let warnings = status.warnings.iter();
-                report
-                    .warnings
-                    .extend(warnings.map(|warning| format!("{prefix}: {warning}")));
-                report.protected &= status.enforcing;
-                report.roles.push(status);
-            }
+        match ask(&socket(&config.paths, role)) {
+            Ok(status) => report.add(status),
             Err(error) => {
                 report.protected = false;
-                report.warnings.push(absent(config, role, &error));
+                report.warnings.push(absent(&config.paths, role, &error));
             }
         }
     }
     report
 }
 
+/// Asks the roles that run, where the configuration cannot tell which should.
+#[must_use]
+pub fn status_without(paths: &Paths, error: &LoadError) -> Report {
+    let mut report = Report {
+        protected: false,
+        warnings: vec![format!("what should run cannot be told: {}", chain(error))],
+        roles: Vec::new(),
+    };
+    for role in Role::ALL {
+        match ask(&socket(paths, role)) {
+            Ok(status) => report.add(status),
+            Err(error) => report.warnings.push(absent(paths, role, &error)),
+        }
+    }
+    report
+}
+
 /// Why a role has no status, and what that means.
-fn absent(config: &Config, role: Role, error: &io::Error) -> String {
+fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
     let label = role.label();
     if error.kind() == ErrorKind::PermissionDenied {
         return format!("{label}: its socket may not be opened by this user; try as root");
     }
     let mut text = format!("{label}: not running ({error})");
-    if role == Role::Filter && xdp::is_loaded(&config.paths.bpf) {
-        text.push_str("; its pinned program goes on dropping by the ranges of its last moment");
+    if role == Role::Filter && xdp::is_loaded(&paths.bpf) {
+        text.push_str(
+            "; its pinned program goes on, by the settings and ranges of its last moment",
+        );
     }
     text
 }
@@ -297,8 +316,8 @@ impl Drop for Sockets {
     }
 }
 
-fn socket(config: &Config, role: Role) -> PathBuf {
-    config.paths.run.join(format!("{}.sock", role.label()))
+fn socket(paths: &Paths, role: Role) -> PathBuf {
+    paths.run.join(format!("{}.sock", role.label()))
 }
 
 /// The signals that mean something to us.

@@ -29,12 +29,16 @@ pub struct Explanation {
     pub destination: IpAddr,
     /// The destination port.
     pub port: u16,
+    /// What else it is: `UDP`, `later fragment`, `VLAN 7` …
+    pub packet: Vec<String>,
     /// The interface that it comes in by.
     pub interface: String,
     /// `pass`, `drop` or, in monitor mode, `would_drop`.
     pub verdict: &'static str,
     /// Why.
     pub reason: &'static str,
+    /// Whether that depends on who sent it.
+    pub by_source: bool,
     /// The range or rule that says so.
     pub rule: Option<Rule>,
     /// Where the published ranges come from.
@@ -94,9 +98,11 @@ pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, Explain
         source: packet.source,
         destination,
         port: packet.port,
+        packet: words(packet),
         interface,
         verdict: counted.verdict,
         reason: counted.reason.label(),
+        by_source: is_by_source(counted.reason),
         rule: rule(config, &in_force, packet.source, counted.reason),
         ranges: match &in_force.origin {
             Origin::Baseline => "the embedded baseline".to_owned(),
@@ -119,20 +125,17 @@ pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, Explain
     })
 }
 
+/// What a packet is besides a SYN.
+fn words(packet: &Explain) -> Vec<String> {
+    let tags = packet.vlan.iter().map(|vlan| format!("VLAN {vlan}"));
+    let udp = packet.udp.then(|| "UDP".to_owned());
+    let fragment = packet.fragment.then(|| "later fragment".to_owned());
+    tags.chain(udp).chain(fragment).collect()
+}
+
 /// The range or rule that a verdict rests on.
 fn rule(config: &Config, in_force: &InForce, source: IpAddr, reason: Reason) -> Option<Rule> {
-    let asked_for_source = match reason {
-        Reason::Allowed | Reason::Denied | Reason::Listed => true,
-        // Passed or dropped by who sent it, but for another reason than a protected port.
-        Reason::ChainTooLong | Reason::Fragment | Reason::Malformed => true,
-        Reason::NotIp
-        | Reason::NotListed
-        | Reason::NotTcp
-        | Reason::OtherDestination
-        | Reason::OtherPort
-        | Reason::TooManyTags => false,
-    };
-    if !asked_for_source {
+    if !is_by_source(reason) {
         return None;
     }
     let set: &RangeSet = in_force.known.set();
@@ -151,6 +154,24 @@ fn rule(config: &Config, in_force: &InForce, source: IpAddr, reason: Reason) -> 
             vanished: list == "published" && in_force.known.vanished_since(&range).is_some(),
         })
     })
+}
+
+/// Whether a verdict for this reason depends on who sent the packet.
+fn is_by_source(reason: Reason) -> bool {
+    match reason {
+        Reason::Allowed
+        | Reason::ChainTooLong
+        | Reason::Denied
+        | Reason::Fragment
+        | Reason::Listed
+        | Reason::Malformed
+        | Reason::NotListed => true,
+        Reason::NotIp
+        | Reason::NotTcp
+        | Reason::OtherDestination
+        | Reason::OtherPort
+        | Reason::TooManyTags => false,
+    }
 }
 
 /// The settings, as `decide` asks for them on the host.
@@ -189,9 +210,10 @@ impl Display for Explanation {
             reason,
             ..
         } = self;
+        let words: String = self.packet.iter().map(|word| format!(", {word}")).collect();
         writeln!(
             f,
-            "{source} to {destination}, port {port}, on {interface}: {verdict} ({reason})"
+            "{source} to {destination}, port {port}{words}, on {interface}: {verdict} ({reason})"
         )?;
         match &self.rule {
             Some(Rule {
@@ -205,7 +227,7 @@ impl Display for Explanation {
                 }
                 writeln!(f)?;
             }
-            None if *reason == Reason::NotListed.label() => {
+            None if self.by_source => {
                 writeln!(
                     f,
                     "  the source is in no published range, and not in `allow`"

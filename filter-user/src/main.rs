@@ -2,16 +2,17 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use pullgate::cli::{Cli, Command, LogFormat};
-use pullgate::config::Config;
+use pullgate::config::Paths;
 use pullgate::daemon::{self, LoadError, OwnConnection, StartError, load};
 use pullgate::explain::{self, ExplainError};
-use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE};
+use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
 use pullgate::xdp::{self, XdpError};
 use tracing_subscriber::EnvFilter;
 
@@ -43,10 +44,13 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 },
             };
             let runtime = tokio::runtime::Runtime::new().context("threads")?;
-            runtime.block_on(daemon::run(&cli.config, options))?;
+            let outcome = runtime.block_on(daemon::run(&cli.config, options));
+            // A name that is being looked up keeps nobody waiting.
+            runtime.shutdown_background();
+            outcome?;
         }
         Command::Confirm => {
-            daemon::confirm(&load(&cli.config)?)?;
+            daemon::confirm(&paths(&cli.config))?;
             say("confirmed: the filter stays in force")?;
         }
         Command::Explain(packet) => {
@@ -62,7 +66,13 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             say(&format!("{}: in order", cli.config.display()))?;
         }
         Command::Status { json } => {
-            let report = daemon::status(&load(&cli.config)?);
+            let report = match load(&cli.config) {
+                Ok(config) => daemon::status(&config),
+                Err(error) => {
+                    let paths = daemon::salvage_paths(&cli.config);
+                    daemon::status_without(&paths, &error)
+                }
+            };
             if *json {
                 say(&serde_json::to_string_pretty(&report)?)?;
             } else {
@@ -72,16 +82,30 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Unload => unload(&load(&cli.config)?)?,
+        Command::Unload => unload(&paths(&cli.config))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn unload(config: &Config) -> anyhow::Result<()> {
-    if daemon::end_trial(config)? {
+/// Where things live, even if the rest of the file is wrong: the way back in must not depend on it.
+fn paths(file: &Path) -> Paths {
+    match load(file) {
+        Ok(config) => config.paths,
+        Err(error) => {
+            complain(&format!(
+                "pullgate: {}; going by its [paths]",
+                chain(&error)
+            ));
+            daemon::salvage_paths(file)
+        }
+    }
+}
+
+fn unload(paths: &Paths) -> anyhow::Result<()> {
+    if daemon::end_trial(paths)? {
         say("the filter that was on trial is gone, and its role has ended")?;
     }
-    let removed = xdp::unload(&config.paths.bpf)?;
+    let removed = xdp::unload(&paths.bpf)?;
     if removed.is_empty() {
         return say("nothing was loaded");
     }

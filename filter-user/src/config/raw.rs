@@ -88,6 +88,17 @@ impl Raw {
     }
 }
 
+/// Where things live, by a file the rest of which may be wrong.
+pub(super) fn paths(source: &Source<'_>) -> Paths {
+    #[derive(Default, Deserialize)]
+    struct PathsOnly {
+        #[serde(default)]
+        paths: RawPaths,
+    }
+    let only: PathsOnly = toml::from_str(source.text).unwrap_or_default();
+    only.paths.convert(source)
+}
+
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPaths {
@@ -205,6 +216,9 @@ impl RawFilter {
                     "is empty; name the interfaces that face the internet, or write \"auto\"",
                 ));
             }
+            RawInterfaces::Named(names) if names.iter().any(|name| name.as_ref() == "auto") => {
+                return Err(interfaces_at.error("write \"auto\" by itself, without brackets"));
+            }
             RawInterfaces::Named(names) => {
                 let names = names.into_iter();
                 let located = names.map(|name| located(source, name, "filter.interfaces"));
@@ -232,7 +246,7 @@ impl RawFilter {
                 "port 22 would lock you out of this host; name only ports that Cloudflare connects to",
             ));
         }
-        if ports.contains(&0) {
+        if ports.contains(&0) || self.udp_ports.contains(&0) {
             return Err(ports_at.error("port 0 does not exist; name ports from 1 to 65535"));
         }
         if ports.is_empty() && self.udp_ports.is_empty() {

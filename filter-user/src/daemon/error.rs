@@ -102,7 +102,10 @@ pub enum StartError {
         "the role that has a filter on trial does not end; `kill -9` it: its filter goes with it"
     )]
     TrialGoesOn,
-    /// There is nothing to confirm, or to put on trial.
+    /// A trial is asked for, but no filter.
+    #[error("`--confirm` puts a filter on trial, and this would run none")]
+    TrialWithoutFilter,
+    /// There is nothing to confirm.
     #[error("no filter is on trial; `pullgate run --confirm 60s` puts one on trial")]
     NothingOnTrial,
     /// Enforcement would cut the operator's own connection.
@@ -136,8 +139,11 @@ impl StartError {
             | Self::Table(_)
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } => EX_NOPERM,
+            Self::Socket { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                EX_NOPERM
+            }
             Self::NotConfirmed => EX_TEMPFAIL,
-            Self::NothingOnTrial => EX_USAGE,
+            Self::NothingOnTrial | Self::TrialWithoutFilter => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(_)
             | Self::Socket { .. }

@@ -51,7 +51,7 @@ impl Plan {
         let policies = examine(&config, &roles, &metrics)?;
         let stay = match (options.trial, roles.contains(&Role::Filter)) {
             (Some(_), true) => Stay::OnTrial,
-            (Some(_), false) => return Err(StartError::NothingOnTrial),
+            (Some(_), false) => return Err(StartError::TrialWithoutFilter),
             (None, _) => Stay::Pinned,
         };
         if roles.contains(&Role::Filter) {
@@ -89,7 +89,7 @@ impl Plan {
         // The sockets first: a second instance must not get any further.
         let mut listeners = Vec::new();
         for role in &self.roles {
-            let path = socket(config, *role);
+            let path = socket(&config.paths, *role);
             let listener = admin::bind(&path).map_err(|source| StartError::Socket {
                 path: path.clone(),
                 source,

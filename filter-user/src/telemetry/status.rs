@@ -127,6 +127,17 @@ pub struct Report {
     pub roles: Vec<Status>,
 }
 
+impl Report {
+    /// Adds what a role says of itself.
+    pub fn add(&mut self, status: Status) {
+        let warnings = status.warnings.iter();
+        let warnings = warnings.map(|warning| format!("{}: {warning}", status.role));
+        self.warnings.extend(warnings);
+        self.protected &= status.enforcing;
+        self.roles.push(status);
+    }
+}
+
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.protected, self.warnings.is_empty()) {

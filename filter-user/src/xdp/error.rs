@@ -40,6 +40,12 @@ pub enum XdpError {
         /// The directory.
         path: PathBuf,
     },
+    /// The pins are another user's, and we are not root.
+    #[error("{} is not this user's; run as root, or as the user of the filter role", path.display())]
+    NotPermitted {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Something that is not ours is where our pins should be.
     #[error(
         "{} is not a directory that this user alone may open; find out who made it, and remove it",
@@ -176,7 +182,7 @@ impl XdpError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Capability { .. } => EX_NOPERM,
+            Self::Capability { .. } | Self::NotPermitted { .. } => EX_NOPERM,
             Self::Pin { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
             Self::NotBpffs { .. } | Self::NoInterface { .. } | Self::NotEthernet { .. } => {
                 EX_CONFIG

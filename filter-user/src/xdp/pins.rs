@@ -44,10 +44,13 @@ impl Pins {
     /// The pins below `base`, if there are any.
     pub(super) fn existing(base: &Path) -> Result<Option<Self>, XdpError> {
         let pins = Self::at(base);
-        if !pins.exist() {
+        if !fs::exists(base).map_err(blame(base))? {
             return Ok(None);
         }
         check_ours(base)?;
+        if !pins.exist() {
+            return Ok(None);
+        }
         check_ours(&pins.directory)?;
         Ok(Some(pins))
     }
@@ -170,6 +173,17 @@ impl Pins {
             .join(format!("program-{}", escape(interface)))
     }
 
+    /// The pin of the program to ask about an interface: during a trial, the one that is on it.
+    pub(super) fn program_in_force(&self, interface: &str) -> PathBuf {
+        let on_trial = self.directory.join("next");
+        let on_trial = on_trial.join(format!("program-{}", escape(interface)));
+        if on_trial.exists() {
+            on_trial
+        } else {
+            self.program(interface)
+        }
+    }
+
     /// The pin of an interface's link; its name tells the rung, which the link itself does not.
     pub(super) fn link(&self, rung: Rung, interface: &str) -> PathBuf {
         let name = format!("{}-{}", rung.label(), escape(interface));
@@ -219,6 +233,22 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// The names of the interfaces that have a link, or a program on trial.
+    pub(super) fn interfaces_in_force(&self) -> Result<Vec<String>, XdpError> {
+        let mut names = self.interfaces()?;
+        let on_trial = self.directory.join("next");
+        if on_trial.exists() {
+            for pin in list(&on_trial)? {
+                let name = pin.file_name().and_then(|name| name.to_str());
+                let interface = name.and_then(|name| name.strip_prefix("program-"));
+                names.extend(interface.map(|name| name.replace("%2e", ".")));
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
     }
 
     /// The names of the interfaces that have a link.
@@ -313,6 +343,11 @@ fn create(path: &Path) -> Result<(), XdpError> {
 fn check_ours(path: &Path) -> Result<(), XdpError> {
     let metadata = fs::symlink_metadata(path).map_err(blame(path))?;
     let ours = rustix::process::geteuid().as_raw();
+    if ours != ROOT && metadata.uid() != ours {
+        return Err(XdpError::NotPermitted {
+            path: path.to_owned(),
+        });
+    }
     let is_ours = metadata.is_dir() && metadata.uid() == ours && metadata.mode() & 0o077 == 0;
     if !is_ours {
         return Err(XdpError::NotOurs {
@@ -375,5 +410,7 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     paths.collect()
 }
 
+/// The user who may do everything.
+const ROOT: u32 = 0;
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;

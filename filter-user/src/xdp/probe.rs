@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
 use etherparse::{EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header};
 use etherparse::{Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader};
@@ -13,7 +13,6 @@ use filter_ebpf::abi;
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
-use super::attach::Rung;
 use super::load::{map_error, pin_error};
 use super::pins::Pins;
 
@@ -41,8 +40,7 @@ pub struct Probe<'a> {
 /// Returns [`XdpError::NotLoaded`] if there is none.
 pub fn loaded_interface(base: &Path, named: Option<&str>) -> Result<String, XdpError> {
     let pins = Pins::existing(base)?;
-    let mut interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.interfaces())?;
-    interfaces.sort_unstable();
+    let interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.interfaces_in_force())?;
     let found = match named {
         Some(name) => interfaces.into_iter().find(|interface| interface == name),
         None => interfaces.into_iter().next(),
@@ -157,8 +155,10 @@ pub fn probe(base: &Path, interface: &str, frame: &[u8]) -> Result<Option<Counte
         interface: format!("`{interface}`"),
     };
     let pins = Pins::existing(base)?.ok_or_else(not_loaded)?;
-    let rung = pins.linked(interface).ok_or_else(not_loaded)?;
-    let pin = pins.program(interface);
+    let pin = pins.program_in_force(interface);
+    if !pin.exists() {
+        return Err(not_loaded());
+    }
     let counters = counters(&pins, interface)?;
     let options = TestRunOptions {
         data_in: Some(frame),
@@ -167,18 +167,10 @@ pub fn probe(base: &Path, interface: &str, frame: &[u8]) -> Result<Option<Counte
     };
 
     let before = totals(&counters)?;
-    let result = match rung {
-        Rung::Native | Rung::Generic => {
-            let xdp = Xdp::from_pin(&pin, XdpAttachType::Interface);
-            let xdp = xdp.map_err(|error| pin_error(&pin, &error))?;
-            xdp.test_run(options)
-        }
-        Rung::Tcx => {
-            let tcx = SchedClassifier::from_pin(&pin);
-            let tcx = tcx.map_err(|error| pin_error(&pin, &error))?;
-            tcx.test_run(options)
-        }
-    };
+    // A classifier takes the same frames by the same call.
+    let program = Xdp::from_pin(&pin, XdpAttachType::Interface);
+    let program = program.map_err(|error| pin_error(&pin, &error))?;
+    let result = program.test_run(options);
     result.map_err(XdpError::TestRun)?;
     let after = totals(&counters)?;
 
