@@ -216,6 +216,7 @@ fn crowded_frames() -> Vec<Run> {
         ("IPv6 listed", "2400:cb00::5", PASS),
         ("IPv6 in a /48", "2a10:1770:700::1", PASS),
         ("IPv6 in a /64", "2a11:1781:7:7::1", PASS),
+        ("IPv6 in a /128", "2a12:1785::1", PASS),
     ];
     let runs = sources.into_iter().map(|(what, source, verdict)| {
         let source: std::net::IpAddr = source.parse().unwrap();
@@ -241,6 +242,7 @@ fn many_rules() -> String {
     for n in rules.len()..MANY {
         rules.push(match n % 4 {
             0 => format!("\"2a10:{n:x}:700::/48\""),
+            1 if n % 8 == 5 => format!("\"2a12:{n:x}::1/128\""),
             1 => format!("\"2a11:{n:x}:7:7::/64\""),
             2 => format!("\"2a10:{n:x}:700::/44\""),
             _ => format!("\"2a10:{n:x}:700::/40\""),

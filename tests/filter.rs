@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
 
 use aya::programs::links::{FdLink, PinnedLink};
@@ -534,6 +535,57 @@ fn a_renamed_interface_keeps_its_link_and_a_missing_one_keeps_nobody_from_starti
         event["interface"] == "gone0"
     });
     assert_eq!(mode(&lab, "gone0"), "native");
+}
+
+#[test]
+fn a_broken_file_stands_between_nobody_and_the_way_back() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.configure("prots = [443]");
+
+    let status = lab.pullgate(&["status"]);
+    let unloaded = lab.pullgate(&["unload"]);
+
+    let shown = String::from_utf8(status.stdout).unwrap();
+    assert_eq!(status.status.code(), Some(1));
+    assert!(shown.contains("unknown field `prots`"), "{shown}");
+    assert!(shown.contains("attached     wan0 (native)"), "{shown}");
+    assert!(unloaded.status.success(), "{}", error(&unloaded));
+    assert!(!lab.network.path("bpf/pullgate").exists());
+}
+
+#[test]
+fn an_ordinary_user_is_told_that_he_is_one() {
+    let lab = Lab::start(&Plan::default());
+    // Only the directories of the lab itself are in his way.
+    for path in ["", "bpf", "run"] {
+        let permissions = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(lab.network.path(path), permissions).unwrap();
+    }
+    let pullgate = lab.network.path("pullgate");
+    std::fs::copy(daemon::binary(), &pullgate).unwrap();
+
+    for words in [
+        &["explain", "198.51.100.7"][..],
+        &["unload"],
+        &["run", "--only", "filter"],
+    ] {
+        let mut command = lab.network.command(Host::Origin, "setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.arg(&pullgate).arg("--config").arg(&lab.config);
+        let refused = command.args(words).output().unwrap();
+
+        assert_eq!(
+            refused.status.code(),
+            Some(77),
+            "{words:?}: {}",
+            error(&refused)
+        );
+        assert!(
+            error(&refused).contains("run as root"),
+            "{}",
+            error(&refused)
+        );
+    }
 }
 
 #[test]

@@ -21,15 +21,13 @@ pub const ACTIVE_GLOBAL: &str = "ACTIVE";
 pub const CREDIT: &str = "CREDIT";
 /// IPv4: [`Node`](crate::table::Node)s of both generations, at [`node_index`].
 pub const RANGES_V4: &str = "RANGES_V4";
-/// IPv6, first 48 bits: as [`RANGES_V4`].
+/// IPv6: as [`RANGES_V4`].
 pub const RANGES_V6: &str = "RANGES_V6";
-/// IPv6 prefixes longer than /48: an LPM trie from generation and address to a class.
-pub const DEEP_V6: &str = "DEEP_V6";
 /// Ring buffer of events, [`EVENT`] bytes each: a sample of what was dropped.
 pub const EVENTS: &str = "EVENTS";
 
 /// The maps that the programs of all interfaces share; every load makes them anew.
-pub const SHARED_MAPS: [&str; 6] = [ACTIVE, CREDIT, RANGES_V4, RANGES_V6, DEEP_V6, EVENTS];
+pub const SHARED_MAPS: [&str; 5] = [ACTIVE, CREDIT, RANGES_V4, RANGES_V6, EVENTS];
 
 /// Per-CPU `u64` counters of one interface, one per
 /// [`counter_index`](crate::verdict::Judgement::counter_index).
@@ -69,9 +67,6 @@ pub const GENERATIONS: u32 = 2;
 pub const NODES: u32 = 512;
 /// The most nodes per family and generation: what an entry can name.
 pub const NODES_MAX: u32 = (1 << 16) - 8;
-/// Entries of the trie for both generations together. Memory is taken as they come.
-pub const DEEP_ENTRIES: u32 = 1 << 17;
-
 /// The index of a node in the maps. Generations alternate, so that the size of a map is in no
 /// program.
 #[must_use]
@@ -79,13 +74,6 @@ pub const DEEP_ENTRIES: u32 = 1 << 17;
 pub const fn node_index(node: u16, generation: u32) -> u32 {
     node as u32 * GENERATIONS + generation
 }
-
-/// Bytes of a trie key's data: the generation as `u32` in network order, then the address.
-pub const DEEP_KEY: usize = 20;
-/// Bits of a trie key before the address.
-pub const DEEP_PREFIX: u32 = 32;
-/// Bits of a whole trie key: a lookup's prefix length.
-pub const DEEP_KEY_BITS: u32 = DEEP_PREFIX + 128;
 
 /// Bytes of [`EVENTS`], a power of two.
 pub const EVENTS_BYTES: usize = 1 << 18;

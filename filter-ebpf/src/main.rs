@@ -18,15 +18,13 @@ mod program {
     use core::net::{IpAddr, Ipv6Addr};
 
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
-    use aya_ebpf::btf_maps::lpm_trie::Key;
-    use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
+    use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
     use aya_ebpf::macros::{btf_map, classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use aya_ebpf::{EbpfContext, Global};
     use filter_ebpf::abi::{
-        self, DEEP_ENTRIES, DEEP_KEY, DEEP_KEY_BITS, DESTINATIONS_MAX, EVENT, EVENTS_BYTES,
-        GENERATIONS, NODES, PORT_BITMAP, SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS,
-        SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
+        self, DESTINATIONS_MAX, EVENT, EVENTS_BYTES, GENERATIONS, NODES, PORT_BITMAP,
+        SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
     };
     use filter_ebpf::table::{self, ABSENT, Class, Node, Table, Tree};
     use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
@@ -35,8 +33,6 @@ mod program {
     static RANGES_V4: Nodes = Array::new();
     #[btf_map]
     static RANGES_V6: Nodes = Array::new();
-    #[btf_map]
-    static DEEP_V6: LpmTrie<[u8; DEEP_KEY], u8, { DEEP_ENTRIES as usize }> = LpmTrie::new();
     #[btf_map]
     static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
     #[btf_map]
@@ -301,32 +297,20 @@ mod program {
         }
 
         #[inline(always)]
-        fn deep(&self, address: Ipv6Addr) -> u16 {
+        fn far(&self, entry: u16, address: Ipv6Addr) -> u16 {
             let [a, b, c, d, e, f, g, h, low @ ..] = address.octets();
             let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-            deep(self.0, high, u64::from_be_bytes(low))
+            far(self.0, entry, high, u64::from_be_bytes(low))
         }
     }
 
-    /// Out of the way of all the packets that need no trie, whose registers it would take.
+    /// Out of the way of all the packets that need it not, whose registers it would take.
     #[cold]
     #[inline(never)]
-    fn deep(generation: u32, high: u64, low: u64) -> u16 {
-        let mut data = [0; DEEP_KEY];
-        let (prefix, address) = data.split_at_mut(DEEP_KEY - 16);
-        prefix.copy_from_slice(&generation.to_be_bytes());
-        let (first, last) = address.split_at_mut(8);
-        first.copy_from_slice(&high.to_be_bytes());
-        last.copy_from_slice(&low.to_be_bytes());
-        let key = Aligned(Key::new(DEEP_KEY_BITS, data));
-        DEEP_V6
-            .get(&key.0)
-            .map_or(ABSENT, |class| u16::from(*class))
+    fn far(generation: u32, entry: u16, high: u64, low: u64) -> u16 {
+        let address = Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
+        table::walk_far(&Map(&RANGES_V6, generation), entry, address)
     }
-
-    /// The compiler writes whole words, which the verifier takes at aligned places of the stack only.
-    #[repr(C, align(8))]
-    struct Aligned(Key<[u8; DEEP_KEY]>);
 
     /// A family's nodes, both generations.
     type Nodes = Array<Node, { (GENERATIONS * NODES) as usize }>;

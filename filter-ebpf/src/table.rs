@@ -1,10 +1,9 @@
 //! The range table: an address in, its [`Class`] out. The same walk in the kernel and on the host.
 //!
-//! A table is a tree over the first 32 bits of an IPv4 address and the first 48 of an IPv6 address,
-//! made of [`Node`]s of 256 entries: the nodes 0 to 255 are for the first 16 bits, the others for
-//! eight more each. An entry is a class, or the number of the node to go on with: any mix of IPv4
-//! ranges is found in at most three loads. Nobody announces an IPv6 prefix beyond /48; only where
-//! the operator's own rules have one does an entry ([`DEEPER`]) send the lookup on to a trie.
+//! A table is a tree over the octets of an address, made of [`Node`]s of 256 entries: the nodes 0 to
+//! 255 are for the first two octets, the others for one more each. An entry is a class, or the number
+//! of the node to go on with: any mix of IPv4 ranges is found in at most three loads, the published
+//! IPv6 ranges in three as well, and a prefix of length n in n/8 - 1.
 
 use core::net::{IpAddr, Ipv6Addr};
 
@@ -21,10 +20,10 @@ pub trait Ranges {
 pub trait Table {
     /// The IPv4 part.
     fn v4(&self) -> impl Tree;
-    /// The IPv6 part, first 48 bits.
+    /// The IPv6 part.
     fn v6(&self) -> impl Tree;
-    /// The class value of the longest prefix beyond /48 that holds `address`, or [`ABSENT`].
-    fn deep(&self, address: Ipv6Addr) -> u16;
+    /// Goes on from an IPv6 entry that names a node, behind the first eight octets: [`walk_far`].
+    fn far(&self, entry: u16, address: Ipv6Addr) -> u16;
 }
 
 /// Access to one family's nodes.
@@ -68,9 +67,11 @@ pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
             walk(&table.v4(), [a, b], [c, d])
         }
         IpAddr::V6(address) => {
-            let ([a, b], rest) = leading_octets(address);
-            match walk(&table.v6(), [a, b], rest) {
-                DEEPER => table.deep(address),
+            let bits = (address.to_bits() >> 64) as u64;
+            let [a, b, c, d, e, f, g, h] = bits.to_be_bytes();
+            // Nobody announces a longer prefix than /48, and few rules are for less than a /64.
+            match walk(&table.v6(), [a, b], [c, d, e, f, g, h]) {
+                entry @ FIRST_NODE.. => table.far(entry, address),
                 entry => entry,
             }
         }
@@ -82,15 +83,6 @@ pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
         // Not a class: the table is empty there, or broken. Fail closed.
         _ => Class::Absent,
     }
-}
-
-/// The first 48 bits of an IPv6 address, which its tree is indexed by: the first two octets, and
-/// four more.
-#[inline(always)]
-pub fn leading_octets(address: Ipv6Addr) -> ([u8; 2], [u8; 4]) {
-    let bits = (address.to_bits() >> 80) as u64;
-    let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
-    ([a, b], [c, d, e, f])
 }
 
 /// The entry that a tree holds for the addresses that begin with these octets.
@@ -106,10 +98,25 @@ pub fn walk<const N: usize>(tree: &impl Tree, [a, b]: [u8; 2], rest: [u8; N]) ->
     entry
 }
 
+/// Goes on with the octets of an IPv6 address behind the first eight.
+#[inline(always)]
+pub fn walk_far(tree: &impl Tree, mut entry: u16, address: Ipv6Addr) -> u16 {
+    // Shifted, not indexed: the kernel's stack is slower than two registers.
+    let [.., a, b, c, d, e, f, g, h] = address.octets();
+    let mut rest = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    for _ in 8..16 {
+        let Some(node) = entry.checked_sub(FIRST_NODE) else {
+            break;
+        };
+        let [octet, ..] = rest.to_be_bytes();
+        entry = tree.entry(node, octet);
+        rest <<= 8;
+    }
+    entry
+}
+
 /// The entry of an address in no range.
 pub const ABSENT: u16 = 0;
-/// The entry that sends an IPv6 lookup on to the trie.
-pub const DEEPER: u16 = 4;
 /// Entries from here on are node numbers, counted from this value.
 pub const FIRST_NODE: u16 = 8;
 /// Nodes for the first 16 bits of an address: as many as the first eight bits have values.
@@ -138,19 +145,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_deeper_entry_asks_the_trie_for_ipv6_only() {
-        assert_eq!(
-            lookup(&Uniform(DEEPER), "2001:db8::1".parse().unwrap()),
-            Class::Listed
-        );
-        assert_eq!(
-            lookup(&Uniform(DEEPER), "192.0.2.1".parse().unwrap()),
-            Class::Absent
-        );
-    }
-
-    /// A table that holds the same entry everywhere, and a trie that lists everyone.
+    /// A table that holds the same entry everywhere.
     #[derive(Clone, Copy)]
     struct Uniform(u16);
 
@@ -161,8 +156,8 @@ mod tests {
         fn v6(&self) -> impl Tree {
             *self
         }
-        fn deep(&self, _: Ipv6Addr) -> u16 {
-            Class::Listed as u16
+        fn far(&self, entry: u16, address: Ipv6Addr) -> u16 {
+            walk_far(self, entry, address)
         }
     }
 

@@ -44,18 +44,46 @@ impl Model {
     }
 }
 
-/// Intervals of addresses, first and last, sorted and disjoint. IPv4 sorts before IPv6.
+/// The addresses of a list, family by family.
 #[derive(Debug)]
-struct Intervals(Vec<(IpAddr, IpAddr)>);
+struct Intervals {
+    v4: Disjoint<u32>,
+    v6: Disjoint<u128>,
+}
 
 impl Intervals {
     fn new(nets: impl Iterator<Item = IpNet>) -> Self {
-        let mut sorted: Vec<_> = nets.map(|net| (net.network(), net.broadcast())).collect();
-        sorted.sort_unstable();
-        let mut disjoint: Vec<(IpAddr, IpAddr)> = Vec::with_capacity(sorted.len());
-        for (first, last) in sorted {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for net in nets {
+            match net {
+                IpNet::V4(net) => v4.push((net.network().to_bits(), net.broadcast().to_bits())),
+                IpNet::V6(net) => v6.push((net.network().to_bits(), net.broadcast().to_bits())),
+            }
+        }
+        Self {
+            v4: Disjoint::new(v4),
+            v6: Disjoint::new(v6),
+        }
+    }
+
+    fn hold(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.hold(address.to_bits()),
+            IpAddr::V6(address) => self.v6.hold(address.to_bits()),
+        }
+    }
+}
+
+/// Intervals, first and last, sorted and disjoint.
+#[derive(Debug)]
+struct Disjoint<T>(Vec<(T, T)>);
+
+impl<T: Copy + Ord> Disjoint<T> {
+    fn new(mut intervals: Vec<(T, T)>) -> Self {
+        intervals.sort_unstable();
+        let mut disjoint: Vec<(T, T)> = Vec::with_capacity(intervals.len());
+        for (first, last) in intervals {
             match disjoint.last_mut() {
-                // Prefixes nest or are disjoint; families do not meet.
                 Some((_, end)) if first <= *end => *end = last.max(*end),
                 Some(_) | None => disjoint.push((first, last)),
             }
@@ -63,9 +91,9 @@ impl Intervals {
         Self(disjoint)
     }
 
-    fn hold(&self, address: IpAddr) -> bool {
-        let behind = self.0.partition_point(|(first, _)| *first <= address);
+    fn hold(&self, value: T) -> bool {
+        let behind = self.0.partition_point(|(first, _)| *first <= value);
         let interval = behind.checked_sub(1).and_then(|index| self.0.get(index));
-        interval.is_some_and(|(_, last)| address <= *last)
+        interval.is_some_and(|(_, last)| value <= *last)
     }
 }

@@ -3,12 +3,11 @@
 //! The table's shape, and the walk through it, are `filter_ebpf::table`'s: what is compiled here
 //! is what the kernel reads, and what the gate checks its peers by.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
-use filter_ebpf::abi::{DEEP_ENTRIES, GENERATIONS, NODES_MAX};
-use filter_ebpf::table::{self, ABSENT, Class, DEEPER, FIRST_NODE, Node, ROOTS};
-use ipnet::{IpNet, Ipv6Net};
+use filter_ebpf::abi::NODES_MAX;
+use filter_ebpf::table::{self, ABSENT, Class, FIRST_NODE, Node, ROOTS};
+use ipnet::IpNet;
 
 use super::RangeSet;
 
@@ -47,13 +46,11 @@ impl Rules<'_> {
     }
 }
 
-/// A compiled table: every address's [`Class`] in at most five loads and a trie lookup.
+/// A compiled table: every IPv4 address's [`Class`] in at most three loads.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Table {
     v4: Tree,
     v6: Tree,
-    /// IPv6 prefixes beyond /48, where an entry says [`DEEPER`]; the longest that matches counts.
-    deep: BTreeMap<Ipv6Net, u16>,
 }
 
 impl Table {
@@ -66,7 +63,6 @@ impl Table {
         let mut table = Self {
             v4: Tree::empty(),
             v6: Tree::empty(),
-            deep: BTreeMap::new(),
         };
         // In ascending precedence: what is painted later covers what was painted before.
         for range in rules.allow {
@@ -83,8 +79,8 @@ impl Table {
 
     /// Rebuilds a table from what was read back from the kernel's maps.
     #[must_use]
-    pub fn from_parts(v4: Tree, v6: Tree, deep: BTreeMap<Ipv6Net, u16>) -> Self {
-        Self { v4, v6, deep }
+    pub fn from_parts(v4: Tree, v6: Tree) -> Self {
+        Self { v4, v6 }
     }
 
     /// The IPv4 tree.
@@ -99,53 +95,17 @@ impl Table {
         &self.v6
     }
 
-    /// The IPv6 prefixes beyond /48 and their class values.
-    #[must_use]
-    pub fn deep_v6(&self) -> &BTreeMap<Ipv6Net, u16> {
-        &self.deep
-    }
-
     fn paint(&mut self, range: &IpNet, class: Class) -> Result<(), TableFull> {
         match range {
             IpNet::V4(range) => {
                 let octets = range.network().octets();
                 self.v4.paint(&octets, range.prefix_len(), class as u16)
             }
-            IpNet::V6(range) => self.paint_v6(range, class as u16),
-        }
-    }
-
-    fn paint_v6(&mut self, range: &Ipv6Net, class: u16) -> Result<(), TableFull> {
-        let octets = range.network().octets();
-        // Longer prefixes painted before are of a class that yields to this one. They stand behind
-        // it: prefixes are ordered by address, and then by length.
-        let behind = self.deep.range(*range..).map(|(longer, _)| *longer);
-        let inside: Vec<_> = behind.take_while(|longer| range.contains(longer)).collect();
-        for longer in inside {
-            self.deep.remove(&longer);
-        }
-        if range.prefix_len() <= TREE_V6 {
-            return self.v6.paint(&octets, range.prefix_len(), class);
-        }
-
-        let (first, rest) = table::leading_octets(range.network());
-        let above = table::walk(&&self.v6, first, rest);
-        if above == class {
-            return Ok(());
-        }
-        if above != DEEPER {
-            self.v6.paint(&octets, TREE_V6, DEEPER)?;
-            if above != ABSENT {
-                // The rest of the /48 keeps the class that it had.
-                let whole = Ipv6Net::new_assert(range.network(), TREE_V6).trunc();
-                self.deep.insert(whole, above);
+            IpNet::V6(range) => {
+                let octets = range.network().octets();
+                self.v6.paint(&octets, range.prefix_len(), class as u16)
             }
         }
-        self.deep.insert(*range, class);
-        if self.deep.len() > DEEP_MAX {
-            return Err(TableFull::Deep);
-        }
-        Ok(())
     }
 }
 
@@ -166,11 +126,8 @@ impl table::Table for Table {
         &self.v6
     }
 
-    fn deep(&self, address: Ipv6Addr) -> u16 {
-        let lengths = (TREE_V6..=128).rev();
-        let prefixes = lengths.map(|length| Ipv6Net::new_assert(address, length).trunc());
-        let class = prefixes.filter_map(|prefix| self.deep.get(&prefix)).next();
-        class.copied().unwrap_or(ABSENT)
+    fn far(&self, entry: u16, address: Ipv6Addr) -> u16 {
+        table::walk_far(&&self.v6, entry, address)
     }
 }
 
@@ -231,9 +188,9 @@ impl Tree {
             return Ok(usize::from(below));
         }
         let below = self.nodes.len();
-        let number = u16::try_from(below).map_err(|_too_many| TableFull::Nodes)?;
+        let number = u16::try_from(below).map_err(|_too_many| TableFull)?;
         if u32::from(number) >= NODES_MAX {
-            return Err(TableFull::Nodes);
+            return Err(TableFull);
         }
         self.nodes.push([entry; 1 << 8]);
         self.nodes[node][index] = FIRST_NODE + number;
@@ -250,21 +207,8 @@ impl table::Tree for &Tree {
 
 /// The ranges and rules do not fit into the kernel's maps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum TableFull {
-    /// The direct table.
-    #[error(
-        "the ranges and rules need more than {NODES_MAX} table nodes: use fewer, wider prefixes"
-    )]
-    Nodes,
-    /// The trie behind it.
-    #[error("more than {DEEP_MAX} IPv6 prefixes longer than /48: use fewer, wider prefixes")]
-    Deep,
-}
-
-/// Bits of an IPv6 address that its tree is indexed by.
-const TREE_V6: u8 = 48;
-/// The trie is shared by both generations.
-const DEEP_MAX: usize = (DEEP_ENTRIES / GENERATIONS) as usize;
+#[error("the ranges and rules need more than {NODES_MAX} table nodes: use fewer, wider prefixes")]
+pub struct TableFull;
 
 #[cfg(test)]
 mod tests {
@@ -333,7 +277,7 @@ mod tests {
 
         let full = compile(&set("64.0.0.0/16\n2a00::/32"), &allow, &[]);
 
-        assert_eq!(full, Err(TableFull::Nodes));
+        assert_eq!(full, Err(TableFull));
     }
 
     proptest! {

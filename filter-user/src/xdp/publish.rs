@@ -1,18 +1,13 @@
 //! Publishing: a [`Table`] into the generation that no packet reads, verified, then one flip.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::{Array, MapData};
 use filter_ebpf::Ranges as _;
-use filter_ebpf::abi::{
-    ACTIVE, DEEP_KEY, DEEP_PREFIX, DEEP_V6, GENERATIONS, RANGES_V4, RANGES_V6, node_index,
-};
+use filter_ebpf::abi::{ACTIVE, GENERATIONS, RANGES_V4, RANGES_V6, node_index};
 use filter_ebpf::table::Node;
-use ipnet::Ipv6Net;
 use rustix::thread::MembarrierCommand;
 use tracing::debug;
 
@@ -25,19 +20,16 @@ pub(super) struct Publisher {
     active: Array<MapData, u64>,
     v4: Nodes,
     v6: Nodes,
-    deep: LpmTrie<MapData, [u8; DEEP_KEY], u8>,
     /// What was read back from each generation when it was written last.
     held: [Option<Table>; GENERATIONS as usize],
 }
 
 impl Publisher {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
-        let deep = take_map(ebpf, DEEP_V6)?;
         Ok(Self {
             active: array(ebpf, ACTIVE)?,
             v4: Nodes::new(ebpf, RANGES_V4)?,
             v6: Nodes::new(ebpf, RANGES_V6)?,
-            deep: LpmTrie::try_from(deep).map_err(map_error(DEEP_V6))?,
             held: [None, None],
         })
     }
@@ -69,21 +61,20 @@ impl Publisher {
         let inactive = usize::from(active & 1 == 0);
         let held = self.held.get_mut(inactive).and_then(Option::take);
         let held = held.as_ref();
-        // A system call for each node: the families share the work.
-        let (v4, v6) = std::thread::scope(|scope| {
+        // A system call for each node and a search for each range: the parts share the work.
+        let (v4, v6, right) = std::thread::scope(|scope| {
             let v4 = &mut self.v4;
             let v4 =
                 scope.spawn(move || v4.rewrite(next, table.tree_v4(), held.map(Table::tree_v4)));
+            let right = scope.spawn(|| judges_rightly(table, rules));
             let v6 = &mut self.v6;
             let v6 = v6.rewrite(next, table.tree_v6(), held.map(Table::tree_v6));
-            (v4.join(), v6)
+            (v4.join(), v6, right.join())
         });
-        if held.map(Table::deep_v6) != Some(table.deep_v6()) {
-            self.write_deep(next, table)?;
-        }
         let v4 = v4.map_err(|_panic| XdpError::NotVerified)?;
-        let written = Table::from_parts(v4?, v6?, self.read_deep(next)?);
-        if written != *table || !judges_rightly(&written, rules) {
+        let written = Table::from_parts(v4?, v6?);
+        // What is in the maps is the table, bit by bit, and the table is right.
+        if written != *table || !right.unwrap_or(false) {
             return Err(XdpError::NotVerified);
         }
 
@@ -96,47 +87,6 @@ impl Publisher {
         // The generation that was in use is the next one to be written.
         wait_for_readers();
         Ok(took)
-    }
-
-    fn write_deep(&mut self, generation: u32, table: &Table) -> Result<(), XdpError> {
-        for stale in self.deep_keys(generation)? {
-            self.deep.remove(&stale).map_err(map_error(DEEP_V6))?;
-        }
-        for (range, class) in table.deep_v6() {
-            let mut data = [0; DEEP_KEY];
-            let (first, address) = data.split_at_mut(DEEP_KEY - 16);
-            first.copy_from_slice(&generation.to_be_bytes());
-            address.copy_from_slice(&range.network().octets());
-            let key = Key::new(DEEP_PREFIX + u32::from(range.prefix_len()), data);
-            let class = u8::try_from(*class).unwrap_or(0);
-            self.deep
-                .insert(&key, class, 0)
-                .map_err(map_error(DEEP_V6))?;
-        }
-        Ok(())
-    }
-
-    fn read_deep(&self, generation: u32) -> Result<BTreeMap<Ipv6Net, u16>, XdpError> {
-        let mut deep = BTreeMap::new();
-        for key in self.deep_keys(generation)? {
-            let class = self.deep.get(&key, 0).map_err(map_error(DEEP_V6))?;
-            let [_, _, _, _, address @ ..] = key.data();
-            let length = key.prefix_len().saturating_sub(DEEP_PREFIX);
-            let range = u8::try_from(length)
-                .ok()
-                .and_then(|length| Ipv6Net::new(Ipv6Addr::from(address), length).ok());
-            deep.insert(range.ok_or(XdpError::NotVerified)?, u16::from(class));
-        }
-        Ok(deep)
-    }
-
-    fn deep_keys(&self, generation: u32) -> Result<Vec<Key<[u8; DEEP_KEY]>>, XdpError> {
-        let keys = self.deep.keys().filter(|key| match key {
-            Ok(key) => key.data().starts_with(&generation.to_be_bytes()),
-            Err(_) => true,
-        });
-        keys.collect::<Result<_, MapError>>()
-            .map_err(map_error(DEEP_V6))
     }
 }
 
