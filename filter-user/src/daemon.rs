@@ -34,7 +34,7 @@ use crate::config::{Config, Paths};
 use crate::report::chain;
 use crate::telemetry::Metrics;
 use crate::telemetry::status::{Report, Status};
-use crate::xdp;
+use crate::xdp::{self, Stay};
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing.
 ///
@@ -135,6 +135,15 @@ pub fn confirm(paths: &Paths) -> Result<(), StartError> {
     Err(StartError::NotConfirmed)
 }
 
+/// Whether what is in force is on trial, as far as this user may know.
+#[must_use]
+pub fn stay(paths: &Paths) -> Stay {
+    match is_on_trial(&socket(paths, Role::Filter)) {
+        Ok(true) => Stay::OnTrial,
+        Ok(false) | Err(_) => Stay::Pinned,
+    }
+}
+
 /// Ends a trial as if its time were over, and the role with it; returns whether there was one.
 ///
 /// # Errors
@@ -159,7 +168,9 @@ fn is_on_trial(socket: &Path) -> Result<bool, StartError> {
     match ask(socket) {
         Ok(status) => Ok(status.filter.is_some_and(|filter| filter.on_trial)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(socket_error(socket)(error))
+            Err(StartError::SocketForbidden {
+                path: socket.to_owned(),
+            })
         }
         // The role does not run, or just ends.
         Err(_) => Ok(false),

@@ -18,7 +18,7 @@ use crate::config::{self, Config, Fragments, Mode};
 use crate::ranges::{RangeSet, Table, TableFull};
 use crate::report::EX_SOFTWARE;
 use crate::snapshot::{InForce, Origin, SnapshotError};
-use crate::xdp::{self, Probe, XdpError};
+use crate::xdp::{self, Probe, Stay, XdpError};
 
 /// What becomes of a packet, and why.
 #[derive(Debug, Serialize)]
@@ -60,14 +60,14 @@ pub struct Rule {
     pub vanished: bool,
 }
 
-/// Asks the loaded filter.
+/// Asks the loaded filter: the one that is pinned, or the one that is on trial.
 ///
 /// # Errors
 ///
 /// Returns why it cannot be asked.
-pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, ExplainError> {
+pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanation, ExplainError> {
     let settings = config.filter.as_ref().ok_or(ExplainError::NoFilter)?;
-    let interface = xdp::loaded_interface(&config.paths.bpf, packet.iface.as_deref())?;
+    let interface = xdp::loaded_interface(&config.paths.bpf, stay, packet.iface.as_deref())?;
     let destination = packet.to.unwrap_or_else(|| {
         let family = |address: &&IpAddr| address.is_ipv4() == packet.source.is_ipv4();
         let protected = settings.destinations.iter().find(family).copied();
@@ -92,7 +92,8 @@ pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, Explain
     let expected = decide(frame.as_slice(), &OnHost(settings), &table);
     let slot = expected.counter_index(|| settings.mode == Mode::Monitor);
     let expected = Counted::at(slot).ok_or(ExplainError::Busy)?;
-    let counted = xdp::probe(&config.paths.bpf, &interface, &frame)?.ok_or(ExplainError::Busy)?;
+    let counted =
+        xdp::probe(&config.paths.bpf, stay, &interface, &frame)?.ok_or(ExplainError::Busy)?;
 
     Ok(Explanation {
         source: packet.source,

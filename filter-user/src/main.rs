@@ -54,7 +54,9 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             say("confirmed: the filter stays in force")?;
         }
         Command::Explain(packet) => {
-            let explanation = explain::explain(&load(&cli.config)?, packet)?;
+            let config = load(&cli.config)?;
+            let stay = daemon::stay(&config.paths);
+            let explanation = explain::explain(&config, packet, stay)?;
             if packet.json {
                 say(&serde_json::to_string_pretty(&explanation)?)?;
             } else {

@@ -142,8 +142,11 @@ impl Filter {
     ///
     /// Returns the first link that cannot be given back; the others are.
     pub fn revert(&mut self) -> Result<(), XdpError> {
-        self.trial = None;
+        let staging = self.trial.take();
         let outcome = self.force.revert(&self.pins);
+        if let Some(staging) = staging {
+            self.pins.discard(&staging)?;
+        }
         self.pins.remove_unless_linked()?;
         outcome
     }

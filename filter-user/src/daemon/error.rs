@@ -71,6 +71,15 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// A status socket may not be opened by this user.
+    #[error(
+        "status socket {} is another user's; run as root, or as the user of that role",
+        path.display()
+    )]
+    SocketForbidden {
+        /// The socket.
+        path: PathBuf,
+    },
     /// A listening socket cannot be bound.
     #[error("cannot listen on {address}")]
     Bind {
@@ -138,10 +147,7 @@ impl StartError {
             | Self::NotDescribed { .. }
             | Self::Table(_)
             | Self::Directory { .. } => EX_CONFIG,
-            Self::BindCapability { .. } => EX_NOPERM,
-            Self::Socket { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                EX_NOPERM
-            }
+            Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
             Self::NotConfirmed => EX_TEMPFAIL,
             Self::NothingOnTrial | Self::TrialWithoutFilter => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),

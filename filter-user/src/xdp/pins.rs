@@ -19,7 +19,7 @@ use filter_ebpf::abi;
 use tracing::{info, warn};
 
 use super::XdpError;
-use super::attach::Rung;
+use super::attach::{Rung, Stay};
 use super::interfaces::link_index;
 use crate::netlink::Interface;
 
@@ -110,12 +110,24 @@ impl Pins {
 
     /// An empty directory for the pins of a load that is to come into force.
     pub(super) fn stage(&self) -> Result<Staging, XdpError> {
-        let directory = self.directory.join("next");
-        if directory.exists() {
-            remove_directory(&directory)?;
+        let staging = self.staging();
+        self.discard(&staging)?;
+        create(&staging.directory)?;
+        Ok(staging)
+    }
+
+    fn staging(&self) -> Staging {
+        Staging {
+            directory: self.directory.join("next"),
         }
-        create(&directory)?;
-        Ok(Staging { directory })
+    }
+
+    /// Removes the pins of a load that does not come into force.
+    pub(super) fn discard(&self, staging: &Staging) -> Result<(), XdpError> {
+        if staging.directory.exists() {
+            remove_directory(&staging.directory)?;
+        }
+        Ok(())
     }
 
     /// Puts the staged pins in the place of those in force.
@@ -173,14 +185,11 @@ impl Pins {
             .join(format!("program-{}", escape(interface)))
     }
 
-    /// The pin of the program to ask about an interface: during a trial, the one that is on it.
-    pub(super) fn program_in_force(&self, interface: &str) -> PathBuf {
-        let on_trial = self.directory.join("next");
-        let on_trial = on_trial.join(format!("program-{}", escape(interface)));
-        if on_trial.exists() {
-            on_trial
-        } else {
-            self.program(interface)
+    /// The pin of the program that is on an interface: the pinned one, or the one on trial.
+    pub(super) fn program_in_force(&self, stay: Stay, interface: &str) -> PathBuf {
+        match stay {
+            Stay::Pinned => self.program(interface),
+            Stay::OnTrial => self.staging().program(interface),
         }
     }
 
@@ -235,19 +244,20 @@ impl Pins {
         Ok(())
     }
 
-    /// The names of the interfaces that have a link, or a program on trial.
-    pub(super) fn interfaces_in_force(&self) -> Result<Vec<String>, XdpError> {
-        let mut names = self.interfaces()?;
-        let on_trial = self.directory.join("next");
-        if on_trial.exists() {
-            for pin in list(&on_trial)? {
-                let name = pin.file_name().and_then(|name| name.to_str());
-                let interface = name.and_then(|name| name.strip_prefix("program-"));
-                names.extend(interface.map(|name| name.replace("%2e", ".")));
+    /// The names of the interfaces that have a program: the pinned ones, or those on trial.
+    pub(super) fn interfaces_in_force(&self, stay: Stay) -> Result<Vec<String>, XdpError> {
+        let mut names = match stay {
+            Stay::Pinned => self.interfaces()?,
+            Stay::OnTrial => {
+                let pins = list(&self.staging().directory)?.into_iter();
+                let names = pins.filter_map(|pin| {
+                    let name = pin.file_name()?.to_str()?;
+                    Some(name.strip_prefix("program-")?.replace("%2e", "."))
+                });
+                names.collect()
             }
-        }
+        };
         names.sort_unstable();
-        names.dedup();
         Ok(names)
     }
 

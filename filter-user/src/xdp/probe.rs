@@ -13,6 +13,7 @@ use filter_ebpf::abi;
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
+use super::attach::Stay;
 use super::load::{map_error, pin_error};
 use super::pins::Pins;
 
@@ -38,9 +39,9 @@ pub struct Probe<'a> {
 /// # Errors
 ///
 /// Returns [`XdpError::NotLoaded`] if there is none.
-pub fn loaded_interface(base: &Path, named: Option<&str>) -> Result<String, XdpError> {
+pub fn loaded_interface(base: &Path, stay: Stay, named: Option<&str>) -> Result<String, XdpError> {
     let pins = Pins::existing(base)?;
-    let interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.interfaces_in_force())?;
+    let interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.interfaces_in_force(stay))?;
     let found = match named {
         Some(name) => interfaces.into_iter().find(|interface| interface == name),
         None => interfaces.into_iter().next(),
@@ -150,12 +151,17 @@ pub fn frame(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
 /// # Errors
 ///
 /// Returns why the program cannot be asked.
-pub fn probe(base: &Path, interface: &str, frame: &[u8]) -> Result<Option<Counted>, XdpError> {
+pub fn probe(
+    base: &Path,
+    stay: Stay,
+    interface: &str,
+    frame: &[u8],
+) -> Result<Option<Counted>, XdpError> {
     let not_loaded = || XdpError::NotLoaded {
         interface: format!("`{interface}`"),
     };
     let pins = Pins::existing(base)?.ok_or_else(not_loaded)?;
-    let pin = pins.program_in_force(interface);
+    let pin = pins.program_in_force(stay, interface);
     if !pin.exists() {
         return Err(not_loaded());
     }
