@@ -19,7 +19,7 @@ pub const ACTIVE: &str = ".data.active";
 pub const ACTIVE_GLOBAL: &str = "ACTIVE";
 /// Per CPU, one `u64`: how many more drops may be put into [`EVENTS`]; user space refills it.
 pub const CREDIT: &str = "CREDIT";
-/// IPv4: [`Node`](crate::table::Node)s of both generations, at [`node_index`].
+/// IPv4: [`Node`](crate::table::Node)s of both generations, at [`chunk_index`].
 pub const RANGES_V4: &str = "RANGES_V4";
 /// IPv6: as [`RANGES_V4`].
 pub const RANGES_V6: &str = "RANGES_V6";
@@ -67,12 +67,15 @@ pub const GENERATIONS: u32 = 2;
 pub const NODES: u32 = 512;
 /// The most nodes per family and generation: what an entry can name.
 pub const NODES_MAX: u32 = (1 << 16) - 8;
-/// The index of a node in the maps. Generations alternate, so that the size of a map is in no
-/// program.
+/// Nodes in one value of a map: user space writes and reads that many in one system call.
+pub const CHUNK: u16 = 8;
+
+/// The index of the value in the maps that holds a node, as its `node % CHUNK`th. Generations
+/// alternate, so that the size of a map is in no program.
 #[must_use]
 #[inline(always)]
-pub const fn node_index(node: u16, generation: u32) -> u32 {
-    node as u32 * GENERATIONS + generation
+pub const fn chunk_index(node: u16, generation: u32) -> u32 {
+    (node / CHUNK) as u32 * GENERATIONS + generation
 }
 
 /// Bytes of [`EVENTS`], a power of two.

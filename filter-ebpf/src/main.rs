@@ -23,10 +23,10 @@ mod program {
     use aya_ebpf::programs::{TcContext, XdpContext};
     use aya_ebpf::{EbpfContext, Global};
     use filter_ebpf::abi::{
-        self, DESTINATIONS_MAX, EVENT, EVENTS_BYTES, GENERATIONS, NODES, PORT_BITMAP,
+        self, CHUNK, DESTINATIONS_MAX, EVENT, EVENTS_BYTES, GENERATIONS, NODES, PORT_BITMAP,
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
     };
-    use filter_ebpf::table::{self, ABSENT, Class, Node, Table, Tree};
+    use filter_ebpf::table::{self, ABSENT, Chunk, Class, Table, Tree};
     use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
 
     #[btf_map]
@@ -313,7 +313,7 @@ mod program {
     }
 
     /// A family's nodes, both generations.
-    type Nodes = Array<Node, { (GENERATIONS * NODES) as usize }>;
+    type Nodes = Array<Chunk, { (GENERATIONS * NODES) as usize / CHUNK as usize }>;
 
     /// A family's nodes, and the generation to read.
     struct Map(&'static Nodes, u32);
@@ -322,8 +322,10 @@ mod program {
         #[inline(always)]
         fn entry(&self, node: u16, index: u8) -> u16 {
             self.0
-                .get(abi::node_index(node, self.1))
-                .map_or(ABSENT, |node| node[usize::from(index)])
+                .get(abi::chunk_index(node, self.1))
+                .map_or(ABSENT, |chunk| {
+                    chunk[usize::from(node % CHUNK) << 8 | usize::from(index)]
+                })
         }
     }
 

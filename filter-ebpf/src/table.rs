@@ -7,8 +7,13 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
+use crate::abi::CHUNK;
+
 /// Entries for eight bits of an address.
 pub type Node = [u16; 1 << 8];
+
+/// As many nodes as a value of the maps holds, one behind the other.
+pub type Chunk = [u16; (CHUNK as usize) << 8];
 
 /// Whoever knows the class of an address: one consistent table per call.
 pub trait Ranges {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use filter_ebpf::Ranges as _;
-use filter_ebpf::abi::{ACTIVE, GENERATIONS, RANGES_V4, RANGES_V6, node_index};
-use filter_ebpf::table::Node;
+use filter_ebpf::abi::{ACTIVE, CHUNK, GENERATIONS, RANGES_V4, RANGES_V6, chunk_index};
+use filter_ebpf::table::{ABSENT, Chunk, Node};
 use rustix::thread::MembarrierCommand;
 use tracing::debug;
 
@@ -61,7 +61,7 @@ impl Publisher {
         let inactive = usize::from(active & 1 == 0);
         let held = self.held.get_mut(inactive).and_then(Option::take);
         let held = held.as_ref();
-        // A system call for each node and a search for each range: the parts share the work.
+        // Thousands of system calls and searches: the parts share the work.
         let (v4, v6, right) = std::thread::scope(|scope| {
             let v4 = &mut self.v4;
             let v4 =
@@ -103,7 +103,7 @@ fn wait_for_readers() {
 
 /// One family's nodes, both generations.
 struct Nodes {
-    map: Array<MapData, Node>,
+    map: Array<MapData, Chunk>,
     name: &'static str,
 }
 
@@ -116,7 +116,8 @@ impl Nodes {
     }
 
     fn fits(&self, tree: &Tree) -> bool {
-        tree.nodes().len() * GENERATIONS as usize <= self.map.len() as usize
+        let chunks = tree.nodes().len().div_ceil(usize::from(CHUNK));
+        chunks * GENERATIONS as usize <= self.map.len() as usize
     }
 
     /// Writes a tree where it differs from what is held already, and reads all of it back.
@@ -126,19 +127,37 @@ impl Nodes {
         tree: &Tree,
         held: Option<&Tree>,
     ) -> Result<Tree, XdpError> {
-        let held = held.map_or(&[][..], Tree::nodes);
-        for (number, node) in (0..).zip(tree.nodes()) {
-            if held.get(usize::from(number)) == Some(node) {
-                continue;
+        let chunk = usize::from(CHUNK);
+        let numbers = || {
+            (0..)
+                .step_by(chunk)
+                .map(|node| chunk_index(node, generation))
+        };
+        let mut held = held.map_or(&[][..], Tree::nodes).chunks(chunk);
+        for (index, nodes) in numbers().zip(tree.nodes().chunks(chunk)) {
+            if held.next() != Some(nodes) {
+                let written = self.map.set(index, padded(nodes), 0);
+                written.map_err(map_error(self.name))?;
             }
-            let index = node_index(number, generation);
-            self.map.set(index, node, 0).map_err(map_error(self.name))?;
         }
-        let indices = (0..).map(|number| node_index(number, generation));
-        let indices = indices.take(tree.nodes().len());
-        let nodes = indices.map(|index| self.map.get(&index, 0).map_err(map_error(self.name)));
-        Ok(Tree::new(nodes.collect::<Result<_, _>>()?))
+        let count = tree.nodes().len();
+        let mut nodes = Vec::with_capacity(count + chunk);
+        for index in numbers().take(count.div_ceil(chunk)) {
+            let read = self.map.get(&index, 0).map_err(map_error(self.name))?;
+            nodes.extend_from_slice(read.as_chunks().0);
+        }
+        nodes.truncate(count);
+        Ok(Tree::new(nodes))
     }
+}
+
+/// Nodes, and empty ones behind them, which nobody is sent to.
+fn padded(nodes: &[Node]) -> Chunk {
+    let mut chunk = [ABSENT; (CHUNK as usize) << 8];
+    for (place, entry) in chunk.iter_mut().zip(nodes.as_flattened()) {
+        *place = *entry;
+    }
+    chunk
 }
 
 fn array<V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V>, XdpError> {
