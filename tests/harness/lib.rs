@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 pub use self::lab::{Lab, Plan};
 
-/// Waits until `condition` yields a value, and gives up with `what` after ten seconds.
+/// Waits until `condition` yields a value, and gives up with `what` after [`PATIENCE`].
 ///
 /// For what announces itself by no event: a counter in the kernel, a server's first accept.
 pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
@@ -36,7 +36,7 @@ pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The value that `condition` yields within ten seconds, if it does.
+/// The value that `condition` yields within [`PATIENCE`], if it does.
 pub(crate) fn within_patience<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -49,7 +49,7 @@ pub(crate) fn within_patience<T>(mut condition: impl FnMut() -> Option<T>) -> Op
 }
 
 /// How long anything in a test may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Notes that a test was skipped and why; `cargo xtask test` shows and counts it.
 pub fn skip(test: &str, reason: &str) {
