@@ -39,7 +39,6 @@ mod program {
     static COUNTERS: PerCpuArray<u64, { verdict::COUNTERS }> = PerCpuArray::new();
     #[btf_map]
     static EXPLAINED: Array<u64, { verdict::COUNTERS }> = Array::new();
-
     #[btf_map]
     static CREDIT: PerCpuArray<u64, 1> = PerCpuArray::new();
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use filter_ebpf::Settings;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -90,6 +91,29 @@ pub struct Filter {
     pub attach: Attach,
     /// What to do where another program holds the XDP hook.
     pub coexist: Coexist,
+}
+
+/// What is protected, as the kernel's program is told it.
+impl Settings for Filter {
+    fn protects_tcp(&self, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
+    fn protects_udp(&self, port: u16) -> bool {
+        self.udp_ports.contains(&port)
+    }
+
+    fn protects_some_udp(&self) -> bool {
+        !self.udp_ports.is_empty()
+    }
+
+    fn protects_destination(&self, address: IpAddr) -> bool {
+        self.destinations.is_empty() || self.destinations.contains(&address)
+    }
+
+    fn fragments_pass(&self) -> bool {
+        self.fragments == Fragments::Pass
+    }
 }
 
 /// Interfaces that the program is attached to.

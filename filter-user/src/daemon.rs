@@ -4,6 +4,7 @@
 //! certificates, snapshot. Only when all of that is in order are sockets bound and packets
 //! dropped, the filter first.
 
+mod ask;
 mod error;
 mod filter;
 mod gate;
@@ -13,7 +14,7 @@ mod rules;
 mod tasks;
 mod view;
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
+pub use self::ask::{confirm, end_trial, status, status_without, stay};
 pub use self::error::{LoadError, StartError};
 use self::filter::FilterRole;
 use self::gate::GateRole;
@@ -33,8 +35,6 @@ use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::report::chain;
 use crate::telemetry::Metrics;
-use crate::telemetry::status::{Report, Status};
-use crate::xdp::{self, Stay};
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing.
 ///
@@ -108,146 +108,6 @@ pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
     }
     tasks.wait().await;
     outcome
-}
-
-/// Confirms a filter that is on trial, and returns when it is.
-///
-/// # Errors
-///
-/// Returns why there is none, or why it is not confirmed.
-pub fn confirm(paths: &Paths) -> Result<(), StartError> {
-    let path = socket(paths, Role::Filter);
-    if !is_on_trial(&path)? {
-        return Err(StartError::NothingOnTrial);
-    }
-    signal_role(&path, rustix::process::Signal::USR1)?;
-    for _ in 0..LOOKS {
-        match ask(&path) {
-            Ok(Status {
-                filter: Some(filter),
-                ..
-            }) if filter.on_trial => std::thread::sleep(LOOK),
-            Ok(_) => return Ok(()),
-            // The role was faster: the time was over.
-            Err(_) => break,
-        }
-    }
-    Err(StartError::NotConfirmed)
-}
-
-/// Whether what is in force is on trial, as far as this user may know.
-#[must_use]
-pub fn stay(paths: &Paths) -> Stay {
-    match is_on_trial(&socket(paths, Role::Filter)) {
-        Ok(true) => Stay::OnTrial,
-        Ok(false) | Err(_) => Stay::Pinned,
-    }
-}
-
-/// Ends a trial as if its time were over, and the role with it; returns whether there was one.
-///
-/// # Errors
-///
-/// Returns why the role cannot be told, or that it does not end.
-pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
-    let path = socket(paths, Role::Filter);
-    if !is_on_trial(&path)? {
-        return Ok(false);
-    }
-    signal_role(&path, rustix::process::Signal::TERM)?;
-    for _ in 0..LOOKS {
-        if !is_on_trial(&path)? {
-            return Ok(true);
-        }
-        std::thread::sleep(LOOK);
-    }
-    Err(StartError::TrialGoesOn)
-}
-
-fn is_on_trial(socket: &Path) -> Result<bool, StartError> {
-    match ask(socket) {
-        Ok(status) => Ok(status.filter.is_some_and(|filter| filter.on_trial)),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(StartError::SocketForbidden {
-                path: socket.to_owned(),
-            })
-        }
-        // The role does not run, or just ends.
-        Err(_) => Ok(false),
-    }
-}
-
-/// Signals the process behind a status socket; the kernel knows whose it is.
-fn signal_role(socket: &Path, signal: rustix::process::Signal) -> Result<(), StartError> {
-    let blame = socket_error(socket);
-    let stream = std::os::unix::net::UnixStream::connect(socket).map_err(&blame)?;
-    let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|e| blame(e.into()))?;
-    rustix::process::kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))
-}
-
-fn socket_error(socket: &Path) -> impl Fn(io::Error) -> StartError {
-    move |source| StartError::Socket {
-        path: socket.to_owned(),
-        source,
-    }
-}
-
-/// Asks every role that the configuration describes for its status.
-#[must_use]
-pub fn status(config: &Config) -> Report {
-    let mut report = Report {
-        protected: true,
-        warnings: Vec::new(),
-        roles: Vec::new(),
-    };
-    for role in described(config) {
-        match ask(&socket(&config.paths, role)) {
-            Ok(status) => report.add(status),
-            Err(error) => {
-                report.protected = false;
-                report.warnings.push(absent(&config.paths, role, &error));
-            }
-        }
-    }
-    report
-}
-
-/// Asks the roles that run, where the configuration cannot tell which should.
-#[must_use]
-pub fn status_without(paths: &Paths, error: &LoadError) -> Report {
-    let mut report = Report {
-        protected: false,
-        warnings: vec![format!("what should run cannot be told: {}", chain(error))],
-        roles: Vec::new(),
-    };
-    for role in Role::ALL {
-        match ask(&socket(paths, role)) {
-            Ok(status) => report.add(status),
-            Err(error) => report.warnings.push(absent(paths, role, &error)),
-        }
-    }
-    report
-}
-
-/// Why a role has no status, and what that means.
-fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
-    let label = role.label();
-    if error.kind() == ErrorKind::PermissionDenied {
-        return format!("{label}: its socket may not be opened by this user; try as root");
-    }
-    let mut text = format!("{label}: not running ({error})");
-    if role == Role::Filter && xdp::is_loaded(&paths.bpf) {
-        text.push_str(
-            "; its pinned program goes on, by the settings and ranges of its last moment",
-        );
-    }
-    text
-}
-
-fn ask(socket: &Path) -> io::Result<Status> {
-    let stream = std::os::unix::net::UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    Ok(serde_json::from_reader(io::BufReader::new(stream))?)
 }
 
 /// The roles that the configuration describes.
@@ -382,7 +242,3 @@ fn notify_ready(running: &Running) {
         warn!(%error, "the service manager was not told that we are ready");
     }
 }
-
-/// How often we look whether a role has done what it was told.
-const LOOKS: u32 = 200;
-const LOOK: Duration = Duration::from_millis(50);

@@ -9,12 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use filter_ebpf::decide;
-use filter_ebpf::verdict::{Counted, Reason, Settings};
+use filter_ebpf::verdict::{Counted, Reason};
 use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::cli::Explain;
-use crate::config::{self, Config, Fragments, Mode};
+use crate::config::{Config, Mode};
 use crate::ranges::{RangeSet, Table, TableFull};
 use crate::report::EX_SOFTWARE;
 use crate::snapshot::{InForce, Origin, SnapshotError};
@@ -89,7 +89,7 @@ pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanat
         .or_else(|_| InForce::baseline(&config.ranges.limits))?;
     let set = in_force.known.set();
     let table = Table::compile(&config.ranges.rules(set))?;
-    let expected = decide(frame.as_slice(), &OnHost(settings), &table);
+    let expected = decide(frame.as_slice(), settings, &table);
     let slot = expected.counter_index(|| settings.mode == Mode::Monitor);
     let expected = Counted::at(slot).ok_or(ExplainError::Busy)?;
     let counted =
@@ -109,13 +109,7 @@ pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanat
             Origin::Baseline => "the embedded baseline".to_owned(),
             Origin::Fetched { source, .. } => source.clone(),
         },
-        ranges_age_seconds: match &in_force.origin {
-            Origin::Baseline => None,
-            Origin::Fetched { at, .. } => {
-                let age = SystemTime::now().duration_since(*at).unwrap_or_default();
-                Some(age.as_secs())
-            }
-        },
+        ranges_age_seconds: in_force.origin.age_seconds(SystemTime::now()),
         disagreement: (counted != expected).then(|| {
             let (verdict, reason) = (expected.verdict, expected.reason.label());
             format!(
@@ -172,31 +166,6 @@ fn is_by_source(reason: Reason) -> bool {
         | Reason::OtherDestination
         | Reason::OtherPort
         | Reason::TooManyTags => false,
-    }
-}
-
-/// The settings, as `decide` asks for them on the host.
-struct OnHost<'a>(&'a config::Filter);
-
-impl Settings for OnHost<'_> {
-    fn protects_tcp(&self, port: u16) -> bool {
-        self.0.ports.contains(&port)
-    }
-
-    fn protects_udp(&self, port: u16) -> bool {
-        self.0.udp_ports.contains(&port)
-    }
-
-    fn protects_some_udp(&self) -> bool {
-        !self.0.udp_ports.is_empty()
-    }
-
-    fn protects_destination(&self, address: IpAddr) -> bool {
-        self.0.destinations.is_empty() || self.0.destinations.contains(&address)
-    }
-
-    fn fragments_pass(&self) -> bool {
-        self.0.fragments == Fragments::Pass
     }
 }
 

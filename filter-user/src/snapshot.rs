@@ -41,6 +41,19 @@ pub enum Origin {
     },
 }
 
+impl Origin {
+    /// Seconds since the list was fetched; none for the baseline.
+    ///
+    /// A time in the future is a clock that was set back: as fresh as can be.
+    #[must_use]
+    pub fn age_seconds(&self, now: SystemTime) -> Option<u64> {
+        match self {
+            Self::Baseline => None,
+            Self::Fetched { at, .. } => Some(now.duration_since(*at).unwrap_or_default().as_secs()),
+        }
+    }
+}
+
 impl InForce {
     /// The ranges embedded at build time.
     ///

@@ -189,7 +189,7 @@ impl Filter {
             .iter()
             .map(|a| a.interface.clone())
             .collect();
-        let wanted = interfaces::wanted(&self.settings, &attached)?;
+        let wanted = interfaces::wanted(&self.settings, &all, &attached)?;
         self.unfit = wanted.unfit;
         let mut tended = Tended {
             missing: wanted.missing,
@@ -359,7 +359,7 @@ impl Force {
         let active = force.publisher.active()?;
         let all = netlink::interfaces().map_err(XdpError::Netlink)?;
         pins.follow_renames(&all)?;
-        let wanted = interfaces::wanted(settings, &pins.interfaces()?)?;
+        let wanted = interfaces::wanted(settings, &all, &pins.interfaces()?)?;
         if let (Some(interface), true) = (wanted.missing.first(), wanted.present.is_empty()) {
             let interface = interface.clone();
             return Err(XdpError::NoInterface { interface });

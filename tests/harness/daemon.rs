@@ -1,6 +1,6 @@
 //! pullgate as a process: started, watched by its log events, signalled, killed.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -61,9 +61,9 @@ impl Pullgate {
             }
         });
 
-        let mut word = [0; 64];
-        let said = ready.recv(&mut word);
-        assert!(said.is_ok(), "{role} is not ready: {:?}", events.all());
+        if let Err(error) = hear(&ready) {
+            panic!("{role} is not ready: {error}: {:?}", events.all());
+        }
         let socket = network.path(format!("run/{role}.sock"));
         Self {
             child,
@@ -154,6 +154,17 @@ impl Drop for Pullgate {
     fn drop(&mut self) {
         // It may have ended already.
         self.child.kill().and_then(|()| self.child.wait()).ok();
+    }
+}
+
+/// Waits for a word. A machine that was frozen and thawed ends waits that have a timeout, signal(7).
+fn hear(socket: &UnixDatagram) -> std::io::Result<usize> {
+    let mut word = [0; 64];
+    loop {
+        match socket.recv(&mut word) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            heard => return heard,
+        }
     }
 }
 

@@ -1,13 +1,11 @@
 //! `cargo xtask build`: the XDP object first, then the binary that carries it.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Context as _;
 use clap::Args;
 
-use crate::exec::{cargo, exec, root};
+use crate::exec::{cargo, exec, root, with_tools};
 use crate::setup;
 
 /// How to build.
@@ -71,11 +69,7 @@ pub(crate) fn bpf_cargo(arguments: &[&str]) -> anyhow::Result<Command> {
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
     ];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-
-    let mut path = OsString::from(root().join("target/tools/bin"));
-    path.push(":");
-    path.push(std::env::var_os("PATH").context("PATH")?);
-    command.env("PATH", path);
+    with_tools(&mut command)?;
     Ok(command)
 }
 

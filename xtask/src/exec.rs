@@ -1,5 +1,6 @@
 //! Child processes: each is printed before it starts, and blamed by name if it fails.
 
+use std::ffi::OsString;
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,14 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(arguments);
     command
+}
+
+/// The same command, which finds the tools under `target/tools` first.
+pub(crate) fn with_tools(command: &mut Command) -> anyhow::Result<&mut Command> {
+    let mut path = OsString::from(root().join("target/tools/bin"));
+    path.push(":");
+    path.push(std::env::var_os("PATH").context("PATH")?);
+    Ok(command.env("PATH", path))
 }
 
 /// The workspace's directory.

@@ -1,11 +1,8 @@
 //! `cargo xtask fuzz`: libFuzzer on a target of `tests/fuzz`, for a bounded time.
 
-use std::ffi::OsString;
-
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use crate::exec::{cargo, exec, root};
+use crate::exec::{cargo, exec, root, with_tools};
 use crate::setup;
 
 /// What to fuzz, and for how long.
@@ -48,8 +45,5 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     fuzz.arg(&corpus).args(["--", "-max_len=2048"]);
     fuzz.arg(format!("-max_total_time={}", options.seconds));
     fuzz.arg("-print_final_stats=1");
-    let mut path = OsString::from(root().join("target/tools/bin"));
-    path.push(":");
-    path.push(std::env::var_os("PATH").context("PATH")?);
-    exec(fuzz.env("PATH", path))
+    exec(with_tools(&mut fuzz)?)
 }

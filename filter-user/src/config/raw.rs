@@ -1,12 +1,10 @@
 //! The file as it is written: serde shapes, and their conversion into the typed configuration.
 
-use std::fmt::Formatter;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 use url::Url;
 
@@ -14,12 +12,13 @@ use super::value::{
     Rule, absolute, count, duration, is_host_name, is_trustworthy, located, parse_upstream, rules,
 };
 use super::{
-    Attach, Coexist, Config, ConfigError, FeedSource, Filter, Fragments, Gate, Host, Interfaces,
-    Located, Mode, Paths, ProxyProtocol, Ranges, Resumption, Source, Trust, Upstream, check_names,
-    check_upstreams,
+    Config, ConfigError, FeedSource, Gate, Host, Located, Paths, ProxyProtocol, Ranges, Resumption,
+    Source, Trust, Upstream, check_names, check_upstreams,
 };
 use crate::ranges::Limits;
 use crate::ranges::guard::Documentation;
+
+mod filter;
 
 pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
     let deserializer = toml::Deserializer::parse(source.text)
@@ -59,7 +58,7 @@ fn field(path: &serde_path_to_error::Path) -> String {
 struct Raw {
     #[serde(default)]
     paths: RawPaths,
-    filter: Option<RawFilter>,
+    filter: Option<filter::Raw>,
     #[serde(default)]
     ranges: RawRanges,
     gate: Option<RawGate>,
@@ -117,162 +116,6 @@ impl RawPaths {
             run: or(self.run, "/run/pullgate"),
             bpf: or(self.bpf, "/sys/fs/bpf/pullgate"),
         }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawFilter {
-    interfaces: Spanned<RawInterfaces>,
-    #[serde(default = "https")]
-    ports: Spanned<Vec<RawPort>>,
-    #[serde(default)]
-    udp_ports: Vec<u16>,
-    #[serde(default = "nothing")]
-    destinations: Spanned<Vec<IpAddr>>,
-    #[serde(default)]
-    mode: Mode,
-    #[serde(default)]
-    fragments: Fragments,
-    #[serde(default)]
-    attach: Attach,
-    #[serde(default)]
-    coexist: Coexist,
-}
-
-enum RawInterfaces {
-    Auto,
-    Named(Vec<Spanned<String>>),
-}
-
-/// By hand, because serde's untagged enums lose the places of what is in them.
-impl<'de> Deserialize<'de> for RawInterfaces {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = RawInterfaces;
-
-            fn expecting(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-                f.write_str("\"auto\" or a list of names, such as [\"eth0\"]")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<RawInterfaces, E> {
-                match word {
-                    "auto" => Ok(RawInterfaces::Auto),
-                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
-                }
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<RawInterfaces, A::Error> {
-                let mut named = Vec::new();
-                while let Some(name) = names.next_element()? {
-                    named.push(name);
-                }
-                Ok(RawInterfaces::Named(named))
-            }
-        }
-
-        deserializer.deserialize_any(Either)
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a port is a number from 1 to 65535, \"cloudflare-tls\" or \"http\""
-)]
-enum RawPort {
-    Number(u16),
-    Preset(Preset),
-}
-
-/// What Cloudflare connects to: developers.cloudflare.com/fundamentals/reference/network-ports.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Preset {
-    CloudflareTls,
-    Http,
-}
-
-impl RawPort {
-    fn numbers(&self) -> &[u16] {
-        match self {
-            Self::Number(number) => std::slice::from_ref(number),
-            Self::Preset(Preset::CloudflareTls) => &[443, 2053, 2083, 2087, 2096, 8443],
-            Self::Preset(Preset::Http) => &[80],
-        }
-    }
-}
-
-impl RawFilter {
-    fn convert(self, source: &Source<'_>) -> Result<Filter, ConfigError> {
-        let at = |span: usize, field| source.place(span, format!("filter.{field}"));
-        let interfaces_at = at(self.interfaces.span().start, "interfaces");
-        let interfaces = match self.interfaces.into_inner() {
-            RawInterfaces::Auto => Interfaces::Auto,
-            RawInterfaces::Named(names) if names.is_empty() => {
-                return Err(interfaces_at.error(
-                    "is empty; name the interfaces that face the internet, or write \"auto\"",
-                ));
-            }
-            RawInterfaces::Named(names) if names.iter().any(|name| name.as_ref() == "auto") => {
-                return Err(interfaces_at.error("write \"auto\" by itself, without brackets"));
-            }
-            RawInterfaces::Named(names) => {
-                let names = names.into_iter();
-                let located = names.map(|name| located(source, name, "filter.interfaces"));
-                let mut unique: Vec<Located<String>> = Vec::new();
-                for name in located {
-                    if unique.iter().all(|other| other.value != name.value) {
-                        unique.push(name);
-                    }
-                }
-                Interfaces::Named(unique)
-            }
-        };
-        let ports_at = at(self.ports.span().start, "ports");
-        let mut ports: Vec<u16> = self
-            .ports
-            .as_ref()
-            .iter()
-            .flat_map(RawPort::numbers)
-            .copied()
-            .collect();
-        ports.sort_unstable();
-        ports.dedup();
-        if ports.contains(&SSH) {
-            return Err(ports_at.error(
-                "port 22 would lock you out of this host; name only ports that Cloudflare connects to",
-            ));
-        }
-        if ports.contains(&0) || self.udp_ports.contains(&0) {
-            return Err(ports_at.error("port 0 does not exist; name ports from 1 to 65535"));
-        }
-        if ports.is_empty() && self.udp_ports.is_empty() {
-            return Err(
-                ports_at.error("is empty, so nothing would be protected; name a port, such as 443")
-            );
-        }
-        let most = filter_ebpf::abi::DESTINATIONS_MAX;
-        if self.destinations.as_ref().len() > most {
-            return Err(
-                at(self.destinations.span().start, "destinations").error(format_args!(
-                    "holds more than {most} addresses; leave it out to protect all"
-                )),
-            );
-        }
-
-        Ok(Filter {
-            interfaces,
-            ports,
-            udp_ports: self.udp_ports,
-            destinations: self.destinations.into_inner(),
-            mode: self.mode,
-            fragments: self.fragments,
-            attach: self.attach,
-            coexist: self.coexist,
-        })
     }
 }
 
@@ -550,14 +393,6 @@ impl<T> Located<T> {
     }
 }
 
-fn https() -> Spanned<Vec<RawPort>> {
-    Spanned::new(0..0, vec![RawPort::Number(443)])
-}
-
-fn nothing() -> Spanned<Vec<IpAddr>> {
-    Spanned::new(0..0, Vec::new())
-}
-
 fn http() -> Vec<String> {
     vec!["http/1.1".to_owned()]
 }
@@ -576,6 +411,5 @@ fn number<const N: usize>() -> usize {
     N
 }
 
-const SSH: u16 = 22;
 /// A list limit below this would refuse Cloudflare's own 22 ranges, or soon might.
 const ENTRIES_MIN: usize = 64;

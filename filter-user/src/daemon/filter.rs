@@ -43,15 +43,17 @@ impl FilterRole {
     /// Loads and attaches, and goes on looking after it.
     pub(super) fn start(
         config: &Arc<Config>,
-        settings: &config::Filter,
         mut in_force: watch::Receiver<Arc<InForce>>,
         stay: Stay,
+        own: OwnConnection,
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
-        let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
+        let settings = settings(config)?;
         let now = in_force.borrow_and_update().clone();
         let (now, table) = usable(config, now)?;
+        lockout::check(settings, &table, own)?;
+        let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
         let rules = config.ranges.rules(now.known.set());
         let filter = Filter::start(settings, &config.paths.bpf, &rules, &table, stay)?;
         let role = Self {
@@ -98,7 +100,7 @@ impl FilterRole {
     }
 
     fn publish(&self, now: Arc<InForce>) {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         let State {
             filter,
             config,
@@ -127,7 +129,7 @@ impl FilterRole {
     /// Puts a changed configuration in force; returns whether it could be.
     pub(super) fn reload(&self, config: &Arc<Config>) -> bool {
         let outcome = self.try_reload(config);
-        let mut account = lock(&self.account);
+        let mut account = self.account();
         match outcome {
             Ok(()) => {
                 account.reload_error = None;
@@ -145,10 +147,8 @@ impl FilterRole {
     }
 
     fn try_reload(&self, config: &Arc<Config>) -> Result<(), StartError> {
-        let role = Role::Filter;
-        let settings = config.filter.as_ref();
-        let settings = settings.ok_or(StartError::NotDescribed { role })?;
-        let mut state = lock(&self.state);
+        let settings = settings(config)?;
+        let mut state = self.state();
         let published = Arc::clone(&state.published);
         let table = compile(config, &published)?;
         // Nobody is there to ask, but the log shall tell whose connections end.
@@ -162,7 +162,7 @@ impl FilterRole {
     /// Keeps in mind that the configuration on disk is not the one in force.
     pub(super) fn note_bad_configuration(&self, error: &LoadError) {
         self.metrics.reloaded("Failed");
-        lock(&self.account).reload_error = Some(chain(error));
+        self.account().reload_error = Some(chain(error));
     }
 
     /// Looks after the links, and says what has changed.
@@ -225,7 +225,7 @@ impl FilterRole {
                 "a drop, of a sample"
             );
         }
-        lock(&self.account).add(drops, totals);
+        self.account().add(drops, totals);
     }
 
     /// The filter, for a look at it.
@@ -258,6 +258,13 @@ impl FilterRole {
         }
         true
     }
+}
+
+/// What the configuration says of the filter.
+fn settings(config: &Config) -> Result<&config::Filter, StartError> {
+    let role = Role::Filter;
+    let settings = config.filter.as_ref();
+    settings.ok_or(StartError::NotDescribed { role })
 }
 
 /// What was said to be wrong already.
@@ -330,12 +337,9 @@ struct Totals {
 
 impl Totals {
     fn of(filter: &Filter) -> Result<Self, XdpError> {
-        let frames = filter.frames()?.into_iter();
         Ok(Self {
             at: Instant::now(),
-            frames: frames
-                .map(|(name, frames)| (name.to_owned(), frames))
-                .collect(),
+            frames: filter.frames()?,
         })
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use filter_ebpf::Ranges as _;
+use filter_ebpf::{Ranges as _, Settings as _};
 use tracing::{info, warn};
 
 use super::error::StartError;
@@ -75,8 +75,8 @@ pub(super) fn check(
 
 fn would_cut(settings: &config::Filter, table: &Table, connection: &Connection) -> bool {
     let Connection { local, peer, .. } = connection;
-    let is_protected = settings.ports.contains(&local.port())
-        && (settings.destinations.is_empty() || settings.destinations.contains(&local.ip()));
+    let is_protected =
+        settings.protects_tcp(local.port()) && settings.protects_destination(local.ip());
     is_protected && !peer.ip().is_loopback() && !table.class(peer.ip()).may_enter()
 }
 

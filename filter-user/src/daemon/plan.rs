@@ -12,8 +12,8 @@ use tracing::warn;
 use super::error::StartError;
 use super::filter::FilterRole;
 use super::gate::GateRole;
-use super::lockout::{self, OwnConnection};
-use super::rules::{compile, compiled, usable};
+use super::lockout::OwnConnection;
+use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
 use super::{Options, Running, Sockets, described, socket};
@@ -113,16 +113,11 @@ impl Plan {
             let mut view = View::new(role, config, &self.metrics, &in_force);
             match role {
                 Role::Filter => {
-                    let Some(settings) = &config.filter else {
-                        continue;
-                    };
-                    let (_, table) = usable(config, in_force.borrow().clone())?;
-                    lockout::check(settings, &table, own)?;
                     let filter = FilterRole::start(
                         config,
-                        settings,
                         in_force.clone(),
                         self.stay,
+                        own,
                         &self.metrics,
                         tasks,
                     )?;

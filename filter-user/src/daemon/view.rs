@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use filter_ebpf::verdict::Counted;
 use tokio::sync::watch;
 
-use super::filter::FilterRole;
+use super::filter::{Account, FilterRole};
 use crate::cli::Role;
 use crate::config::{Config, Mode};
 use crate::netlink;
@@ -19,7 +19,7 @@ use crate::telemetry::status::{
     DropStatus, FilterStatus, FramesStatus, InterfaceStatus, RangesStatus, SourceStatus, Status,
 };
 use crate::telemetry::{FrameLabels, Metrics};
-use crate::xdp::Rung;
+use crate::xdp::{Filter, Rung};
 
 /// What a role's status is made from.
 pub(super) struct View {
@@ -91,17 +91,12 @@ impl View {
 
     fn ranges(&self) -> RangesStatus {
         let in_force = self.in_force.borrow();
-        let (source, age_seconds) = match &in_force.origin {
-            Origin::Baseline => ("baseline".to_owned(), None),
-            // A time in the future is a clock that was set back: as fresh as can be.
-            Origin::Fetched { source, at } => {
-                let age = SystemTime::now().duration_since(*at).unwrap_or_default();
-                (source.clone(), Some(age.as_secs()))
-            }
-        };
         RangesStatus {
-            source,
-            age_seconds,
+            source: match &in_force.origin {
+                Origin::Baseline => "baseline".to_owned(),
+                Origin::Fetched { source, .. } => source.clone(),
+            },
+            age_seconds: in_force.origin.age_seconds(SystemTime::now()),
             v4: in_force.known.set().v4().len(),
             v6: in_force.known.set().v6().len(),
             kept: in_force.known.vanished().len(),
@@ -113,9 +108,8 @@ impl View {
         let role = self.filter.as_ref()?;
         let (state, account) = (role.state(), role.account());
         let filter = &state.filter;
-        let settings = filter.settings();
-        let mut enforcing = settings.mode == Mode::Enforce;
-        if settings.mode == Mode::Monitor {
+        let mode = filter.settings().mode;
+        if mode == Mode::Monitor {
             warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
         }
         if filter.is_on_trial() {
@@ -125,6 +119,28 @@ impl View {
             warnings.push(format!("the configuration was not reloaded: {error}"));
         }
 
+        let (interfaces, all_filtered) = self.interfaces(filter, warnings);
+        let status = FilterStatus {
+            mode: match mode {
+                Mode::Enforce => "enforce".to_owned(),
+                Mode::Monitor => "monitor".to_owned(),
+            },
+            on_trial: filter.is_on_trial(),
+            interfaces,
+            frames: self.frames(filter, &account, warnings),
+            drops: drops(&account),
+            top_sources: sources(&account),
+        };
+        Some((status, mode == Mode::Enforce && all_filtered))
+    }
+
+    /// Returns where the filter is attached, and whether that is wherever it should be.
+    fn interfaces(
+        &self,
+        filter: &Filter,
+        warnings: &mut Vec<String>,
+    ) -> (Vec<InterfaceStatus>, bool) {
+        let unfiltered = |name| format!("`{name}` is not filtered: it was detached or is gone");
         let mut interfaces = Vec::new();
         match filter.attached() {
             Ok(attached) => {
@@ -132,14 +148,11 @@ impl View {
                     let (name, mode) = (&attached.interface, attached.rung.label());
                     self.metrics.attached(name, mode, filtered);
                     if !filtered {
-                        warnings.push(format!(
-                            "`{name}` is not filtered: it was detached or is gone"
-                        ));
+                        warnings.push(unfiltered(name));
                     } else if attached.rung != Rung::Native {
                         let rung = attached.rung.name();
                         warnings.push(format!("`{name}` is filtered by {rung} only"));
                     }
-                    enforcing &= filtered;
                     interfaces.push(InterfaceStatus {
                         name: name.clone(),
                         mode: mode.to_owned(),
@@ -151,32 +164,41 @@ impl View {
         }
         let missing = filter.missing();
         for name in &missing {
-            warnings.push(format!(
-                "`{name}` is not filtered: it was detached or is gone"
-            ));
+            warnings.push(unfiltered(name));
             self.metrics.attached(name, "none", false);
         }
         for name in filter.unfit() {
             warnings.push(format!(
                 "`{name}` has a default route, but is no Ethernet interface: not filtered"
             ));
-            enforcing = false;
         }
         if interfaces.is_empty() && missing.is_empty() {
             warnings.push("no interface has a default route, so none is filtered".to_owned());
         }
-        enforcing &= missing.is_empty() && !interfaces.is_empty();
+        let all_filtered = !interfaces.is_empty()
+            && interfaces.iter().all(|interface| interface.filtered)
+            && missing.is_empty()
+            && filter.unfit().is_empty();
+        (interfaces, all_filtered)
+    }
 
+    /// Returns what the filter has counted; the metrics are told all of it.
+    fn frames(
+        &self,
+        filter: &Filter,
+        account: &Account,
+        warnings: &mut Vec<String>,
+    ) -> Vec<FramesStatus> {
         let frames = filter.frames().unwrap_or_else(|error| {
             warnings.push(format!("counters not readable: {}", chain(&error)));
             BTreeMap::new()
         });
-        let mut counted_frames = Vec::new();
+        let mut shown = Vec::new();
         for (iface, frames) in &frames {
             for &(counted, total) in frames {
                 self.metrics.frames(&labels(iface, counted), total);
                 if total != 0 {
-                    counted_frames.push(FramesStatus {
+                    shown.push(FramesStatus {
                         iface: iface.clone(),
                         family: counted.family.label().to_owned(),
                         verdict: counted.verdict.to_owned(),
@@ -187,37 +209,7 @@ impl View {
                 }
             }
         }
-        let names = netlink::interfaces().unwrap_or_default();
-        let name_of = |index| {
-            let found = names.iter().find(|interface| interface.index == index);
-            found.map_or_else(|| format!("#{index}"), |found| found.name.clone())
-        };
-        let drops = account.drops.iter().map(|(at, drop)| DropStatus {
-            seconds_ago: SystemTime::now()
-                .duration_since(*at)
-                .unwrap_or_default()
-                .as_secs(),
-            iface: name_of(drop.interface),
-            source: drop.source,
-            port: drop.port,
-            verdict: drop.counted.verdict.to_owned(),
-            reason: drop.counted.reason.label().to_owned(),
-        });
-        let sources = account.sources.top(TOP_SHOWN).into_iter();
-        let status = FilterStatus {
-            mode: match settings.mode {
-                Mode::Enforce => "enforce".to_owned(),
-                Mode::Monitor => "monitor".to_owned(),
-            },
-            on_trial: filter.is_on_trial(),
-            interfaces,
-            frames: counted_frames,
-            drops: drops.collect(),
-            top_sources: sources
-                .map(|(source, about)| SourceStatus { source, about })
-                .collect(),
-        };
-        Some((status, enforcing))
+        shown
     }
 
     fn describe_settings(&self, details: &mut Vec<(String, String)>) {
@@ -246,8 +238,7 @@ impl View {
         match &*attempts.borrow() {
             None => details.push(("refresh".to_owned(), "the first is under way".to_owned())),
             Some(Attempt { at, outcome, error }) => {
-                let ago = SystemTime::now().duration_since(*at).unwrap_or_default();
-                let text = format!("{outcome}, {} s ago", ago.as_secs());
+                let text = format!("{outcome}, {} s ago", seconds_since(*at));
                 details.push(("refresh".to_owned(), text));
                 if let Some(error) = error {
                     warnings.push(format!("ranges not refreshed: {error}"));
@@ -255,6 +246,36 @@ impl View {
             }
         }
     }
+}
+
+fn drops(account: &Account) -> Vec<DropStatus> {
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let name_of = |index| {
+        let found = interfaces.iter().find(|interface| interface.index == index);
+        found.map_or_else(|| format!("#{index}"), |found| found.name.clone())
+    };
+    let drops = account.drops.iter().map(|(at, drop)| DropStatus {
+        seconds_ago: seconds_since(*at),
+        iface: name_of(drop.interface),
+        source: drop.source,
+        port: drop.port,
+        verdict: drop.counted.verdict.to_owned(),
+        reason: drop.counted.reason.label().to_owned(),
+    });
+    drops.collect()
+}
+
+fn sources(account: &Account) -> Vec<SourceStatus> {
+    let sources = account.sources.top(TOP_SHOWN).into_iter();
+    sources
+        .map(|(source, about)| SourceStatus { source, about })
+        .collect()
+}
+
+/// Zero for a time in the future: the clock was set back.
+fn seconds_since(time: SystemTime) -> u64 {
+    let ago = SystemTime::now().duration_since(time);
+    ago.unwrap_or_default().as_secs()
 }
 
 fn labels(iface: &str, counted: Counted) -> FrameLabels {

@@ -25,12 +25,12 @@ struct Inner {
     frames: Family<FrameLabels, Counter>,
     attached: Family<AttachedLabels, Gauge>,
     reattached: Family<InterfaceLabels, Counter>,
-    reloads: Family<RefreshLabels, Counter>,
-    publishes: Family<RefreshLabels, Counter>,
+    reloads: Family<OutcomeLabels, Counter>,
+    publishes: Family<OutcomeLabels, Counter>,
     publish_seconds: Gauge<f64, AtomicU64>,
     ranges: Family<FamilyLabels, Gauge>,
     ranges_age: Gauge,
-    refreshes: Family<RefreshLabels, Counter>,
+    refreshes: Family<OutcomeLabels, Counter>,
     connections: Family<ConnectionLabels, Counter>,
     active: Gauge,
     handshakes: Histogram,
@@ -158,7 +158,7 @@ impl Metrics {
 
     /// Counts an attempt to reload the filter's configuration.
     pub fn reloaded(&self, outcome: &'static str) {
-        let labels = RefreshLabels { outcome };
+        let labels = OutcomeLabels { outcome };
         self.inner.reloads.get_or_create(&labels).inc();
     }
 
@@ -169,7 +169,7 @@ impl Metrics {
         } else {
             "Failed"
         };
-        let labels = RefreshLabels { outcome };
+        let labels = OutcomeLabels { outcome };
         self.inner.publishes.get_or_create(&labels).inc();
         if let Some(took) = took {
             self.inner.publish_seconds.set(took.as_secs_f64());
@@ -190,7 +190,7 @@ impl Metrics {
     pub fn refreshed(&self, outcome: &'static str) {
         self.inner
             .refreshes
-            .get_or_create(&RefreshLabels { outcome })
+            .get_or_create(&OutcomeLabels { outcome })
             .inc();
     }
 
@@ -286,7 +286,7 @@ struct FamilyLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct RefreshLabels {
+struct OutcomeLabels {
     outcome: &'static str,
 }
 

@@ -12,7 +12,7 @@ use aya_obj::programs::XdpAttachType;
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::interfaces::link_index;
+use super::interfaces::{link_index, pinned_index};
 use super::load::{Program, pin_error};
 use super::pins::{self, Pins};
 use super::{XdpError, errno};
@@ -56,10 +56,7 @@ impl Attached {
             .map(|interface| interface.index);
         let linked = match &self.held {
             Some(link) => link_index(link),
-            None => {
-                let pinned = PinnedLink::from_pin(&self.pin).ok();
-                pinned.and_then(|pinned| link_index(&FdLink::from(pinned)))
-            }
+            None => pinned_index(&self.pin),
         };
         linked.is_some() && linked == index
     }
@@ -67,7 +64,10 @@ impl Attached {
     /// From here on the link stays.
     pub(super) fn pin(&mut self) -> Result<(), XdpError> {
         match self.held.take() {
-            Some(link) => pin_link(link, &self.pin),
+            Some(link) => {
+                let pinned = link.pin(&self.pin).map(drop);
+                pinned.map_err(|error| pin_error(&self.pin, &error))
+            }
             None => Ok(()),
         }
     }
@@ -83,19 +83,17 @@ impl Attached {
                 Ok(())
             };
         }
-        let pinned = PinnedLink::from_pin(&self.pin);
-        let link = FdLink::from(pinned.map_err(|error| pin_error(&self.pin, &error))?);
+        let link = open(&self.pin)?;
         let before = pins.program(&self.interface);
+        let blame = |error| pin_error(&before, &error);
         let replaced = match self.rung {
             Rung::Native | Rung::Generic => {
-                let mut xdp = Xdp::from_pin(&before, XdpAttachType::Interface);
-                let xdp = xdp.as_mut().map_err(|error| pin_error(&before, error))?;
-                update_xdp(xdp, link)
+                let xdp = Xdp::from_pin(&before, XdpAttachType::Interface);
+                update_xdp(&mut xdp.map_err(blame)?, link)
             }
             Rung::Tcx => {
-                let mut tcx = SchedClassifier::from_pin(&before);
-                let tcx = tcx.as_mut().map_err(|error| pin_error(&before, error))?;
-                update_tcx(tcx, link)
+                let tcx = SchedClassifier::from_pin(&before);
+                update_tcx(&mut tcx.map_err(blame)?, link)
             }
         };
         replaced.map_err(|error| pin_error(&self.pin, &error))
@@ -183,8 +181,7 @@ fn adopt(
         if !pin.exists() {
             continue;
         }
-        let pinned = PinnedLink::from_pin(&pin).map_err(|error| pin_error(&pin, &error))?;
-        let link = FdLink::from(pinned);
+        let link = open(&pin)?;
         if link_index(&link) != Some(interface.index) {
             // The interface was deleted and created anew, another one took its name, or somebody
             // has detached the link.
@@ -221,6 +218,11 @@ fn adopt(
         }));
     }
     Ok(None)
+}
+
+fn open(pin: &Path) -> Result<FdLink, XdpError> {
+    let pinned = PinnedLink::from_pin(pin).map_err(|error| pin_error(pin, &error))?;
+    Ok(FdLink::from(pinned))
 }
 
 /// Puts the program behind the link; dropping our end leaves the link to its pin.
@@ -287,11 +289,6 @@ fn attach_at(program: &mut Program, interface: &Interface, rung: Rung) -> Result
         "program attached"
     );
     Ok(link)
-}
-
-fn pin_link(link: FdLink, pin: &Path) -> Result<(), XdpError> {
-    let pinned = link.pin(pin).map(drop);
-    pinned.map_err(|error| pin_error(pin, &error))
 }
 
 fn attach_xdp(

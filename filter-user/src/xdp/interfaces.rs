@@ -2,8 +2,9 @@
 //! the internet.
 
 use std::fs;
+use std::path::Path;
 
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 
 use super::XdpError;
 use crate::config::{self, Interfaces};
@@ -18,12 +19,15 @@ pub(super) struct Wanted {
     pub(super) unfit: Vec<String>,
 }
 
-/// Looks for the interfaces that `settings` are for.
+/// Picks the interfaces that `settings` are for from all there are.
 ///
 /// An interface that once had a default route stays wanted as long as it is `linked`: routes come and
 /// go with leases, and none of that shall open the host.
-pub(super) fn wanted(settings: &config::Filter, linked: &[String]) -> Result<Wanted, XdpError> {
-    let all = netlink::interfaces().map_err(XdpError::Netlink)?;
+pub(super) fn wanted(
+    settings: &config::Filter,
+    all: &[Interface],
+    linked: &[String],
+) -> Result<Wanted, XdpError> {
     let mut wanted = Wanted {
         present: Vec::new(),
         missing: Vec::new(),
@@ -35,12 +39,12 @@ pub(super) fn wanted(settings: &config::Filter, linked: &[String]) -> Result<Wan
             let leads_out = |interface: &Interface| {
                 routes.contains(&interface.index) || linked.contains(&interface.name)
             };
-            for interface in all.into_iter().filter(leads_out) {
+            for interface in all.iter().filter(|interface| leads_out(interface)) {
                 // A tunnel has no frames to judge; what carries it has.
                 if interface.is_ethernet {
-                    wanted.present.push(interface);
+                    wanted.present.push(interface.clone());
                 } else {
-                    wanted.unfit.push(interface.name);
+                    wanted.unfit.push(interface.name.clone());
                 }
             }
         }
@@ -86,6 +90,12 @@ pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigE
         ))),
         Some(_) | None => Ok(()),
     }
+}
+
+/// The index of the interface that a pinned link is attached to, as [`link_index`].
+pub(super) fn pinned_index(pin: &Path) -> Option<u32> {
+    let pinned = PinnedLink::from_pin(pin).ok()?;
+    link_index(&FdLink::from(pinned))
 }
 
 /// The index of the interface that a link is attached to; 0 if that is gone.

@@ -145,15 +145,19 @@ impl Program {
     /// How many frames were judged so far, over all CPUs, but for those of test runs.
     pub(super) fn frames(&self) -> Result<Vec<(Counted, u64)>, XdpError> {
         let frames = Counted::all().map(|(index, counted)| {
-            let per_cpu = self.counters.get(&index, 0);
-            let per_cpu = per_cpu.map_err(map_error(abi::COUNTERS))?;
+            let total = total(&self.counters, index)?;
             let explained = self.explained.get(&index, 0);
             let explained = explained.map_err(map_error(abi::EXPLAINED))?;
-            let total: u64 = per_cpu.iter().sum();
             Ok((counted, total.saturating_sub(explained)))
         });
         frames.collect()
     }
+}
+
+/// One counter, over all CPUs.
+pub(super) fn total(counters: &PerCpuArray<MapData, u64>, slot: u32) -> Result<u64, XdpError> {
+    let per_cpu = counters.get(&slot, 0).map_err(map_error(abi::COUNTERS))?;
+    Ok(per_cpu.iter().sum())
 }
 
 /// Loads the XDP program for frames of several buffers or, on old kernels, of one.

@@ -14,13 +14,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, PinnedLink};
 use filter_ebpf::abi;
 use tracing::{info, warn};
 
 use super::XdpError;
 use super::attach::{Rung, Stay};
-use super::interfaces::link_index;
+use super::interfaces::pinned_index;
 use crate::netlink::Interface;
 
 /// The pin directory of this version.
@@ -68,10 +67,10 @@ impl Pins {
     pub(super) fn adopt_other_versions(&self) -> Result<(), XdpError> {
         for version in self.other_versions()? {
             for pin in list(&version)? {
-                let name = pin.file_name().and_then(|name| name.to_str());
-                let Some(name) = name.filter(|name| name.contains('-')) else {
+                let name = name(&pin);
+                if !name.contains('-') {
                     continue;
-                };
+                }
                 let ours = self.directory.join(name);
                 if !ours.exists() {
                     fs::rename(&pin, &ours).map_err(blame(&pin))?;
@@ -153,8 +152,7 @@ impl Pins {
         let mut pins = list(&self.directory)?;
         pins.sort_by_key(|pin| !is_link(pin));
         for pin in pins {
-            let name = pin.file_name().and_then(|name| name.to_str());
-            let Some((_, interface)) = name.and_then(|name| name.split_once('-')) else {
+            let Some((_, interface)) = name(&pin).split_once('-') else {
                 continue;
             };
             if escaped.iter().any(|name| name == interface) {
@@ -181,8 +179,7 @@ impl Pins {
 
     /// The pin of an interface's loaded program.
     pub(super) fn program(&self, interface: &str) -> PathBuf {
-        self.directory
-            .join(format!("program-{}", escape(interface)))
+        program(&self.directory, interface)
     }
 
     /// The pin of the program that is on an interface: the pinned one, or the one on trial.
@@ -208,10 +205,8 @@ impl Pins {
     /// Lets the pins of interfaces that were renamed follow them: a link stays with its interface.
     pub(super) fn follow_renames(&self, interfaces: &[Interface]) -> Result<(), XdpError> {
         for old in self.interfaces()? {
-            let linked = self.linked(&old).and_then(|rung| {
-                let pinned = PinnedLink::from_pin(self.link(rung, &old)).ok()?;
-                link_index(&FdLink::from(pinned))
-            });
+            let rung = self.linked(&old);
+            let linked = rung.and_then(|rung| pinned_index(&self.link(rung, &old)));
             let now = interfaces
                 .iter()
                 .find(|interface| Some(interface.index) == linked);
@@ -231,11 +226,7 @@ impl Pins {
             );
             let suffix = format!("-{}", escape(&old));
             for pin in list(&self.directory)? {
-                let name = pin
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .unwrap_or_default();
-                if let Some(kind) = name.strip_suffix(&suffix) {
+                if let Some(kind) = name(&pin).strip_suffix(&suffix) {
                     let place = self.directory.join(format!("{kind}-{}", escape(new)));
                     fs::rename(&pin, &place).map_err(blame(&place))?;
                 }
@@ -249,12 +240,11 @@ impl Pins {
         let mut names = match stay {
             Stay::Pinned => self.interfaces()?,
             Stay::OnTrial => {
-                let pins = list(&self.staging().directory)?.into_iter();
-                let names = pins.filter_map(|pin| {
-                    let name = pin.file_name()?.to_str()?;
-                    Some(name.strip_prefix("program-")?.replace("%2e", "."))
-                });
-                names.collect()
+                let pins = list(&self.staging().directory)?;
+                let names = pins
+                    .iter()
+                    .filter_map(|pin| name(pin).strip_prefix("program-"));
+                names.map(unescape).collect()
             }
         };
         names.sort_unstable();
@@ -263,12 +253,10 @@ impl Pins {
 
     /// The names of the interfaces that have a link.
     pub(super) fn interfaces(&self) -> Result<Vec<String>, XdpError> {
-        let names = list(&self.directory)?.into_iter().filter_map(|pin| {
-            let name = pin.file_name()?.to_str()?;
-            let (_, interface) = name.split_once('-').filter(|_| is_link(&pin))?;
-            Some(interface.replace("%2e", "."))
-        });
-        Ok(names.collect())
+        let pins = list(&self.directory)?;
+        let links = pins.iter().filter(|pin| is_link(pin));
+        let names = links.filter_map(|link| name(link).split_once('-'));
+        Ok(names.map(|(_, interface)| unescape(interface)).collect())
     }
 }
 
@@ -286,8 +274,7 @@ impl Staging {
 
     /// As [`Pins::program`].
     pub(super) fn program(&self, interface: &str) -> PathBuf {
-        self.directory
-            .join(format!("program-{}", escape(interface)))
+        program(&self.directory, interface)
     }
 }
 
@@ -384,6 +371,10 @@ fn remove_directory(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     Ok(removed)
 }
 
+fn program(directory: &Path, interface: &str) -> PathBuf {
+    directory.join(format!("program-{}", escape(interface)))
+}
+
 /// bpffs has no dots in names, and sections do; no other part of their names matters.
 fn map_name(name: &str) -> String {
     name.trim_start_matches(".data.").to_lowercase()
@@ -394,10 +385,20 @@ fn escape(interface: &str) -> String {
     interface.replace('.', "%2e")
 }
 
+/// The inverse of [`escape`].
+fn unescape(interface: &str) -> String {
+    interface.replace("%2e", ".")
+}
+
+/// A pin's name; all of ours are text.
+fn name(pin: &Path) -> &str {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    name.unwrap_or_default()
+}
+
 /// Whether a pin's name is that of a link.
 fn is_link(pin: &Path) -> bool {
-    let name = pin.file_name().and_then(|name| name.to_str());
-    let prefix = name.and_then(|name| name.split_once('-'));
+    let prefix = name(pin).split_once('-');
     prefix.is_some_and(|(rung, _)| Rung::ALL.iter().any(|r| r.label() == rung))
 }
 

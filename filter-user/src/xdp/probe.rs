@@ -14,7 +14,7 @@ use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
 use super::attach::Stay;
-use super::load::{map_error, pin_error};
+use super::load::{map_error, pin_error, total};
 use super::pins::Pins;
 
 /// A packet to ask about.
@@ -201,10 +201,7 @@ pub fn probe(
 
 /// All counters, with their slots.
 fn totals(counters: &PerCpuArray<MapData, u64>) -> Result<Vec<(u32, u64)>, XdpError> {
-    let totals = Counted::all().map(|(slot, _)| {
-        let per_cpu = counters.get(&slot, 0).map_err(map_error(abi::COUNTERS))?;
-        Ok((slot, per_cpu.iter().sum()))
-    });
+    let totals = Counted::all().map(|(slot, _)| Ok((slot, total(counters, slot)?)));
     totals.collect()
 }
 
