@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::ranges::export::Language;
+
 /// Makes a web origin behind Cloudflare reachable only through Cloudflare.
 #[derive(Debug, Parser)]
 #[command(name = "pullgate", version)]
@@ -53,8 +55,45 @@ pub enum Command {
     },
     /// Ask the loaded filter what it does with a packet, and why.
     Explain(Explain),
+    /// Look at the ranges that are in force, and at what becomes of them.
+    Ranges {
+        /// What to do with them; `list`, if nothing is said.
+        #[command(subcommand)]
+        command: Option<RangesCommand>,
+        /// As JSON.
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Detach the filter and remove all its pins: strangers' packets pass again.
     Unload,
+}
+
+/// What to do with the ranges.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum RangesCommand {
+    /// List the ranges in force, and where each came from.
+    List,
+    /// Tell whether an address may enter, and by which range or rule.
+    Show {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Ask every source, and tell what a refresh would come to; change nothing.
+    Diff,
+    /// Let the ranges role ask every source now, and tell what became of it.
+    Refresh,
+    /// Show a list that would remove many ranges and is held, and let it be taken in.
+    Approve {
+        /// Show it only.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write the ranges in force in another program's words.
+    Export {
+        /// For whom.
+        #[arg(value_enum)]
+        language: Language,
+    },
 }
 
 /// A packet to ask the filter about: a TCP SYN.

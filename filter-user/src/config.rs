@@ -14,10 +14,13 @@ use std::time::Duration;
 use filter_ebpf::Settings;
 use ipnet::IpNet;
 use serde::Deserialize;
+use url::Url;
 
+pub use self::source::{Before, FeedSource, Location, Way, redacted};
 use crate::ranges::{Limits, RangeSet, Rules};
 
 mod raw;
+mod source;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -174,8 +177,12 @@ pub enum Attach {
 /// `[ranges]`: where the ranges come from, and the operator's own rules.
 #[derive(Clone, Debug)]
 pub struct Ranges {
-    /// Sources, tried in this order until one yields a list that the guard lets through.
+    /// Sources; the ranges in force are the union of their lists.
     pub sources: Vec<Located<FeedSource>>,
+    /// Ranges that stand in the configuration, and count like a source's.
+    pub fixed: RangeSet,
+    /// By which way the sources are asked.
+    pub proxy: Proxy,
     /// Time between two refreshes.
     pub interval: Duration,
     /// How long a range that vanished is kept.
@@ -200,31 +207,23 @@ impl Ranges {
     }
 }
 
-/// Where a list of ranges is fetched from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum FeedSource {
-    /// Cloudflare's API.
-    CloudflareApi,
-    /// Cloudflare's two text lists.
-    CloudflareText,
-    /// A URL, text or the API's JSON; TLS is verified against these roots.
-    Url {
-        /// HTTPS, or HTTP to loopback.
-        url: url::Url,
-        /// A PEM file with the roots to trust instead of the system's.
-        ca_file: Option<PathBuf>,
-    },
-    /// A local file, text or the API's JSON.
-    File(PathBuf),
+/// By which way the sources are asked.
+#[derive(Clone, Eq, PartialEq)]
+pub enum Proxy {
+    /// Directly.
+    None,
+    /// By what `HTTPS_PROXY` and its like say.
+    Environment,
+    /// By this proxy; the URL may hold a password.
+    Url(Url),
 }
 
-impl Display for FeedSource {
+impl Debug for Proxy {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::CloudflareApi => f.write_str("cloudflare-api"),
-            Self::CloudflareText => f.write_str("cloudflare-text"),
-            Self::Url { url, .. } => Display::fmt(url, f),
-            Self::File(path) => Display::fmt(&path.display(), f),
+            Self::None => f.write_str("none"),
+            Self::Environment => f.write_str("env"),
+            Self::Url(url) => f.write_str(&redacted(url)),
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
-pub use self::ask::{confirm, end_trial, status, status_without, stay};
+pub use self::ask::{approve, confirm, end_trial, held, refresh, status, status_without, stay};
 pub use self::error::{LoadError, StartError};
 use self::filter::FilterRole;
 use self::gate::GateRole;
@@ -125,6 +125,8 @@ struct Running {
     sockets: Sockets,
     /// Notified to refresh the ranges at once.
     wake: Arc<Notify>,
+    /// Notified to take in a list that is held.
+    approve: Arc<Notify>,
     filter: Option<FilterRole>,
     gate: Option<GateRole>,
     /// The configuration in force.
@@ -197,6 +199,8 @@ struct Signals {
     interrupt: Signal,
     hang_up: Signal,
     user: Signal,
+    approve: Signal,
+    refresh: Signal,
 }
 
 impl Signals {
@@ -206,11 +210,13 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined1())?,
+            approve: signal(SignalKind::user_defined2())?,
+            refresh: signal(SignalKind::alarm())?,
         })
     }
 
-    /// Returns at SIGTERM or SIGINT; SIGHUP reloads and asks for a refresh of the ranges, SIGUSR1
-    /// confirms.
+    /// Returns at SIGTERM or SIGINT; SIGHUP reloads and asks for a refresh of the ranges, which
+    /// SIGALRM does alone; SIGUSR1 confirms a trial, SIGUSR2 approves a list that is held.
     async fn wait_for_stop(mut self, file: &Path, running: &Running) {
         loop {
             tokio::select! {
@@ -220,6 +226,8 @@ impl Signals {
                     running.reload(file);
                     running.wake.notify_one();
                 }
+                _ = self.refresh.recv() => running.wake.notify_one(),
+                _ = self.approve.recv() => running.approve.notify_one(),
                 _ = self.user.recv() => {
                     if let Some(filter) = &running.filter {
                         filter.confirm();

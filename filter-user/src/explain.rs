@@ -10,14 +10,14 @@ use std::time::SystemTime;
 
 use filter_ebpf::decide;
 use filter_ebpf::verdict::{Counted, Reason};
-use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::cli::Explain;
 use crate::config::{Config, Mode};
-use crate::ranges::{RangeSet, Table, TableFull};
+use crate::listing::Rule;
+use crate::ranges::{InForce, Table, TableFull};
 use crate::report::EX_SOFTWARE;
-use crate::snapshot::{InForce, Origin, SnapshotError};
+use crate::snapshot::{self, SnapshotError};
 use crate::xdp::{self, Probe, Stay, XdpError};
 
 /// What becomes of a packet, and why.
@@ -49,17 +49,6 @@ pub struct Explanation {
     pub disagreement: Option<String>,
 }
 
-/// A range, and the list that it is in.
-#[derive(Debug, Serialize)]
-pub struct Rule {
-    /// `published`, `allow` or `deny`.
-    pub list: &'static str,
-    /// The range.
-    pub range: IpNet,
-    /// Whether it has vanished from the published list, and is kept for its grace.
-    pub vanished: bool,
-}
-
 /// Asks the loaded filter: the one that is pinned, or the one that is on trial.
 ///
 /// # Errors
@@ -85,10 +74,9 @@ pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanat
         is_udp: packet.udp,
     })?;
 
-    let in_force = InForce::load(&config.paths.snapshot(), &config.ranges.limits)
-        .or_else(|_| InForce::baseline(&config.ranges.limits))?;
-    let set = in_force.known.set();
-    let table = Table::compile(&config.ranges.rules(set))?;
+    let in_force = snapshot::load(&config.paths.snapshot(), &config.ranges)
+        .or_else(|_| snapshot::baseline(&config.ranges))?;
+    let table = Table::compile(&config.ranges.rules(in_force.set()))?;
     let expected = decide(frame.as_slice(), settings, &table);
     let slot = expected.counter_index(|| settings.mode == Mode::Monitor);
     let expected = Counted::at(slot).ok_or(ExplainError::Busy)?;
@@ -105,11 +93,8 @@ pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanat
         reason: counted.reason.label(),
         by_source: is_by_source(counted.reason),
         rule: rule(config, &in_force, packet.source, counted.reason),
-        ranges: match &in_force.origin {
-            Origin::Baseline => "the embedded baseline".to_owned(),
-            Origin::Fetched { source, .. } => source.clone(),
-        },
-        ranges_age_seconds: in_force.origin.age_seconds(SystemTime::now()),
+        ranges: in_force.names(),
+        ranges_age_seconds: in_force.age_seconds(SystemTime::now()),
         disagreement: (counted != expected).then(|| {
             let (verdict, reason) = (expected.verdict, expected.reason.label());
             format!(
@@ -130,25 +115,9 @@ fn words(packet: &Explain) -> Vec<String> {
 
 /// The range or rule that a verdict rests on.
 fn rule(config: &Config, in_force: &InForce, source: IpAddr, reason: Reason) -> Option<Rule> {
-    if !is_by_source(reason) {
-        return None;
-    }
-    let set: &RangeSet = in_force.known.set();
-    let published: Vec<_> = set.iter().collect();
-    let lists = [
-        ("deny", config.ranges.deny.as_slice()),
-        ("published", published.as_slice()),
-        ("allow", config.ranges.allow.as_slice()),
-    ];
-    lists.into_iter().find_map(|(list, ranges)| {
-        let holding = ranges.iter().filter(|range| range.contains(&source));
-        let range = *holding.max_by_key(|range| range.prefix_len())?;
-        Some(Rule {
-            list,
-            range,
-            vanished: list == "published" && in_force.known.vanished_since(&range).is_some(),
-        })
-    })
+    is_by_source(reason)
+        .then(|| Rule::find(&config.ranges, in_force, source))
+        .flatten()
 }
 
 /// Whether a verdict for this reason depends on who sent the packet.
@@ -186,17 +155,7 @@ impl Display for Explanation {
             "{source} to {destination}, port {port}{words}, on {interface}: {verdict} ({reason})"
         )?;
         match &self.rule {
-            Some(Rule {
-                list,
-                range,
-                vanished,
-            }) => {
-                write!(f, "  the source is in {range}, of the list `{list}`")?;
-                if *vanished {
-                    write!(f, ", which holds it no more; it is kept for its grace")?;
-                }
-                writeln!(f)?;
-            }
+            Some(rule) => writeln!(f, "  the source is in {rule}")?,
             None if self.by_source => {
                 writeln!(
                     f,

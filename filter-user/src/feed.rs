@@ -1,81 +1,145 @@
-//! Fetching: a [`FeedSource`] in, a parsed [`Feed`] out. The only user of reqwest.
+//! Fetching: a [`Way`] in, a parsed [`Feed`] out. The only user of reqwest.
 //!
 //! Whatever answers is hostile until its list has parsed: time, size, redirects and content are
 //! bounded here, and the guard still has to judge the result.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+mod error;
+
+use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION, RETRY_AFTER,
+};
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, Response, StatusCode};
 use url::Url;
 
-use crate::config::FeedSource;
-use crate::ranges::{Feed, ListError};
+pub use self::error::FeedError;
+use crate::config::{Location, Proxy, Way, redacted};
+use crate::file;
+use crate::ranges::{Feed, Format, ListError};
 
-/// Fetches and parses one source.
-///
-/// # Errors
-///
-/// Returns why there is no list; see [`FeedError`].
-pub async fn fetch(source: &FeedSource) -> Result<Feed, FeedError> {
-    match source {
-        FeedSource::CloudflareApi => {
-            let body = get(&client(None)?, parse_url(CLOUDFLARE_API)?).await?;
-            Feed::parse(&body).map_err(FeedError::List)
-        }
-        FeedSource::CloudflareText => {
-            let client = client(None)?;
+/// Fetches lists, and remembers what servers said of them.
+#[derive(Default)]
+pub struct Fetcher {
+    remembered: HashMap<Url, Remembered>,
+}
+
+/// A list that a server may answer "not modified" about, RFC 9110 §13.1.
+struct Remembered {
+    validators: Vec<(HeaderName, HeaderValue)>,
+    /// As which it was parsed.
+    format: Format,
+    feed: Feed,
+}
+
+impl Fetcher {
+    /// Fetches and parses the list that a way leads to.
+    ///
+    /// # Errors
+    ///
+    /// Returns why there is no list; see [`FeedError`].
+    pub async fn fetch(&mut self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
+        let (urls, ca_file) = match &way.place {
+            Location::File(path) => return read(path, way),
+            Location::Web { urls, ca_file } => (urls, ca_file.as_deref()),
+        };
+        let client = client(ca_file, proxy)?;
+        let fetching = async {
             let mut ranges = Vec::new();
-            for url in CLOUDFLARE_TEXT {
-                let body = get(&client, parse_url(url)?).await?;
-                let list = Feed::parse(&body).map_err(FeedError::List)?;
-                ranges.extend_from_slice(list.ranges());
+            // One list or none: a part that fails takes the others with it.
+            for url in urls {
+                let part = self.fetch_part(&client, url, way).await?;
+                ranges.extend_from_slice(part.ranges());
             }
             Ok(Feed::new(ranges))
+        };
+        let fetched = tokio::time::timeout(TOTAL_TIMEOUT, fetching).await;
+        fetched.unwrap_or(Err(FeedError::Timeout))
+    }
+
+    async fn fetch_part(
+        &mut self,
+        client: &Client,
+        url: &Url,
+        way: &Way,
+    ) -> Result<Feed, FeedError> {
+        // Nothing compressed: most lists are a few hundred bytes, and a bomb stays as small as it is.
+        let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
+        let remembered = self.remembered.get(url);
+        let remembered = remembered.filter(|remembered| remembered.format == way.format);
+        for (name, value) in remembered
+            .iter()
+            .flat_map(|remembered| &remembered.validators)
+        {
+            request = request.header(name, value);
         }
-        FeedSource::Url { url, ca_file } => {
-            let client = client(ca_file.as_deref())?;
-            let body = get(&client, url.clone()).await?;
-            Feed::parse(&body).map_err(FeedError::List)
+        let response = request.send().await.map_err(FeedError::request)?;
+        if let (StatusCode::NOT_MODIFIED, Some(remembered)) = (response.status(), remembered) {
+            return Ok(remembered.feed.clone());
         }
-        FeedSource::File(path) => {
-            let body = read(path)?;
-            Feed::parse(&body).map_err(FeedError::List)
+
+        check_head(&response)?;
+        let validators = validators(response.headers());
+        let body = read_body(response, way.size_max).await?;
+        let feed = Feed::parse(&body, &way.format).map_err(FeedError::List)?;
+        self.remember(
+            url,
+            Remembered {
+                validators,
+                format: way.format.clone(),
+                feed: feed.clone(),
+            },
+        );
+        Ok(feed)
+    }
+
+    fn remember(&mut self, url: &Url, remembered: Remembered) {
+        if remembered.validators.is_empty() {
+            self.remembered.remove(url);
+            return;
         }
+        // No more than anybody configures; a reload may have left some behind.
+        if self.remembered.len() >= REMEMBERED_MAX && !self.remembered.contains_key(url) {
+            self.remembered.clear();
+        }
+        self.remembered.insert(url.clone(), remembered);
     }
 }
 
-/// Checks the files that a source names, without asking the network.
+/// Checks the files that a way names, without asking the network.
 ///
 /// # Errors
 ///
 /// Returns why a fetch could not succeed.
-pub fn check(source: &FeedSource) -> Result<(), FeedError> {
-    match source {
-        FeedSource::CloudflareApi | FeedSource::CloudflareText => Ok(()),
-        FeedSource::Url { ca_file, .. } => client(ca_file.as_deref()).map(|_| ()),
-        FeedSource::File(path) => {
-            let list = Feed::parse(&read(path)?);
-            list.map(|_| ()).map_err(FeedError::List)
-        }
+pub fn check(way: &Way, proxy: &Proxy) -> Result<(), FeedError> {
+    match &way.place {
+        Location::File(path) => read(path, way).map(|_| ()),
+        Location::Web { ca_file, .. } => client(ca_file.as_deref(), proxy).map(|_| ()),
     }
 }
 
-/// A client for one fetch: nothing is kept between two that are hours apart.
-fn client(ca_file: Option<&Path>) -> Result<Client, FeedError> {
+/// A client for one fetch: nothing is kept open between two that are hours apart.
+fn client(ca_file: Option<&Path>, proxy: &Proxy) -> Result<Client, FeedError> {
     let mut builder = Client::builder()
         .user_agent(concat!("pullgate/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TOTAL_TIMEOUT)
         .redirect(Policy::custom(follow))
-        .referer(false)
-        .no_proxy();
+        .referer(false);
+    builder = match proxy {
+        Proxy::None => builder.no_proxy(),
+        Proxy::Environment => builder,
+        Proxy::Url(url) => {
+            let proxy = reqwest::Proxy::all(url.clone()).map_err(FeedError::request)?;
+            builder.no_proxy().proxy(proxy)
+        }
+    };
     if let Some(path) = ca_file {
-        let pem = read(path)?;
-        let roots = Certificate::from_pem_bundle(&pem).map_err(FeedError::Request)?;
+        let pem = file::read(path, CA_FILE_MAX).map_err(|source| FeedError::file(path, source))?;
+        let roots = Certificate::from_pem_bundle(&pem).map_err(FeedError::request)?;
         if roots.is_empty() {
             return Err(FeedError::NoRoots {
                 path: path.to_owned(),
@@ -83,148 +147,117 @@ fn client(ca_file: Option<&Path>) -> Result<Client, FeedError> {
         }
         builder = builder.tls_certs_only(roots);
     }
-    builder.build().map_err(FeedError::Request)
+    builder.build().map_err(FeedError::request)
 }
 
-/// Follows a redirect only within the same host, to the same scheme, a few times.
+/// Follows a redirect only within the same host, scheme and port, a few times.
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let hops = attempt.previous().len();
-    let is_same_host = attempt.previous().last().is_some_and(|previous| {
-        previous.scheme() == attempt.url().scheme() && previous.host() == attempt.url().host()
-    });
+    let last = attempt.previous().last();
+    let is_same_host = last.is_some_and(|last| last.origin() == attempt.url().origin());
     if hops > REDIRECTS_MAX || !is_same_host {
-        // Stopping yields the redirect itself as the answer, which is then refused by status.
+        // Stopping yields the redirect itself as the answer, which is then refused.
         return attempt.stop();
     }
     attempt.follow()
 }
 
-async fn get(client: &Client, url: Url) -> Result<Vec<u8>, FeedError> {
-    // Nothing compressed: the list is a few hundred bytes, and a bomb stays as small as it is.
-    let request = client.get(url).header(ACCEPT_ENCODING, "identity");
-    let response = request.send().await.map_err(FeedError::Request)?;
-    check_head(&response)?;
-    read_body(response).await
-}
-
 fn check_head(response: &Response) -> Result<(), FeedError> {
-    if response.status() != StatusCode::OK {
-        return Err(FeedError::Status {
-            status: response.status().as_u16(),
+    let (status, headers) = (response.status(), response.headers());
+    if let (true, Some(to)) = (status.is_redirection(), headers.get(LOCATION)) {
+        let to = to.to_str().ok().and_then(|to| response.url().join(to).ok());
+        return Err(FeedError::Redirected {
+            to: to.as_ref().map_or_else(|| "nowhere".to_owned(), redacted),
         });
     }
-    if response.headers().contains_key(CONTENT_ENCODING) {
+    if status != StatusCode::OK {
+        return Err(FeedError::Status {
+            status: status.as_u16(),
+            retry_after: retry_after(headers),
+        });
+    }
+    if headers.contains_key(CONTENT_ENCODING) {
         return Err(FeedError::Encoded);
     }
-    let content_type = response.headers().get(CONTENT_TYPE);
-    if content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/html")) {
+    let content_type = headers.get(CONTENT_TYPE);
+    let is_page = |value: &HeaderValue| {
+        let kind = value.as_bytes().get(..PAGE.len());
+        kind.is_some_and(|kind| kind.eq_ignore_ascii_case(PAGE))
+    };
+    if content_type.is_some_and(is_page) {
         return Err(FeedError::List(ListError::Markup));
     }
     Ok(())
 }
 
-async fn read_body(mut response: Response) -> Result<Vec<u8>, FeedError> {
+async fn read_body(mut response: Response, size_max: usize) -> Result<Vec<u8>, FeedError> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(FeedError::Request)? {
-        if body.len() + chunk.len() > BODY_MAX {
-            return Err(FeedError::TooLarge);
+    while let Some(chunk) = response.chunk().await.map_err(FeedError::request)? {
+        if body.len() + chunk.len() > size_max {
+            return Err(FeedError::TooLarge { size_max });
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, FeedError> {
-    let mut body = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(BODY_MAX as u64 + 1).read_to_end(&mut body))
-        .map_err(|source| FeedError::File {
-            path: path.to_owned(),
-            source,
-        })?;
-    if body.len() > BODY_MAX {
-        return Err(FeedError::TooLarge);
+/// What a later request asks by whether the list is still the same, RFC 9110 §8.8.
+fn validators(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let pairs = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
+    let offered = pairs.into_iter().filter_map(|(offer, ask)| {
+        let value = headers.get(offer)?;
+        Some((ask, value.clone()))
+    });
+    offered.collect()
+}
+
+/// RFC 9110 §10.2.3: seconds, or a date, which is meant by the server's own clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let after = text(RETRY_AFTER)?.trim();
+    if let Ok(seconds) = after.parse() {
+        return Some(Duration::from_secs(seconds));
     }
-    Ok(body)
+    let date = |text| httpdate::parse_http_date(text).ok();
+    date(after)?.duration_since(date(text(DATE)?)?).ok()
 }
 
-fn parse_url(url: &'static str) -> Result<Url, FeedError> {
-    Url::parse(url).map_err(|source| FeedError::Url { url, source })
+fn read(path: &Path, way: &Way) -> Result<Feed, FeedError> {
+    let body = file::read(path, way.size_max).map_err(|source| FeedError::file(path, source))?;
+    Feed::parse(&body, &way.format).map_err(FeedError::List)
 }
-
-/// Why there is no list.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FeedError {
-    /// The server cannot be reached or trusted, or broke off.
-    #[error("no answer")]
-    Request(#[source] reqwest::Error),
-    /// The server answers something else than 200, a redirect to elsewhere included.
-    #[error("the server answered with status {status}")]
-    Status {
-        /// The HTTP status.
-        status: u16,
-    },
-    /// The answer is compressed, which was not asked for.
-    #[error("the answer has a content encoding that was not asked for")]
-    Encoded,
-    /// The answer or file is larger than any list.
-    #[error("the list is larger than {BODY_MAX} bytes")]
-    TooLarge,
-    /// What came is not a list.
-    #[error(transparent)]
-    List(ListError),
-    /// A file cannot be read.
-    #[error("{}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file with the roots to trust holds none.
-    #[error("{} holds no certificate", path.display())]
-    NoRoots {
-        /// The file.
-        path: PathBuf,
-    },
-    /// An address that is built in does not parse.
-    #[error("{url}")]
-    Url {
-        /// The address.
-        url: &'static str,
-        /// Why not.
-        source: url::ParseError,
-    },
-}
-
-impl FeedError {
-    /// The word for this error in metrics.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Request(error) if error.is_timeout() => "Timeout",
-            Self::Request(_) => "NoAnswer",
-            Self::Status { .. } => "BadStatus",
-            Self::Encoded => "Encoded",
-            Self::TooLarge => "TooLarge",
-            Self::List(_) => "BadList",
-            Self::File { .. } | Self::NoRoots { .. } => "BadFile",
-            Self::Url { .. } => "BadUrl",
-        }
-    }
-}
-
-/// <https://developers.cloudflare.com/api/resources/ips/>
-const CLOUDFLARE_API: &str = "https://api.cloudflare.com/client/v4/ips";
-/// <https://www.cloudflare.com/ips/>
-const CLOUDFLARE_TEXT: [&str; 2] = [
-    "https://www.cloudflare.com/ips-v4",
-    "https://www.cloudflare.com/ips-v6",
-];
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// All parts of a list, redirects included.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Cloudflare's own list is below one KiB.
-const BODY_MAX: usize = 64 << 10;
 const REDIRECTS_MAX: usize = 3;
+const REMEMBERED_MAX: usize = 64;
+/// All of a system's roots take a quarter of it.
+const CA_FILE_MAX: usize = 1 << 20;
+const PAGE: &[u8] = b"text/html";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_say_when_to_ask_again() {
+        let headers = |after: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, after.parse().unwrap());
+            headers.extend(date.map(|date| (DATE, date.parse().unwrap())));
+            retry_after(&headers)
+        };
+        let (now, later) = (
+            "Sat, 21 Nov 2026 12:00:00 GMT",
+            "Sat, 21 Nov 2026 12:02:00 GMT",
+        );
+
+        assert_eq!(headers("120", None), Some(Duration::from_secs(120)));
+        assert_eq!(headers(later, Some(now)), Some(Duration::from_secs(120)));
+        assert_eq!(headers(now, Some(later)), None);
+        assert_eq!(headers(later, None), None);
+        assert_eq!(headers("-1", None), None);
+        assert_eq!(headers("soon", Some(now)), None);
+    }
+}

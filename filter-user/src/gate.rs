@@ -13,6 +13,7 @@ mod peer;
 mod policy;
 mod refusal;
 mod relay;
+mod sightings;
 mod upstream;
 
 use std::sync::Arc;
@@ -26,8 +27,9 @@ pub use self::listener::{bind, serve};
 pub use self::peer::VerifiedPeer;
 pub use self::policy::{Policies, Policy};
 pub use self::refusal::{Outcome, Phase, Refusal};
+pub use self::sightings::{Sighting, Sightings};
 use crate::config::{self, ConfigError};
-use crate::ranges::Table;
+use crate::ranges::{InForce, Table};
 use crate::telemetry::Metrics;
 use crate::telemetry::log::Budget;
 
@@ -35,6 +37,8 @@ use crate::telemetry::log::Budget;
 pub struct Gate {
     policies: Policies,
     table: watch::Receiver<Arc<Table>>,
+    in_force: watch::Receiver<Arc<InForce>>,
+    sightings: Sightings,
     metrics: Metrics,
     limits: Limits,
     connections: Arc<Semaphore>,
@@ -59,11 +63,14 @@ impl Gate {
         config: &config::Gate,
         policies: Policies,
         table: watch::Receiver<Arc<Table>>,
+        in_force: watch::Receiver<Arc<InForce>>,
         metrics: Metrics,
     ) -> Self {
         Self {
             policies,
             table,
+            in_force,
+            sightings: Sightings::default(),
             metrics,
             limits: Limits {
                 handshake: config.handshake_timeout,
@@ -75,6 +82,23 @@ impl Gate {
             refusals: Budget::new(REFUSALS_PER_SECOND),
             abort: CancellationToken::new(),
         }
+    }
+
+    /// Looks out for connections from ranges that have vanished, as they change.
+    pub async fn look_out(&self) {
+        let mut in_force = self.in_force.clone();
+        loop {
+            self.sightings.look_out(&in_force.borrow_and_update());
+            if in_force.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What was seen of ranges that have vanished.
+    #[must_use]
+    pub fn sightings(&self) -> Vec<Sighting> {
+        self.sightings.report()
     }
 
     /// Closes every live connection.

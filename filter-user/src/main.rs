@@ -1,6 +1,7 @@
 //! pullgate: arguments → configuration → command → exit code.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,12 +9,15 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use pullgate::cli::{Cli, Command, LogFormat};
-use pullgate::config::Paths;
+use pullgate::cli::{Cli, Command, LogFormat, RangesCommand};
+use pullgate::config::{Config, Paths};
 use pullgate::daemon::{self, LoadError, OwnConnection, StartError, load};
 use pullgate::explain::{self, ExplainError};
+use pullgate::ranges::export::export;
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
 use pullgate::xdp::{self, XdpError};
+use pullgate::{listing, refresh, snapshot};
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -57,11 +61,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             let config = load(&cli.config)?;
             let stay = daemon::stay(&config.paths);
             let explanation = explain::explain(&config, packet, stay)?;
-            if packet.json {
-                say(&serde_json::to_string_pretty(&explanation)?)?;
-            } else {
-                say(explanation.to_string().trim_end())?;
-            }
+            show(&explanation, packet.json)?;
         }
         Command::Check => {
             daemon::check(&load(&cli.config)?)?;
@@ -75,14 +75,14 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                     daemon::status_without(&paths, &error)
                 }
             };
-            if *json {
-                say(&serde_json::to_string_pretty(&report)?)?;
-            } else {
-                say(report.to_string().trim_end())?;
-            }
+            show(&report, *json)?;
             if !report.protected {
                 return Ok(ExitCode::FAILURE);
             }
+        }
+        Command::Ranges { command, json } => {
+            let command = command.unwrap_or(RangesCommand::List);
+            return ranges(&load(&cli.config)?, command, *json);
         }
         Command::Unload => unload(&paths(&cli.config))?,
     }
@@ -101,6 +101,69 @@ fn paths(file: &Path) -> Paths {
             daemon::salvage_paths(file)
         }
     }
+}
+
+fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result<ExitCode> {
+    let in_force = || match snapshot::load(&config.paths.snapshot(), &config.ranges) {
+        Ok(in_force) => Ok(in_force),
+        Err(error) => {
+            let text = chain(&error);
+            complain(&format!("pullgate: {text}; going by the embedded baseline"));
+            snapshot::baseline(&config.ranges)
+        }
+    };
+    match command {
+        RangesCommand::List => show_all(&listing::list(&in_force()?), json)?,
+        RangesCommand::Show { address } => {
+            let shown = listing::show(&config.ranges, &in_force()?, address);
+            show(&shown, json)?;
+            if !shown.enters {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        RangesCommand::Diff => {
+            let runtime = tokio::runtime::Runtime::new().context("threads")?;
+            let previews = runtime.block_on(refresh::preview(&config.ranges, &in_force()?));
+            runtime.shutdown_background();
+            show_all(&previews, json)?;
+            if previews.iter().any(|preview| preview.error.is_some()) {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        RangesCommand::Refresh => {
+            let refreshed = daemon::refresh(&config.paths)?;
+            show_all(&refreshed, json)?;
+            if refreshed.iter().any(|refresh| refresh.error.is_some()) {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        RangesCommand::Approve { dry_run } => {
+            let held = daemon::held(&config.paths)?;
+            show_all(&held, json)?;
+            if !dry_run {
+                daemon::approve(&config.paths)?;
+            }
+        }
+        RangesCommand::Export { language } => {
+            let text = export(in_force()?.set(), language);
+            write!(io::stdout(), "{text}").context("standard output")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(value: &(impl Display + Serialize), json: bool) -> anyhow::Result<()> {
+    match json {
+        true => say(&serde_json::to_string_pretty(value)?),
+        false => say(value.to_string().trim_end()),
+    }
+}
+
+fn show_all(values: &[impl Display + Serialize], json: bool) -> anyhow::Result<()> {
+    if json {
+        return say(&serde_json::to_string_pretty(values)?);
+    }
+    values.iter().try_for_each(|value| say(&value.to_string()))
 }
 
 fn unload(paths: &Paths) -> anyhow::Result<()> {

@@ -1,139 +1,516 @@
-//! The refresh task: feed → guard → snapshot, again and again. Any error keeps the old set.
+//! The refresh task: each source → guard → snapshot, again and again. Any error keeps the old set.
 
+mod preview;
+mod schedule;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
 
-use crate::config::{FeedSource, Located, Ranges};
-use crate::feed::{self, FeedError};
-use crate::ranges::{RangeSet, Rejection, Table, TableFull};
+pub use self::preview::{Preview, preview};
+use self::schedule::Schedule;
+use crate::config::{Config, FeedSource, Location, Ranges, Way};
+use crate::feed::{FeedError, Fetcher};
+use crate::file::Watch;
+use crate::ranges::{
+    Freshness, Idle, InForce, Known, List, Origin, RangeSet, Rejection, Shrinking, Table,
+    TableFull, Terms,
+};
 use crate::report::chain;
-use crate::snapshot::{self, InForce, Origin, SnapshotError};
+use crate::snapshot::{self, SnapshotError};
 use crate::telemetry::Metrics;
 
 /// What the refresh task works with.
 pub struct Refresher {
-    /// Sources, schedule and limits.
-    pub ranges: Ranges,
-    /// The snapshot's path.
-    pub snapshot: std::path::PathBuf,
+    /// Sources, schedule and limits; the newest count.
+    pub config: watch::Receiver<Arc<Config>>,
     /// Where outcomes are counted.
     pub metrics: Metrics,
-    /// The wall clock, for the times that the snapshot records.
+    /// The wall clock, for the times that the snapshot records. Nothing waits by it.
     pub now: fn() -> SystemTime,
-    /// What the last attempt came to.
-    pub last: watch::Sender<Option<Attempt>>,
+    /// The snapshot's path.
+    pub snapshot: PathBuf,
+    /// Asks which vanished ranges may go.
+    pub idle: IdleRanges,
+    /// Notified to refresh all sources at once.
+    pub wake: Arc<Notify>,
+    /// Notified to take in what is held.
+    pub approve: Arc<Notify>,
+    /// What became of each source.
+    pub progress: watch::Sender<Vec<Progress>>,
+}
+
+/// Asks from which vanished ranges no authenticated connection came for that long; `None` if there
+/// is nobody who authenticates.
+pub type IdleRanges = Arc<dyn Fn(Duration) -> Option<Vec<IpNet>> + Send + Sync>;
+
+/// What became of one source.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The source's name.
+    pub source: String,
+    /// How often it was asked.
+    pub attempts: u64,
+    /// The last attempt.
+    pub last: Option<Attempt>,
+    /// When the next is due.
+    pub next: Instant,
+    /// A list that waits for approval.
+    pub held: Option<Held>,
 }
 
 /// What an attempt to refresh came to.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// When it was made.
-    pub at: SystemTime,
+    pub at: Instant,
     /// The word in `pullgate_ranges_refresh_total{outcome}`.
     pub outcome: &'static str,
-    /// Why nothing came of it, source by source.
+    /// Why nothing came of it, way by way.
     pub error: Option<String>,
 }
 
+/// A list that would remove much, and that nobody has agreed to yet.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// By which way it came.
+    pub way: String,
+    /// The list.
+    pub list: RangeSet,
+    /// How much it would remove.
+    pub rejection: String,
+}
+
+/// What is known of a source between two attempts.
+struct Job {
+    source: FeedSource,
+    schedule: Schedule,
+    progress: Progress,
+    /// When its last list was taken in, if by this process.
+    taken: Option<Instant>,
+    /// How old its list was said to be.
+    said: Freshness,
+}
+
 impl Refresher {
-    /// Refreshes now, then after every interval or whenever `wake` is notified.
-    ///
-    /// Intervals are monotonic and vary by a tenth, so that a fleet does not ask in step. After a
-    /// failure the next attempt comes sooner.
-    pub async fn run(self, mut in_force: InForce, wake: &Notify) {
-        let mut failures = 0_u32;
+    /// Refreshes each source now, and then whenever it is due, is asked for, or its file changes.
+    pub async fn run(mut self, mut in_force: InForce) {
+        let mut fetcher = Fetcher::default();
+        let mut jobs = Vec::new();
+        let (mut config, mut files) = self.reconfigure(&mut jobs);
         loop {
-            match self.refresh(&in_force).await {
-                Ok(fresh) => {
-                    in_force = fresh;
-                    failures = 0;
-                }
-                Err(()) => failures = failures.saturating_add(1),
-            }
+            let due = jobs.iter().map(|job| job.progress.next).min();
             tokio::select! {
-                () = tokio::time::sleep(pause(self.ranges.interval, failures)) => {}
-                () = wake.notified() => info!("refresh asked for"),
+                () = at(due) => {}
+                () = self.wake.notified() => {
+                    info!("refresh asked for");
+                    due_now(&mut jobs, |_| true);
+                }
+                () = changed(&mut files) => due_now(&mut jobs, is_local),
+                () = self.approve.notified() => {
+                    for job in &mut jobs {
+                        self.take_held(job, &mut in_force, &config).await;
+                    }
+                }
+                Ok(()) = self.config.changed() => {
+                    (config, files) = self.reconfigure(&mut jobs);
+                    in_force = recompose(in_force, &config);
+                }
             }
+            let now = Instant::now();
+            for job in jobs.iter_mut().filter(|job| job.progress.next <= now) {
+                self.refresh(job, &mut fetcher, &mut in_force, &config)
+                    .await;
+            }
+            self.tell(&jobs);
         }
     }
 
-    /// Tries the sources in order; the first list that passes the guard counts.
-    async fn refresh(&self, in_force: &InForce) -> Result<InForce, ()> {
-        let mut errors = Vec::new();
-        let mut outcome = "";
-        for Located { value: source, .. } in &self.ranges.sources {
-            match self.try_source(source, in_force).await {
-                Ok(fresh) => {
-                    let (added, removed) = fresh.known.diff(&in_force.known);
-                    let kept = fresh.known.vanished().len();
-                    outcome = if added.is_empty() && removed.is_empty() {
-                        "Unchanged"
-                    } else {
-                        "Changed"
-                    };
-                    info!(%source, outcome, ?added, ?removed, kept, "ranges refreshed");
-                    self.settle(outcome, None);
-                    return Ok(fresh);
-                }
-                Err(error) => {
-                    outcome = error.label();
-                    let error = chain(&error);
-                    warn!(%source, outcome, error, "ranges not refreshed from this source");
-                    errors.push(format!("{source}: {error}"));
-                }
-            }
+    /// Takes the newest configuration in: jobs of sources that stay go on as they are.
+    fn reconfigure(&mut self, jobs: &mut Vec<Job>) -> (Arc<Config>, Option<Watch>) {
+        let config = Arc::clone(&self.config.borrow_and_update());
+        let mut old = std::mem::take(jobs);
+        for source in config.ranges.sources.iter().map(|source| &source.value) {
+            let found = old.iter().position(|job| job.source == *source);
+            jobs.push(match found {
+                Some(index) => old.swap_remove(index),
+                None => Job::new(source.clone()),
+            });
         }
-        warn!(outcome, "no source yielded ranges, those in force stay");
-        self.settle(outcome, Some(errors.join("; ")));
-        Err(())
+        self.tell(jobs);
+        let files = watch_files(&config.ranges);
+        (config, files)
     }
 
-    async fn try_source(
+    /// Tries the ways to a source's list in order; the first that may be taken in counts.
+    async fn refresh(
         &self,
-        source: &FeedSource,
-        in_force: &InForce,
-    ) -> Result<InForce, RefreshError> {
-        let Ranges {
-            limits,
-            removal_grace,
-            ..
-        } = &self.ranges;
-        let feed = feed::fetch(source).await.map_err(RefreshError::Feed)?;
-        let fetched = RangeSet::check(feed, limits).map_err(RefreshError::Rejected)?;
-        let now = (self.now)();
-        let known = in_force
-            .known
-            .merge(&fetched, now, *removal_grace, limits)
-            .map_err(RefreshError::Rejected)?;
+        job: &mut Job,
+        fetcher: &mut Fetcher,
+        in_force: &mut InForce,
+        config: &Config,
+    ) {
+        let ranges = &config.ranges;
+        let mut failed = Failed::default();
+        let ways = job.source.ways.clone();
+        for way in &ways {
+            let fetched = match fetch(fetcher, way, ranges).await {
+                Ok(fetched) => fetched,
+                Err(error) => {
+                    failed.note(way, &error);
+                    continue;
+                }
+            };
+            // A second opinion: who else says so?
+            let agrees = |(held_by, held): &(Way, Held)| {
+                held.list == fetched && held_by.is_independent_of(way)
+            };
+            let shrinking = match failed.held.iter().any(agrees) {
+                true => Shrinking::Agreed,
+                false => Shrinking::Refuse,
+            };
+            let taken = self
+                .take(job, way, &fetched, shrinking, in_force, ranges)
+                .await;
+            match taken {
+                Ok(outcome) => {
+                    failed.report(&job.source, way);
+                    job.succeeded(outcome, ranges);
+                    self.metrics.refreshed(outcome);
+                    return;
+                }
+                Err(RefreshError::Rejected(rejection @ Rejection::Shrinks { .. })) => {
+                    let held = Held {
+                        way: way.name.clone(),
+                        list: fetched,
+                        rejection: rejection.to_string(),
+                    };
+                    failed.note(way, &RefreshError::Rejected(rejection));
+                    failed.held.push((way.clone(), held));
+                }
+                Err(error) => failed.note(way, &error),
+            }
+        }
 
-        // What does not fit into the table would keep the other roles from starting.
-        let rules = self.ranges.rules(known.set());
-        Table::compile(&rules).map_err(RefreshError::Full)?;
+        let outcome = failed.outcome();
+        self.metrics.refreshed(outcome);
+        job.failed(outcome, failed, ranges);
+        self.say_age(job, in_force);
+    }
 
-        let fresh = InForce {
+    /// Takes in what is held: somebody has looked at it, and approves.
+    async fn take_held(&self, job: &mut Job, in_force: &mut InForce, config: &Config) {
+        let Some(held) = job.progress.held.clone() else {
+            return;
+        };
+        let way = job.source.ways.iter().find(|way| way.name == held.way);
+        let Some(way) = way.cloned() else {
+            return;
+        };
+        let ranges = &config.ranges;
+        let agreed = Shrinking::Agreed;
+        let taken = self
+            .take(job, &way, &held.list, agreed, in_force, ranges)
+            .await;
+        match taken {
+            Ok(_) => {
+                warn!(source = job.source.name, "what was held is approved");
+                job.succeeded("Approved", ranges);
+                self.metrics.refreshed("Approved");
+            }
+            Err(error) => {
+                let (source, error) = (&job.source.name, chain(&error));
+                error!(
+                    source,
+                    error, "what was approved cannot be taken in, it is still held"
+                );
+            }
+        }
+    }
+
+    /// Puts a list in force and saves it, or leaves everything as it is.
+    async fn take(
+        &self,
+        job: &mut Job,
+        way: &Way,
+        fetched: &RangeSet,
+        shrinking: Shrinking,
+        in_force: &mut InForce,
+        ranges: &Ranges,
+    ) -> Result<&'static str, RefreshError> {
+        let at = (self.now)();
+        let name = &job.source.name;
+        let old = in_force.list(name);
+        let passed = passed(job.taken, old, at, ranges.interval);
+        let known = match old {
+            None => Known::new(fetched.clone()),
+            Some(List { known, .. }) => {
+                let terms = Terms {
+                    passed,
+                    grace: ranges.removal_grace,
+                    idle: Idle::All,
+                    shrinking,
+                    limits: &ranges.limits,
+                };
+                let idle = match known.has_due(&terms) {
+                    true => self.idle(known, in_force, name, ranges.removal_grace).await,
+                    false => None,
+                };
+                let idle = idle.as_deref().map_or(Idle::All, Idle::Only);
+                let merged = known.merge(fetched, &Terms { idle, ..terms });
+                merged.map_err(RefreshError::Rejected)?
+            }
+        };
+        let list = List {
+            source: name.clone(),
             known,
             origin: Origin::Fetched {
-                source: source.to_string(),
-                at: now,
+                way: way.name.clone(),
+                at,
             },
         };
-        snapshot::save(&self.snapshot, &fresh).map_err(RefreshError::Snapshot)?;
-        Ok(fresh)
+        let fresh = in_force
+            .with(list, &ranges.limits)
+            .map_err(RefreshError::Rejected)?;
+        // What does not fit into the table would keep the other roles from starting.
+        Table::compile(&ranges.rules(fresh.set())).map_err(RefreshError::Full)?;
+        snapshot::save(&self.snapshot, &fresh, &ranges.limits).map_err(RefreshError::Snapshot)?;
+
+        let (added, removed) = fresh.set().diff(in_force.set());
+        let kept = fresh.vanished().len();
+        let outcome = match added.is_empty() && removed.is_empty() {
+            true => "Unchanged",
+            false => "Changed",
+        };
+        info!(source = name, %way, outcome, ?added, ?removed, kept, "ranges refreshed");
+        *in_force = fresh;
+        job.taken = Some(Instant::now());
+        Ok(outcome)
     }
 
-    fn settle(&self, outcome: &'static str, error: Option<String>) {
-        self.metrics.refreshed(outcome);
-        self.last.send_replace(Some(Attempt {
-            at: (self.now)(),
-            outcome,
-            error,
-        }));
+    /// The vanished ranges that nobody is known to need any more; `None` if nobody can tell.
+    async fn idle(
+        &self,
+        known: &Known,
+        in_force: &InForce,
+        source: &str,
+        grace: Duration,
+    ) -> Option<Vec<IpNet>> {
+        let ask = Arc::clone(&self.idle);
+        // He who is asked may take his time.
+        let asking = tokio::task::spawn_blocking(move || ask(grace));
+        let mut idle = asking.await.ok()??;
+        // What another source lists does not go, wherever else it is taken off.
+        let others = || in_force.lists().iter().filter(|list| list.source != source);
+        let gone = known.vanished().iter().map(|vanished| vanished.range);
+        idle.extend(gone.filter(|range| others().any(|list| list.known.lists(range))));
+        Some(idle)
+    }
+
+    /// Says once that a list has become old.
+    fn say_age(&self, job: &mut Job, in_force: &InForce) {
+        let now = (self.now)();
+        let Some(List { origin, .. }) = in_force.list(&job.source.name) else {
+            return;
+        };
+        let (freshness, age) = (origin.freshness(now), origin.age_seconds(now));
+        if freshness <= job.said {
+            return;
+        }
+        job.said = freshness;
+        let (source, days) = (&job.source.name, age.map(|age| age / 86_400));
+        match freshness {
+            Freshness::Fresh => {}
+            Freshness::Stale => warn!(source, days, "the list was not confirmed for days"),
+            Freshness::Alarming => error!(source, days, "the list was not confirmed for a month"),
+        }
+    }
+
+    fn tell(&self, jobs: &[Job]) {
+        let progress: Vec<_> = jobs.iter().map(|job| job.progress.clone()).collect();
+        let held = progress.iter().filter(|progress| progress.held.is_some());
+        self.metrics.held(held.count());
+        self.progress.send_replace(progress);
     }
 }
 
-/// Why a source did not lead to new ranges.
+impl Job {
+    fn new(source: FeedSource) -> Self {
+        let progress = Progress {
+            source: source.name.clone(),
+            attempts: 0,
+            last: None,
+            next: Instant::now(),
+            held: None,
+        };
+        Self {
+            source,
+            schedule: Schedule::default(),
+            progress,
+            taken: None,
+            said: Freshness::Fresh,
+        }
+    }
+
+    fn succeeded(&mut self, outcome: &'static str, ranges: &Ranges) {
+        self.said = Freshness::Fresh;
+        self.progress.held = None;
+        let pause = self.schedule.after_success(ranges.interval);
+        self.settle(outcome, None, pause);
+    }
+
+    fn failed(&mut self, outcome: &'static str, failed: Failed, ranges: &Ranges) {
+        let error = failed.errors.join("; ");
+        let pause = self
+            .schedule
+            .after_failure(ranges.interval, failed.retry_after);
+        self.progress.held = failed.held.into_iter().next().map(|(_, held)| held);
+        let (source, again_in) = (&self.source.name, humantime::format_duration(whole(pause)));
+        warn!(source, outcome, error, %again_in, "ranges not refreshed, those in force stay");
+        self.settle(outcome, Some(error), pause);
+    }
+
+    fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
+        let at = Instant::now();
+        self.progress.attempts += 1;
+        self.progress.next = at + pause;
+        self.progress.last = Some(Attempt { at, outcome, error });
+    }
+}
+
+/// What the ways to a list have come to, as long as none has succeeded.
+#[derive(Default)]
+struct Failed {
+    errors: Vec<String>,
+    label: &'static str,
+    retry_after: Option<Duration>,
+    /// Lists that would remove much, and who had them.
+    held: Vec<(Way, Held)>,
+}
+
+impl Failed {
+    fn note(&mut self, way: &Way, error: &RefreshError) {
+        self.errors.push(format!("{way}: {}", chain(error)));
+        self.label = error.label();
+        if let RefreshError::Feed(error) = error {
+            self.retry_after = self.retry_after.max(error.retry_after());
+        }
+    }
+
+    /// A list that is held says more than a way that does not work.
+    fn outcome(&self) -> &'static str {
+        match self.held.is_empty() {
+            true => self.label,
+            false => "Held",
+        }
+    }
+
+    /// Says what was wrong before `way` succeeded.
+    fn report(&self, source: &FeedSource, way: &Way) {
+        if !self.errors.is_empty() {
+            let (source, error) = (&source.name, self.errors.join("; "));
+            warn!(source, error, served_by = %way, "not every way to the list is good");
+        }
+    }
+}
+
+/// Fetches one list, and judges it by itself.
+async fn fetch(
+    fetcher: &mut Fetcher,
+    way: &Way,
+    ranges: &Ranges,
+) -> Result<RangeSet, RefreshError> {
+    let feed = fetcher.fetch(way, &ranges.proxy).await;
+    let feed = feed.map_err(RefreshError::Feed)?;
+    RangeSet::check(feed, way.families, &ranges.limits).map_err(RefreshError::Rejected)
+}
+
+/// Time since the source's last list was taken in, by the monotonic clock.
+///
+/// Of the time before this process nobody can be sure: as much as the snapshot says, but no more
+/// than one interval, whatever was done to the wall clock.
+fn passed(
+    taken: Option<Instant>,
+    old: Option<&List>,
+    at: SystemTime,
+    interval: Duration,
+) -> Duration {
+    match (taken, old.map(|list| &list.origin)) {
+        (Some(taken), _) => taken.elapsed(),
+        (None, Some(Origin::Fetched { at: before, .. })) => {
+            at.duration_since(*before).unwrap_or_default().min(interval)
+        }
+        (None, Some(Origin::Baseline | Origin::Configured) | None) => Duration::ZERO,
+    }
+}
+
+/// What is in force by another configuration; as before, if that cannot be.
+fn recompose(in_force: InForce, config: &Config) -> InForce {
+    match snapshot::compose(&config.ranges, in_force.lists().to_vec()) {
+        Ok(in_force) => in_force,
+        Err(error) => {
+            error!(error = %chain(&error), "ranges refused, those in force stay");
+            in_force
+        }
+    }
+}
+
+fn due_now(jobs: &mut [Job], which: impl Fn(&Job) -> bool) {
+    let now = Instant::now();
+    for job in jobs.iter_mut().filter(|job| which(job)) {
+        job.progress.next = now;
+    }
+}
+
+fn is_local(job: &Job) -> bool {
+    let mut ways = job.source.ways.iter();
+    ways.any(|way| matches!(way.place, Location::File(_)))
+}
+
+/// Watches the files that are sources; the schedule looks at them as well.
+fn watch_files(ranges: &Ranges) -> Option<Watch> {
+    let ways = ranges.sources.iter().flat_map(|source| &source.value.ways);
+    let files = ways.filter_map(|way| match &way.place {
+        Location::File(path) => Some(path.clone()),
+        Location::Web { .. } => None,
+    });
+    let files: Vec<PathBuf> = files.collect();
+    if files.is_empty() {
+        return None;
+    }
+    match Watch::new(files) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            warn!(%error, "files are not watched, only looked at when they are due");
+            None
+        }
+    }
+}
+
+async fn changed(files: &mut Option<Watch>) {
+    match files {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn whole(pause: Duration) -> Duration {
+    Duration::from_secs(pause.as_secs())
+}
+
+/// Why a way did not lead to new ranges.
 #[derive(Debug, thiserror::Error)]
 enum RefreshError {
     #[error(transparent)]
@@ -153,42 +530,5 @@ impl RefreshError {
             Self::Rejected(_) | Self::Full(_) => "Rejected",
             Self::Snapshot(_) => "NotSaved",
         }
-    }
-}
-
-/// The time until the next attempt: the interval ± 10 %, or after failures a minute that doubles
-/// up to an hour, but never more than the interval.
-fn pause(interval: Duration, failures: u32) -> Duration {
-    let plain = match failures.checked_sub(1) {
-        None => interval,
-        Some(doublings) => {
-            let backoff = BACKOFF_MIN.saturating_mul(1 << doublings.min(6));
-            backoff.min(BACKOFF_MAX).min(interval)
-        }
-    };
-    plain.mul_f64(fastrand::f64().mul_add(0.2, 0.9))
-}
-
-const BACKOFF_MIN: Duration = Duration::from_secs(60);
-const BACKOFF_MAX: Duration = Duration::from_secs(3600);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_are_retried_sooner_but_ever_less_often() {
-        let interval = Duration::from_secs(6 * 3600);
-        let around = |seconds: u64, pause: Duration| {
-            let plain = Duration::from_secs(seconds);
-            pause >= plain.mul_f64(0.89) && pause <= plain.mul_f64(1.11)
-        };
-
-        assert!(around(6 * 3600, pause(interval, 0)));
-        assert!(around(60, pause(interval, 1)));
-        assert!(around(120, pause(interval, 2)));
-        assert!(around(3600, pause(interval, 7)));
-        assert!(around(3600, pause(interval, u32::MAX)));
-        assert!(around(30, pause(Duration::from_secs(30), 5)));
     }
 }

@@ -41,6 +41,7 @@ for namespace in "$@"; do
     kill -9 $(ip netns pids "$namespace" 2>/dev/null) 2>/dev/null
 done
 umount -l "$directory/bpf" 2>/dev/null
+umount -l "$directory/state" 2>/dev/null
 for namespace in "$@"; do
     ip netns del "$namespace" 2>/dev/null
 done

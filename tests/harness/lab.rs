@@ -29,8 +29,15 @@ pub struct Plan {
     pub web: Kind,
     /// Lines for `[filter]` beyond the interfaces.
     pub filter: &'static str,
-    /// Lines for `[ranges]` beyond the source and the schedule.
+    /// Lines for `[ranges]` beyond the sources and the schedule.
     pub ranges: &'static str,
+    /// `ranges.sources`; `@FEED@` and `@MIRROR@` are the URLs of the lab's servers, `@CA@` is the
+    /// CA of both, `@DIR@` is the lab's directory.
+    pub sources: &'static str,
+    /// `ranges.removal_grace`.
+    pub grace: &'static str,
+    /// Whether the state is on a file system of its own, which has room for little.
+    pub small_disk: bool,
     /// The upstream of both hosts; `@DIR@` is the lab's directory.
     pub upstream: &'static str,
     /// Whether stranger and origin are connected directly as well, and that is filtered too.
@@ -43,6 +50,9 @@ impl Default for Plan {
             web: Kind::Nginx,
             filter: "",
             ranges: "",
+            sources: "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }]",
+            grace: "1s",
+            small_disk: false,
             upstream: web::ADDRESS,
             direct: false,
         }
@@ -61,6 +71,8 @@ pub struct Lab {
     pub web: Web,
     /// Where the ranges come from.
     pub feed: Feed,
+    /// Where else they could come from: another host, by its address.
+    pub mirror: Feed,
     /// The certificates.
     pub pki: Pki,
     /// The configuration file.
@@ -79,10 +91,14 @@ impl Lab {
             network.connect_directly();
         }
         let pki = Pki::new(&network.path("pki"));
-        let feed = Feed::start(&network, &pki, Answer::Body(api_answer(&[], &[])));
+        let good = || Answer::Body(api_answer(&[], &[]));
+        let feed = Feed::start(&network, &pki, "127.0.0.1", good());
+        let mirror = Feed::start(&network, &pki, "127.0.0.2", good());
         let web = Web::start(&network, plan.web);
         let config = network.path("pullgate.toml");
-        fs::write(&config, configuration(&network, &feed, plan)).unwrap();
+        if plan.small_disk {
+            network.mount_small_disk("state");
+        }
 
         let mut lab = Self {
             filter: None,
@@ -90,11 +106,13 @@ impl Lab {
             gate: None,
             web,
             feed,
+            mirror,
             pki,
             config,
             network,
             plan: plan.clone(),
         };
+        lab.write_configuration();
         lab.start_filter();
         lab.start_gate();
         lab.start_ranges();
@@ -111,11 +129,17 @@ impl Lab {
     /// Writes another configuration, with these lines for `[filter]`; nobody is told.
     pub fn configure(&mut self, filter: &'static str) {
         self.plan.filter = filter;
-        fs::write(
-            &self.config,
-            configuration(&self.network, &self.feed, &self.plan),
-        )
-        .unwrap();
+        self.write_configuration();
+    }
+
+    /// Writes another configuration, with these sources; nobody is told.
+    pub fn configure_sources(&mut self, sources: &'static str) {
+        self.plan.sources = sources;
+        self.write_configuration();
+    }
+
+    fn write_configuration(&self) {
+        fs::write(&self.config, configuration(self)).unwrap();
     }
 
     /// Lets the running filter read its configuration again, and waits for the outcome.
@@ -178,12 +202,16 @@ impl Lab {
     /// Lets the feed answer this, and waits until a refresh has met it.
     pub fn refresh(&self, answer: Answer) -> Value {
         self.feed.answer(answer);
+        self.refresh_as_it_is()
+    }
+
+    /// Lets the ranges role ask its sources, and waits for the outcome of the first.
+    pub fn refresh_as_it_is(&self) -> Value {
         let mark = self.ranges().mark();
-        self.ranges().signal(Signal::SIGHUP);
+        self.ranges().signal(Signal::SIGALRM);
         self.ranges().event(mark, "a refresh ends", |event| {
             let message = &event["message"];
-            message == "ranges refreshed"
-                || message == "no source yielded ranges, those in force stay"
+            message == "ranges refreshed" || message == "ranges not refreshed, those in force stay"
         })
     }
 
@@ -320,7 +348,8 @@ impl Counters {
 }
 
 /// The configuration of the lab's pullgate.
-fn configuration(network: &Network, feed: &Feed, plan: &Plan) -> String {
+fn configuration(lab: &Lab) -> String {
+    let Lab { network, plan, .. } = lab;
     let directory = network.path("");
     let at = |name: &str| path(&directory, name);
     let host = |name: &str, ca: &str| {
@@ -347,16 +376,22 @@ fn configuration(network: &Network, feed: &Feed, plan: &Plan) -> String {
     format!(
         "[paths]\nstate = {}\nrun = {}\nbpf = {}\n\n\
          [filter]\n{interfaces}{}\n\n\
-         [ranges]\nsources = [{{ url = \"{}\", ca_file = {} }}]\ninterval = \"1h\"\n\
-         removal_grace = \"1s\"\n# The lab's strangers live in documentation space.\n\
+         [ranges]\nsources = {}\ninterval = \"1h\"\nremoval_grace = \"{}\"\n# The lab's strangers live in documentation space.\n\
          unsafe_documentation_ranges = true\n{}\n\n\
          [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"2s\"\n\n{}{}",
         at("state"),
         at("run"),
         at("bpf/pullgate"),
         plan.filter,
-        feed.url(),
-        at("pki/web-ca.pem"),
+        plan.sources
+            .replace("@FEED@", &lab.feed.url(""))
+            .replace("@MIRROR@", &lab.mirror.url(""))
+            .replace(
+                "@CA@",
+                &network.path("pki/web-ca.pem").display().to_string()
+            )
+            .replace("@DIR@/", &directory.display().to_string()),
+        plan.grace,
         plan.ranges,
         host(SHOP, "ours"),
         host(BLOG, "other"),

@@ -164,6 +164,14 @@ impl Network {
         }
     }
 
+    /// Puts a file system of [`SMALL_DISK`] bytes where a directory of the lab is to be.
+    pub fn mount_small_disk(&self, name: &str) {
+        let path = self.path(name);
+        std::fs::create_dir(&path).unwrap();
+        let (disk, size) = (Some("tmpfs"), format!("size={SMALL_DISK}"));
+        mount(disk, &path, disk, MsFlags::empty(), Some(size.as_str())).unwrap();
+    }
+
     /// The hardware address of the origin's [`DIRECT`] interface.
     #[must_use]
     pub fn direct_mac() -> [u8; 6] {
@@ -235,6 +243,9 @@ pub fn ip(arguments: &[&str]) {
         arguments.join(" ")
     );
 }
+
+/// Room for some snapshots of Cloudflare's ranges.
+pub const SMALL_DISK: u64 = 64 << 10;
 
 /// The interface of every host.
 pub const INTERFACE: &str = "wan0";

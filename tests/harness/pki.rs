@@ -51,8 +51,14 @@ impl Pki {
             let server = pki.web.sign(&params(name, &[name]));
             pki.write_identity(name, &server);
         }
-        let feed = pki.web.sign(&params("feed", &["127.0.0.1"]));
-        pki.write_identity("feed", &feed);
+        let feeds = ["127.0.0.1", "127.0.0.2"];
+        pki.write_identity("feed", &pki.web.sign(&params("feed", &feeds)));
+        pki.write_identity(
+            "feed-of-another",
+            &pki.web.sign(&params("feed", &["127.0.0.3"])),
+        );
+        pki.write_identity("feed-untrusted", &pki.other.sign(&params("feed", &feeds)));
+        pki.write_identity("feed-expired", &pki.web.expired_server("127.0.0.1"));
         pki
     }
 

@@ -6,19 +6,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
-use url::Url;
 
-use super::value::{
-    Rule, absolute, count, duration, is_host_name, is_trustworthy, located, parse_upstream, rules,
-};
+use super::value::{absolute, count, duration, is_host_name, located, parse_upstream};
 use super::{
-    Config, ConfigError, FeedSource, Gate, Host, Located, Paths, ProxyProtocol, Ranges, Resumption,
-    Source, Trust, Upstream, check_names, check_upstreams,
+    Config, ConfigError, Gate, Host, Located, Paths, ProxyProtocol, Resumption, Source, Trust,
+    Upstream, check_names, check_upstreams,
 };
-use crate::ranges::Limits;
-use crate::ranges::guard::Documentation;
 
 mod filter;
+mod ranges;
 
 pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
     let deserializer = toml::Deserializer::parse(source.text)
@@ -60,7 +56,7 @@ struct Raw {
     paths: RawPaths,
     filter: Option<filter::Raw>,
     #[serde(default)]
-    ranges: RawRanges,
+    ranges: ranges::Raw,
     gate: Option<RawGate>,
 }
 
@@ -117,128 +113,6 @@ impl RawPaths {
             bpf: or(self.bpf, "/sys/fs/bpf/pullgate"),
         }
     }
-}
-
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawRanges {
-    sources: Spanned<Vec<Spanned<RawSource>>>,
-    #[serde(deserialize_with = "duration")]
-    interval: Duration,
-    #[serde(deserialize_with = "duration")]
-    removal_grace: Duration,
-    allow: Vec<Spanned<Rule>>,
-    deny: Vec<Spanned<Rule>>,
-    max_entries: Spanned<usize>,
-    unsafe_documentation_ranges: bool,
-}
-
-impl Default for RawRanges {
-    fn default() -> Self {
-        let cloudflare = RawSource::Known(Known::Cloudflare);
-        Self {
-            sources: Spanned::new(0..0, vec![Spanned::new(0..0, cloudflare)]),
-            interval: Duration::from_secs(6 * 3600),
-            removal_grace: Duration::from_secs(24 * 3600),
-            allow: Vec::new(),
-            deny: Vec::new(),
-            max_entries: Spanned::new(0..0, Limits::default().entries),
-            unsafe_documentation_ranges: false,
-        }
-    }
-}
-
-impl RawRanges {
-    fn convert(self, source: &Source<'_>) -> Result<Ranges, ConfigError> {
-        if self.sources.as_ref().is_empty() {
-            let place = source.place(self.sources.span().start, "ranges.sources");
-            return Err(place.error("is empty; leave it out to use Cloudflare's own lists"));
-        }
-        let entries = *self.max_entries.as_ref();
-        let most = Limits::default().entries;
-        if !(ENTRIES_MIN..=most).contains(&entries) {
-            let place = source.place(self.max_entries.span().start, "ranges.max_entries");
-            return Err(place.error(format_args!(
-                "{entries} is out of bounds; write a number from {ENTRIES_MIN} to {most}"
-            )));
-        }
-        let mut sources = Vec::new();
-        for raw in self.sources.into_inner() {
-            let place = source.place(raw.span().start, "ranges.sources");
-            let located = |value| Located {
-                value,
-                place: place.clone(),
-            };
-            match raw.into_inner() {
-                RawSource::Known(Known::Cloudflare) => {
-                    sources.push(located(FeedSource::CloudflareApi));
-                    sources.push(located(FeedSource::CloudflareText));
-                }
-                RawSource::Url(RawUrl { url, ca_file }) => {
-                    if !is_trustworthy(&url) {
-                        return Err(place.error(format_args!(
-                            "`{url}` is neither https nor http to loopback; ranges that anyone on \
-                             the way can change protect nobody"
-                        )));
-                    }
-                    sources.push(located(FeedSource::Url {
-                        url,
-                        ca_file: ca_file.map(|path| absolute(source, path)),
-                    }));
-                }
-                RawSource::File(RawFile { file }) => {
-                    sources.push(located(FeedSource::File(absolute(source, file))));
-                }
-            }
-        }
-
-        Ok(Ranges {
-            sources,
-            interval: self.interval.max(Duration::from_secs(1)),
-            removal_grace: self.removal_grace,
-            allow: rules(source, self.allow, "ranges.allow")?,
-            deny: rules(source, self.deny, "ranges.deny")?,
-            limits: Limits {
-                entries,
-                documentation: if self.unsafe_documentation_ranges {
-                    Documentation::Accept
-                } else {
-                    Documentation::Refuse
-                },
-                ..Limits::default()
-            },
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected \"cloudflare\", { url = \"https://…\", ca_file = \"…\" } or { file = \"…\" }"
-)]
-enum RawSource {
-    Known(Known),
-    Url(RawUrl),
-    File(RawFile),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawUrl {
-    url: Url,
-    ca_file: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawFile {
-    file: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Known {
-    Cloudflare,
 }
 
 #[derive(Deserialize)]
@@ -410,6 +284,3 @@ fn seconds<const N: u64>() -> Duration {
 fn number<const N: usize>() -> usize {
     N
 }
-
-/// A list limit below this would refuse Cloudflare's own 22 ranges, or soon might.
-const ENTRIES_MIN: usize = 64;

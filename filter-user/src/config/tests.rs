@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::ranges::Limits;
+use crate::ranges::{Families, Format, Limits};
 
 #[test]
 fn the_smallest_configuration_has_strict_defaults() {
@@ -52,20 +52,122 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
 }
 
 #[test]
-fn a_misspelt_field_of_a_source_is_refused() {
-    let source = |source: &str| format!("[ranges]\nsources = [{source}]");
-
-    for bad in [
-        "{ url = \"https://a.example/\", cafile = \"x\" }",
-        "{ file = \"x\", ca_file = \"y\" }",
-        "{ file = \"x\", url = \"https://a.example/\" }",
-        "{}",
+fn a_misspelt_source_is_refused() {
+    for (bad, words) in [
+        ("\"cloudfare\"", "expected a name such as \"cloudflare\""),
+        (
+            "{ url = \"https://a.example/\", cafile = \"x\" }",
+            "expected a name",
+        ),
+        (
+            "{ file = \"x\", ca_file = \"y\" }",
+            "without `url` and `ca_file`",
+        ),
+        (
+            "{ file = \"x\", url = \"https://a.example/\" }",
+            "without `url` and `ca_file`",
+        ),
+        ("{}", "needs a `url` or a `file`"),
+        (
+            "{ file = \"x\", like = \"fastli\" }",
+            "write one of \"cloudflare-api\"",
+        ),
+        (
+            "{ file = \"x\", like = \"fastly\", pointers = [\"/a\"] }",
+            "remove one of them",
+        ),
+        (
+            "{ file = \"x\", pointers = [\"a\"] }",
+            "is not a JSON pointer",
+        ),
+        ("{ file = \"x\", pointers = [] }", "name at least one"),
+        ("{ file = \"x\", families = [] }", "\"ipv4\" or \"ipv6\""),
+        (
+            "{ file = \"x\", max_bytes = 7 }",
+            "write a number from 64 to",
+        ),
+        ("{ url = [] }", "name at least one"),
+        ("[]", "name at least one"),
+        ("\"fastly\", \"fastly\"", "name each source once"),
     ] {
-        assert!(
-            error(&source(bad)).contains(":2: `ranges.sources[0]`: expected"),
-            "{bad}"
-        );
+        let error = error(&format!("[ranges]\nsources = [{bad}]"));
+        assert!(error.contains(":2: `ranges.sources"), "{error}");
+        assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn sources_are_what_they_are_said_to_be() {
+    let ranges = |lines: &str| {
+        parse_text(&format!("{MINIMAL}[ranges]\n{lines}"))
+            .unwrap()
+            .ranges
+    };
+    let sources = |text: &str| {
+        let sources = ranges(&format!("sources = [{text}]")).sources;
+        sources
+            .into_iter()
+            .map(|source| source.value)
+            .collect::<Vec<_>>()
+    };
+
+    let cloudflare = &sources("\"cloudflare\"")[0];
+    assert_eq!(cloudflare.name, "cloudflare");
+    assert_eq!(cloudflare.ways.len(), 2);
+    assert_eq!(cloudflare.before, Before::Baseline);
+
+    let two = sources("\"cloudflare-jdcloud\", { file = \"x\", like = \"cloudfront\" }");
+    assert_eq!(two[0].before, Before::Nothing);
+    assert_eq!(two[1].name, "/etc/pullgate/x");
+    assert_eq!(two[1].ways[0].format, Format::CloudFront);
+    assert_eq!(two[1].ways[0].families, Families::V4);
+    assert_eq!(two[1].before, Before::Nothing);
+
+    let mirrors = "[{ url = \"https://a.example/?key=s3cret\" }, { file = \"x\" }]";
+    let mirror = &sources(mirrors)[0];
+    assert_eq!(mirror.name, "https://a.example/");
+    assert_eq!(mirror.ways.len(), 2);
+    assert_eq!(mirror.before, Before::Baseline);
+    assert_eq!(
+        sources("{ file = \"x\", baseline = false }")[0].before,
+        Before::Nothing
+    );
+
+    let own = ranges("static = [\"64.0.0.0/24\"]\nonly = true");
+    assert!(own.sources.is_empty());
+    assert_eq!(own.fixed.len(), 1);
+}
+
+#[test]
+fn ranges_in_the_configuration_stand_by_the_guards_rules() {
+    let ranges = |lines: &str| error(&format!("[ranges]\n{lines}"));
+
+    assert!(
+        ranges("static = [\"10.0.0.0/8\"]").contains(":2: `ranges.static`: `10.0.0.0/8` is in")
+    );
+    assert!(ranges("only = true").contains(":2: `ranges.only`: only the ranges in"));
+    let both = "static = [\"64.0.0.0/24\"]\nonly = true\nsources = [\"fastly\"]";
+    assert!(ranges(both).contains(":3: `ranges.only`: `ranges.static` alone"));
+    assert!(ranges("sources = []").contains(":2: `ranges.sources`: is empty"));
+}
+
+#[test]
+fn a_proxy_is_only_used_if_it_is_named_and_its_password_is_not_shown() {
+    let proxy = |value: &str| {
+        let text = format!("{MINIMAL}[ranges]\nproxy = \"{value}\"");
+        parse_text(&text).map(|config| format!("{:?}", config.ranges.proxy))
+    };
+
+    assert_eq!(proxy("none").unwrap(), "none");
+    assert_eq!(proxy("env").unwrap(), "env");
+    assert_eq!(
+        proxy("http://user:pw@proxy:3128").unwrap(),
+        "http://proxy:3128/"
+    );
+    let error = proxy("socks5://user:pw@proxy").unwrap_err().to_string();
+    assert!(error.contains("neither \"none\" nor \"env\""), "{error}");
+    assert!(!error.contains("pw"), "{error}");
+    assert_eq!(parse_text(MINIMAL).unwrap().ranges.proxy, Proxy::None);
 }
 
 #[test]
@@ -159,6 +261,8 @@ fn values_out_of_bounds_are_refused_with_their_place() {
     let filter = |line: &str| error(&MINIMAL.replace("[filter]", &format!("[filter]\n{line}")));
     assert!(filter("ports = [0]").contains("port 0 does not exist"));
     assert!(filter("ports = []").contains("nothing would be protected"));
+    let v4 = error(&format!("{MINIMAL}[ranges]\nmax_addresses_v4 = 7"));
+    assert!(v4.contains("`ranges.max_addresses_v4`: 7 is out of bounds"));
     let entries = |n: usize| error(&format!("{MINIMAL}[ranges]\nmax_entries = {n}"));
     assert!(entries(3).contains("write a number from 64 to 4096"));
     assert!(entries(4097).contains("write a number from 64 to 4096"));
@@ -181,7 +285,6 @@ fn what_is_missing_or_misspelt_is_named() {
     assert!(error("[filter]").contains("missing field `interfaces`"));
     assert!(error("[filter").contains("pullgate.toml:1: "));
     assert!(error("[ranges]\ninterval = \"6 parsecs\"").contains(":2: `ranges.interval`: "));
-    assert!(error("[ranges]\nsources = [\"cloudfare\"]").contains("expected \"cloudflare\""));
     assert!(error(&MINIMAL.replace("a.example", "*.a b")).contains("is not a host name"));
 }
 

@@ -1,9 +1,11 @@
 //! The commands' side of the status sockets: what running roles say of themselves, and what a filter
 //! on trial is told.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -14,8 +16,9 @@ use super::error::{LoadError, StartError};
 use super::{described, socket};
 use crate::cli::Role;
 use crate::config::{Config, Paths};
+use crate::refresh::IdleRanges;
 use crate::report::chain;
-use crate::telemetry::status::{Report, Status};
+use crate::telemetry::status::{RefreshStatus, Report, Status};
 use crate::xdp::{self, Stay};
 
 /// Asks every role that the configuration describes for its status.
@@ -111,6 +114,95 @@ pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
     Err(StartError::TrialGoesOn)
 }
 
+/// Who is asked from which vanished ranges no authenticated connection comes: the gate, if the host
+/// has one.
+pub(super) fn idle_ranges(config: &Config) -> IdleRanges {
+    let gate = config
+        .gate
+        .as_ref()
+        .map(|_| socket(&config.paths, Role::Gate));
+    Arc::new(move |grace| {
+        let status = ask(gate.as_deref()?);
+        // One that does not answer may just be restarting, and has forgotten what it saw.
+        let sightings = status.map_or_else(|_| Vec::new(), |status| status.sightings);
+        let watched_enough = grace.min(WATCH_MIN);
+        let idle = sightings.into_iter().filter(|sighting| {
+            let seen_ago = sighting.seen_ms_ago.map(Duration::from_millis);
+            Duration::from_millis(sighting.watched_ms) >= watched_enough
+                && seen_ago.is_none_or(|ago| ago >= grace)
+        });
+        Some(idle.map(|sighting| sighting.range).collect())
+    })
+}
+
+/// Lets the ranges role ask all sources now, and returns what became of that.
+///
+/// # Errors
+///
+/// Returns why it cannot be told, or that it does not come to an end.
+pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
+    let before: BTreeMap<_, _> = ranges_role(paths)?
+        .into_iter()
+        .map(|refresh| (refresh.source, refresh.attempts))
+        .collect();
+    signal(&socket(paths, Role::Ranges), Signal::ALARM)?;
+    until(paths, |refresh| {
+        refresh.attempts > before.get(&refresh.source).copied().unwrap_or(0)
+    })
+}
+
+/// The sources with a list that is held.
+///
+/// # Errors
+///
+/// Returns that there is none, or why the ranges role cannot be asked.
+pub fn held(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
+    let mut held = ranges_role(paths)?;
+    held.retain(|refresh| refresh.held.is_some());
+    match held.is_empty() {
+        true => Err(StartError::NothingHeld),
+        false => Ok(held),
+    }
+}
+
+/// Lets the ranges role take in what is held, and returns when it has.
+///
+/// # Errors
+///
+/// Returns why the role cannot be told, or that it is not done.
+pub fn approve(paths: &Paths) -> Result<(), StartError> {
+    signal(&socket(paths, Role::Ranges), Signal::USR2)?;
+    until(paths, |refresh| refresh.held.is_none())?;
+    Ok(())
+}
+
+/// What became of each source, as the ranges role says.
+fn ranges_role(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
+    let path = socket(paths, Role::Ranges);
+    match ask(&path) {
+        Ok(status) => Ok(status.refresh),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(StartError::SocketForbidden { path })
+        }
+        Err(source) => Err(StartError::NoRangesRole { source }),
+    }
+}
+
+/// Looks until every source is as wanted.
+fn until(
+    paths: &Paths,
+    is_wanted: impl Fn(&RefreshStatus) -> bool,
+) -> Result<Vec<RefreshStatus>, StartError> {
+    for _ in 0..REFRESH_LOOKS {
+        let now = ranges_role(paths)?;
+        if now.iter().all(&is_wanted) {
+            return Ok(now);
+        }
+        thread::sleep(LOOK);
+    }
+    Err(StartError::RefreshGoesOn)
+}
+
 /// Whether what is in force is on trial, as far as this user may know.
 #[must_use]
 pub fn stay(paths: &Paths) -> Stay {
@@ -159,4 +251,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often we look whether a role has done what it was told: the socket tells what is, and closes;
 /// it announces nothing.
 const LOOKS: u32 = 200;
+/// A source may have several ways, each of which may take its time.
+const REFRESH_LOOKS: u32 = 3000;
+/// Cloudflare comes back within a quarter of an hour where it has business, so that an hour tells
+/// enough; a gate that is restarted every day shall not keep a range for ever.
+const WATCH_MIN: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(50);

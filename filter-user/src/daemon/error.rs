@@ -117,6 +117,18 @@ pub enum StartError {
     /// There is nothing to confirm.
     #[error("no filter is on trial; `pullgate run --confirm 60s` puts one on trial")]
     NothingOnTrial,
+    /// There is nothing to approve.
+    #[error("no list is held, so there is nothing to approve")]
+    NothingHeld,
+    /// The role that fetches ranges cannot be asked.
+    #[error("the ranges role does not answer; does it run? `pullgate run --only ranges` starts it")]
+    NoRangesRole {
+        /// Why not.
+        source: io::Error,
+    },
+    /// A refresh, or an approval, does not come to an end.
+    #[error("the ranges role was told, but is not done; `pullgate status` shows what it says")]
+    RefreshGoesOn,
     /// Enforcement would cut the operator's own connection.
     #[error(
         "your own connection from {peer} to port {port} would be cut; put its source into \
@@ -148,13 +160,14 @@ impl StartError {
             | Self::Table(_)
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
-            Self::NotConfirmed => EX_TEMPFAIL,
-            Self::NothingOnTrial | Self::TrialWithoutFilter => EX_USAGE,
+            Self::NotConfirmed | Self::RefreshGoesOn => EX_TEMPFAIL,
+            Self::NothingHeld | Self::NothingOnTrial | Self::TrialWithoutFilter => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(_)
             | Self::Socket { .. }
             | Self::Bind { .. }
             | Self::TaskEnded
+            | Self::NoRangesRole { .. }
             | Self::TrialGoesOn
             | Self::Signals { .. } => EX_SOFTWARE,
         }

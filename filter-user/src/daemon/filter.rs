@@ -19,8 +19,8 @@ use super::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{self, Config};
 use crate::netlink;
+use crate::ranges::InForce;
 use crate::report::chain;
-use crate::snapshot::InForce;
 use crate::telemetry::Metrics;
 use crate::xdp::{self, Filter, Frames, Stay, TopSources, XdpError};
 
@@ -54,7 +54,7 @@ impl FilterRole {
         let (now, table) = usable(config, now)?;
         lockout::check(settings, &table, own)?;
         let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
-        let rules = config.ranges.rules(now.known.set());
+        let rules = config.ranges.rules(now.set());
         let filter = Filter::start(settings, &config.paths.bpf, &rules, &table, stay)?;
         let role = Self {
             state: Arc::new(Mutex::new(State {
@@ -106,14 +106,14 @@ impl FilterRole {
             config,
             published,
         } = &mut *state;
-        if *now.known.set() == *published.known.set() {
+        if *now.set() == *published.set() {
             return;
         }
         let outcome = compile(config, &now)
-            .and_then(|table| Ok(filter.publish(&config.ranges.rules(now.known.set()), &table)?));
+            .and_then(|table| Ok(filter.publish(&config.ranges.rules(now.set()), &table)?));
         match outcome {
             Ok(took) => {
-                let ranges = now.known.set().iter().count();
+                let ranges = now.set().iter().count();
                 self.metrics.published(Some(took));
                 let took_ms = took.as_secs_f64() * 1e3;
                 info!(ranges, took_ms, "ranges published");
@@ -153,7 +153,7 @@ impl FilterRole {
         let table = compile(config, &published)?;
         // Nobody is there to ask, but the log shall tell whose connections end.
         lockout::check(settings, &table, OwnConnection::Cut)?;
-        let rules = config.ranges.rules(published.known.set());
+        let rules = config.ranges.rules(published.set());
         state.filter.reload(settings, &rules, &table)?;
         state.config = Arc::clone(config);
         Ok(())

@@ -16,7 +16,7 @@ use crate::gate::{self, Gate};
 
 /// The running gate.
 pub(super) struct GateRole {
-    gate: Arc<Gate>,
+    pub(super) gate: Arc<Gate>,
     connections: TaskTracker,
     drain: Duration,
     pub(super) addresses: String,
@@ -46,6 +46,8 @@ impl GateRole {
     ) -> Self {
         raise_descriptor_limit(config.max_connections);
         let gate = Arc::new(gate);
+        let looking = Arc::clone(&gate);
+        tasks.spawn(async move { looking.look_out().await });
         let connections = TaskTracker::new();
         for listener in listeners {
             let (gate, connections) = (Arc::clone(&gate), connections.clone());

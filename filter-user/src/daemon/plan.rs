@@ -16,15 +16,16 @@ use super::lockout::OwnConnection;
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Options, Running, Sockets, described, socket};
+use super::{Options, Running, Sockets, ask, described, socket};
 use crate::cli::Role;
-use crate::config::{Config, Located};
+use crate::config::{Config, Located, Ranges};
 use crate::feed;
 use crate::gate::{Gate, Policies};
+use crate::ranges::InForce;
 use crate::ranges::guard::Documentation;
 use crate::refresh::Refresher;
 use crate::report::chain;
-use crate::snapshot::{Follower, InForce};
+use crate::snapshot::{self, Follower};
 use crate::telemetry::{Metrics, admin};
 use crate::xdp::{self, Stay, XdpError};
 
@@ -82,6 +83,7 @@ impl Plan {
         let mut running = Running {
             sockets: Sockets::default(),
             wake: Arc::new(Notify::new()),
+            approve: Arc::new(Notify::new()),
             filter: None,
             gate: None,
             config: self.config,
@@ -104,7 +106,7 @@ impl Plan {
             (_, _) => Vec::new(),
         };
 
-        let follower = Follower::new(config.paths.snapshot(), config.ranges.limits.clone())?;
+        let follower = Follower::new(config.paths.snapshot(), running.config.subscribe())?;
         let in_force = follower.subscribe();
         tasks.spawn(follower.run());
 
@@ -125,18 +127,20 @@ impl Plan {
                     running.filter = Some(filter);
                 }
                 Role::Ranges => {
-                    let (last, attempts) = watch::channel(None);
-                    view.attempts = Some(attempts);
+                    let (progress, told) = watch::channel(Vec::new());
+                    view.progress = Some(told);
                     let refresher = Refresher {
-                        ranges: config.ranges.clone(),
+                        config: running.config.subscribe(),
                         snapshot: config.paths.snapshot(),
                         metrics: self.metrics.clone(),
                         now: SystemTime::now,
-                        last,
+                        idle: ask::idle_ranges(config),
+                        wake: Arc::clone(&running.wake),
+                        approve: Arc::clone(&running.approve),
+                        progress,
                     };
-                    let known = InForce::clone(&in_force.borrow());
-                    let wake = Arc::clone(&running.wake);
-                    tasks.spawn(async move { refresher.run(known, &wake).await });
+                    let in_force = InForce::clone(&in_force.borrow());
+                    tasks.spawn(refresher.run(in_force));
                 }
                 Role::Gate => {
                     let (Some(gate), Some((policies, bound))) = (&config.gate, policies.take())
@@ -144,8 +148,10 @@ impl Plan {
                         continue;
                     };
                     let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
-                    let shared = Gate::new(gate, policies, table, self.metrics.clone());
+                    let metrics = self.metrics.clone();
+                    let shared = Gate::new(gate, policies, table, in_force.clone(), metrics);
                     let gate_role = GateRole::start(gate, shared, bound, tasks);
+                    view.gate = Some(Arc::clone(&gate_role.gate));
                     view.listen = gate_role.addresses.clone();
                     running.gate = Some(gate_role);
                 }
@@ -174,15 +180,18 @@ pub(super) fn examine(
                 policies = Some(crate::gate::load(gate, &clock, metrics)?);
             }
             (Role::Ranges, _, _) => {
-                for Located { value, place } in &config.ranges.sources {
-                    feed::check(value).map_err(|error| place.error(chain(&error)))?;
+                let Ranges { sources, proxy, .. } = &config.ranges;
+                for Located { value, place } in sources {
+                    for way in &value.ways {
+                        feed::check(way, proxy).map_err(|error| place.error(chain(&error)))?;
+                    }
                 }
             }
             (Role::Filter | Role::Gate, _, _) => {}
         }
     }
     // Rules that do not fit even with the baseline must be known before anything is attached.
-    let baseline = InForce::baseline(&config.ranges.limits)?;
+    let baseline = snapshot::baseline(&config.ranges)?;
     compile(config, &baseline)?;
     Ok(policies)
 }

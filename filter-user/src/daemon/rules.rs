@@ -8,9 +8,9 @@ use tracing::error;
 use super::error::StartError;
 use super::tasks::Tasks;
 use crate::config::Config;
-use crate::ranges::Table;
+use crate::ranges::{InForce, Table};
 use crate::report::chain;
-use crate::snapshot::InForce;
+use crate::snapshot;
 
 /// The newest compiled table; a change that cannot be compiled leaves the old one.
 pub(super) fn compiled(
@@ -51,7 +51,7 @@ pub(super) fn usable(
         Ok(table) => Ok((in_force, table)),
         Err(error) => {
             error!(error = %chain(&error), "snapshot not usable, the embedded baseline protects");
-            let baseline = InForce::baseline(&config.ranges.limits)?;
+            let baseline = snapshot::baseline(&config.ranges)?;
             let table = compile(config, &baseline)?;
             Ok((Arc::new(baseline), table))
         }
@@ -59,6 +59,6 @@ pub(super) fn usable(
 }
 
 pub(super) fn compile(config: &Config, in_force: &InForce) -> Result<Table, StartError> {
-    let rules = config.ranges.rules(in_force.known.set());
+    let rules = config.ranges.rules(in_force.set());
     Ok(Table::compile(&rules)?)
 }

@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use filter_ebpf::verdict::Counted;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::filter::{Account, FilterRole};
 use crate::cli::Role;
 use crate::config::{Config, Mode};
+use crate::gate::Gate;
 use crate::netlink;
 use crate::ranges::guard::Documentation;
-use crate::refresh::Attempt;
+use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
+use crate::refresh::Progress;
 use crate::report::chain;
-use crate::snapshot::{InForce, Origin};
 use crate::telemetry::status::{
-    DropStatus, FilterStatus, FramesStatus, InterfaceStatus, RangesStatus, SourceStatus, Status,
+    DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus, RangesStatus,
+    RefreshStatus, SightingStatus, SourceStatus, Status,
 };
 use crate::telemetry::{FrameLabels, Metrics};
 use crate::xdp::{Filter, Rung};
@@ -28,7 +31,8 @@ pub(super) struct View {
     metrics: Metrics,
     in_force: watch::Receiver<Arc<InForce>>,
     pub(super) filter: Option<FilterRole>,
-    pub(super) attempts: Option<watch::Receiver<Option<Attempt>>>,
+    pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
+    pub(super) gate: Option<Arc<Gate>>,
     pub(super) listen: String,
 }
 
@@ -45,7 +49,8 @@ impl View {
             metrics: metrics.clone(),
             in_force: in_force.clone(),
             filter: None,
-            attempts: None,
+            progress: None,
+            gate: None,
             listen: String::new(),
         }
     }
@@ -56,9 +61,7 @@ impl View {
             .ranges(ranges.v4, ranges.v6, ranges.age_seconds);
         let mut warnings = Vec::new();
         let mut details = Vec::new();
-        if ranges.age_seconds.is_none() {
-            warnings.push("the embedded baseline protects, no list was ever fetched".to_owned());
-        }
+        self.describe_lists(&mut warnings);
         if self.config.ranges.limits.documentation == Documentation::Accept {
             warnings.push("documentation ranges are accepted (a test bed)".to_owned());
         }
@@ -72,7 +75,7 @@ impl View {
             }
         }
         self.describe_settings(&mut details);
-        self.describe_refresh(&mut warnings, &mut details);
+        let refresh = self.refresh(&mut warnings);
         if self.role == Role::Gate {
             details.push(("listen".to_owned(), self.listen.clone()));
         }
@@ -85,21 +88,67 @@ impl View {
             ranges,
             details,
             filter,
+            refresh,
+            sightings: self.sightings(),
             metrics: self.metrics.values(),
         }
     }
 
     fn ranges(&self) -> RangesStatus {
         let in_force = self.in_force.borrow();
+        let now = SystemTime::now();
+        let lists = in_force.lists().iter().map(|list| ListStatus {
+            source: list.source.clone(),
+            way: list.origin.way().to_owned(),
+            age_seconds: list.origin.age_seconds(now),
+            ranges: list.known.set().len(),
+            kept: list.known.vanished().len(),
+        });
         RangesStatus {
-            source: match &in_force.origin {
-                Origin::Baseline => "baseline".to_owned(),
-                Origin::Fetched { source, .. } => source.clone(),
-            },
-            age_seconds: in_force.origin.age_seconds(SystemTime::now()),
-            v4: in_force.known.set().v4().len(),
-            v6: in_force.known.set().v6().len(),
-            kept: in_force.known.vanished().len(),
+            source: in_force.names(),
+            age_seconds: in_force.age_seconds(now),
+            v4: in_force.set().v4().len(),
+            v6: in_force.set().v6().len(),
+            kept: in_force.vanished().len(),
+            lists: lists.collect(),
+        }
+    }
+
+    /// Says which lists are not what they could be.
+    fn describe_lists(&self, warnings: &mut Vec<String>) {
+        let in_force = self.in_force.borrow();
+        let now = SystemTime::now();
+        for List { source, origin, .. } in in_force.lists() {
+            let days = origin.age_seconds(now).unwrap_or_default() / 86_400;
+            match (origin, origin.freshness(now)) {
+                (Origin::Baseline, _) => warnings.push(format!(
+                    "the embedded baseline of {BASELINE_DATE} protects, the list of `{source}` \
+                     was never fetched"
+                )),
+                (_, Freshness::Fresh) => {}
+                (_, Freshness::Alarming) if days == 0 => warnings.push(format!(
+                    "the list of `{source}` is dated in the future: is this host's clock right?"
+                )),
+                (_, Freshness::Stale) => warnings.push(format!(
+                    "the list of `{source}` was not confirmed for {days} days"
+                )),
+                (_, Freshness::Alarming) => warnings.push(format!(
+                    "ALARM: the list of `{source}` was not confirmed for {days} days"
+                )),
+            }
+        }
+        let is_absent = |name: &&String| in_force.list(name).is_none();
+        let names = self
+            .config
+            .ranges
+            .sources
+            .iter()
+            .map(|source| &source.value.name);
+        for source in names.filter(is_absent) {
+            warnings.push(format!(
+                "the list of `{source}` was never fetched, and none is built in: nobody gets in \
+                 by it"
+            ));
         }
     }
 
@@ -231,20 +280,57 @@ impl View {
         }
     }
 
-    fn describe_refresh(&self, warnings: &mut Vec<String>, details: &mut Vec<(String, String)>) {
-        let Some(attempts) = &self.attempts else {
-            return;
+    fn refresh(&self, warnings: &mut Vec<String>) -> Vec<RefreshStatus> {
+        let Some(progress) = &self.progress else {
+            return Vec::new();
         };
-        match &*attempts.borrow() {
-            None => details.push(("refresh".to_owned(), "the first is under way".to_owned())),
-            Some(Attempt { at, outcome, error }) => {
-                let text = format!("{outcome}, {} s ago", seconds_since(*at));
-                details.push(("refresh".to_owned(), text));
-                if let Some(error) = error {
-                    warnings.push(format!("ranges not refreshed: {error}"));
-                }
+        let in_force = self.in_force.borrow();
+        let progress = progress.borrow();
+        let statuses = progress.iter().map(|progress| {
+            let Progress { source, last, .. } = progress;
+            if let Some(error) = last.as_ref().and_then(|last| last.error.as_ref()) {
+                warnings.push(format!("`{source}` not refreshed: {error}"));
             }
-        }
+            let known = in_force.list(source).map(|list| list.known.set());
+            let held = progress.held.as_ref().map(|held| {
+                warnings.push(format!(
+                    "a list of `{source}` is held, see `pullgate ranges approve`: {}",
+                    held.rejection
+                ));
+                let nothing = RangeSet::default();
+                let (added, removed) = held.list.diff(known.unwrap_or(&nothing));
+                HeldStatus {
+                    way: held.way.clone(),
+                    reason: held.rejection.clone(),
+                    added,
+                    removed,
+                }
+            });
+            RefreshStatus {
+                source: source.clone(),
+                attempts: progress.attempts,
+                outcome: last.as_ref().map(|last| last.outcome.to_owned()),
+                seconds_ago: last.as_ref().map(|last| last.at.elapsed().as_secs()),
+                error: last.as_ref().and_then(|last| last.error.clone()),
+                next_in_seconds: progress
+                    .next
+                    .saturating_duration_since(Instant::now())
+                    .as_secs(),
+                held,
+            }
+        });
+        statuses.collect()
+    }
+
+    fn sightings(&self) -> Vec<SightingStatus> {
+        let sightings = self.gate.iter().flat_map(|gate| gate.sightings());
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let statuses = sightings.map(|sighting| SightingStatus {
+            range: sighting.range,
+            watched_ms: ms(sighting.watched),
+            seen_ms_ago: sighting.seen_ago.map(ms),
+        });
+        statuses.collect()
     }
 }
 

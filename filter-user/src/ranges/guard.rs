@@ -45,6 +45,37 @@ impl Default for Limits {
     }
 }
 
+/// Which families a list must hold; one that it need not hold is welcome all the same.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Families {
+    /// IPv4 and IPv6: a list that lacks one has failed by half.
+    #[default]
+    Both,
+    /// Any range at all.
+    Either,
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Families {
+    /// The family that is missing from a list of so many ranges, if one is.
+    fn missing(self, v4: usize, v6: usize) -> Option<Family> {
+        let (needs_v4, needs_v6) = match self {
+            Self::Both => (true, true),
+            Self::Either => (v6 == 0, false),
+            Self::V4 => (true, false),
+            Self::V6 => (false, true),
+        };
+        match (needs_v4 && v4 == 0, needs_v6 && v6 == 0) {
+            (true, _) => Some(Family::V4),
+            (false, true) => Some(Family::V6),
+            (false, false) => None,
+        }
+    }
+}
+
 impl RangeSet {
     /// Judges a list by itself, whatever is in force.
     ///
@@ -52,7 +83,20 @@ impl RangeSet {
     ///
     /// Returns the first [`Rejection`]; there is no partial result.
     #[expect(clippy::needless_pass_by_value, reason = "a judged list is used up")]
-    pub fn check(feed: Feed, limits: &Limits) -> Result<Self, Rejection> {
+    pub fn check(feed: Feed, families: Families, limits: &Limits) -> Result<Self, Rejection> {
+        let set = Self::union(&feed, limits)?;
+        match families.missing(set.v4.len(), set.v6.len()) {
+            Some(family) => Err(Rejection::Empty { family }),
+            None => Ok(set),
+        }
+    }
+
+    /// Judges all that is to be in force together, which may be nothing at all.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first [`Rejection`].
+    pub(super) fn union(feed: &Feed, limits: &Limits) -> Result<Self, Rejection> {
         if feed.ranges().len() > limits.entries {
             return Err(Rejection::TooMany {
                 entries: feed.ranges().len(),
@@ -69,13 +113,6 @@ impl RangeSet {
                 IpNet::V6(range) => v6.push(*range),
             }
         }
-        if v4.is_empty() {
-            return Err(Rejection::Empty { family: Family::V4 });
-        }
-        if v6.is_empty() {
-            return Err(Rejection::Empty { family: Family::V6 });
-        }
-
         v4.sort_unstable();
         v4.dedup();
         v6.sort_unstable();
@@ -102,8 +139,11 @@ pub(super) fn shrinks(current: &RangeSet, fetched: &RangeSet) -> Result<(), Reje
     ];
     for (family, kept, whole) in families {
         let removed = whole - kept;
-        let percent = removed.saturating_mul(100) / whole;
-        if percent > SHRINK_PERCENT {
+        let percent = (removed.saturating_mul(100))
+            .checked_div(whole)
+            .unwrap_or(0);
+        // In whole addresses, not in whole percent: a quarter and one more is too much.
+        if removed.saturating_mul(100) > whole.saturating_mul(SHRINK_PERCENT) {
             return Err(Rejection::Shrinks {
                 family,
                 percent: u8::try_from(percent).unwrap_or(100),
@@ -251,8 +291,8 @@ pub enum Rejection {
     },
     /// The list would remove much at once: more likely a mistake than a change.
     #[error(
-        "the list would remove {percent} % of the {family} addresses in force, more than \
-         {SHRINK_PERCENT} %"
+        "the list would remove {percent} % of the {family} addresses in force, and more than \
+         {SHRINK_PERCENT} % waits for approval"
     )]
     Shrinks {
         /// The family.
@@ -390,8 +430,8 @@ mod tests {
             ..Limits::default()
         };
 
-        assert!(RangeSet::check(feed.clone(), &limits).is_ok());
-        assert!(RangeSet::check(feed, &Limits::default()).is_err());
+        assert!(RangeSet::check(feed.clone(), Families::Both, &limits).is_ok());
+        assert!(RangeSet::check(feed, Families::Both, &Limits::default()).is_err());
     }
 
     #[test]
@@ -431,6 +471,10 @@ mod tests {
     }
 
     fn check(list: &str) -> Result<RangeSet, Rejection> {
-        RangeSet::check(Feed::from_texts([list]).unwrap(), &Limits::default())
+        RangeSet::check(
+            Feed::from_texts([list]).unwrap(),
+            Families::Both,
+            &Limits::default(),
+        )
     }
 }

@@ -1,9 +1,25 @@
 //! Parsing: a list as it was fetched in, a [`Feed`] out. One bad line refuses the whole.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_json::Value;
+
+/// How a list is written.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Format {
+    /// Cloudflare's API answer, or text with one range per line: whichever it looks like.
+    #[default]
+    Cloudflare,
+    /// The ranges of JD Cloud in Cloudflare's API answer to `networks=jdcloud`.
+    Jdcloud,
+    /// JSON, with arrays of ranges at these pointers (RFC 6901).
+    Pointers(Vec<String>),
+    /// AWS's `ip-ranges.json`, and of it the servers of CloudFront that origins see.
+    CloudFront,
+}
 
 /// A list of ranges that parsed whole and that nobody has judged yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -19,22 +35,22 @@ impl Feed {
         }
     }
 
-    /// Parses a list as it comes: Cloudflare's API answer, or text with one range per line.
+    /// Parses a list as it comes.
     ///
     /// # Errors
     ///
     /// Returns the first [`ListError`]; there is no partial result.
-    pub fn parse(body: &[u8]) -> Result<Self, ListError> {
+    pub fn parse(body: &[u8], format: &Format) -> Result<Self, ListError> {
         let body = std::str::from_utf8(body).map_err(ListError::NotText)?;
-        match body
-            .trim_start_matches('\u{feff}')
-            .trim_start()
-            .as_bytes()
-            .first()
-        {
-            Some(b'{') => Self::from_api(body),
-            Some(b'<') => Err(ListError::Markup),
-            Some(_) | None => Self::from_texts([body]),
+        let body = body.trim_start_matches('\u{feff}');
+        let first = body.trim_start().as_bytes().first();
+        match (format, first) {
+            (_, Some(b'<')) => Err(ListError::Markup),
+            (Format::Cloudflare, Some(b'{')) => Self::from_api(body),
+            (Format::Cloudflare, Some(_) | None) => Self::from_texts([body]),
+            (Format::Jdcloud, _) => Self::from_jdcloud(body),
+            (Format::Pointers(pointers), _) => Self::from_pointers(body, pointers),
+            (Format::CloudFront, _) => Self::from_aws(body),
         }
     }
 
@@ -73,37 +89,51 @@ impl Feed {
     /// Returns the first [`ListError`]. An answer that does not say `success: true`, or that lacks
     /// one of the two families, is refused.
     fn from_api(body: &str) -> Result<Self, ListError> {
-        let body = body.trim_start_matches('\u{feff}');
-        let answer: ApiAnswer = serde_json::from_str(body).map_err(ListError::Json)?;
-        if !answer.success {
+        let result = api_result(body)?;
+        let mut ranges = array("ipv4_cidrs", result.ipv4_cidrs)?;
+        check_family("ipv4_cidrs", &ranges, |range| matches!(range, IpNet::V4(_)))?;
+        let v6 = array("ipv6_cidrs", result.ipv6_cidrs)?;
+        check_family("ipv6_cidrs", &v6, |range| matches!(range, IpNet::V6(_)))?;
+        ranges.extend(v6);
+        Ok(Self { ranges })
+    }
+
+    /// Parses what the API answers of JD Cloud when `networks=jdcloud` was asked for.
+    fn from_jdcloud(body: &str) -> Result<Self, ListError> {
+        let result = api_result(body)?;
+        let ranges = array("jdcloud_cidrs", result.jdcloud_cidrs)?;
+        Ok(Self { ranges })
+    }
+
+    /// Parses JSON with arrays of ranges at certain places.
+    fn from_pointers(body: &str, pointers: &[String]) -> Result<Self, ListError> {
+        let json: Value = serde_json::from_str(body).map_err(ListError::Json)?;
+        if json.get("success").is_some_and(|success| *success != true) {
             return Err(ListError::Unsuccessful);
         }
-        let result = answer
-            .result
-            .ok_or(ListError::Missing { field: "result" })?;
-        let families = [
-            ("ipv4_cidrs", result.ipv4_cidrs, true),
-            ("ipv6_cidrs", result.ipv6_cidrs, false),
-        ];
-
         let mut ranges = Vec::new();
-        for (field, family, is_v4) in families {
-            let family = family.ok_or(ListError::Missing { field })?;
-            for (index, text) in family.iter().enumerate() {
-                let range = parse_range(text)
-                    .and_then(|range| match range {
-                        IpNet::V4(_) if is_v4 => Ok(range),
-                        IpNet::V6(_) if !is_v4 => Ok(range),
-                        IpNet::V4(_) | IpNet::V6(_) => Err(RangeProblem::WrongFamily { range }),
-                    })
-                    .map_err(|problem| ListError::Entry {
-                        field,
-                        index,
-                        problem,
-                    })?;
-                ranges.push(range);
-            }
+        for pointer in pointers {
+            let found = json.pointer(pointer).map(Vec::<String>::deserialize);
+            let texts = found.transpose().map_err(ListError::Json)?;
+            ranges.extend(array(pointer, texts)?);
         }
+        Ok(Self { ranges })
+    }
+
+    /// Parses AWS's list of everything.
+    ///
+    /// <https://docs.aws.amazon.com/vpc/latest/userguide/aws-ip-syntax.html>
+    fn from_aws(body: &str) -> Result<Self, ListError> {
+        let list: AwsList<'_> = serde_json::from_str(body).map_err(ListError::Json)?;
+        let v4 = list.prefixes.iter();
+        let v4 = v4.map(|prefix| (&prefix.service, &prefix.ip_prefix));
+        let v6 = list.ipv6_prefixes.iter();
+        let v6 = v6.map(|prefix| (&prefix.service, &prefix.ipv6_prefix));
+        let texts = v4
+            .chain(v6)
+            .filter(|(service, _)| *service == ORIGIN_FACING);
+        let texts = texts.map(|(_, range)| range.clone().into_owned()).collect();
+        let ranges = array(ORIGIN_FACING, Some(texts))?;
         Ok(Self { ranges })
     }
 
@@ -130,6 +160,46 @@ fn parse_range(text: &str) -> Result<IpNet, RangeProblem> {
     Ok(range)
 }
 
+fn api_result(body: &str) -> Result<ApiResult, ListError> {
+    let answer: ApiAnswer = serde_json::from_str(body).map_err(ListError::Json)?;
+    if !answer.success {
+        return Err(ListError::Unsuccessful);
+    }
+    answer.result.ok_or_else(|| ListError::Missing {
+        field: "result".to_owned(),
+    })
+}
+
+/// Parses the ranges of one array.
+fn array(field: &str, texts: Option<Vec<String>>) -> Result<Vec<IpNet>, ListError> {
+    let texts = texts.ok_or_else(|| ListError::Missing {
+        field: field.to_owned(),
+    })?;
+    let ranges = texts.iter().enumerate().map(|(index, text)| {
+        parse_range(text).map_err(|problem| ListError::Entry {
+            field: field.to_owned(),
+            index,
+            problem,
+        })
+    });
+    ranges.collect()
+}
+
+fn check_family(
+    field: &str,
+    ranges: &[IpNet],
+    belongs: impl Fn(&IpNet) -> bool,
+) -> Result<(), ListError> {
+    match ranges.iter().enumerate().find(|(_, range)| !belongs(range)) {
+        Some((index, range)) => Err(ListError::Entry {
+            field: field.to_owned(),
+            index,
+            problem: RangeProblem::WrongFamily { range: *range },
+        }),
+        None => Ok(()),
+    }
+}
+
 /// `GET https://api.cloudflare.com/client/v4/ips`; every field is documented as optional.
 #[derive(Deserialize)]
 struct ApiAnswer {
@@ -142,6 +212,31 @@ struct ApiAnswer {
 struct ApiResult {
     ipv4_cidrs: Option<Vec<String>>,
     ipv6_cidrs: Option<Vec<String>>,
+    jdcloud_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct AwsList<'a> {
+    #[serde(borrow)]
+    prefixes: Vec<AwsPrefix<'a>>,
+    #[serde(borrow)]
+    ipv6_prefixes: Vec<AwsPrefixV6<'a>>,
+}
+
+#[derive(Deserialize)]
+struct AwsPrefix<'a> {
+    #[serde(borrow)]
+    ip_prefix: Cow<'a, str>,
+    #[serde(borrow)]
+    service: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct AwsPrefixV6<'a> {
+    #[serde(borrow)]
+    ipv6_prefix: Cow<'a, str>,
+    #[serde(borrow)]
+    service: Cow<'a, str>,
 }
 
 /// Why a list does not parse.
@@ -154,17 +249,17 @@ pub enum ListError {
     /// The body is HTML or XML: an error page, a browser check.
     #[error("the list is a web page, not ranges")]
     Markup,
-    /// The body begins like JSON but does not parse as the API's answer.
-    #[error("the list is not the API's JSON")]
+    /// The body is not the JSON that was due.
+    #[error("the list is not the JSON that was expected")]
     Json(#[source] serde_json::Error),
     /// The API says that it failed.
-    #[error("the API's answer does not say `success: true`")]
+    #[error("the answer does not say `success: true`")]
     Unsuccessful,
-    /// The API's answer lacks a field.
-    #[error("the API's answer lacks `{field}`")]
+    /// The answer lacks a field.
+    #[error("the answer lacks `{field}`")]
     Missing {
-        /// The field.
-        field: &'static str,
+        /// The field, or the pointer to it.
+        field: String,
     },
     /// A line of a text list is no range.
     #[error("line {line}: {problem}")]
@@ -174,11 +269,11 @@ pub enum ListError {
         /// What is wrong with it.
         problem: RangeProblem,
     },
-    /// An entry of the API's answer is no range.
+    /// An entry of the answer is no range.
     #[error("{field}[{index}]: {problem}")]
     Entry {
         /// The array.
-        field: &'static str,
+        field: String,
         /// Position in the array, from 0.
         index: usize,
         /// What is wrong with it.
@@ -216,6 +311,9 @@ pub enum RangeProblem {
     },
 }
 
+/// What AWS calls the servers by which CloudFront comes to origins:
+/// <https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/LocationsOfEdgeServers.html>
+const ORIGIN_FACING: &str = "CLOUDFRONT_ORIGIN_FACING";
 /// Characters of a bad line that an error message repeats.
 const EXCERPT: usize = 48;
 
@@ -232,14 +330,21 @@ mod tests {
 
     #[test]
     fn crlf_and_a_byte_order_mark_are_harmless() {
-        let feed = Feed::parse("\u{feff}131.0.72.0/22\r\n\r\n2400:cb00::/32\r\n".as_bytes());
+        let feed = Feed::parse(
+            "\u{feff}131.0.72.0/22\r\n\r\n2400:cb00::/32\r\n".as_bytes(),
+            &Format::Cloudflare,
+        );
 
         assert_eq!(feed.unwrap().ranges().len(), 2);
     }
 
     #[test]
     fn the_api_answer_parses() {
-        let feed = Feed::parse(api(true, "[\"131.0.72.0/22\"]").as_bytes()).unwrap();
+        let feed = Feed::parse(
+            api(true, "[\"131.0.72.0/22\"]").as_bytes(),
+            &Format::Cloudflare,
+        )
+        .unwrap();
 
         assert_eq!(feed.ranges().len(), 2);
     }
@@ -269,28 +374,73 @@ mod tests {
     #[test]
     fn what_is_not_a_list_is_refused() {
         assert_eq!(refusal("<html>"), "the list is a web page, not ranges");
+        assert_eq!(refusal("{}"), "the answer does not say `success: true`");
         assert_eq!(
-            refusal("{}"),
-            "the API's answer does not say `success: true`"
+            refusal("{\"result\":"),
+            "the list is not the JSON that was expected"
         );
-        assert_eq!(refusal("{\"result\":"), "the list is not the API's JSON");
         assert_eq!(
             refusal(&api(false, "[\"131.0.72.0/22\"]")),
-            "the API's answer does not say `success: true`"
+            "the answer does not say `success: true`"
         );
-        assert_eq!(
-            refusal(&api(true, "null")),
-            "the API's answer lacks `ipv4_cidrs`"
-        );
+        assert_eq!(refusal(&api(true, "null")), "the answer lacks `ipv4_cidrs`");
         assert_eq!(
             refusal(&api(true, "[\"2606:4700::/32\"]")),
             "ipv4_cidrs[0]: `2606:4700::/32` is in the wrong family's list"
         );
-        assert_eq!(refusal(&api(true, "7")), "the list is not the API's JSON");
+        assert_eq!(
+            refusal(&api(true, "7")),
+            "the list is not the JSON that was expected"
+        );
+    }
+
+    #[test]
+    fn the_extra_network_is_taken_from_its_own_field() {
+        let body = api(true, "[\"131.0.72.0/22\"]")
+            .replace("\"etag\"", "\"jdcloud_cidrs\":[\"64.0.0.0/24\"],\"etag\"");
+
+        let feed = Feed::parse(body.as_bytes(), &Format::Jdcloud).unwrap();
+
+        assert_eq!(feed.ranges(), ["64.0.0.0/24".parse().unwrap()]);
+    }
+
+    #[test]
+    fn pointers_lead_to_the_arrays_of_any_json() {
+        let fastly = br#"{"addresses":["23.235.32.0/20"],"ipv6_addresses":["2a04:4e40::/32"]}"#;
+        let parse = |pointers: [&str; 2]| {
+            let pointers = pointers.map(str::to_owned).to_vec();
+            Feed::parse(fastly, &Format::Pointers(pointers)).map_err(|error| error.to_string())
+        };
+
+        let feed = parse(["/addresses", "/ipv6_addresses"]).unwrap();
+        assert_eq!(feed.ranges().len(), 2);
+        assert_eq!(
+            parse(["/addresses", "/gone"]).unwrap_err(),
+            "the answer lacks `/gone`"
+        );
+        assert_eq!(
+            parse(["/addresses", ""]).unwrap_err(),
+            "the list is not the JSON that was expected"
+        );
+    }
+
+    #[test]
+    fn of_all_that_aws_has_only_what_origins_see_is_taken() {
+        let body = br#"{"syncToken":"0","createDate":"x","prefixes":[
+            {"ip_prefix":"3.0.0.0/15","region":"x","service":"EC2","network_border_group":"x"},
+            {"ip_prefix":"13.124.199.0/24","region":"x","service":"CLOUDFRONT_ORIGIN_FACING",
+             "network_border_group":"x"}],
+            "ipv6_prefixes":[{"ipv6_prefix":"2600:9000::/28","region":"x","service":"CLOUDFRONT"}]}"#;
+
+        let feed = Feed::parse(body, &Format::CloudFront).unwrap();
+
+        assert_eq!(feed.ranges(), ["13.124.199.0/24".parse().unwrap()]);
     }
 
     fn refusal(body: &str) -> String {
-        Feed::parse(body.as_bytes()).unwrap_err().to_string()
+        Feed::parse(body.as_bytes(), &Format::Cloudflare)
+            .unwrap_err()
+            .to_string()
     }
 
     fn api(success: bool, v4: &str) -> String {

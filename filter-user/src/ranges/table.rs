@@ -218,11 +218,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ranges::{Feed, Limits, Model, baseline, edges};
+    use crate::ranges::{Families, Feed, Limits, Model, baseline, edges};
 
     #[test]
     fn every_edge_of_every_published_range_is_right() {
-        let ranges = RangeSet::check(baseline().unwrap(), &Limits::default()).unwrap();
+        let ranges =
+            RangeSet::check(baseline().unwrap(), Families::Both, &Limits::default()).unwrap();
         let table = compile(&ranges, &[], &[]).unwrap();
 
         for range in ranges.iter() {
@@ -292,12 +293,13 @@ mod tests {
                 .into_iter()
                 .filter(|range| RangeSet::check(
                     Feed::new([*range, nets(&["64.0.0.0/24"])[0], nets(&["2a00::/32"])[0]]),
+                    Families::Both,
                     &Limits::default(),
                 ).is_ok())
                 .chain(nets(&["64.0.0.0/24", "2a00::/32"]))
                 .collect();
             let limits = Limits { addresses_v4: u64::MAX, networks_v6: u64::MAX, ..Limits::default() };
-            let ranges = RangeSet::check(Feed::new(listed.clone()), &limits).unwrap();
+            let ranges = RangeSet::check(Feed::new(listed.clone()), Families::Both, &limits).unwrap();
             let table = compile(&ranges, &allow, &deny).unwrap();
 
             let rules = Rules { ranges: &ranges, allow: &allow, deny: &deny };
@@ -340,7 +342,12 @@ mod tests {
     }
 
     fn set(text: &str) -> RangeSet {
-        RangeSet::check(Feed::from_texts([text]).unwrap(), &Limits::default()).unwrap()
+        RangeSet::check(
+            Feed::from_texts([text]).unwrap(),
+            Families::Both,
+            &Limits::default(),
+        )
+        .unwrap()
     }
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {

@@ -4,21 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher as _};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{debug, error, info};
 
-use super::{InForce, SnapshotError, read};
-use crate::ranges::Limits;
+use super::{SnapshotError, baseline, compose, load, read};
+use crate::config::Config;
+use crate::file::{self, Watch};
+use crate::ranges::InForce;
 use crate::report::chain;
 
 /// Follows the snapshot: every change is judged anew, and published if it is good.
 pub struct Follower {
     path: PathBuf,
-    limits: Limits,
-    events: mpsc::Receiver<()>,
-    /// Dropping it ends the watch.
-    _watcher: notify::RecommendedWatcher,
+    config: watch::Receiver<Arc<Config>>,
+    watch: Watch,
     in_force: watch::Sender<Arc<InForce>>,
 }
 
@@ -30,47 +29,17 @@ impl Follower {
     /// # Errors
     ///
     /// Returns why the directory cannot be watched.
-    pub fn new(path: PathBuf, limits: Limits) -> Result<Self, SnapshotError> {
-        let (sender, events) = mpsc::channel(1);
-        let directory = path.parent().unwrap_or_else(|| Path::new("."));
-        let watch = |source| SnapshotError::Watch {
-            path: directory.to_owned(),
+    pub fn new(path: PathBuf, config: watch::Receiver<Arc<Config>>) -> Result<Self, SnapshotError> {
+        let watch = Watch::new(vec![path.clone()]).map_err(|source| SnapshotError::Watch {
+            path: file::directory(&path).to_owned(),
             source,
-        };
-        let name = path.file_name().map(ToOwned::to_owned);
-        let mut watcher =
-            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // Reading the file is an event too; only what may have changed it counts.
-                let concerns = match &event {
-                    Ok(event) => {
-                        let mut names = event.paths.iter().map(|path| path.file_name());
-                        !event.kind.is_access() && names.any(|found| found == name.as_deref())
-                    }
-                    Err(_) => true,
-                };
-                if concerns && let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(())
-                {
-                    // The follower is gone, and the watcher with it in a moment.
-                }
-            })
-            .map_err(watch)?;
-        watcher
-            .watch(directory, RecursiveMode::NonRecursive)
-            .map_err(watch)?;
-
+        })?;
         // Read only after the watch began, so that no change falls between.
-        let in_force = match InForce::load(&path, &limits) {
-            Ok(in_force) => in_force,
-            Err(error) => {
-                error!(error = %chain(&error), "snapshot refused, the embedded baseline protects");
-                InForce::baseline(&limits)?
-            }
-        };
+        let in_force = or_baseline(&path, &config.borrow())?;
         Ok(Self {
             path,
-            limits,
-            events,
-            _watcher: watcher,
+            config,
+            watch,
             in_force: watch::Sender::new(Arc::new(in_force)),
         })
     }
@@ -85,19 +54,29 @@ impl Follower {
     pub async fn run(mut self) {
         loop {
             tokio::select! {
-                event = self.events.recv() => if event.is_none() {
-                    return;
-                },
+                () = self.watch.changed() => {}
                 // A watch dies with its directory, and nobody says so.
                 () = tokio::time::sleep(POLL) => {}
+                // Other sources, other rules.
+                Ok(()) = self.config.changed() => {}
                 () = self.in_force.closed() => return,
             }
-            match read(&self.path, &self.limits) {
-                Ok(Some(in_force)) => self.publish(in_force),
+            let config = Arc::clone(&self.config.borrow_and_update());
+            let ranges = &config.ranges;
+            let current = || self.in_force.borrow().lists().to_vec();
+            let lists = match read(&self.path, &ranges.limits) {
+                Ok(Some(lists)) => lists,
                 // Removed by hand, or about to be renamed into place: what is in force stays.
-                Ok(None) => {}
+                Ok(None) => current(),
                 Err(error) => {
                     error!(error = %chain(&error), "snapshot refused, the ranges in force stay");
+                    current()
+                }
+            };
+            match compose(ranges, lists) {
+                Ok(in_force) => self.publish(in_force),
+                Err(error) => {
+                    error!(error = %chain(&error), "ranges refused, those in force stay");
                 }
             }
         }
@@ -107,7 +86,7 @@ impl Follower {
         self.in_force.send_if_modified(|current| {
             let changed = **current != in_force;
             if changed {
-                let (added, removed) = in_force.known.diff(&current.known);
+                let (added, removed) = in_force.set().diff(current.set());
                 if !added.is_empty() || !removed.is_empty() {
                     info!(?added, ?removed, "ranges taken over from the snapshot");
                 } else {
@@ -120,6 +99,14 @@ impl Follower {
     }
 }
 
+/// The snapshot's ranges, or the baseline's if it cannot be used.
+fn or_baseline(path: &Path, config: &Config) -> Result<InForce, SnapshotError> {
+    load(path, &config.ranges).or_else(|error| {
+        error!(error = %chain(&error), "snapshot refused, the embedded baseline protects");
+        baseline(&config.ranges)
+    })
+}
+
 /// How often the file is read even if no event announces a change.
 const POLL: Duration = Duration::from_secs(60);
 
@@ -128,9 +115,9 @@ mod tests {
     use std::fs;
 
     use super::super::save;
-    use super::super::tests::fetched;
+    use super::super::tests::{config, fetched};
     use super::*;
-    use crate::snapshot::Origin;
+    use crate::ranges::Limits;
 
     #[tokio::test(start_paused = true)]
     async fn a_follower_whose_directory_was_replaced_still_learns_of_changes() {
@@ -138,13 +125,14 @@ mod tests {
         let state = directory.path().join("state");
         fs::create_dir(&state).unwrap();
         let path = state.join("ranges.json");
-        let follower = Follower::new(path.clone(), Limits::default()).unwrap();
+        let (_config, config) = watch::channel(Arc::new(config("")));
+        let follower = Follower::new(path.clone(), config).unwrap();
         let mut in_force = follower.subscribe();
         let running = tokio::spawn(follower.run());
 
         fs::remove_dir(&state).unwrap();
         fs::create_dir(&state).unwrap();
-        save(&path, &fetched()).unwrap();
+        save(&path, &fetched(), &Limits::default()).unwrap();
         in_force.changed().await.unwrap();
 
         assert_eq!(**in_force.borrow_and_update(), fetched());
@@ -156,16 +144,35 @@ mod tests {
     async fn a_follower_takes_over_a_good_change_and_keeps_its_ranges_on_a_bad_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ranges.json");
-        let follower = Follower::new(path.clone(), Limits::default()).unwrap();
+        let (_config, config) = watch::channel(Arc::new(config("")));
+        let follower = Follower::new(path.clone(), config.clone()).unwrap();
         let mut in_force = follower.subscribe();
         let running = tokio::spawn(follower.run());
-        assert_eq!(in_force.borrow_and_update().origin, Origin::Baseline);
+        let before = baseline(&config.borrow().ranges).unwrap();
+        assert_eq!(**in_force.borrow_and_update(), before);
 
         fs::write(&path, "{").unwrap();
-        save(&path, &fetched()).unwrap();
+        save(&path, &fetched(), &Limits::default()).unwrap();
         in_force.changed().await.unwrap();
 
         assert_eq!(**in_force.borrow_and_update(), fetched());
+        drop(in_force);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn other_ranges_in_the_configuration_count_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, receiver) = watch::channel(Arc::new(config("")));
+        let path = directory.path().join("ranges.json");
+        let follower = Follower::new(path, receiver).unwrap();
+        let mut in_force = follower.subscribe();
+        let running = tokio::spawn(follower.run());
+
+        sender.send_replace(Arc::new(config("static = [\"64.0.0.0/24\"]")));
+        in_force.changed().await.unwrap();
+
+        assert_eq!(in_force.borrow_and_update().set().len(), 15 + 7 + 1);
         drop(in_force);
         running.await.unwrap();
     }

@@ -31,6 +31,7 @@ struct Inner {
     ranges: Family<FamilyLabels, Gauge>,
     ranges_age: Gauge,
     refreshes: Family<OutcomeLabels, Counter>,
+    held: Gauge,
     connections: Family<ConnectionLabels, Counter>,
     active: Gauge,
     handshakes: Histogram,
@@ -51,6 +52,7 @@ impl Default for Metrics {
             ranges: Family::default(),
             ranges_age: Gauge::default(),
             refreshes: Family::default(),
+            held: Gauge::default(),
             connections: Family::default(),
             active: Gauge::default(),
             handshakes: Histogram::new(HANDSHAKE_BUCKETS),
@@ -95,6 +97,11 @@ impl Default for Metrics {
             "ranges_refresh",
             "Attempts to refresh the ranges",
             inner.refreshes.clone(),
+        );
+        r.register(
+            "ranges_held",
+            "Sources whose list waits for approval",
+            inner.held.clone(),
         );
         r.register(
             "gate_connections",
@@ -192,6 +199,12 @@ impl Metrics {
             .refreshes
             .get_or_create(&OutcomeLabels { outcome })
             .inc();
+    }
+
+    /// Notes how many lists wait for approval.
+    pub fn held(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.inner.held.set(count);
     }
 
     /// Counts a connection that was opened; [`Self::closed`] counts it when it ends.

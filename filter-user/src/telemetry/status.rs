@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter, Write as _};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// What a running role says of itself.
@@ -26,6 +27,12 @@ pub struct Status {
     /// What the filter does, if the role is the filter.
     #[serde(default)]
     pub filter: Option<FilterStatus>,
+    /// What became of each source, if the role is the one that asks them.
+    #[serde(default)]
+    pub refresh: Vec<RefreshStatus>,
+    /// What was seen of vanished ranges, if the role is the gate.
+    #[serde(default)]
+    pub sightings: Vec<SightingStatus>,
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
 }
@@ -104,16 +111,76 @@ pub struct SourceStatus {
 /// The ranges that a role works with.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct RangesStatus {
-    /// Where they came from: a feed's name, or `baseline`.
+    /// The names of the sources whose lists they are.
     pub source: String,
-    /// Seconds since they were fetched; none for the baseline.
+    /// Seconds since the list that was fetched longest ago; none if none was.
     pub age_seconds: Option<u64>,
     /// IPv4 ranges.
     pub v4: usize,
     /// IPv6 ranges.
     pub v6: usize,
-    /// Ranges that vanished from the feed and are kept for their grace.
+    /// Ranges that no source lists any more, and that are kept for their grace.
     pub kept: usize,
+    /// What each source has told.
+    pub lists: Vec<ListStatus>,
+}
+
+/// What one source has told.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct ListStatus {
+    /// Its name.
+    pub source: String,
+    /// By which way the list came: a way's name, `baseline` or `configuration`.
+    pub way: String,
+    /// Seconds since it was fetched, if it was.
+    pub age_seconds: Option<u64>,
+    /// Ranges, the kept ones as well.
+    pub ranges: usize,
+    /// Ranges that the source lists no more, and that are kept for their grace.
+    pub kept: usize,
+}
+
+/// What became of asking one source.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct RefreshStatus {
+    /// Its name.
+    pub source: String,
+    /// How often it was asked.
+    pub attempts: u64,
+    /// What the last attempt came to; none while the first is under way.
+    pub outcome: Option<String>,
+    /// Seconds since the last attempt.
+    pub seconds_ago: Option<u64>,
+    /// Why nothing came of it.
+    pub error: Option<String>,
+    /// Seconds until the next.
+    pub next_in_seconds: u64,
+    /// A list that waits for approval.
+    pub held: Option<HeldStatus>,
+}
+
+/// A list that waits for approval.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct HeldStatus {
+    /// By which way it came.
+    pub way: String,
+    /// Why it waits.
+    pub reason: String,
+    /// What it would add.
+    pub added: Vec<IpNet>,
+    /// What it would remove.
+    pub removed: Vec<IpNet>,
+}
+
+/// What was seen of a range that has vanished.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SightingStatus {
+    /// The range.
+    pub range: IpNet,
+    /// Milliseconds since it is looked out for.
+    pub watched_ms: u64,
+    /// Milliseconds since the last authenticated connection from it, if there was one.
+    pub seen_ms_ago: Option<u64>,
 }
 
 /// The status of the host: of each role, or why it has none.
@@ -157,6 +224,9 @@ impl Display for Report {
             writeln!(f, "  {:<12} {}", "ranges", role.ranges)?;
             for (name, value) in &role.details {
                 writeln!(f, "  {name:<12} {value}")?;
+            }
+            for refresh in &role.refresh {
+                writeln!(f, "  {:<12} {refresh}", "refresh")?;
             }
             if let Some(filter) = &role.filter {
                 write!(f, "{filter}")?;
@@ -243,6 +313,33 @@ impl Display for RangesStatus {
             write!(text, ", {} vanished and kept", self.kept)?;
         }
         f.write_str(&text)
+    }
+}
+
+impl Display for RefreshStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let next = age_text(self.next_in_seconds);
+        match (&self.outcome, self.seconds_ago) {
+            (Some(outcome), Some(ago)) => {
+                let (source, ago) = (&self.source, age_text(ago));
+                write!(f, "{source}: {outcome}, {ago} ago, again in {next}")
+            }
+            (_, _) => write!(f, "{}: the first is under way", self.source),
+        }?;
+        let Some(held) = &self.held else {
+            return match &self.error {
+                Some(error) => write!(f, "\n    {error}"),
+                None => Ok(()),
+            };
+        };
+        write!(f, "\n    held, from {}: {}", held.way, held.reason)?;
+        for range in &held.added {
+            write!(f, "\n    + {range}")?;
+        }
+        for range in &held.removed {
+            write!(f, "\n    - {range}")?;
+        }
+        Ok(())
     }
 }
 

@@ -83,7 +83,7 @@ pub fn bad_lists_change_nothing(lab: &Lab) -> Vec<Row> {
             Answer::Body(good[..good.len() / 2].to_owned()),
             "BadList",
         ),
-        ("status 500", Answer::Status(500), "BadStatus"),
+        ("status 500", Answer::Status(500, ""), "BadStatus"),
         ("nothing", Answer::Nothing, "NoAnswer"),
     ];
     let mut rows = Vec::new();

@@ -1,0 +1,106 @@
+//! Why there is no list.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::ranges::ListError;
+
+/// Why there is no list.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FeedError {
+    /// The server cannot be reached or trusted, or broke off.
+    #[error("no answer")]
+    Request(#[source] reqwest::Error),
+    /// The whole answer did not come in time.
+    #[error("no whole answer in time")]
+    Timeout,
+    /// The server sends us to another host, or too often to itself.
+    #[error("redirected to {to}, which is another host or once too often")]
+    Redirected {
+        /// Where to.
+        to: String,
+    },
+    /// The server answers something else than 200.
+    #[error("the server answered with status {status}")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// The answer is compressed, which was not asked for.
+    #[error("the answer has a content encoding that was not asked for")]
+    Encoded,
+    /// The answer is larger than any list.
+    #[error("the list is larger than {size_max} bytes")]
+    TooLarge {
+        /// How large it may be.
+        size_max: usize,
+    },
+    /// What came is not a list.
+    #[error(transparent)]
+    List(ListError),
+    /// A file cannot be read.
+    #[error("{}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file with the roots to trust holds none.
+    #[error("{} holds no certificate", path.display())]
+    NoRoots {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl FeedError {
+    /// The word for this error in metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Request(error) if error.is_timeout() => "Timeout",
+            Self::Request(_) => "NoAnswer",
+            Self::Timeout => "Timeout",
+            Self::Redirected { .. } => "Redirected",
+            Self::Status { .. } => "BadStatus",
+            Self::Encoded => "Encoded",
+            Self::TooLarge { .. } => "TooLarge",
+            Self::List(_) => "BadList",
+            Self::File { source, .. } if source.kind() == ErrorKind::FileTooLarge => "TooLarge",
+            Self::File { .. } | Self::NoRoots { .. } => "BadFile",
+        }
+    }
+
+    /// When the server wants to be asked again, if it said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::Request(_)
+            | Self::Timeout
+            | Self::Redirected { .. }
+            | Self::Encoded
+            | Self::TooLarge { .. }
+            | Self::List(_)
+            | Self::File { .. }
+            | Self::NoRoots { .. } => None,
+        }
+    }
+
+    /// Without the URL, which may hold a secret; who asked knows where he did.
+    pub(super) fn request(error: reqwest::Error) -> Self {
+        Self::Request(error.without_url())
+    }
+
+    pub(super) fn file(path: &Path, source: io::Error) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Files that others may write: read within bounds, watched for changes.
+
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{Event, EventKind, RecursiveMode, Watcher as _};
+use rustix::fs::OFlags;
+use tokio::sync::mpsc;
+
+/// Reads a regular file of at most `size_max` bytes.
+///
+/// # Errors
+///
+/// Returns the operating system's error; of kind `InvalidInput` for a pipe or the like, of kind
+/// `FileTooLarge` for a file that is larger.
+pub fn read(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
+    // Whoever may write the directory may put a pipe there, which must not hold us up.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        let error = io::Error::new(ErrorKind::InvalidInput, "not a regular file");
+        return Err(error);
+    }
+    let mut content = Vec::new();
+    file.take(size_max as u64 + 1).read_to_end(&mut content)?;
+    if content.len() > size_max {
+        let text = format!("larger than {size_max} bytes");
+        return Err(io::Error::new(ErrorKind::FileTooLarge, text));
+    }
+    Ok(content)
+}
+
+/// A watch on some files, whether they exist or not; their directories must.
+pub struct Watch {
+    changes: mpsc::Receiver<()>,
+    /// Dropping it ends the watch.
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Watch {
+    /// Begins to watch.
+    ///
+    /// # Errors
+    ///
+    /// Returns why a directory cannot be watched.
+    pub fn new(files: Vec<PathBuf>) -> notify::Result<Self> {
+        let (sender, changes) = mpsc::channel(1);
+        let directories: Vec<_> = files
+            .iter()
+            .map(|file| directory(file).to_owned())
+            .collect();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            let concerns = event.map_or(true, |event| {
+                is_a_change(event.kind) && event.paths.iter().any(|path| files.contains(path))
+            });
+            if concerns {
+                // Full: a change is announced already. Closed: nobody wants to know.
+                sender.try_send(()).ok();
+            }
+        })?;
+        for directory in directories {
+            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        }
+        Ok(Self {
+            changes,
+            _watcher: watcher,
+        })
+    }
+
+    /// Returns when a file was written and closed, or replaced.
+    pub async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            // The watching thread is gone; whoever waits has a clock as well.
+            std::future::pending().await
+        }
+    }
+}
+
+/// The directory that a file is in.
+#[must_use]
+pub fn directory(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+/// Whether the content is another one, and whole: not while it is being written.
+fn is_a_change(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Other
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_or_no_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        let kind = |size| read(&path, size).map_err(|error| error.kind());
+        assert_eq!(kind(4), Err(ErrorKind::NotFound));
+
+        fs::write(&path, "12345").unwrap();
+        assert_eq!(kind(4), Err(ErrorKind::FileTooLarge));
+        assert_eq!(kind(5).unwrap(), b"12345");
+
+        fs::remove_file(&path).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        assert_eq!(kind(4), Err(ErrorKind::InvalidInput));
+    }
+
+    #[tokio::test]
+    async fn writing_and_replacing_are_changes_and_reading_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        let other = directory.path().join("other");
+        let mut watch = Watch::new(vec![path.clone()]).unwrap();
+
+        fs::write(&path, "1").unwrap();
+        watch.changed().await;
+        fs::write(&other, "2").unwrap();
+        read(&path, 4).unwrap();
+        fs::rename(&other, &path).unwrap();
+        watch.changed().await;
+
+        assert!(watch.changes.is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! `pullgate ranges list` and `show`: the ranges on disk, where each came from, and which of them an
+//! address is in.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::config::Ranges;
+use crate::ranges::InForce;
+
+/// A range that is in force.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// The range.
+    pub range: IpNet,
+    /// The sources whose lists hold it.
+    pub sources: Vec<String>,
+    /// How long it was missing from the lists of all of them, if it has vanished.
+    pub missing_seconds: Option<u64>,
+}
+
+impl Entry {
+    fn new(in_force: &InForce, range: IpNet) -> Self {
+        let holders = || in_force.holders(&range);
+        let missing = holders().map(|list| list.known.vanishing(&range));
+        // It has vanished if no list holds it any more, and since the last one lost it.
+        let missing: Option<Vec<_>> = missing.collect();
+        let missing_for = missing.into_iter().flatten().map(|gone| gone.missing_for);
+        Self {
+            range,
+            sources: holders().map(|list| list.source.clone()).collect(),
+            missing_seconds: missing_for.min().map(|missing| missing.as_secs()),
+        }
+    }
+}
+
+impl Display for Entry {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let range = self.range.to_string();
+        write!(f, "{range:<20} {}", self.sources.join(" "))?;
+        match self.missing_seconds {
+            Some(seconds) => write!(f, ", listed no more, seen to be missing for {seconds} s"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// All ranges in force, IPv4 first.
+#[must_use]
+pub fn list(in_force: &InForce) -> Vec<Entry> {
+    let ranges = in_force.set().iter();
+    ranges.map(|range| Entry::new(in_force, range)).collect()
+}
+
+/// What is to be said of one address.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether it may enter.
+    pub enters: bool,
+    /// The rule that says so; none if no rule holds the address.
+    pub rule: Option<Rule>,
+    /// All ranges in force that hold it.
+    pub ranges: Vec<Entry>,
+}
+
+/// Looks an address up.
+#[must_use]
+pub fn show(ranges: &Ranges, in_force: &InForce, address: IpAddr) -> Shown {
+    let rule = Rule::find(ranges, in_force, address);
+    let address = address.to_canonical();
+    let holding = in_force
+        .set()
+        .iter()
+        .filter(|range| range.contains(&address));
+    Shown {
+        address,
+        enters: rule.as_ref().is_some_and(|rule| rule.list != Rule::DENY),
+        rule,
+        ranges: holding.map(|range| Entry::new(in_force, range)).collect(),
+    }
+}
+
+impl Display for Shown {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let verb = if self.enters {
+            "may enter"
+        } else {
+            "is a stranger"
+        };
+        writeln!(f, "{} {verb}", self.address)?;
+        match &self.rule {
+            Some(rule) => writeln!(f, "  it is in {rule}")?,
+            None => writeln!(f, "  it is in no published range, and not in `allow`")?,
+        }
+        for entry in &self.ranges {
+            writeln!(f, "  {entry}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A range, and the list that it is in.
+#[derive(Debug, Serialize)]
+pub struct Rule {
+    /// `published`, `allow` or `deny`.
+    pub list: &'static str,
+    /// The range.
+    pub range: IpNet,
+    /// The sources that list it, if it is published.
+    pub sources: Vec<String>,
+    /// Whether it has vanished from the published lists, and is kept for its grace.
+    pub vanished: bool,
+}
+
+impl Rule {
+    const DENY: &str = "deny";
+    const PUBLISHED: &str = "published";
+
+    /// The rule that decides about an address: `deny` first, then what is published, then `allow`.
+    #[must_use]
+    pub fn find(ranges: &Ranges, in_force: &InForce, address: IpAddr) -> Option<Self> {
+        let address = address.to_canonical();
+        let published: Vec<_> = in_force.set().iter().collect();
+        let lists = [
+            (Self::DENY, ranges.deny.as_slice()),
+            (Self::PUBLISHED, published.as_slice()),
+            ("allow", ranges.allow.as_slice()),
+        ];
+        lists.into_iter().find_map(|(list, nets)| {
+            let holding = nets.iter().filter(|net| net.contains(&address));
+            let range = *holding.max_by_key(|net| net.prefix_len())?;
+            let entry = (list == Self::PUBLISHED).then(|| Entry::new(in_force, range));
+            let vanished = entry
+                .as_ref()
+                .is_some_and(|entry| entry.missing_seconds.is_some());
+            Some(Self {
+                list,
+                range,
+                sources: entry.map(|entry| entry.sources).unwrap_or_default(),
+                vanished,
+            })
+        })
+    }
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, of the list `{}`", self.range, self.list)?;
+        if !self.sources.is_empty() {
+            write!(f, " ({})", self.sources.join(" "))?;
+        }
+        if self.vanished {
+            write!(f, ", which holds it no more; it is kept for its grace")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,273 @@
+//! The ranges in force: the lists of all sources, and their union.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+
+use super::guard::{Limits, Rejection};
+use super::{Feed, Known, RangeSet};
+
+/// The ranges in force: what each source has told, and the union that the guard let through.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct InForce {
+    lists: Vec<List>,
+    set: RangeSet,
+}
+
+/// What one source has told.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct List {
+    /// The source's name.
+    pub source: String,
+    /// Its ranges.
+    pub known: Known,
+    /// Where they came from.
+    pub origin: Origin,
+}
+
+/// Where a list came from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// It is embedded in the program: the source was never reached.
+    Baseline,
+    /// It stands in the configuration.
+    Configured,
+    /// It was fetched.
+    Fetched {
+        /// By which way.
+        way: String,
+        /// When.
+        at: SystemTime,
+    },
+}
+
+/// How fresh a fetched list is.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Freshness {
+    /// Confirmed of late, or in need of no confirmation.
+    Fresh,
+    /// Not confirmed for three days.
+    Stale,
+    /// Not confirmed for a month; or of the future, so that nobody knows for how long.
+    Alarming,
+}
+
+impl Origin {
+    /// The word for it: a way's name, `baseline` or `configuration`.
+    #[must_use]
+    pub fn way(&self) -> &str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Configured => "configuration",
+            Self::Fetched { way, .. } => way,
+        }
+    }
+
+    /// Seconds since the list was fetched; none for one that never was.
+    ///
+    /// A time in the future is a clock that was set back: as fresh as can be, but see
+    /// [`Self::freshness`].
+    #[must_use]
+    pub fn age_seconds(&self, now: SystemTime) -> Option<u64> {
+        match self {
+            Self::Baseline | Self::Configured => None,
+            Self::Fetched { at, .. } => Some(now.duration_since(*at).unwrap_or_default().as_secs()),
+        }
+    }
+
+    /// How fresh the list is.
+    #[must_use]
+    pub fn freshness(&self, now: SystemTime) -> Freshness {
+        let Self::Fetched { at, .. } = self else {
+            return Freshness::Fresh;
+        };
+        match now.duration_since(*at) {
+            Ok(age) if age >= ALARMING => Freshness::Alarming,
+            Ok(age) if age >= STALE => Freshness::Stale,
+            Ok(_) => Freshness::Fresh,
+            Err(ahead) if ahead.duration() > CLOCK_TOLERANCE => Freshness::Alarming,
+            Err(_) => Freshness::Fresh,
+        }
+    }
+}
+
+impl InForce {
+    /// Puts lists together.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the union must not be used, though each list by itself may be.
+    pub fn new(lists: Vec<List>, limits: &Limits) -> Result<Self, Rejection> {
+        let ranges = lists.iter().flat_map(|list| list.known.set().iter());
+        let set = RangeSet::union(&Feed::new(ranges), limits)?;
+        Ok(Self { lists, set })
+    }
+
+    /// The same with another list of one source.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the union must not be used.
+    pub fn with(&self, list: List, limits: &Limits) -> Result<Self, Rejection> {
+        let mut lists = self.lists.clone();
+        match lists.iter_mut().find(|old| old.source == list.source) {
+            Some(old) => *old = list,
+            None => lists.push(list),
+        }
+        Self::new(lists, limits)
+    }
+
+    /// The union: who may enter.
+    #[must_use]
+    pub fn set(&self) -> &RangeSet {
+        &self.set
+    }
+
+    /// What each source has told.
+    #[must_use]
+    pub fn lists(&self) -> &[List] {
+        &self.lists
+    }
+
+    /// What this source has told.
+    #[must_use]
+    pub fn list(&self, source: &str) -> Option<&List> {
+        self.lists.iter().find(|list| list.source == source)
+    }
+
+    /// The lists that a range of the union stands in.
+    pub fn holders(&self, range: &IpNet) -> impl Iterator<Item = &List> {
+        self.lists.iter().filter(|list| list.known.set().has(range))
+    }
+
+    /// The ranges that no source lists any more.
+    #[must_use]
+    pub fn vanished(&self) -> Vec<IpNet> {
+        let is_listed = |range: &IpNet| self.lists.iter().any(|list| list.known.lists(range));
+        self.set.iter().filter(|range| !is_listed(range)).collect()
+    }
+
+    /// Whether some source still lists a range that holds `address`.
+    #[must_use]
+    pub fn lists_address(&self, address: IpAddr) -> bool {
+        let mut lists = self.lists.iter();
+        lists.any(|list| {
+            let mut ranges = list.known.set().iter();
+            ranges.any(|range| range.contains(&address) && list.known.lists(&range))
+        })
+    }
+
+    /// Seconds since the list that was fetched longest ago; none if none was.
+    #[must_use]
+    pub fn age_seconds(&self, now: SystemTime) -> Option<u64> {
+        let ages = self.lists.iter().map(|list| list.origin.age_seconds(now));
+        ages.flatten().max()
+    }
+
+    /// The sources' names, as one word for log and status.
+    #[must_use]
+    pub fn names(&self) -> String {
+        let names = self.lists.iter().map(|list| match list.origin {
+            Origin::Baseline => format!("{} (baseline)", list.source),
+            Origin::Configured | Origin::Fetched { .. } => list.source.clone(),
+        });
+        names.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// From this age on a list deserves a warning.
+const STALE: Duration = Duration::from_secs(3 * 86_400);
+/// From this age on it deserves an alarm.
+const ALARMING: Duration = Duration::from_secs(30 * 86_400);
+/// Clocks of hosts that are kept in time differ by less.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ranges::{Families, Vanished};
+
+    #[test]
+    fn the_set_is_the_union_and_each_range_knows_its_lists() {
+        let in_force = both("64.0.0.0/24\n64.0.1.0/24", "64.0.1.0/24\n64.0.2.0/24");
+
+        let shared = "64.0.1.0/24".parse().unwrap();
+        let own = "64.0.2.0/24".parse().unwrap();
+        let names = |range| {
+            let holders = in_force.holders(range);
+            holders.map(|list| list.source.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(in_force.set().len(), 3);
+        assert_eq!(names(&shared), ["a", "b"]);
+        assert_eq!(names(&own), ["b"]);
+    }
+
+    #[test]
+    fn a_range_has_vanished_only_if_no_source_lists_it() {
+        let mut lists = both("64.0.0.0/24\n64.0.1.0/24", "64.0.1.0/24")
+            .lists()
+            .to_vec();
+        let gone = |range: &str| Vanished {
+            range: range.parse().unwrap(),
+            missing_for: Duration::ZERO,
+            agreed: false,
+        };
+        let vanished = vec![gone("64.0.0.0/24"), gone("64.0.1.0/24")];
+        lists[0].known = Known::with_vanished(lists[0].known.set().clone(), vanished);
+
+        let in_force = InForce::new(lists, &Limits::default()).unwrap();
+
+        assert_eq!(in_force.vanished(), ["64.0.0.0/24".parse().unwrap()]);
+        assert!(in_force.lists_address("64.0.1.1".parse().unwrap()));
+        assert!(!in_force.lists_address("64.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn lists_that_are_good_by_themselves_may_be_too_much_together() {
+        let wide = |first: u8| {
+            (first..first + 9)
+                .map(|n| format!("{n}.0.0.0/12\n"))
+                .collect()
+        };
+        let [one, two]: [String; 2] = [wide(64), wide(80)];
+
+        let lists = vec![list("a", &one), list("b", &two)];
+        let rejection = InForce::new(lists, &Limits::default());
+
+        assert!(matches!(rejection, Err(Rejection::OverBudget { .. })));
+    }
+
+    #[test]
+    fn a_list_ages_and_one_of_the_future_is_alarming() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let origin = Origin::Fetched {
+            way: "a".to_owned(),
+            at,
+        };
+
+        assert_eq!(origin.freshness(at + STALE - SECOND), Freshness::Fresh);
+        assert_eq!(origin.freshness(at + STALE), Freshness::Stale);
+        assert_eq!(origin.freshness(at + ALARMING), Freshness::Alarming);
+        assert_eq!(origin.freshness(at - CLOCK_TOLERANCE), Freshness::Fresh);
+        assert_eq!(origin.freshness(at - STALE), Freshness::Alarming);
+        assert_eq!(origin.age_seconds(at - STALE), Some(0));
+        assert_eq!(Origin::Baseline.freshness(at), Freshness::Fresh);
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn both(a: &str, b: &str) -> InForce {
+        InForce::new(vec![list("a", a), list("b", b)], &Limits::default()).unwrap()
+    }
+
+    fn list(source: &str, text: &str) -> List {
+        let feed = Feed::from_texts([text]).unwrap();
+        let set = RangeSet::check(feed, Families::Either, &Limits::default()).unwrap();
+        List {
+            source: source.to_owned(),
+            known: Known::new(set),
+            origin: Origin::Baseline,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What is known of one source: its last good list, and what vanished from it and is kept.
+//!
+//! Additions apply at once. A removal waits until the range was missing from every list for its
+//! grace, and until nobody who was authenticated came from it in that time: Cloudflare has re-added
+//! removed ranges, and a range removed too early is an outage.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::guard::{self, Limits, Rejection};
+use super::{Feed, RangeSet};
+
+/// The ranges of one source that are in force.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Known {
+    set: RangeSet,
+    /// Ranges of `set` that the last list did not hold.
+    vanished: Vec<Vanished>,
+}
+
+/// A range that the source lists no more, and that is kept for its grace.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Vanished {
+    /// The range.
+    pub range: IpNet,
+    /// For how long lists without it were seen: from the first of them to the last.
+    pub missing_for: Duration,
+    /// Whether it went with a shrinking that was agreed to; it then counts as gone when the next
+    /// list is measured.
+    pub agreed: bool,
+}
+
+/// By which terms a list is taken in.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Time since the source's last list was taken in, by a clock that nobody can set.
+    pub passed: Duration,
+    /// How long a range must have been missing until it goes.
+    pub grace: Duration,
+    /// Vanished ranges that no authenticated connection came from in that time.
+    pub idle: Idle<'a>,
+    /// What to do with a list that would remove much.
+    pub shrinking: Shrinking,
+    /// What the guard lets through.
+    pub limits: &'a Limits,
+}
+
+/// Which vanished ranges may go, because nobody who was authenticated comes from them any more.
+#[derive(Clone, Copy, Debug)]
+pub enum Idle<'a> {
+    /// All: there is nobody who authenticates, and could tell.
+    All,
+    /// These; of any other it is not known.
+    Only(&'a [IpNet]),
+}
+
+impl Idle<'_> {
+    fn has(self, range: &IpNet) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(ranges) => ranges.contains(range),
+        }
+    }
+}
+
+/// What to do with a list that would remove more than a quarter of a family's addresses.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shrinking {
+    /// Refuse it.
+    Refuse,
+    /// Take it in: an independent source says the same, or the operator has approved it.
+    Agreed,
+}
+
+impl Known {
+    /// A list of which nothing has vanished.
+    #[must_use]
+    pub fn new(set: RangeSet) -> Self {
+        Self {
+            set,
+            vanished: Vec::new(),
+        }
+    }
+
+    /// A list, some ranges of which have vanished from the source.
+    #[must_use]
+    pub fn with_vanished(set: RangeSet, mut vanished: Vec<Vanished>) -> Self {
+        vanished.retain(|vanished| set.has(&vanished.range));
+        Self { set, vanished }
+    }
+
+    /// All ranges in force, the vanished ones as well.
+    #[must_use]
+    pub fn set(&self) -> &RangeSet {
+        &self.set
+    }
+
+    /// The ranges that the source lists no more.
+    #[must_use]
+    pub fn vanished(&self) -> &[Vanished] {
+        &self.vanished
+    }
+
+    /// What is known of the vanishing of `range`, if it has vanished.
+    #[must_use]
+    pub fn vanishing(&self, range: &IpNet) -> Option<&Vanished> {
+        self.vanished
+            .iter()
+            .find(|vanished| vanished.range == *range)
+    }
+
+    /// Whether the source still lists `range`.
+    #[must_use]
+    pub fn lists(&self, range: &IpNet) -> bool {
+        self.set.has(range) && self.vanishing(range).is_none()
+    }
+
+    /// Whether a list without them might now let some vanished ranges go.
+    #[must_use]
+    pub fn has_due(&self, terms: &Terms<'_>) -> bool {
+        let missing = self.vanished.iter().map(|vanished| vanished.missing_for);
+        missing
+            .max()
+            .is_some_and(|missing| missing.saturating_add(terms.passed) >= terms.grace)
+    }
+
+    /// Takes a list of the source in.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`Rejection`] if `fetched` would remove too much at once, or if new and kept
+    /// ranges together exceed the limits. The caller then keeps `self`.
+    pub fn merge(&self, fetched: &RangeSet, terms: &Terms<'_>) -> Result<Self, Rejection> {
+        if terms.shrinking == Shrinking::Refuse {
+            // Against all that was not agreed to go: otherwise a list could shrink to nothing
+            // step by step.
+            let agreed = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.agreed);
+            guard::shrinks(&self.set.retain(|range| !agreed(range)), fetched)?;
+        }
+
+        let mut vanished = Vec::new();
+        for range in self.set.iter().filter(|range| !fetched.has(range)) {
+            let (missing_for, agreed) = match self.vanishing(&range) {
+                Some(before) => (
+                    before.missing_for.saturating_add(terms.passed),
+                    before.agreed,
+                ),
+                None => (Duration::ZERO, false),
+            };
+            if missing_for < terms.grace || !terms.idle.has(&range) {
+                vanished.push(Vanished {
+                    range,
+                    missing_for,
+                    agreed: agreed || terms.shrinking == Shrinking::Agreed,
+                });
+            }
+        }
+
+        let kept = vanished.iter().map(|vanished| vanished.range);
+        let feed = Feed::new(fetched.iter().chain(kept));
+        let set = RangeSet::union(&feed, terms.limits)?;
+        Ok(Self { set, vanished })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,335 @@
+//! Verifies what becomes of a source's ranges, list by list: by examples, and against a model that
+//! counts single addresses and looks at all of history each time.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ranges::{Families, Format, baseline};
+
+#[test]
+fn additions_apply_at_once() {
+    let known = known("192.30.0.0/24\n2a00::/32");
+
+    let merged = merge(&known, "192.30.0.0/24\n192.31.0.0/24\n2a00::/32", 0).unwrap();
+
+    assert!(merged.set().contains("192.31.0.1".parse().unwrap()));
+}
+
+#[test]
+fn a_vanished_range_stays_for_its_grace_and_then_goes() {
+    let soon = merge(&known(FOUR), THREE, 7).unwrap();
+    let still = merge(&soon, THREE, GRACE.as_secs() - 1).unwrap();
+    let gone = merge(&still, THREE, 1).unwrap();
+
+    assert!(soon.set().has(&fourth()));
+    assert!(still.set().has(&fourth()));
+    assert!(!gone.set().has(&fourth()));
+}
+
+#[test]
+fn a_range_that_returns_begins_its_grace_anew() {
+    let gone = merge(&known(FOUR), THREE, 0).unwrap();
+    let back = merge(&gone, FOUR, GRACE.as_secs() - 1).unwrap();
+    let gone = merge(&back, THREE, 10).unwrap();
+    let still = merge(&gone, THREE, GRACE.as_secs() - 1).unwrap();
+
+    assert_eq!(back.vanishing(&fourth()), None);
+    assert!(still.set().has(&fourth()));
+}
+
+#[test]
+fn a_range_that_somebody_comes_from_stays_beyond_its_grace() {
+    let known = merge(&known(FOUR), THREE, 0).unwrap();
+    let fourth = [fourth()];
+    let after = |idle| {
+        let terms = Terms {
+            idle,
+            ..terms(GRACE, &LIMITS)
+        };
+        assert!(known.has_due(&terms));
+        known.merge(&check(THREE), &terms).unwrap()
+    };
+
+    assert!(after(Idle::Only(&[])).set().has(&fourth[0]));
+    assert!(!after(Idle::Only(&fourth)).set().has(&fourth[0]));
+    assert!(!after(Idle::All).set().has(&fourth[0]));
+}
+
+#[test]
+fn a_list_that_removes_more_than_a_quarter_of_the_addresses_is_refused() {
+    let half = "192.0.4.0/23\n2a00::/32";
+    let quarter = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n2a00::/32";
+    let quarter_and_one = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/25\n192.0.6.128/26\n\
+        192.0.6.192/27\n192.0.6.224/28\n192.0.6.240/29\n192.0.6.248/30\n192.0.6.252/31\n\
+        192.0.6.254/32\n2a00::/32";
+
+    assert!(merge(&known(FOUR), quarter, 0).is_ok());
+    for list in [half, quarter_and_one] {
+        let rejection = merge(&known(FOUR), list, 0).unwrap_err();
+        assert!(
+            matches!(rejection, Rejection::Shrinks { .. }),
+            "{rejection}"
+        );
+    }
+}
+
+#[test]
+fn a_list_that_shrinks_step_by_step_is_refused_as_well() {
+    let five = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/24\n192.0.8.0/24\n2a00::/32";
+    let three = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n2a00::/32";
+
+    let four_left = merge(&known(five), FOUR, 0).unwrap();
+    let rejection = merge(&four_left, three, 1).unwrap_err();
+
+    assert!(matches!(rejection, Rejection::Shrinks { percent: 40, .. }));
+}
+
+#[test]
+fn a_shrinking_that_was_agreed_to_still_waits_and_is_not_refused_again() {
+    let half = "192.0.4.0/23\n2a00::/32";
+    let agreed = Terms {
+        shrinking: Shrinking::Agreed,
+        ..terms(Duration::ZERO, &LIMITS)
+    };
+
+    let merged = known(FOUR).merge(&check(half), &agreed).unwrap();
+    let still = merge(&merged, half, GRACE.as_secs() - 1).unwrap();
+    let gone = merge(&still, half, 1).unwrap();
+    let further = merge(&still, "192.0.4.0/24\n2a00::/32", 0).unwrap_err();
+
+    assert!(still.set().has(&fourth()));
+    assert_eq!(gone.set(), &check(half));
+    assert!(matches!(further, Rejection::Shrinks { .. }));
+}
+
+#[test]
+fn the_change_of_april_2021_goes_through_by_itself() {
+    let current: Vec<_> = baseline()
+        .unwrap()
+        .ranges()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let current = current.join("\n");
+    let before = current.replace("104.16.0.0/13\n104.24.0.0/14", "104.16.0.0/12");
+
+    let merged = merge(&known(&before), &current, 0).unwrap();
+    let later = merge(&merged, &current, GRACE.as_secs()).unwrap();
+
+    assert!(merged.set().contains("104.28.0.1".parse().unwrap()));
+    assert!(!later.set().contains("104.28.0.1".parse().unwrap()));
+    assert_eq!(later.set(), &check(&current));
+}
+
+/// What one fetch of the source came to, in the properties below.
+#[derive(Clone, Debug)]
+struct Answer {
+    /// Seconds since the one before.
+    after: u64,
+    /// The body.
+    body: String,
+    /// Which of the blocks somebody came from.
+    in_use: BTreeSet<u8>,
+    agreed: bool,
+}
+
+/// All of history, and a set of addresses: slow, and nothing but the rule.
+#[derive(Default)]
+struct Model {
+    /// The lists that were taken in: when, and which blocks they held.
+    taken: Vec<(u64, BTreeSet<u8>)>,
+    in_force: BTreeSet<u8>,
+    /// Blocks that went with an agreed shrinking and did not come back.
+    agreed: BTreeSet<u8>,
+}
+
+impl Model {
+    fn take(&mut self, now: u64, list: &BTreeSet<u8>, answer: &Answer) -> bool {
+        let expected: BTreeSet<_> = self.in_force.difference(&self.agreed).copied().collect();
+        let lost = expected.difference(list).count();
+        if !answer.agreed && lost * 4 > expected.len() {
+            return false;
+        }
+        let missing: BTreeSet<_> = self.in_force.difference(list).copied().collect();
+        self.taken.push((now, list.clone()));
+        for block in &missing {
+            let last = self
+                .taken
+                .iter()
+                .rposition(|(_, list)| list.contains(block));
+            let first_without = self.taken[last.map_or(0, |last| last + 1)].0;
+            let is_over = now - first_without >= GRACE.as_secs();
+            if is_over && !answer.in_use.contains(block) {
+                self.in_force.remove(block);
+            }
+        }
+        if answer.agreed {
+            self.agreed.extend(&missing);
+        }
+        self.in_force.extend(list);
+        self.agreed
+            .retain(|block| !list.contains(block) && self.in_force.contains(block));
+        true
+    }
+}
+
+proptest! {
+    #[test]
+    fn ranges_come_and_go_as_in_the_model(answers in answers()) {
+        let first: BTreeSet<u8> = (0..BLOCKS).collect();
+        let mut known = known(&text(&first));
+        let mut model = Model { in_force: first.clone(), ..Model::default() };
+        model.taken.push((0, first));
+        let (mut now, mut last) = (0, 0);
+        let mut listed_at = vec![0; usize::from(BLOCKS)];
+
+        for answer in answers {
+            now += answer.after;
+            let before = known.clone();
+            let idle = (0..BLOCKS).filter(|block| !answer.in_use.contains(block));
+            let idle: Vec<_> = idle.map(range).collect();
+            let terms = Terms {
+                passed: Duration::from_secs(now - last),
+                idle: Idle::Only(&idle),
+                shrinking: if answer.agreed { Shrinking::Agreed } else { Shrinking::Refuse },
+                ..terms(Duration::ZERO, &LIMITS)
+            };
+            let list = Feed::parse(answer.body.as_bytes(), &Format::Cloudflare).ok();
+            let list = list.and_then(|feed| RangeSet::check(feed, Families::Both, &LIMITS).ok());
+            if let Some(list) = &list {
+                let blocks = blocks(list);
+                match known.merge(list, &terms) {
+                    Ok(merged) => {
+                        prop_assert!(model.take(now, &blocks, &answer), "taken, but not by the model");
+                        known = merged;
+                        last = now;
+                        for block in blocks {
+                            listed_at[usize::from(block)] = now;
+                        }
+                    }
+                    Err(rejection) => prop_assert!(!model.take(now, &blocks, &answer), "{}", rejection),
+                }
+            }
+
+            // What the rule says, in three ways.
+            prop_assert_eq!(blocks(known.set()), model.in_force.clone());
+            for block in blocks(before.set()).difference(&blocks(known.set())) {
+                let unlisted = now - listed_at[usize::from(*block)];
+                prop_assert!(unlisted >= GRACE.as_secs(), "{} went after {} s", block, unlisted);
+            }
+            for net in known.set().iter() {
+                prop_assert!(is_global(net), "{} was let in", net);
+            }
+        }
+    }
+}
+
+/// Answers of a source that is sometimes wrong, sometimes hostile.
+fn answers() -> impl Strategy<Value = Vec<Answer>> {
+    let list = prop::collection::btree_set(0..BLOCKS, 8..=usize::from(BLOCKS));
+    let hostile = prop::sample::select(vec![
+        "10.0.0.0/8",
+        "0.0.0.0/0",
+        "::/0",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "224.0.0.0/4",
+        "fe80::/10",
+        "fc00::/7",
+        "64.0.0.1/24",
+        "64.0.0.1",
+        "64.0.0.0/2464.0.1.0/24",
+        "<html>",
+    ]);
+    let body = (list, prop::option::weighted(0.2, hostile)).prop_map(|(list, hostile)| {
+        let mut text = text(&list);
+        text.extend(hostile.map(|line| format!("\n{line}")));
+        text
+    });
+    let body = prop_oneof![8 => body, 1 => Just(String::new()), 1 => Just("{}".to_owned())];
+    let in_use = prop::collection::btree_set(0..BLOCKS, 0..3);
+    let answer = (0..GRACE.as_secs(), body, in_use, prop::bool::weighted(0.2));
+    let answer = answer.prop_map(|(after, body, in_use, agreed)| Answer {
+        after,
+        body,
+        in_use,
+        agreed,
+    });
+    prop::collection::vec(answer, 1..40)
+}
+
+/// Block `n` is 64.0.n.0/24, so that shares of addresses are shares of blocks.
+fn range(block: u8) -> IpNet {
+    format!("64.0.{block}.0/24").parse().unwrap()
+}
+
+fn text(blocks: &BTreeSet<u8>) -> String {
+    let blocks = blocks.iter().map(|block| range(*block).to_string());
+    let lines: Vec<_> = blocks.chain(["2a00::/32".to_owned()]).collect();
+    lines.join("\n")
+}
+
+fn blocks(set: &RangeSet) -> BTreeSet<u8> {
+    set.v4().iter().map(|net| net.addr().octets()[2]).collect()
+}
+
+/// Address by address at its ends, by other words than the guard's.
+fn is_global(net: IpNet) -> bool {
+    let is_global_v4 = |address: Ipv4Addr| {
+        !address.is_private()
+            && !address.is_loopback()
+            && !address.is_link_local()
+            && !address.is_multicast()
+            && !address.is_unspecified()
+            && (address.octets()[0], address.octets()[1] & 0xc0) != (100, 64)
+    };
+    match net {
+        IpNet::V4(net) => is_global_v4(net.network()) && is_global_v4(net.broadcast()),
+        IpNet::V6(net) => net.network().segments()[0] & 0xe000 == 0x2000,
+    }
+}
+
+fn fourth() -> IpNet {
+    "192.0.7.0/24".parse().unwrap()
+}
+
+fn check(text: &str) -> RangeSet {
+    RangeSet::check(Feed::from_texts([text]).unwrap(), Families::Both, &LIMITS).unwrap()
+}
+
+fn known(text: &str) -> Known {
+    Known::new(check(text))
+}
+
+fn merge(known: &Known, fetched: &str, passed: u64) -> Result<Known, Rejection> {
+    known.merge(
+        &check(fetched),
+        &terms(Duration::from_secs(passed), &LIMITS),
+    )
+}
+
+fn terms(passed: Duration, limits: &Limits) -> Terms<'_> {
+    Terms {
+        passed,
+        grace: GRACE,
+        idle: Idle::All,
+        shrinking: Shrinking::Refuse,
+        limits,
+    }
+}
+
+const FOUR: &str = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/24\n2a00::/32";
+/// The same without half of the fourth: less than a quarter is lost.
+const THREE: &str = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/25\n2a00::/32";
+const GRACE: Duration = Duration::from_secs(86_400);
+const BLOCKS: u8 = 16;
+const LIMITS: Limits = Limits {
+    entries: 4096,
+    addresses_v4: 1 << 24,
+    networks_v6: 1 << 12,
+    documentation: guard::Documentation::Refuse,
+};
