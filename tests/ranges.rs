@@ -1,6 +1,21 @@
-//! Verifies what becomes of the ranges: a new one opens the way, a bad list changes nothing.
+//! Verifies what becomes of the ranges: a new one opens the way, a bad list changes nothing, much
+//! is not removed before somebody agrees, and what an operator may do by hand.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
-use tests::{Lab, Plan, assert_matched, scenarios};
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::daemon::Pullgate;
+use tests::feed::{Answer, IPS_V4, IPS_V6, api_answer, api_answer_of};
+use tests::net::{Host, INTERFACE};
+use tests::pki::SHOP;
+use tests::{Lab, Plan, assert_matched, eventually, scenarios};
 
 #[test]
 fn a_range_that_the_feed_gains_and_loses_opens_and_closes_the_way() {
@@ -15,3 +30,661 @@ fn a_bad_list_changes_nothing_and_is_counted() {
 
     assert_matched(&scenarios::bad_lists_change_nothing(&lab));
 }
+
+// A list that shrinks.
+
+#[test]
+fn a_list_that_shrinks_is_held_until_the_operator_approves() {
+    let lab = Lab::start(&Plan::default());
+    assert_eq!(lab.pullgate(&["ranges", "approve"]).status.code(), Some(64));
+
+    let held = lab.refresh(Answer::Body(half()));
+    let status = lab.ranges().status();
+    let shown = lab.pullgate(&["ranges", "approve", "--dry-run"]);
+    let still = lab.refresh_as_it_is();
+
+    assert_eq!(held["outcome"], "Held");
+    assert_eq!(still["outcome"], "Held");
+    assert_eq!(status["metrics"]["pullgate_ranges_held"], 1.0);
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("is held, see `pullgate ranges approve`"),
+        "{warnings}"
+    );
+    let shown = text(&shown);
+    assert!(
+        shown.contains("% of the IPv4 addresses in force"),
+        "{shown}"
+    );
+    assert!(shown.contains("- 104.16.0.0/13"), "{shown}");
+    assert_eq!(exported(&lab).len(), 15 + 7);
+
+    let approved = lab.pullgate(&["ranges", "approve"]);
+
+    assert!(approved.status.success(), "{approved:?}");
+    assert_eq!(
+        lab.ranges().status()["metrics"]["pullgate_ranges_held"],
+        0.0
+    );
+    // Approved is not gone: the grace is still due.
+    eventually("the ranges go after their grace", || {
+        assert_eq!(lab.refresh_as_it_is()["level"], "INFO");
+        (exported(&lab).len() == 7 + 7).then_some(())
+    });
+}
+
+#[test]
+fn a_shrinking_that_another_host_confirms_needs_no_approval() {
+    let lab = Lab::start(&two_ways("1s"));
+    lab.mirror.answer(Answer::Body(half()));
+
+    let agreed = lab.refresh(Answer::Body(half()));
+
+    assert_eq!(agreed["message"], "ranges refreshed", "{agreed}");
+    assert_eq!(agreed["kept"], 8);
+    eventually("the ranges go after their grace", || {
+        assert_eq!(lab.refresh_as_it_is()["level"], "INFO");
+        (exported(&lab).len() == 7 + 7).then_some(())
+    });
+}
+
+#[test]
+fn where_text_and_json_disagree_the_list_that_removes_little_counts() {
+    let lab = Lab::start(&two_ways("1h"));
+    let whole = format!("{IPS_V4}{IPS_V6}");
+
+    lab.mirror.answer(Answer::Body(whole));
+    let contradicted = lab.refresh(Answer::Body(half()));
+    lab.mirror.answer(Answer::Body(api_answer_of(
+        &["64.0.0.0/13"],
+        &["2a00::/29"],
+    )));
+    let at_odds = lab.refresh_as_it_is();
+
+    assert_eq!(contradicted["message"], "ranges refreshed");
+    assert_eq!(contradicted["outcome"], "Unchanged");
+    assert_eq!(at_odds["outcome"], "Held", "{at_odds}");
+    let events = lab.ranges().events();
+    let warned = events.iter().any(|event| {
+        event["message"] == "not every way to the list is good" && event["level"] == "WARN"
+    });
+    assert!(warned);
+    assert_eq!(exported(&lab).len(), 15 + 7);
+}
+
+#[test]
+fn a_range_that_an_authenticated_connection_came_from_stays() {
+    let lab = Lab::start(&Plan::default());
+    let v4: Vec<_> = IPS_V4.lines().filter(|net| *net != EDGE_NET).collect();
+    let v6: Vec<_> = IPS_V6.lines().collect();
+    let answer = || Answer::Body(api_answer_of(&v4, &v6));
+    let visit = || {
+        let origin = Host::Origin.addresses()[0];
+        let (reply, _) = lab.edge().get(&lab.network, Host::Edge, origin, SHOP);
+        reply.brief()
+    };
+
+    lab.refresh(answer());
+    eventually("the gate looks out for the range", || {
+        let sightings = lab.gate().status()["sightings"].clone();
+        (sightings[0]["range"] == EDGE_NET).then_some(())
+    });
+    // Longer than the grace, but he comes all the time.
+    for _ in 0..30 {
+        assert_eq!(visit(), "200");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(lab.refresh_as_it_is()["kept"], 1);
+    }
+    assert!(lab.gate().status()["sightings"][0]["seen_ms_ago"].is_number());
+
+    // And then he does not.
+    eventually("the range goes when nobody comes from it", || {
+        (lab.refresh_as_it_is()["kept"] == 0).then_some(())
+    });
+    eventually("he is a stranger now", || (visit() != "200").then_some(()));
+}
+
+#[test]
+fn without_an_answer_of_the_gate_nothing_goes() {
+    let mut lab = Lab::start(&Plan::default());
+    let v4: Vec<_> = IPS_V4.lines().filter(|net| *net != EDGE_NET).collect();
+    let v6: Vec<_> = IPS_V6.lines().collect();
+    lab.gate.take().unwrap().kill();
+
+    lab.refresh(Answer::Body(api_answer_of(&v4, &v6)));
+    let over = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    eventually("the grace is over", || {
+        (std::time::Instant::now() > over).then_some(())
+    });
+    assert_eq!(lab.refresh_as_it_is()["kept"], 1);
+
+    lab.start_gate();
+    eventually("the gate has looked out long enough", || {
+        (lab.refresh_as_it_is()["kept"] == 0).then_some(())
+    });
+}
+
+// A disk that fails.
+
+#[test]
+fn a_full_disk_changes_nothing_and_is_said() {
+    let lab = Lab::start(&Plan {
+        small_disk: true,
+        ..Plan::default()
+    });
+    let filler = lab.network.path("state/filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write(&[0; 512]).is_ok_and(|written| written != 0) {}
+    let more = || Answer::Body(api_answer(&["64.0.0.0/24"], &[]));
+
+    let refused = lab.refresh(more());
+    assert_eq!(refused["outcome"], "NotSaved", "{refused}");
+    assert!(
+        refused["error"].as_str().unwrap().contains("No space left"),
+        "{refused}"
+    );
+    assert_eq!(exported(&lab).len(), 15 + 7);
+    assert!(!lab.network.path("state/ranges.json.new").exists());
+
+    drop(file);
+    fs::remove_file(filler).unwrap();
+    assert_eq!(lab.refresh(more())["outcome"], "Changed");
+    assert_eq!(exported(&lab).len(), 15 + 7 + 1);
+}
+
+#[test]
+fn a_disk_that_became_read_only_changes_nothing_and_is_said() {
+    let lab = Lab::start(&Plan {
+        small_disk: true,
+        ..Plan::default()
+    });
+    let remount = |flags| {
+        let none = None::<&str>;
+        let state = lab.network.path("state");
+        mount(none, &state, none, MsFlags::MS_REMOUNT | flags, none).unwrap();
+    };
+
+    remount(MsFlags::MS_RDONLY);
+    let refused = lab.refresh(Answer::Body(api_answer(&["64.0.0.0/24"], &[])));
+    assert_eq!(refused["outcome"], "NotSaved", "{refused}");
+    assert_eq!(exported(&lab).len(), 15 + 7);
+
+    remount(MsFlags::empty());
+    assert_eq!(lab.refresh_as_it_is()["outcome"], "Changed");
+}
+
+#[test]
+fn a_corrupt_snapshot_is_said_set_aside_and_lets_nobody_in() {
+    let mut lab = Lab::start(&Plan::default());
+    let snapshot = lab.network.path("state/ranges.json");
+    let evil = fs::read_to_string(&snapshot).unwrap();
+    let evil = evil.replace("173.245.48.0/20", "198.51.100.0/24");
+    let mark = lab.filter().mark();
+    fs::write(&snapshot, &evil).unwrap();
+    let said = lab.filter().event(mark, "the filter refuses it", |event| {
+        event["level"] == "ERROR"
+    });
+    assert!(
+        said["error"]
+            .as_str()
+            .unwrap()
+            .contains("checksum is wrong"),
+        "{said}"
+    );
+
+    for role in [&mut lab.ranges, &mut lab.filter] {
+        role.take().unwrap().kill();
+    }
+    lab.feed.answer(Answer::Nothing);
+    lab.start_filter();
+    lab.start_ranges();
+    let status = lab.filter().status();
+    assert!(
+        status["warnings"]
+            .to_string()
+            .contains("the embedded baseline of 20")
+    );
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    lab.refresh(Answer::Body(api_answer(&[], &[])));
+    let aside = lab.network.path("state/ranges.json.corrupt");
+    assert_eq!(fs::read_to_string(aside).unwrap(), evil);
+    assert_eq!(exported(&lab).len(), 15 + 7);
+}
+
+// Sources.
+
+#[test]
+fn several_sources_are_one_set_and_each_range_knows_its_own() {
+    let mut lab = Lab::start(&Plan::default());
+    let file = lab.network.path("own");
+    fs::write(&file, "64.0.0.0/24\n").unwrap();
+    reload(
+        &mut lab,
+        "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }, \
+         { file = \"@DIR@/own\", families = [\"ipv4\"] }]\nstatic = [\"64.9.0.0/24\"]",
+    );
+    eventually("both sources are in force", || {
+        (exported(&lab).len() == 15 + 7 + 2).then_some(())
+    });
+
+    let sources =
+        |address: &str| json(&lab, &["ranges", "show", address])["rule"]["sources"].clone();
+    assert_eq!(
+        sources("64.0.0.1"),
+        serde_json::json!([file.display().to_string()])
+    );
+    assert_eq!(sources("64.9.0.1"), serde_json::json!(["static"]));
+    let listed = text(&lab.pullgate(&["ranges", "list"]));
+    assert!(listed.contains("64.9.0.0/24          static\n"), "{listed}");
+
+    // A file is watched, and takes nothing of the others with it.
+    fs::write(&file, "64.0.0.0/24\n64.0.1.0/24\n").unwrap();
+    eventually("the file's new range is in force", || {
+        exported(&lab)
+            .contains(&"64.0.1.0/24".to_owned())
+            .then_some(())
+    });
+    let mark = lab.ranges().mark();
+    fs::write(&file, "64.0.0.0/33\n").unwrap();
+    let refused = lab.ranges().event(mark, "the file is refused", |event| {
+        event["level"] == "WARN"
+    });
+    assert_eq!(refused["source"], file.display().to_string());
+    assert_eq!(exported(&lab).len(), 15 + 7 + 3);
+
+    // A source that is configured no more is not in force any more.
+    reload(
+        &mut lab,
+        "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }]",
+    );
+    eventually("its ranges are gone", || {
+        (exported(&lab).len() == 15 + 7).then_some(())
+    });
+}
+
+#[test]
+fn static_ranges_alone_need_no_feed() {
+    let mut lab = Lab::start(&Plan::default());
+    for role in [&mut lab.ranges, &mut lab.filter] {
+        role.take().unwrap().kill();
+    }
+    let config = fs::read_to_string(&lab.config).unwrap();
+    let from = config.find("sources = ").unwrap();
+    let to = from + config[from..].find('\n').unwrap();
+    let only = "static = [\"173.245.48.0/24\", \"2400:cb00::/48\"]\nonly = true";
+    fs::write(
+        &lab.config,
+        format!("{}{only}{}", &config[..from], &config[to..]),
+    )
+    .unwrap();
+    let _requests = lab.feed.requests();
+
+    lab.start_filter();
+    lab.start_ranges();
+
+    assert_eq!(exported(&lab), ["173.245.48.0/24", "2400:cb00::/48"]);
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    assert_eq!(lab.feed.requests(), Vec::<String>::new());
+    let status = lab.filter().status();
+    assert!(
+        !status["warnings"].to_string().contains("baseline"),
+        "{status}"
+    );
+}
+
+#[test]
+fn mirrors_of_other_lists_are_read_as_they_are_written() {
+    let mut lab = Lab::start(&Plan::default());
+    let fastly = "{\"addresses\":[\"64.1.0.0/24\"],\"ipv6_addresses\":[\"2a04:4e40::/32\"]}";
+    let prefix = |service, net| format!("{{\"ip_prefix\":\"{net}\",\"service\":\"{service}\"}}");
+    // As large as the original, of which pullgate wants little.
+    let others: Vec<_> = (0..40_000)
+        .map(|n| prefix("EC2", format!("3.{}.{}.0/24", n >> 8, n & 255)))
+        .collect();
+    let aws = format!(
+        "{{\"prefixes\":[{},{}],\"ipv6_prefixes\":[]}}",
+        others.join(","),
+        prefix("CLOUDFRONT_ORIGIN_FACING", "64.2.0.0/24".to_owned())
+    );
+    assert!(aws.len() > 1 << 20);
+    let jdcloud =
+        api_answer(&[], &[]).replace("\"etag\"", "\"jdcloud_cidrs\":[\"64.3.0.0/24\"],\"etag\"");
+    lab.feed
+        .answer_at("/fastly", Answer::Body(fastly.to_owned()));
+    lab.feed.answer_at("/aws", Answer::Body(aws));
+    lab.feed.answer_at("/jdcloud", Answer::Body(jdcloud));
+
+    reload(
+        &mut lab,
+        "[{ url = \"@FEED@/fastly\", ca_file = \"@CA@\", like = \"fastly\" }, \
+         { url = \"@FEED@/aws\", ca_file = \"@CA@\", like = \"cloudfront\" }, \
+         { url = \"@FEED@/jdcloud\", ca_file = \"@CA@\", like = \"cloudflare-jdcloud\" }]",
+    );
+
+    eventually("all three are in force", || {
+        (exported(&lab)
+            == [
+                "64.1.0.0/24",
+                "64.2.0.0/24",
+                "64.3.0.0/24",
+                "2a04:4e40::/32",
+            ])
+        .then_some(())
+    });
+}
+
+// Transport.
+
+#[test]
+fn a_request_says_who_asks_and_wants_nothing_compressed() {
+    let lab = Lab::start(&Plan::default());
+    let _first = lab.feed.requests();
+
+    lab.refresh_as_it_is();
+
+    let requests = lab.feed.requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    let request = &requests[0];
+    assert!(request.contains("user-agent: pullgate/"), "{request}");
+    assert!(request.contains("accept-encoding: identity"), "{request}");
+    assert!(!request.contains("referer"), "{request}");
+}
+
+#[test]
+fn a_proxy_is_asked_only_if_it_is_configured() {
+    let mut lab = Lab::start(&Plan::default());
+    let proxy = lab
+        .network
+        .on(Host::Origin, || TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = proxy.local_addr().unwrap();
+    let asked = std::thread::spawn(move || {
+        let (mut client, _) = proxy.accept().unwrap();
+        let mut request = [0; 256];
+        let length = client.read(&mut request).unwrap();
+        client.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").unwrap();
+        String::from_utf8_lossy(&request[..length]).into_owned()
+    });
+    let config = fs::read_to_string(&lab.config).unwrap();
+    let by_proxy = format!("[ranges]\nproxy = \"http://user:s3cret@{address}\"");
+    fs::write(&lab.config, config.replace("[ranges]", &by_proxy)).unwrap();
+    lab.ranges.take().unwrap().kill();
+    let _requests = lab.feed.requests();
+    lab.start_ranges();
+
+    let refused = lab
+        .ranges()
+        .event(0, "the proxy refuses", |event| event["level"] == "WARN");
+    // user:s3cret, RFC 7617.
+    let asked = asked.join().unwrap();
+    assert!(asked.starts_with("CONNECT 127.0.0.1:"), "{asked}");
+    assert!(asked.contains("dXNlcjpzM2NyZXQ="), "{asked}");
+    assert_eq!(lab.feed.requests(), Vec::<String>::new());
+    assert!(refused["message"] != "", "{refused}");
+    let events = format!("{:?}", lab.ranges().events());
+    assert!(!events.contains("s3cret"), "{events}");
+}
+
+// By hand.
+
+#[test]
+fn refresh_and_diff_say_what_became_of_it() {
+    let lab = Lab::start(&Plan::default());
+    lab.feed
+        .answer(Answer::Body(api_answer(&["64.0.0.0/24"], &[])));
+
+    let diff = lab.pullgate(&["ranges", "diff"]);
+    assert!(
+        text(&diff).contains(": Changed\n  + 64.0.0.0/24\n"),
+        "{diff:?}"
+    );
+    assert_eq!(exported(&lab).len(), 15 + 7);
+
+    let refresh = lab.pullgate(&["ranges", "refresh"]);
+    assert!(text(&refresh).contains(": Changed, 0 s ago"), "{refresh:?}");
+    assert_eq!(exported(&lab).len(), 15 + 7 + 1);
+    assert!(lab.pullgate(&["ranges", "diff"]).status.success());
+
+    lab.feed.answer(Answer::Nothing);
+    let refresh = lab.pullgate(&["ranges", "refresh", "--json"]);
+    assert_eq!(refresh.status.code(), Some(1));
+    let refresh: Value = serde_json::from_slice(&refresh.stdout).unwrap();
+    assert_eq!(refresh[0]["outcome"], "NoAnswer");
+    assert_eq!(lab.pullgate(&["ranges", "diff"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_refresh_without_the_role_is_refused_with_advice() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.ranges.take().unwrap().kill();
+
+    let output = lab.pullgate(&["ranges", "refresh"]);
+
+    assert_eq!(output.status.code(), Some(70));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("the ranges role does not answer; does it run?"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_address_is_shown_with_the_rule_that_decides() {
+    let lab = Lab::start(&Plan {
+        ranges: "allow = [\"198.51.100.200/32\"]\ndeny = [\"173.245.63.0/24\"]",
+        ..Plan::default()
+    });
+    for (address, code, words) in [
+        (
+            "173.245.48.5",
+            0,
+            "is in 173.245.48.0/20, of the list `published`",
+        ),
+        ("::ffff:173.245.48.5", 0, "is in 173.245.48.0/20"),
+        (
+            "198.51.100.200",
+            0,
+            "is in 198.51.100.200/32, of the list `allow`",
+        ),
+        (
+            "173.245.63.9",
+            1,
+            "is in 173.245.63.0/24, of the list `deny`",
+        ),
+        (
+            "198.51.100.7",
+            1,
+            "is in no published range, and not in `allow`",
+        ),
+    ] {
+        let output = lab.pullgate(&["ranges", "show", address]);
+        assert_eq!(output.status.code(), Some(code), "{address}");
+        assert!(text(&output).contains(words), "{}", text(&output));
+    }
+    assert_eq!(
+        lab.pullgate(&["ranges", "show", "localhost"]).status.code(),
+        Some(64)
+    );
+}
+
+#[test]
+fn the_export_is_what_nft_ipset_and_nginx_understand() {
+    let lab = Lab::start(&Plan::default());
+    let export = |language| lab.pullgate(&["ranges", "export", language]).stdout;
+
+    // Twice: the second time replaces what the first has made.
+    for _ in 0..2 {
+        let nft = feed_into(&lab, &["nft", "-f", "-"], &export("nft"));
+        assert!(nft.status.success(), "{nft:?}");
+        let ipset = feed_into(&lab, &["ipset", "restore"], &export("ipset"));
+        assert!(ipset.status.success(), "{ipset:?}");
+    }
+    let within = |command: &[&str]| lab.network.output(Host::Origin, command).status.success();
+    let nft = |element| {
+        within(&[
+            "nft",
+            "get",
+            "element",
+            "inet",
+            "pullgate",
+            "ranges_v4",
+            element,
+        ])
+    };
+    assert!(nft("{ 173.245.48.5 }"));
+    assert!(!nft("{ 198.51.100.7 }"));
+    assert!(within(&["ipset", "test", "pullgate-v6", "2400:cb00::5"]));
+    assert!(!within(&["ipset", "test", "pullgate-v6", "2001:db8::7"]));
+
+    let nginx = String::from_utf8(export("nginx")).unwrap();
+    let config = lab.network.path("nginx-export.conf");
+    let directory = lab.network.path("");
+    let directory = directory.display();
+    fs::write(
+        &config,
+        format!("pid {directory}export.pid;\nevents {{}}\nhttp {{\n{nginx}}}\n"),
+    )
+    .unwrap();
+    let config = config.display().to_string();
+    let checked = lab
+        .network
+        .output(Host::Origin, &["nginx", "-t", "-c", &config]);
+    assert!(checked.status.success(), "{checked:?}");
+    assert_eq!(nginx.lines().count(), 15 + 7);
+}
+
+#[test]
+fn a_list_that_is_old_is_warned_of_and_then_an_alarm() {
+    let mut lab = Lab::start(&Plan::default());
+    let snapshot = lab.network.path("state/ranges.json");
+    let good = fs::read_to_string(&snapshot).unwrap();
+    let day = 86_400;
+    for (age, words, level) in [
+        (4 * day, "was not confirmed for 4 days", "WARN"),
+        (31 * day, "ALARM: the list of `https://127.0.0.1", "ERROR"),
+        (-day, "is dated in the future", "ERROR"),
+    ] {
+        lab.ranges.take().unwrap().kill();
+        lab.feed.answer(Answer::Nothing);
+        fs::write(&snapshot, aged(&good, age)).unwrap();
+        lab.start_ranges();
+        lab.ranges().event(0, "the age is said", |event| {
+            event["level"] == level && event["message"].to_string().contains("not confirmed")
+        });
+
+        let status = eventually("the filter knows", || {
+            let status = lab.filter().status();
+            status["warnings"]
+                .to_string()
+                .contains(words)
+                .then_some(status)
+        });
+        let seconds = status["metrics"]["pullgate_ranges_age_seconds"]
+            .as_f64()
+            .unwrap();
+        assert!(seconds >= f64::from(age.max(0)), "{seconds}");
+    }
+}
+
+#[test]
+fn the_filter_is_up_before_the_feed_is_asked() {
+    let mut lab = Lab::start(&Plan::default());
+    for role in [&mut lab.filter, &mut lab.ranges, &mut lab.gate] {
+        role.take().unwrap().kill();
+    }
+    assert!(lab.pullgate(&["unload"]).status.success());
+    lab.feed.answer(Answer::Refused);
+
+    let all = Pullgate::start_all(&lab.network, &lab.config);
+    all.event(0, "the feed does not answer", |event| {
+        event["outcome"] == "NoAnswer"
+    });
+    let events = all.events();
+    let position = |words: &str| {
+        let found = events
+            .iter()
+            .position(|event| event["message"].to_string().contains(words));
+        found.unwrap()
+    };
+
+    assert!(position("attached") < position("ranges not refreshed"));
+    assert!(lab.pin(&format!("native-{INTERFACE}")).exists());
+    assert_eq!(all.stop(), Some(0));
+}
+
+// The rig.
+
+fn two_ways(grace: &'static str) -> Plan {
+    Plan {
+        sources: "[[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }, \
+             { url = \"@MIRROR@/ips\", ca_file = \"@CA@\" }]]",
+        grace,
+        ..Plan::default()
+    }
+}
+
+/// Reloads the ranges role (and the filter, so that both know the same sources).
+fn reload(lab: &mut Lab, sources: &'static str) {
+    lab.configure_sources(sources);
+    lab.reload();
+    lab.ranges().signal(Signal::SIGHUP);
+    lab.gate().signal(Signal::SIGHUP);
+}
+
+/// Seven of fifteen IPv4 ranges, and all of IPv6.
+fn half() -> String {
+    let v4: Vec<_> = IPS_V4.lines().take(7).collect();
+    api_answer_of(&v4, &IPS_V6.lines().collect::<Vec<_>>())
+}
+
+/// The ranges in force, as everybody reads them from disk.
+fn exported(lab: &Lab) -> Vec<String> {
+    let output = lab.pullgate(&["ranges", "export", "text"]);
+    text(&output).lines().map(str::to_owned).collect()
+}
+
+fn json(lab: &Lab, arguments: &[&str]) -> Value {
+    let mut arguments = arguments.to_vec();
+    arguments.push("--json");
+    serde_json::from_slice(&lab.pullgate(&arguments).stdout).unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn feed_into(lab: &Lab, command: &[&str], input: &[u8]) -> Output {
+    let mut child = lab.network.command(Host::Origin, PathBuf::from(command[0]));
+    let child = child
+        .args(&command[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// The snapshot as if it had been fetched `age` seconds ago.
+fn aged(snapshot: &str, age: i32) -> String {
+    let mut document: Value = serde_json::from_str(snapshot).unwrap();
+    let sources = &mut document["sources"];
+    let at = sources[0]["fetched_at"].as_i64().unwrap() - i64::from(age);
+    sources[0]["fetched_at"] = at.into();
+    document["checksum"] =
+        format!("{:08x}", crc32fast::hash(&ordered(&document["sources"]))).into();
+    document.to_string()
+}
+
+/// The sources as the program writes them: in the order of its fields.
+fn ordered(sources: &Value) -> Vec<u8> {
+    let source = &sources[0];
+    let fields = ["source", "way", "fetched_at", "ranges", "vanished"];
+    let fields: Vec<_> = fields
+        .iter()
+        .map(|field| format!("\"{field}\":{}", source[*field]))
+        .collect();
+    format!("[{{{}}}]", fields.join(",")).into_bytes()
+}
+
+/// The range that the lab's edge is in.
+const EDGE_NET: &str = "173.245.48.0/20";

@@ -1,0 +1,250 @@
+//! Verifies that days of a hostile feed, while somebody plays with the clock, end with exactly the
+//! right set. The refresh task and the HTTPS server are the real ones; only the hours are not.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use pullgate::config::Config;
+use pullgate::refresh::{Progress, Refresher};
+use pullgate::snapshot;
+use pullgate::telemetry::Metrics;
+use tests::PATIENCE;
+use tests::feed::{API, Answer, Feed, IPS_V4, IPS_V6, api_answer_of};
+use tests::net::{Host, Network};
+use tests::pki::Pki;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+#[test]
+fn seventy_two_hours_of_a_hostile_feed_end_with_exactly_the_right_set() {
+    let network = Arc::new(Network::new());
+    let pki = Pki::new(&network.path("pki"));
+    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Nothing);
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..SEEDS {
+        let config = configuration(&network, &feed, seed);
+        let counts = network.on(Host::Origin, || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+            runtime.block_on(simulate(&feed, config, seed))
+        });
+        taken += counts.0;
+        refused += counts.1;
+    }
+
+    // It was a hostile feed, and now and then it was not.
+    assert!(
+        taken > 50 && refused > 300,
+        "{taken} taken, {refused} refused"
+    );
+}
+
+/// Returns how many lists were taken in, and how many attempts came to nothing.
+async fn simulate(feed: &Feed, config: Config, seed: u64) -> (usize, usize) {
+    let snapshot = config.paths.snapshot();
+    let (_config, receiver) = watch::channel(Arc::new(config));
+    let (progress, mut told) = watch::channel(Vec::new());
+    let before = snapshot::baseline(&receiver.borrow().ranges).unwrap();
+    let refresher = Refresher {
+        config: receiver.clone(),
+        metrics: Metrics::default(),
+        now: wall_clock,
+        snapshot: snapshot.clone(),
+        idle: Arc::new(|_grace| None),
+        wake: Arc::new(Notify::new()),
+        approve: Arc::new(Notify::new()),
+        progress,
+    };
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut model = Model::default();
+    let (mut attempts, mut refused) = (0, 0);
+    let begin = Instant::now();
+    let mut next = play(feed, &mut random, Duration::ZERO);
+    let running = tokio::spawn(refresher.run(before));
+    loop {
+        // The server's answers take real time, which is none to speak of.
+        tokio::time::resume();
+        let made = attempt(&mut told, attempts);
+        let made = tokio::time::timeout(PATIENCE, made).await.unwrap();
+        tokio::time::pause();
+        attempts = made.attempts;
+
+        let outcome = made.last.unwrap().outcome;
+        match (outcome, next) {
+            ("Changed" | "Unchanged", Some(list)) => model.take(begin.elapsed(), list),
+            (outcome, list) => {
+                assert_eq!(list, None, "the truth was refused: {outcome}");
+                refused += 1;
+            }
+        }
+        assert_eq!(
+            in_force(&snapshot, &receiver.borrow()),
+            model.set(),
+            "{outcome}"
+        );
+
+        let due = made.next.duration_since(begin);
+        if due > HOURS * 72 {
+            break;
+        }
+        next = play(feed, &mut random, due);
+        // Up to three years, forth and back.
+        WALL_CLOCK.store(random.u64(1_700_000_000..1_800_000_000), Ordering::Relaxed);
+        tokio::time::advance(made.next.saturating_duration_since(Instant::now())).await;
+    }
+    running.abort();
+
+    let mut right = published();
+    right.insert(GAINED);
+    right.remove(LOST);
+    assert!(right.contains(LOST_OF_LATE));
+    let mut set = in_force(&snapshot, &receiver.borrow());
+    // There or not, as the dice fell; the model has said which.
+    set.remove(FLAPPING);
+    assert_eq!(set, right);
+    (model.taken.len(), refused)
+}
+
+/// Waits for the next attempt to end.
+async fn attempt(told: &mut watch::Receiver<Vec<Progress>>, before: u64) -> Progress {
+    let made = told.wait_for(|told| told.first().is_some_and(|told| told.attempts > before));
+    made.await.unwrap()[0].clone()
+}
+
+/// Prepares the answer to the attempt at this time; returns the list, if it is an honest one.
+fn play(feed: &Feed, random: &mut fastrand::Rng, at: Duration) -> Option<BTreeSet<&'static str>> {
+    let truth = truth(at);
+    let family = |is_v6| {
+        truth
+            .iter()
+            .filter(move |net| net.contains(':') == is_v6)
+            .copied()
+    };
+    let (v4, v6): (Vec<_>, Vec<_>) = (family(false).collect(), family(true).collect());
+    let honest = api_answer_of(&v4, &v6);
+    let with = |net: &'static str| {
+        let v4: Vec<_> = v4.iter().copied().chain([net]).collect();
+        Answer::Body(api_answer_of(&v4, &v6))
+    };
+    // What is lost at hour 20 must be seen to be missing in time, and gone at the end.
+    let is_decisive = (HOURS * 20..HOURS * 27).contains(&at) || at > HOURS * 71;
+    if is_decisive || random.u8(0..100) < 15 {
+        feed.answer(Answer::Body(honest));
+        return Some(truth);
+    }
+    let half = api_answer_of(&v4[..v4.len() / 2], &v6);
+    let other = api_answer_of(&["65.0.0.0/13"], &["2a00::/29"]);
+    feed.answer(match random.u8(0..16) {
+        0 => Answer::Body(half),
+        1 => Answer::Body(other),
+        2 => with("0.0.0.0/0"),
+        3 => with("10.0.0.0/16"),
+        4 => with("131.0.72.1/22"),
+        5 => with("131.0.72.0/222400:cb00::/32"),
+        6 => Answer::Body(String::new()),
+        7 => Answer::Body("{}".to_owned()),
+        8 => Answer::Body("<html>".to_owned()),
+        9 => Answer::Body(honest[..honest.len() / 2].to_owned()),
+        10 => Answer::Truncated(honest),
+        11 => Answer::Status(429, "retry-after: 1\r\n"),
+        12 => Answer::Status(301, "location: http://127.0.0.1/\r\n"),
+        13 => Answer::With("content-encoding: gzip\r\n", honest.into_bytes()),
+        14 => Answer::Body(honest.replace("true", "false")),
+        _ => Answer::Nothing,
+    });
+    None
+}
+
+/// What the publisher lists at this time.
+fn truth(at: Duration) -> BTreeSet<&'static str> {
+    let mut list = published();
+    if at >= HOURS * 10 {
+        list.insert(GAINED);
+    }
+    if at >= HOURS * 20 {
+        list.remove(LOST);
+    }
+    if (HOURS * 30..HOURS * 60).contains(&at) && at.as_secs() / 3600 % 8 < 4 {
+        list.insert(FLAPPING);
+    }
+    if at >= HOURS * 60 {
+        list.remove(LOST_OF_LATE);
+    }
+    list
+}
+
+/// The rule, by all of history: what was listed stays until it was missing for the grace.
+#[derive(Default)]
+struct Model {
+    taken: Vec<(Duration, BTreeSet<&'static str>)>,
+}
+
+impl Model {
+    fn take(&mut self, at: Duration, list: BTreeSet<&'static str>) {
+        self.taken.push((at, list));
+    }
+
+    fn set(&self) -> BTreeSet<&'static str> {
+        // Before the first list, and with it, there is the baseline.
+        let first = (Duration::ZERO, published());
+        let taken: Vec<_> = [&first].into_iter().chain(&self.taken).collect();
+        let now = taken.last().unwrap().0;
+        let ever = taken.iter().flat_map(|(_, list)| list.iter().copied());
+        let is_kept = |net: &&str| {
+            let last = taken
+                .iter()
+                .rposition(|(_, list)| list.contains(*net))
+                .unwrap();
+            let missing_since = taken.get(last + 1).map(|(at, _)| *at);
+            missing_since.is_none_or(|since| now - since < HOURS * 24)
+        };
+        ever.collect::<BTreeSet<_>>()
+            .into_iter()
+            .filter(is_kept)
+            .collect()
+    }
+}
+
+fn in_force(snapshot: &Path, config: &Config) -> BTreeSet<&'static str> {
+    let in_force = snapshot::load(snapshot, &config.ranges).unwrap();
+    let known: BTreeSet<_> = published().into_iter().chain([GAINED, FLAPPING]).collect();
+    let nets = in_force.set().iter().map(|net| {
+        let text = net.to_string();
+        let known = known.iter().find(|known| ***known == text);
+        assert!(known.is_some(), "{text} was let in");
+        *known.unwrap()
+    });
+    nets.collect()
+}
+
+fn configuration(network: &Network, feed: &Feed, seed: u64) -> Config {
+    std::fs::create_dir(network.path(format!("state-{seed}"))).unwrap();
+    let text = format!(
+        "[paths]\nstate = \"state-{seed}\"\n[filter]\ninterfaces = \"auto\"\n\
+         [ranges]\nsources = [{{ url = \"{}\", ca_file = \"pki/web-ca.pem\" }}]\n",
+        feed.url(API)
+    );
+    let file: PathBuf = network.path("pullgate.toml");
+    Config::parse(&file, &text).unwrap()
+}
+
+fn published() -> BTreeSet<&'static str> {
+    IPS_V4.lines().chain(IPS_V6.lines()).collect()
+}
+
+/// A clock that somebody plays with.
+fn wall_clock() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(WALL_CLOCK.load(Ordering::Relaxed))
+}
+
+static WALL_CLOCK: AtomicU64 = AtomicU64::new(1_750_000_000);
+const HOURS: Duration = Duration::from_secs(3600);
+const GAINED: &str = "64.0.0.0/24";
+const FLAPPING: &str = "64.1.0.0/24";
+const LOST: &str = "131.0.72.0/22";
+const LOST_OF_LATE: &str = "197.234.240.0/22";
+const SEEDS: u64 = 10;
