@@ -11,7 +11,7 @@ use std::process::{Output, Stdio};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tests::daemon::Pullgate;
+use tests::daemon::{Pullgate, binary};
 use tests::feed::{Answer, IPS_V4, IPS_V6, api_answer, api_answer_of};
 use tests::net::{Host, INTERFACE};
 use tests::pki::SHOP;
@@ -423,6 +423,25 @@ fn a_proxy_is_asked_only_if_it_is_configured() {
     assert!(refused["message"] != "", "{refused}");
     let events = format!("{:?}", lab.ranges().events());
     assert!(!events.contains("s3cret"), "{events}");
+}
+
+#[test]
+fn the_environments_proxy_counts_only_where_it_was_asked_for() {
+    let lab = Lab::start(&Plan::default());
+    let config = fs::read_to_string(&lab.config).unwrap();
+    let diff = || {
+        let mut command = lab.network.command(Host::Origin, binary());
+        // Nobody listens there.
+        command.env("HTTPS_PROXY", "http://127.0.0.1:1");
+        let command = command.arg("--config").arg(&lab.config);
+        command.args(["ranges", "diff"]).output().unwrap()
+    };
+
+    assert!(diff().status.success());
+    let by_environment = config.replace("[ranges]", "[ranges]\nproxy = \"env\"");
+    fs::write(&lab.config, by_environment).unwrap();
+
+    assert!(text(&diff()).contains(": NoAnswer: "));
 }
 
 // By hand.

@@ -27,11 +27,7 @@ fn seventy_two_hours_of_a_hostile_feed_end_with_exactly_the_right_set() {
     let (mut taken, mut refused) = (0, 0);
     for seed in 0..SEEDS {
         let config = configuration(&network, &feed, seed);
-        let counts = network.on(Host::Origin, || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.enable_all().start_paused(true).build().unwrap();
-            runtime.block_on(simulate(&feed, config, seed))
-        });
+        let counts = on_paused_time(&network, simulate(&feed, config, seed));
         taken += counts.0;
         refused += counts.1;
     }
@@ -43,76 +39,162 @@ fn seventy_two_hours_of_a_hostile_feed_end_with_exactly_the_right_set() {
     );
 }
 
+#[test]
+fn a_wall_clock_that_is_set_back_and_forth_takes_nothing_from_the_grace() {
+    let network = Arc::new(Network::new());
+    let pki = Pki::new(&network.path("pki"));
+    let less: Vec<_> = IPS_V4.lines().filter(|net| *net != LOST).collect();
+    let less = api_answer_of(&less, &IPS_V6.lines().collect::<Vec<_>>());
+    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(less));
+    let config = configuration(&network, &feed, 0);
+    on_paused_time(&network, async {
+        let mut run = Run::start(config);
+        let first = run.attempt().await.elapsed;
+        loop {
+            // Ten years forth, ten years back.
+            let years = if run.attempts.is_multiple_of(2) {
+                1_400_000_000
+            } else {
+                1_750_000_000
+            };
+            WALL_CLOCK.store(years, Ordering::Relaxed);
+            let attempt = run.advance().await;
+            let is_kept = run.in_force().contains(LOST);
+            assert_eq!(
+                is_kept,
+                attempt.elapsed - first < HOUR * 24,
+                "{:?}",
+                attempt.elapsed
+            );
+            if !is_kept {
+                break;
+            }
+        }
+        assert!(run.attempts > 3);
+    });
+}
+
 /// Returns how many lists were taken in, and how many attempts came to nothing.
 async fn simulate(feed: &Feed, config: Config, seed: u64) -> (usize, usize) {
-    let snapshot = config.paths.snapshot();
-    let (_config, receiver) = watch::channel(Arc::new(config));
-    let (progress, mut told) = watch::channel(Vec::new());
-    let before = snapshot::baseline(&receiver.borrow().ranges).unwrap();
-    let refresher = Refresher {
-        config: receiver.clone(),
-        metrics: Metrics::default(),
-        now: wall_clock,
-        snapshot: snapshot.clone(),
-        idle: Arc::new(|_grace| None),
-        wake: Arc::new(Notify::new()),
-        approve: Arc::new(Notify::new()),
-        progress,
-    };
     let mut random = fastrand::Rng::with_seed(seed);
     let mut model = Model::default();
-    let (mut attempts, mut refused) = (0, 0);
-    let begin = Instant::now();
+    let mut refused = 0;
     let mut next = play(feed, &mut random, Duration::ZERO);
-    let running = tokio::spawn(refresher.run(before));
+    let mut run = Run::start(config);
+    let mut attempt = run.attempt().await;
     loop {
-        // The server's answers take real time, which is none to speak of.
-        tokio::time::resume();
-        let made = attempt(&mut told, attempts);
-        let made = tokio::time::timeout(PATIENCE, made).await.unwrap();
-        tokio::time::pause();
-        attempts = made.attempts;
-
-        let outcome = made.last.unwrap().outcome;
-        match (outcome, next) {
-            ("Changed" | "Unchanged", Some(list)) => model.take(begin.elapsed(), list),
+        match (attempt.outcome, next) {
+            ("Changed" | "Unchanged", Some(list)) => model.take(attempt.elapsed, list),
             (outcome, list) => {
                 assert_eq!(list, None, "the truth was refused: {outcome}");
                 refused += 1;
             }
         }
-        assert_eq!(
-            in_force(&snapshot, &receiver.borrow()),
-            model.set(),
-            "{outcome}"
-        );
-
-        let due = made.next.duration_since(begin);
-        if due > HOURS * 72 {
+        assert_eq!(run.in_force(), model.set(), "{}", attempt.outcome);
+        if attempt.next > HOUR * 72 {
             break;
         }
-        next = play(feed, &mut random, due);
+        next = play(feed, &mut random, attempt.next);
         // Up to three years, forth and back.
         WALL_CLOCK.store(random.u64(1_700_000_000..1_800_000_000), Ordering::Relaxed);
-        tokio::time::advance(made.next.saturating_duration_since(Instant::now())).await;
+        attempt = run.advance().await;
     }
-    running.abort();
 
     let mut right = published();
     right.insert(GAINED);
     right.remove(LOST);
     assert!(right.contains(LOST_OF_LATE));
-    let mut set = in_force(&snapshot, &receiver.borrow());
+    let mut set = run.in_force();
     // There or not, as the dice fell; the model has said which.
     set.remove(FLAPPING);
     assert_eq!(set, right);
     (model.taken.len(), refused)
 }
 
-/// Waits for the next attempt to end.
-async fn attempt(told: &mut watch::Receiver<Vec<Progress>>, before: u64) -> Progress {
-    let made = told.wait_for(|told| told.first().is_some_and(|told| told.attempts > before));
-    made.await.unwrap()[0].clone()
+/// A refresh task in a time of its own.
+struct Run {
+    begin: Instant,
+    attempts: u64,
+    next: Instant,
+    told: watch::Receiver<Vec<Progress>>,
+    config: watch::Sender<Arc<Config>>,
+    snapshot: PathBuf,
+}
+
+/// What one attempt came to; times are since the run began.
+struct Attempt {
+    outcome: &'static str,
+    elapsed: Duration,
+    next: Duration,
+}
+
+impl Run {
+    fn start(config: Config) -> Self {
+        let snapshot = config.paths.snapshot();
+        let before = snapshot::baseline(&config.ranges).unwrap();
+        let (config, receiver) = watch::channel(Arc::new(config));
+        let (progress, told) = watch::channel(Vec::new());
+        let refresher = Refresher {
+            config: receiver,
+            metrics: Metrics::default(),
+            now: wall_clock,
+            snapshot: snapshot.clone(),
+            idle: Arc::new(|_grace| None),
+            wake: Arc::new(Notify::new()),
+            approve: Arc::new(Notify::new()),
+            progress,
+        };
+        // It ends with the runtime.
+        tokio::spawn(refresher.run(before));
+        let begin = Instant::now();
+        Self {
+            begin,
+            attempts: 0,
+            next: begin,
+            told,
+            config,
+            snapshot,
+        }
+    }
+
+    /// Waits for the attempt that is due. The server's answer takes real time, which is none to
+    /// speak of.
+    async fn attempt(&mut self) -> Attempt {
+        tokio::time::resume();
+        let before = self.attempts;
+        let is_new = |told: &Vec<Progress>| told.iter().any(|told| told.attempts > before);
+        let made = tokio::time::timeout(PATIENCE, self.told.wait_for(is_new)).await;
+        let made = made.unwrap().unwrap()[0].clone();
+        tokio::time::pause();
+        self.attempts = made.attempts;
+        self.next = made.next;
+        Attempt {
+            outcome: made.last.unwrap().outcome,
+            elapsed: self.begin.elapsed(),
+            next: made.next - self.begin,
+        }
+    }
+
+    /// Lets the time until the next attempt pass, and waits for it.
+    async fn advance(&mut self) -> Attempt {
+        let pause = self.next.saturating_duration_since(Instant::now());
+        tokio::time::advance(pause).await;
+        self.attempt().await
+    }
+
+    /// The set in force, as everybody reads it from disk.
+    fn in_force(&self) -> BTreeSet<&'static str> {
+        in_force(&self.snapshot, &self.config.borrow())
+    }
+}
+
+/// Runs in the origin, in a time that only passes when it is told to.
+fn on_paused_time<T: Send>(network: &Network, future: impl Future<Output = T> + Send) -> T {
+    network.on(Host::Origin, || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(future)
+    })
 }
 
 /// Prepares the answer to the attempt at this time; returns the list, if it is an honest one.
@@ -131,7 +213,7 @@ fn play(feed: &Feed, random: &mut fastrand::Rng, at: Duration) -> Option<BTreeSe
         Answer::Body(api_answer_of(&v4, &v6))
     };
     // What is lost at hour 20 must be seen to be missing in time, and gone at the end.
-    let is_decisive = (HOURS * 20..HOURS * 27).contains(&at) || at > HOURS * 71;
+    let is_decisive = (HOUR * 20..HOUR * 27).contains(&at) || at > HOUR * 71;
     if is_decisive || random.u8(0..100) < 15 {
         feed.answer(Answer::Body(honest));
         return Some(truth);
@@ -162,16 +244,16 @@ fn play(feed: &Feed, random: &mut fastrand::Rng, at: Duration) -> Option<BTreeSe
 /// What the publisher lists at this time.
 fn truth(at: Duration) -> BTreeSet<&'static str> {
     let mut list = published();
-    if at >= HOURS * 10 {
+    if at >= HOUR * 10 {
         list.insert(GAINED);
     }
-    if at >= HOURS * 20 {
+    if at >= HOUR * 20 {
         list.remove(LOST);
     }
-    if (HOURS * 30..HOURS * 60).contains(&at) && at.as_secs() / 3600 % 8 < 4 {
+    if (HOUR * 30..HOUR * 60).contains(&at) && at.as_secs() / 3600 % 8 < 4 {
         list.insert(FLAPPING);
     }
-    if at >= HOURS * 60 {
+    if at >= HOUR * 60 {
         list.remove(LOST_OF_LATE);
     }
     list
@@ -200,7 +282,7 @@ impl Model {
                 .rposition(|(_, list)| list.contains(*net))
                 .unwrap();
             let missing_since = taken.get(last + 1).map(|(at, _)| *at);
-            missing_since.is_none_or(|since| now - since < HOURS * 24)
+            missing_since.is_none_or(|since| now - since < HOUR * 24)
         };
         ever.collect::<BTreeSet<_>>()
             .into_iter()
@@ -242,7 +324,7 @@ fn wall_clock() -> SystemTime {
 }
 
 static WALL_CLOCK: AtomicU64 = AtomicU64::new(1_750_000_000);
-const HOURS: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_secs(3600);
 const GAINED: &str = "64.0.0.0/24";
 const FLAPPING: &str = "64.1.0.0/24";
 const LOST: &str = "131.0.72.0/22";

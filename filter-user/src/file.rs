@@ -48,8 +48,11 @@ impl Watch {
     /// # Errors
     ///
     /// Returns why a directory cannot be watched.
-    pub fn new(files: Vec<PathBuf>) -> notify::Result<Self> {
+    pub fn new(files: &[PathBuf]) -> notify::Result<Self> {
         let (sender, changes) = mpsc::channel(1);
+        // Changes are told by absolute paths, whatever was asked for.
+        let files: Result<Vec<_>, _> = files.iter().map(std::path::absolute).collect();
+        let files = files.map_err(notify::Error::io)?;
         let directories: Vec<_> = files
             .iter()
             .map(|file| directory(file).to_owned())
@@ -128,7 +131,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("list");
         let other = directory.path().join("other");
-        let mut watch = Watch::new(vec![path.clone()]).unwrap();
+        let mut watch = Watch::new(std::slice::from_ref(&path)).unwrap();
 
         fs::write(&path, "1").unwrap();
         watch.changed().await;

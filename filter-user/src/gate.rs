@@ -27,7 +27,7 @@ pub use self::listener::{bind, serve};
 pub use self::peer::VerifiedPeer;
 pub use self::policy::{Policies, Policy};
 pub use self::refusal::{Outcome, Phase, Refusal};
-pub use self::sightings::{Sighting, Sightings};
+pub use self::sightings::{Sighting, Sightings, Visit};
 use crate::config::{self, ConfigError};
 use crate::ranges::{InForce, Table};
 use crate::telemetry::Metrics;
@@ -37,7 +37,6 @@ use crate::telemetry::log::Budget;
 pub struct Gate {
     policies: Policies,
     table: watch::Receiver<Arc<Table>>,
-    in_force: watch::Receiver<Arc<InForce>>,
     sightings: Sightings,
     metrics: Metrics,
     limits: Limits,
@@ -69,8 +68,7 @@ impl Gate {
         Self {
             policies,
             table,
-            in_force,
-            sightings: Sightings::default(),
+            sightings: Sightings::new(in_force),
             metrics,
             limits: Limits {
                 handshake: config.handshake_timeout,
@@ -84,21 +82,10 @@ impl Gate {
         }
     }
 
-    /// Looks out for connections from ranges that have vanished, as they change.
-    pub async fn look_out(&self) {
-        let mut in_force = self.in_force.clone();
-        loop {
-            self.sightings.look_out(&in_force.borrow_and_update());
-            if in_force.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// What was seen of ranges that have vanished.
+    /// What is seen of ranges that have vanished.
     #[must_use]
-    pub fn sightings(&self) -> Vec<Sighting> {
-        self.sightings.report()
+    pub fn sightings(&self) -> &Sightings {
+        &self.sightings
     }
 
     /// Closes every live connection.

@@ -1,5 +1,6 @@
 //! The refresh task: each source → guard → snapshot, again and again. Any error keeps the old set.
 
+mod job;
 mod preview;
 mod schedule;
 
@@ -12,9 +13,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+pub use self::job::{Attempt, Held, Progress};
+use self::job::{Failed, Job};
 pub use self::preview::{Preview, preview};
-use self::schedule::Schedule;
-use crate::config::{Config, FeedSource, Location, Ranges, Way};
+use crate::config::{Config, Location, Ranges, Way};
 use crate::feed::{FeedError, Fetcher};
 use crate::file::Watch;
 use crate::ranges::{
@@ -49,54 +51,6 @@ pub struct Refresher {
 /// is nobody who authenticates.
 pub type IdleRanges = Arc<dyn Fn(Duration) -> Option<Vec<IpNet>> + Send + Sync>;
 
-/// What became of one source.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// The source's name.
-    pub source: String,
-    /// How often it was asked.
-    pub attempts: u64,
-    /// The last attempt.
-    pub last: Option<Attempt>,
-    /// When the next is due.
-    pub next: Instant,
-    /// A list that waits for approval.
-    pub held: Option<Held>,
-}
-
-/// What an attempt to refresh came to.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// When it was made.
-    pub at: Instant,
-    /// The word in `pullgate_ranges_refresh_total{outcome}`.
-    pub outcome: &'static str,
-    /// Why nothing came of it, way by way.
-    pub error: Option<String>,
-}
-
-/// A list that would remove much, and that nobody has agreed to yet.
-#[derive(Clone, Debug)]
-pub struct Held {
-    /// By which way it came.
-    pub way: String,
-    /// The list.
-    pub list: RangeSet,
-    /// How much it would remove.
-    pub rejection: String,
-}
-
-/// What is known of a source between two attempts.
-struct Job {
-    source: FeedSource,
-    schedule: Schedule,
-    progress: Progress,
-    /// When its last list was taken in, if by this process.
-    taken: Option<Instant>,
-    /// How old its list was said to be.
-    said: Freshness,
-}
-
 impl Refresher {
     /// Refreshes each source now, and then whenever it is due, is asked for, or its file changes.
     pub async fn run(mut self, mut in_force: InForce) {
@@ -111,7 +65,7 @@ impl Refresher {
                     info!("refresh asked for");
                     due_now(&mut jobs, |_| true);
                 }
-                () = changed(&mut files) => due_now(&mut jobs, is_local),
+                () = changed(&mut files) => due_now(&mut jobs, Job::is_local),
                 () = self.approve.notified() => {
                     for job in &mut jobs {
                         self.take_held(job, &mut in_force, &config).await;
@@ -224,11 +178,12 @@ impl Refresher {
                 self.metrics.refreshed("Approved");
             }
             Err(error) => {
-                let (source, error) = (&job.source.name, chain(&error));
-                error!(
-                    source,
-                    error, "what was approved cannot be taken in, it is still held"
-                );
+                let (source, outcome) = (&job.source.name, error.label());
+                let error = chain(&error);
+                error!(source, outcome, error, "what was approved is still held");
+                self.metrics.refreshed(outcome);
+                let pause = job.progress.next.saturating_duration_since(Instant::now());
+                job.settle(outcome, Some(error), pause);
             }
         }
     }
@@ -304,7 +259,7 @@ impl Refresher {
         let ask = Arc::clone(&self.idle);
         // He who is asked may take his time.
         let asking = tokio::task::spawn_blocking(move || ask(grace));
-        let mut idle = asking.await.ok()??;
+        let mut idle = asking.await.unwrap_or_else(|_panic| Some(Vec::new()))?;
         // What another source lists does not go, wherever else it is taken off.
         let others = || in_force.lists().iter().filter(|list| list.source != source);
         let gone = known.vanished().iter().map(|vanished| vanished.range);
@@ -336,86 +291,6 @@ impl Refresher {
         let held = progress.iter().filter(|progress| progress.held.is_some());
         self.metrics.held(held.count());
         self.progress.send_replace(progress);
-    }
-}
-
-impl Job {
-    fn new(source: FeedSource) -> Self {
-        let progress = Progress {
-            source: source.name.clone(),
-            attempts: 0,
-            last: None,
-            next: Instant::now(),
-            held: None,
-        };
-        Self {
-            source,
-            schedule: Schedule::default(),
-            progress,
-            taken: None,
-            said: Freshness::Fresh,
-        }
-    }
-
-    fn succeeded(&mut self, outcome: &'static str, ranges: &Ranges) {
-        self.said = Freshness::Fresh;
-        self.progress.held = None;
-        let pause = self.schedule.after_success(ranges.interval);
-        self.settle(outcome, None, pause);
-    }
-
-    fn failed(&mut self, outcome: &'static str, failed: Failed, ranges: &Ranges) {
-        let error = failed.errors.join("; ");
-        let pause = self
-            .schedule
-            .after_failure(ranges.interval, failed.retry_after);
-        self.progress.held = failed.held.into_iter().next().map(|(_, held)| held);
-        let (source, again_in) = (&self.source.name, humantime::format_duration(whole(pause)));
-        warn!(source, outcome, error, %again_in, "ranges not refreshed, those in force stay");
-        self.settle(outcome, Some(error), pause);
-    }
-
-    fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
-        let at = Instant::now();
-        self.progress.attempts += 1;
-        self.progress.next = at + pause;
-        self.progress.last = Some(Attempt { at, outcome, error });
-    }
-}
-
-/// What the ways to a list have come to, as long as none has succeeded.
-#[derive(Default)]
-struct Failed {
-    errors: Vec<String>,
-    label: &'static str,
-    retry_after: Option<Duration>,
-    /// Lists that would remove much, and who had them.
-    held: Vec<(Way, Held)>,
-}
-
-impl Failed {
-    fn note(&mut self, way: &Way, error: &RefreshError) {
-        self.errors.push(format!("{way}: {}", chain(error)));
-        self.label = error.label();
-        if let RefreshError::Feed(error) = error {
-            self.retry_after = self.retry_after.max(error.retry_after());
-        }
-    }
-
-    /// A list that is held says more than a way that does not work.
-    fn outcome(&self) -> &'static str {
-        match self.held.is_empty() {
-            true => self.label,
-            false => "Held",
-        }
-    }
-
-    /// Says what was wrong before `way` succeeded.
-    fn report(&self, source: &FeedSource, way: &Way) {
-        if !self.errors.is_empty() {
-            let (source, error) = (&source.name, self.errors.join("; "));
-            warn!(source, error, served_by = %way, "not every way to the list is good");
-        }
     }
 }
 
@@ -467,11 +342,6 @@ fn due_now(jobs: &mut [Job], which: impl Fn(&Job) -> bool) {
     }
 }
 
-fn is_local(job: &Job) -> bool {
-    let mut ways = job.source.ways.iter();
-    ways.any(|way| matches!(way.place, Location::File(_)))
-}
-
 /// Watches the files that are sources; the schedule looks at them as well.
 fn watch_files(ranges: &Ranges) -> Option<Watch> {
     let ways = ranges.sources.iter().flat_map(|source| &source.value.ways);
@@ -483,7 +353,7 @@ fn watch_files(ranges: &Ranges) -> Option<Watch> {
     if files.is_empty() {
         return None;
     }
-    match Watch::new(files) {
+    match Watch::new(&files) {
         Ok(watch) => Some(watch),
         Err(error) => {
             warn!(%error, "files are not watched, only looked at when they are due");
@@ -506,10 +376,6 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-fn whole(pause: Duration) -> Duration {
-    Duration::from_secs(pause.as_secs())
-}
-
 /// Why a way did not lead to new ranges.
 #[derive(Debug, thiserror::Error)]
 enum RefreshError {
@@ -530,5 +396,40 @@ impl RefreshError {
             Self::Rejected(_) | Self::Full(_) => "Rejected",
             Self::Snapshot(_) => "NotSaved",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passed_is_by_our_own_clock_and_before_our_time_no_more_than_an_interval() {
+        let interval = Duration::from_secs(6 * 3600);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let list = |origin| List {
+            source: "a".to_owned(),
+            known: Known::new(RangeSet::default()),
+            origin,
+        };
+        let way = "a".to_owned();
+        let fetched = list(Origin::Fetched { way, at });
+        let hour = Duration::from_secs(3600);
+        let year = hour * 24 * 365;
+        let before = |now| passed(None, Some(&fetched), now, interval);
+
+        assert_eq!(before(at + hour), hour);
+        assert_eq!(before(at + year), interval);
+        assert_eq!(before(at - year), Duration::ZERO);
+        let baseline = list(Origin::Baseline);
+        assert_eq!(passed(None, Some(&baseline), at, interval), Duration::ZERO);
+        assert_eq!(passed(None, None, at, interval), Duration::ZERO);
+
+        let taken = Some(Instant::now());
+        tokio::time::advance(hour * 30).await;
+        assert_eq!(
+            passed(taken, Some(&fetched), at + year, interval),
+            hour * 30
+        );
     }
 }

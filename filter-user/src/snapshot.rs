@@ -109,6 +109,9 @@ pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), Snap
         source,
     };
     let text = Document::text(in_force).map_err(|error| blame(error.into()))?;
+    if text.len() > SIZE_MAX {
+        return Err(blame(ErrorKind::FileTooLarge.into()));
+    }
     if let Err(SnapshotError::Corrupt { problem, .. }) = read(path, limits) {
         set_aside(path, &problem);
     }
@@ -189,8 +192,8 @@ pub enum SnapshotError {
 
 /// The name of the ranges that stand in the configuration.
 const FIXED: &str = "static";
-/// Bytes that are read at most; 4,096 ranges take less than half of it.
-const SIZE_MAX: usize = 1 << 20;
+/// Bytes that are read and written at most; a source's 4,096 ranges take about 100 KiB.
+const SIZE_MAX: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests;

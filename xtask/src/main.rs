@@ -10,6 +10,7 @@ mod build;
 mod check;
 mod exec;
 mod fuzz;
+mod ranges_baseline;
 mod run;
 mod setup;
 mod test;
@@ -32,6 +33,8 @@ enum Command {
     Build(build::Options),
     /// Let a fuzzer look for an input that a target fails on.
     Fuzz(fuzz::Options),
+    /// Rewrite the ranges that are embedded, from a file or URL, and show what changes.
+    RangesBaseline(ranges_baseline::Options),
     /// Start the lab: a protected origin, an edge and a stranger in network namespaces.
     Run(run::Options),
     /// Run every test: on the host, in the kernel, and in network namespaces.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Build(options) => build::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::RangesBaseline(options) => ranges_baseline::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => check::run(),

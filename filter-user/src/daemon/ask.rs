@@ -1,7 +1,6 @@
 //! The commands' side of the status sockets: what running roles say of themselves, and what a filter
 //! on trial is told.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -141,14 +140,9 @@ pub(super) fn idle_ranges(config: &Config) -> IdleRanges {
 ///
 /// Returns why it cannot be told, or that it does not come to an end.
 pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
-    let before: BTreeMap<_, _> = ranges_role(paths)?
-        .into_iter()
-        .map(|refresh| (refresh.source, refresh.attempts))
-        .collect();
+    let before = ranges_role(paths)?;
     signal(&socket(paths, Role::Ranges), Signal::ALARM)?;
-    until(paths, |refresh| {
-        refresh.attempts > before.get(&refresh.source).copied().unwrap_or(0)
-    })
+    attempted_since(paths, &before)
 }
 
 /// The sources with a list that is held.
@@ -169,11 +163,18 @@ pub fn held(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
 ///
 /// # Errors
 ///
-/// Returns why the role cannot be told, or that it is not done.
+/// Returns why the role cannot be told, or why it has not.
 pub fn approve(paths: &Paths) -> Result<(), StartError> {
+    let before = held(paths)?;
     signal(&socket(paths, Role::Ranges), Signal::USR2)?;
-    until(paths, |refresh| refresh.held.is_none())?;
-    Ok(())
+    let after = attempted_since(paths, &before)?;
+    match after.into_iter().find(|refresh| refresh.held.is_some()) {
+        Some(refresh) => Err(StartError::StillHeld {
+            name: refresh.source,
+            error: refresh.error.unwrap_or_default(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// What became of each source, as the ranges role says.
@@ -188,14 +189,18 @@ fn ranges_role(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
     }
 }
 
-/// Looks until every source is as wanted.
-fn until(
+/// Looks until each of these sources was tried once more, and returns what became of them.
+fn attempted_since(
     paths: &Paths,
-    is_wanted: impl Fn(&RefreshStatus) -> bool,
+    before: &[RefreshStatus],
 ) -> Result<Vec<RefreshStatus>, StartError> {
     for _ in 0..REFRESH_LOOKS {
-        let now = ranges_role(paths)?;
-        if now.iter().all(&is_wanted) {
+        let mut now = ranges_role(paths)?;
+        now.retain(|now| {
+            let mut before = before.iter();
+            before.any(|old| old.source == now.source && old.attempts < now.attempts)
+        });
+        if now.len() == before.len() {
             return Ok(now);
         }
         thread::sleep(LOOK);

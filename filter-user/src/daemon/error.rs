@@ -120,6 +120,14 @@ pub enum StartError {
     /// There is nothing to approve.
     #[error("no list is held, so there is nothing to approve")]
     NothingHeld,
+    /// What was approved cannot be taken in.
+    #[error("the list of `{name}` is approved, but still held: {error}")]
+    StillHeld {
+        /// The name of the source.
+        name: String,
+        /// Why, in the words of the ranges role.
+        error: String,
+    },
     /// The role that fetches ranges cannot be asked.
     #[error("the ranges role does not answer; does it run? `pullgate run --only ranges` starts it")]
     NoRangesRole {
@@ -168,6 +176,7 @@ impl StartError {
             | Self::Bind { .. }
             | Self::TaskEnded
             | Self::NoRangesRole { .. }
+            | Self::StillHeld { .. }
             | Self::TrialGoesOn
             | Self::Signals { .. } => EX_SOFTWARE,
         }

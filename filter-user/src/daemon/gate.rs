@@ -47,7 +47,7 @@ impl GateRole {
         raise_descriptor_limit(config.max_connections);
         let gate = Arc::new(gate);
         let looking = Arc::clone(&gate);
-        tasks.spawn(async move { looking.look_out().await });
+        tasks.spawn(async move { looking.sightings().follow().await });
         let connections = TaskTracker::new();
         for listener in listeners {
             let (gate, connections) = (Arc::clone(&gate), connections.clone());

@@ -112,7 +112,7 @@ impl Plan {
 
         let mut policies = self.policies.map(|policies| (policies, bound));
         for (role, listener) in listeners {
-            let mut view = View::new(role, config, &self.metrics, &in_force);
+            let mut view = View::new(role, running.config.subscribe(), &self.metrics, &in_force);
             match role {
                 Role::Filter => {
                     let filter = FilterRole::start(

@@ -27,7 +27,7 @@ use crate::xdp::{Filter, Rung};
 /// What a role's status is made from.
 pub(super) struct View {
     role: Role,
-    config: Arc<Config>,
+    config: watch::Receiver<Arc<Config>>,
     metrics: Metrics,
     in_force: watch::Receiver<Arc<InForce>>,
     pub(super) filter: Option<FilterRole>,
@@ -39,13 +39,13 @@ pub(super) struct View {
 impl View {
     pub(super) fn new(
         role: Role,
-        config: &Arc<Config>,
+        config: watch::Receiver<Arc<Config>>,
         metrics: &Metrics,
         in_force: &watch::Receiver<Arc<InForce>>,
     ) -> Self {
         Self {
             role,
-            config: Arc::clone(config),
+            config,
             metrics: metrics.clone(),
             in_force: in_force.clone(),
             filter: None,
@@ -62,7 +62,7 @@ impl View {
         let mut warnings = Vec::new();
         let mut details = Vec::new();
         self.describe_lists(&mut warnings);
-        if self.config.ranges.limits.documentation == Documentation::Accept {
+        if self.config.borrow().ranges.limits.documentation == Documentation::Accept {
             warnings.push("documentation ranges are accepted (a test bed)".to_owned());
         }
         let filter = self.describe_filter(&mut warnings);
@@ -138,8 +138,8 @@ impl View {
             }
         }
         let is_absent = |name: &&String| in_force.list(name).is_none();
-        let names = self
-            .config
+        let config = self.config.borrow();
+        let names = config
             .ranges
             .sources
             .iter()
@@ -323,7 +323,7 @@ impl View {
     }
 
     fn sightings(&self) -> Vec<SightingStatus> {
-        let sightings = self.gate.iter().flat_map(|gate| gate.sightings());
+        let sightings = self.gate.iter().flat_map(|gate| gate.sightings().report());
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let statuses = sightings.map(|sighting| SightingStatus {
             range: sighting.range,

@@ -74,8 +74,7 @@ impl Gate {
             resumed = peer.resumed(), "client certificate presented and verified"
         );
 
-        let is_listed = |address| self.in_force.borrow().lists_address(address);
-        self.sightings.note(client.ip(), is_listed);
+        let _visit = self.sightings.visit(client.ip());
 
         let dial_deadline = deadline.min(Instant::now() + self.limits.connect);
         let upstream = timeout_at(dial_deadline, upstream::dial(policy, &peer, ends)).await;

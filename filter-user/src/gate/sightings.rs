@@ -1,18 +1,29 @@
 //! Sightings: which ranges that vanished from the published lists authenticated connections still
 //! come from. Without an answer to that, a range that is in use could be let go.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ranges::InForce;
 
 /// What was seen of vanished ranges since they are known to have vanished.
+pub struct Sightings {
+    in_force: watch::Receiver<Arc<InForce>>,
+    state: Mutex<State>,
+}
+
 #[derive(Default)]
-pub struct Sightings(Mutex<Vec<Watched>>);
+struct State {
+    watched: Vec<Watched>,
+    /// Authenticated connections that are open, by source.
+    open: HashMap<IpAddr, usize>,
+}
 
 struct Watched {
     range: IpNet,
@@ -27,15 +38,36 @@ pub struct Sighting {
     pub range: IpNet,
     /// For how long it is looked out for.
     pub watched: Duration,
-    /// How long ago an authenticated connection came from it, if one did.
+    /// How long ago an authenticated connection from it was open, if one was.
     pub seen_ago: Option<Duration>,
 }
 
 impl Sightings {
+    /// Nothing was seen yet.
+    #[must_use]
+    pub fn new(in_force: watch::Receiver<Arc<InForce>>) -> Self {
+        Self {
+            in_force,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Looks out for the ranges that have vanished, as they change.
+    pub async fn follow(&self) {
+        let mut in_force = self.in_force.clone();
+        loop {
+            let now = Arc::clone(&in_force.borrow_and_update());
+            self.look_out(&now);
+            if in_force.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Looks out for the ranges that have vanished now, and for no others.
-    pub fn look_out(&self, in_force: &InForce) {
-        let mut watched = self.lock();
-        let mut old = std::mem::take(&mut *watched);
+    fn look_out(&self, in_force: &InForce) {
+        let watched = &mut self.lock().watched;
+        let mut old = std::mem::take(watched);
         for range in in_force.vanished() {
             let found = old.iter().position(|old| old.range == range);
             watched.push(match found {
@@ -49,26 +81,25 @@ impl Sightings {
         }
     }
 
-    /// Notes an authenticated connection, unless a range that is still listed explains it.
-    pub fn note(&self, client: IpAddr, is_listed: impl FnOnce(IpAddr) -> bool) {
-        let mut watched = self.lock();
+    /// Notes an authenticated connection, for as long as the visit is held.
+    pub fn visit(&self, client: IpAddr) -> Visit<'_> {
         let client = client.to_canonical();
-        // Almost always nothing has vanished, and this is all that it costs.
-        let holds = |watched: &Watched| watched.range.contains(&client);
-        if !watched.iter().any(holds) || is_listed(client) {
-            return;
-        }
-        let now = Instant::now();
-        for watched in watched.iter_mut().filter(|watched| holds(watched)) {
-            watched.seen = Some(now);
+        let mut state = self.lock();
+        *state.open.entry(client).or_default() += 1;
+        self.see([client].into_iter(), &mut state);
+        Visit {
+            sightings: self,
+            client,
         }
     }
 
     /// What was seen so far.
     #[must_use]
     pub fn report(&self) -> Vec<Sighting> {
-        let watched = self.lock();
-        let sightings = watched.iter().map(|watched| Sighting {
+        let mut state = self.lock();
+        let open: Vec<_> = state.open.keys().copied().collect();
+        self.see(open.into_iter(), &mut state);
+        let sightings = state.watched.iter().map(|watched| Sighting {
             range: watched.range,
             watched: watched.since.elapsed(),
             seen_ago: watched.seen.map(|seen| seen.elapsed()),
@@ -76,11 +107,46 @@ impl Sightings {
         sightings.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Watched>> {
-        // Whoever panicked while he held it has left a list that is whole.
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Notes that these clients are here now, unless a range that is still listed explains them.
+    fn see(&self, clients: impl Iterator<Item = IpAddr>, state: &mut State) {
+        // Almost always nothing has vanished, and this is all that it costs.
+        if state.watched.is_empty() {
+            return;
+        }
+        let in_force = Arc::clone(&self.in_force.borrow());
+        let now = Instant::now();
+        for client in clients {
+            let holds = |watched: &&mut Watched| watched.range.contains(&client);
+            let mut watched = state.watched.iter_mut().filter(holds).peekable();
+            if watched.peek().is_some() && !in_force.lists_address(client) {
+                watched.for_each(|watched| watched.seen = Some(now));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whoever panicked while he held it has left lists that are whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An authenticated connection that is open.
+#[must_use]
+pub struct Visit<'a> {
+    sightings: &'a Sightings,
+    client: IpAddr,
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let state = &mut self.sightings.lock();
+        self.sightings.see([self.client].into_iter(), state);
+        if let Some(count) = state.open.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                state.open.remove(&self.client);
+            }
+        }
     }
 }
 
@@ -91,14 +157,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_connections_that_no_listed_range_explains_keep_a_vanished_one() {
-        let sightings = Sightings::default();
-        let in_force = in_force("64.16.0.0/12\n64.16.0.0/13", &["64.16.0.0/12"]);
-        let is_listed = |address| in_force.lists_address(address);
-        sightings.look_out(&in_force);
+        let sightings = sightings("64.16.0.0/12\n64.16.0.0/13", &["64.16.0.0/12"]);
 
-        sightings.note("64.16.0.1".parse().unwrap(), is_listed);
+        drop(sightings.visit("64.16.0.1".parse().unwrap()));
         assert_eq!(sightings.report()[0].seen_ago, None);
-        sightings.note("64.24.0.1".parse().unwrap(), is_listed);
+        drop(sightings.visit("::ffff:64.24.0.1".parse().unwrap()));
         tokio::time::advance(Duration::from_secs(7)).await;
 
         let sighting = sightings.report()[0];
@@ -106,15 +169,39 @@ mod tests {
         assert_eq!(sighting.watched, Duration::from_secs(7));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_seen_for_as_long_as_it_is_open() {
+        let sightings = sightings("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
+        let hour = Duration::from_secs(3600);
+
+        let visits = [(); 2].map(|()| sightings.visit("64.0.1.1".parse().unwrap()));
+        for visit in visits {
+            tokio::time::advance(hour).await;
+            assert_eq!(sightings.report()[0].seen_ago, Some(Duration::ZERO));
+            drop(visit);
+        }
+        tokio::time::advance(hour).await;
+
+        assert_eq!(sightings.report()[0].seen_ago, Some(hour));
+        assert!(sightings.lock().open.is_empty());
+    }
+
     #[test]
     fn a_range_that_returns_is_not_looked_out_for_any_more() {
-        let sightings = Sightings::default();
-        sightings.look_out(&in_force("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]));
+        let sightings = sightings("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
         assert_eq!(sightings.report().len(), 1);
 
         sightings.look_out(&in_force("64.0.0.0/24\n64.0.1.0/24", &[]));
 
         assert_eq!(sightings.report(), []);
+    }
+
+    fn sightings(text: &str, vanished: &[&str]) -> Sightings {
+        let in_force = in_force(text, vanished);
+        let (_sender, receiver) = watch::channel(Arc::new(in_force.clone()));
+        let sightings = Sightings::new(receiver);
+        sightings.look_out(&in_force);
+        sightings
     }
 
     fn in_force(text: &str, vanished: &[&str]) -> InForce {

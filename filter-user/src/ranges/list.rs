@@ -319,6 +319,8 @@ const EXCERPT: usize = 48;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -435,6 +437,35 @@ mod tests {
         let feed = Feed::parse(body, &Format::CloudFront).unwrap();
 
         assert_eq!(feed.ranges(), ["13.124.199.0/24".parse().unwrap()]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_the_parser_panic(
+            body in prop::collection::vec(any::<u8>(), 0..200),
+            splice in "[\\[\\]{}:,\"/.0-9a-f\n\r \u{feff}]{0,60}",
+            at in 0_usize..400,
+        ) {
+            let good = api(true, "[\"131.0.72.0/22\"]");
+            let mut spoilt = good.into_bytes();
+            let at = at.min(spoilt.len());
+            spoilt.splice(at..at, splice.bytes());
+            let pointers = ["/result/ipv4_cidrs", "", "/result"].map(str::to_owned).to_vec();
+            let formats = [
+                Format::Cloudflare,
+                Format::Jdcloud,
+                Format::Pointers(pointers),
+                Format::CloudFront,
+            ];
+            for format in &formats {
+                for body in [&body, &spoilt, splice.as_bytes()] {
+                    if let Ok(feed) = Feed::parse(body, format) {
+                        // What parses is in its one spelling.
+                        prop_assert!(feed.ranges().iter().all(|range| *range == range.trunc()));
+                    }
+                }
+            }
+        }
     }
 
     fn refusal(body: &str) -> String {

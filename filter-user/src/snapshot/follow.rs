@@ -30,10 +30,11 @@ impl Follower {
     ///
     /// Returns why the directory cannot be watched.
     pub fn new(path: PathBuf, config: watch::Receiver<Arc<Config>>) -> Result<Self, SnapshotError> {
-        let watch = Watch::new(vec![path.clone()]).map_err(|source| SnapshotError::Watch {
-            path: file::directory(&path).to_owned(),
-            source,
-        })?;
+        let watch =
+            Watch::new(std::slice::from_ref(&path)).map_err(|source| SnapshotError::Watch {
+                path: file::directory(&path).to_owned(),
+                source,
+            })?;
         // Read only after the watch began, so that no change falls between.
         let in_force = or_baseline(&path, &config.borrow())?;
         Ok(Self {
