@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
@@ -524,6 +525,31 @@ fn an_address_is_shown_with_the_rule_that_decides() {
         lab.pullgate(&["ranges", "show", "localhost"]).status.code(),
         Some(64)
     );
+}
+
+#[test]
+fn who_may_not_read_the_snapshot_is_not_told_something_else() {
+    let lab = Lab::start(&Plan::default());
+    let mut command = lab.network.command(Host::Origin, "setpriv");
+    command.args([
+        "--reuid",
+        "1",
+        "--regid",
+        "1",
+        "--clear-groups",
+        "--inh-caps",
+        "-all",
+    ]);
+    // Temporary directories are their maker's own.
+    let directory = lab.network.path("");
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+
+    let command = command.arg(binary()).arg("--config").arg(&lab.config);
+    let output = command.args(["ranges", "list"]).output().unwrap();
+
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(77), "{error}");
+    assert!(error.contains("ranges.json: Permission denied"), "{error}");
 }
 
 #[test]

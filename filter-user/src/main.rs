@@ -15,8 +15,9 @@ use pullgate::daemon::{self, LoadError, OwnConnection, StartError, load};
 use pullgate::explain::{self, ExplainError};
 use pullgate::ranges::export::export;
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
+use pullgate::snapshot::{self, SnapshotError};
 use pullgate::xdp::{self, XdpError};
-use pullgate::{listing, refresh, snapshot};
+use pullgate::{listing, refresh};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -106,11 +107,13 @@ fn paths(file: &Path) -> Paths {
 fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result<ExitCode> {
     let in_force = || match snapshot::load(&config.paths.snapshot(), &config.ranges) {
         Ok(in_force) => Ok(in_force),
-        Err(error) => {
+        // As a role does that starts now.
+        Err(error @ SnapshotError::Corrupt { .. }) => {
             let text = chain(&error);
             complain(&format!("pullgate: {text}; going by the embedded baseline"));
             snapshot::baseline(&config.ranges)
         }
+        Err(error) => Err(error),
     };
     match command {
         RangesCommand::List => show_all(&listing::list(&in_force()?), json)?,
@@ -132,6 +135,9 @@ fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result
         }
         RangesCommand::Refresh => {
             let refreshed = daemon::refresh(&config.paths)?;
+            if refreshed.is_empty() && !json {
+                say("there is no source to ask: `ranges.static` alone is in force")?;
+            }
             show_all(&refreshed, json)?;
             if refreshed.iter().any(|refresh| refresh.error.is_some()) {
                 return Ok(ExitCode::FAILURE);
@@ -188,6 +194,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         return error.exit_code();
     }
     if let Some(error) = error.downcast_ref::<XdpError>() {
+        return error.exit_code();
+    }
+    if let Some(error) = error.downcast_ref::<SnapshotError>() {
         return error.exit_code();
     }
     let start = error.downcast_ref::<StartError>();

@@ -22,7 +22,7 @@ use crate::file;
 use crate::ranges::{
     self, Families, InForce, Known, Limits, List, ListError, Origin, RangeSet, Rejection,
 };
-use crate::report::chain;
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, chain};
 
 /// The ranges that are in force without a snapshot: those of the configuration, and the embedded
 /// ones for sources that they are the baseline of.
@@ -188,6 +188,20 @@ pub enum SnapshotError {
         /// Why not.
         source: notify::Error,
     },
+}
+
+impl SnapshotError {
+    /// The exit code for this error: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
+            Self::Union(_) => EX_CONFIG,
+            Self::Baseline(_) | Self::Io { .. } | Self::Corrupt { .. } | Self::Watch { .. } => {
+                EX_SOFTWARE
+            }
+        }
+    }
 }
 
 /// The name of the ranges that stand in the configuration.

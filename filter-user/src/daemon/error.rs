@@ -171,8 +171,8 @@ impl StartError {
             Self::NotConfirmed | Self::RefreshGoesOn => EX_TEMPFAIL,
             Self::NothingHeld | Self::NothingOnTrial | Self::TrialWithoutFilter => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),
-            Self::Snapshot(_)
-            | Self::Socket { .. }
+            Self::Snapshot(error) => error.exit_code(),
+            Self::Socket { .. }
             | Self::Bind { .. }
             | Self::TaskEnded
             | Self::NoRangesRole { .. }
