@@ -1,6 +1,6 @@
 //! pullgate as a process: started, watched by its log events, signalled, killed.
 
-use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -42,7 +42,7 @@ impl Pullgate {
             std::fs::remove_file(&notify).unwrap();
         }
         let ready = UnixDatagram::bind(&notify).unwrap();
-        ready.set_read_timeout(Some(PATIENCE)).unwrap();
+        ready.set_read_timeout(Some(PATIENCE / 100)).unwrap();
 
         let mut child = command(network, config)
             .args(["--log-format", "json", "run"])
@@ -61,9 +61,8 @@ impl Pullgate {
             }
         });
 
-        if let Err(error) = hear(&ready) {
-            panic!("{role} is not ready: {error}: {:?}", events.all());
-        }
+        let is_ready = is_ready(&ready, &mut child);
+        assert!(is_ready, "{role} is not ready: {:?}", events.all());
         let socket = network.path(format!("run/{role}.sock"));
         Self {
             child,
@@ -157,15 +156,20 @@ impl Drop for Pullgate {
     }
 }
 
-/// Waits for a word. A machine that was frozen and thawed ends waits that have a timeout, signal(7).
-fn hear(socket: &UnixDatagram) -> std::io::Result<usize> {
+/// Waits until the process says that it is ready, or ends without a word.
+fn is_ready(socket: &UnixDatagram, child: &mut Child) -> bool {
+    let deadline = Instant::now() + PATIENCE;
     let mut word = [0; 64];
-    loop {
-        match socket.recv(&mut word) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            heard => return heard,
+    while Instant::now() < deadline {
+        // A machine that was frozen and thawed ends waits as well, signal(7).
+        if socket.recv(&mut word).is_ok() {
+            return true;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
         }
     }
+    false
 }
 
 /// Runs `pullgate` in the origin to its end.

@@ -1,5 +1,6 @@
 //! Why there is no list.
 
+use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,9 +11,12 @@ use crate::ranges::ListError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FeedError {
-    /// The server cannot be reached or trusted, or broke off.
+    /// The server cannot be reached, or broke off.
     #[error("no answer")]
     Request(#[source] reqwest::Error),
+    /// The server is not who it should be: somebody may be in between.
+    #[error("the server cannot be trusted")]
+    Untrusted(#[source] reqwest::Error),
     /// The whole answer did not come in time.
     #[error("no whole answer in time")]
     Timeout,
@@ -65,6 +69,7 @@ impl FeedError {
         match self {
             Self::Request(error) if error.is_timeout() => "Timeout",
             Self::Request(_) => "NoAnswer",
+            Self::Untrusted(_) => "Untrusted",
             Self::Timeout => "Timeout",
             Self::Redirected { .. } => "Redirected",
             Self::Status { .. } => "BadStatus",
@@ -82,6 +87,7 @@ impl FeedError {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
             Self::Request(_)
+            | Self::Untrusted(_)
             | Self::Timeout
             | Self::Redirected { .. }
             | Self::Encoded
@@ -94,7 +100,11 @@ impl FeedError {
 
     /// Without the URL, which may hold a secret; who asked knows where he did.
     pub(super) fn request(error: reqwest::Error) -> Self {
-        Self::Request(error.without_url())
+        let error = error.without_url();
+        match blames_certificate(&error) {
+            true => Self::Untrusted(error),
+            false => Self::Request(error),
+        }
     }
 
     pub(super) fn file(path: &Path, source: io::Error) -> Self {
@@ -103,4 +113,17 @@ impl FeedError {
             source,
         }
     }
+}
+
+/// Whether the reason, somewhere beneath, is the server's certificate.
+fn blames_certificate(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // What went through a socket is wrapped, and hides behind its wrapper's message.
+    let wrapped = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| blames_certificate(wrapped))
+        || error.source().is_some_and(blames_certificate)
 }

@@ -19,6 +19,8 @@ pub struct Follower {
     config: watch::Receiver<Arc<Config>>,
     watch: Watch,
     in_force: watch::Sender<Arc<InForce>>,
+    /// What was said to be wrong already: a file that stays as it is is read every minute.
+    said: Option<String>,
 }
 
 impl Follower {
@@ -42,6 +44,7 @@ impl Follower {
             config,
             watch,
             in_force: watch::Sender::new(Arc::new(in_force)),
+            said: None,
         })
     }
 
@@ -65,21 +68,24 @@ impl Follower {
             let config = Arc::clone(&self.config.borrow_and_update());
             let ranges = &config.ranges;
             let current = || self.in_force.borrow().lists().to_vec();
-            let lists = match read(&self.path, &ranges.limits) {
-                Ok(Some(lists)) => lists,
+            let (lists, refused) = match read(&self.path, &ranges.limits) {
+                Ok(Some(lists)) => (lists, None),
                 // Removed by hand, or about to be renamed into place: what is in force stays.
-                Ok(None) => current(),
-                Err(error) => {
-                    error!(error = %chain(&error), "snapshot refused, the ranges in force stay");
-                    current()
-                }
+                Ok(None) => (current(), None),
+                Err(error) => (current(), Some(error)),
             };
-            match compose(ranges, lists) {
-                Ok(in_force) => self.publish(in_force),
-                Err(error) => {
-                    error!(error = %chain(&error), "ranges refused, those in force stay");
+            let refused = match compose(ranges, lists) {
+                Ok(in_force) => {
+                    self.publish(in_force);
+                    refused
                 }
+                Err(error) => Some(error),
+            };
+            let refused = refused.map(|error| chain(&error));
+            if let Some(error) = refused.as_ref().filter(|_| refused != self.said) {
+                error!(error, "snapshot refused, the ranges in force stay");
             }
+            self.said = refused;
         }
     }
 

@@ -104,11 +104,9 @@ impl Raw {
             }
             (true, None) => Vec::new(),
             (false, None) => {
+                let cloudflare = RawSource::Way(RawWay::Preset(RawPreset(CLOUDFLARE)));
                 let place = source.place(0, "ranges.sources");
-                {
-                    let cloudflare = RawSource::Way(RawWay::Preset(RawPreset(CLOUDFLARE)));
-                    vec![convert_source(source, cloudflare, place)?]
-                }
+                vec![convert_source(source, cloudflare, place)?]
             }
             (false, Some(sources)) => convert_sources(source, sources)?,
         };
