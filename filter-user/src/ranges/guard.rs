@@ -153,6 +153,24 @@ pub(super) fn shrinks(current: &RangeSet, fetched: &RangeSet) -> Result<(), Reje
     Ok(())
 }
 
+/// Whether every address of `range` is in `set`, in one range or several.
+pub(super) fn covers(set: &RangeSet, range: &IpNet) -> bool {
+    let (first, end, intervals) = match range {
+        IpNet::V4(range) => (
+            u128::from(range.network().to_bits()),
+            u128::from(range.broadcast().to_bits()) + 1,
+            intervals_v4(&set.v4),
+        ),
+        IpNet::V6(range) => (
+            range.network().to_bits(),
+            range.broadcast().to_bits().saturating_add(1),
+            intervals_v6(&set.v6),
+        ),
+    };
+    let mut intervals = intervals.iter();
+    intervals.any(|interval| interval.0 <= first && end <= interval.1)
+}
+
 fn check_width(range: &IpNet) -> Result<(), Rejection> {
     let widest = match range {
         IpNet::V4(_) => WIDEST_V4,

@@ -2,7 +2,8 @@
 //!
 //! Additions apply at once. A removal waits until the range was missing from every list for its
 //! grace, and until nobody who was authenticated came from it in that time: Cloudflare has re-added
-//! removed ranges, and a range removed too early is an outage.
+//! removed ranges, and a range removed too early is an outage. One that was merely split or joined,
+//! so that all of its addresses are still listed, takes nothing away by going at once.
 
 use std::time::Duration;
 
@@ -140,7 +141,8 @@ impl Known {
         }
 
         let mut vanished = Vec::new();
-        for range in self.set.iter().filter(|range| !fetched.has(range)) {
+        let is_missing = |range: &IpNet| !fetched.has(range) && !guard::covers(fetched, range);
+        for range in self.set.iter().filter(is_missing) {
             let (missing_for, agreed) = match self.vanishing(&range) {
                 Some(before) => (
                     before.missing_for.saturating_add(terms.passed),

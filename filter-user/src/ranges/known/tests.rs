@@ -41,6 +41,19 @@ fn a_range_that_returns_begins_its_grace_anew() {
 }
 
 #[test]
+fn a_range_that_is_only_split_or_joined_is_not_kept() {
+    let split = "192.0.4.0/25\n192.0.4.128/25\n192.0.5.0/24\n192.0.6.0/23\n2a00::/33\n\
+        2a00:0:8000::/33";
+
+    let merged = merge(&known(FOUR), split, 0).unwrap();
+    let joined = merge(&merged, FOUR, 0).unwrap();
+
+    assert_eq!(merged.set(), &check(split));
+    assert_eq!(joined.set(), &check(FOUR));
+    assert_eq!(joined.vanished(), []);
+}
+
+#[test]
 fn a_range_that_somebody_comes_from_stays_beyond_its_grace() {
     let known = merge(&known(FOUR), THREE, 0).unwrap();
     let fourth = [fourth()];
