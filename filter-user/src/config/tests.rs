@@ -260,6 +260,7 @@ fn values_out_of_bounds_are_refused_with_their_place() {
     }
     let filter = |line: &str| error(&MINIMAL.replace("[filter]", &format!("[filter]\n{line}")));
     assert!(filter("ports = [0]").contains("port 0 does not exist"));
+    assert!(filter("udp_ports = [0]").contains("`filter.udp_ports`: port 0 does not exist"));
     assert!(filter("ports = []").contains("nothing would be protected"));
     let v4 = error(&format!("{MINIMAL}[ranges]\nmax_addresses_v4 = 7"));
     assert!(v4.contains("`ranges.max_addresses_v4`: 7 is out of bounds"));

@@ -18,8 +18,8 @@ pub(super) struct Raw {
     interfaces: Spanned<RawInterfaces>,
     #[serde(default = "https")]
     ports: Spanned<Vec<RawPort>>,
-    #[serde(default)]
-    udp_ports: Vec<u16>,
+    #[serde(default = "nothing")]
+    udp_ports: Spanned<Vec<u16>>,
     #[serde(default = "nothing")]
     destinations: Spanned<Vec<IpAddr>>,
     #[serde(default)]
@@ -138,10 +138,14 @@ impl Raw {
                 "port 22 would lock you out of this host; name only ports that Cloudflare connects to",
             ));
         }
-        if ports.contains(&0) || self.udp_ports.contains(&0) {
-            return Err(ports_at.error("port 0 does not exist; name ports from 1 to 65535"));
+        let udp_ports_at = at(self.udp_ports.span().start, "udp_ports");
+        let udp_ports = self.udp_ports.into_inner();
+        for (ports, place) in [(&ports, &ports_at), (&udp_ports, &udp_ports_at)] {
+            if ports.contains(&0) {
+                return Err(place.error("port 0 does not exist; name ports from 1 to 65535"));
+            }
         }
-        if ports.is_empty() && self.udp_ports.is_empty() {
+        if ports.is_empty() && udp_ports.is_empty() {
             return Err(
                 ports_at.error("is empty, so nothing would be protected; name a port, such as 443")
             );
@@ -158,7 +162,7 @@ impl Raw {
         Ok(Filter {
             interfaces,
             ports,
-            udp_ports: self.udp_ports,
+            udp_ports,
             destinations: self.destinations.into_inner(),
             mode: self.mode,
             fragments: self.fragments,
@@ -172,7 +176,7 @@ fn https() -> Spanned<Vec<RawPort>> {
     Spanned::new(0..0, vec![RawPort::Number(443)])
 }
 
-fn nothing() -> Spanned<Vec<IpAddr>> {
+fn nothing<T>() -> Spanned<Vec<T>> {
     Spanned::new(0..0, Vec::new())
 }
 
