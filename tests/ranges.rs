@@ -11,6 +11,7 @@ use std::process::{Output, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
+use pullgate::digest::sha256;
 use serde_json::Value;
 use tests::daemon::{Pullgate, binary};
 use tests::feed::{Answer, IPS_V4, IPS_V6, api_answer, api_answer_of};
@@ -60,9 +61,22 @@ fn a_list_that_shrinks_is_held_until_the_operator_approves() {
     assert!(shown.contains("- 104.16.0.0/13"), "{shown}");
     assert_eq!(exported(&lab).len(), 15 + 7);
 
-    let approved = lab.pullgate(&["ranges", "approve"]);
+    // Neither does a failure end the hold, nor does somebody approve what he has not seen.
+    assert_eq!(lab.refresh(Answer::Nothing)["outcome"], "NoAnswer");
+    let other = lab.pullgate(&["ranges", "approve", "0123456789abcdef01234567"]);
+    assert_eq!(other.status.code(), Some(64), "{other:?}");
+    let held = json(&lab, &["ranges", "approve", "--dry-run"]);
+    let id = held[0]["held"]["id"].as_str().unwrap();
+    let error = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        error.contains(&format!("what is held is {id}; ")),
+        "{error}"
+    );
+    let approved = lab.pullgate(&["ranges", "approve", id]);
 
     assert!(approved.status.success(), "{approved:?}");
+    assert!(text(&approved).contains("taken in: "), "{approved:?}");
+    lab.feed.answer(Answer::Body(half()));
     assert_eq!(
         lab.ranges().status()["metrics"]["pullgate_ranges_held"],
         0.0
@@ -87,6 +101,17 @@ fn a_shrinking_that_another_host_confirms_needs_no_approval() {
         assert_eq!(lab.refresh_as_it_is()["level"], "INFO");
         (exported(&lab).len() == 7 + 7).then_some(())
     });
+}
+
+#[test]
+fn the_same_host_by_another_way_is_no_second_opinion() {
+    let lab = Lab::start(&Plan {
+        sources: "[[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\", like = \"cloudflare\" }, \
+             { url = \"@FEED@/ips\", ca_file = \"@CA@\" }]]",
+        ..Plan::default()
+    });
+
+    assert_eq!(lab.refresh(Answer::Body(half()))["outcome"], "Held");
 }
 
 #[test]
@@ -158,6 +183,11 @@ fn without_an_answer_of_the_gate_nothing_goes() {
         (std::time::Instant::now() > over).then_some(())
     });
     assert_eq!(lab.refresh_as_it_is()["kept"], 1);
+    let warnings = lab.ranges().status()["warnings"].to_string();
+    assert!(
+        warnings.contains("the gate cannot say who comes from them"),
+        "{warnings}"
+    );
 
     lab.start_gate();
     eventually("the gate has looked out long enough", || {
@@ -233,6 +263,12 @@ fn a_corrupt_snapshot_is_said_set_aside_and_lets_nobody_in() {
         "{said}"
     );
 
+    let warnings = lab.filter().status()["warnings"].to_string();
+    assert!(
+        warnings.contains("the snapshot is not used: "),
+        "{warnings}"
+    );
+
     for role in [&mut lab.ranges, &mut lab.filter] {
         role.take().unwrap().kill();
     }
@@ -302,6 +338,87 @@ fn several_sources_are_one_set_and_each_range_knows_its_own() {
     eventually("its ranges are gone", || {
         (exported(&lab).len() == 15 + 7).then_some(())
     });
+}
+
+#[test]
+fn what_another_source_lists_needs_nobodys_word_to_leave_a_list() {
+    let mut lab = Lab::start(&Plan::default());
+    let [one, other] = ["one", "other"].map(|name| lab.network.path(name));
+    let both = "64.0.0.0/24\n64.0.1.0/24\n64.0.2.0/24\n64.0.3.0/24\n64.0.4.0/24\n";
+    for file in [&one, &other] {
+        fs::write(file, both).unwrap();
+    }
+    reload(
+        &mut lab,
+        "[{ file = \"@DIR@/one\", families = [\"ipv4\"], name = \"one\" }, \
+         { file = \"@DIR@/other\", families = [\"ipv4\"], name = \"other\" }]",
+    );
+    let sources = || json(&lab, &["ranges", "show", "64.0.0.1"])["rule"]["sources"].clone();
+    let both_list_it = serde_json::json!(["one", "other"]);
+    eventually("both are in force", || {
+        (sources() == both_list_it).then_some(())
+    });
+
+    fs::write(&one, both.replace("64.0.0.0/24\n", "")).unwrap();
+
+    eventually("one has it no more", || {
+        lab.ranges().signal(Signal::SIGALRM);
+        (sources() == serde_json::json!(["other"])).then_some(())
+    });
+}
+
+#[test]
+fn a_slow_source_keeps_no_other_waiting() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.feed
+        .answer_at("/slow", Answer::Drip(api_answer(&[], &[])));
+    let mark = lab.ranges().mark();
+
+    reload(
+        &mut lab,
+        "[{ url = \"@FEED@/slow\", ca_file = \"@CA@\", name = \"slow\" }, \
+         { url = \"@FEED@/ips\", ca_file = \"@CA@\", name = \"fast\" }]",
+    );
+    let slow = lab.ranges().event(mark, "the slow one fails", |event| {
+        event["source"] == "slow"
+    });
+    let events = lab.ranges().events();
+    let fast = events.iter().position(|event| event["source"] == "fast");
+    let slow = events.iter().position(|event| *event == slow);
+
+    assert!(
+        fast.is_some_and(|fast| Some(fast) < slow),
+        "{fast:?} {slow:?}"
+    );
+}
+
+#[test]
+fn a_bad_list_file_is_named_by_check_and_keeps_no_role_from_starting() {
+    let mut lab = Lab::start(&Plan::default());
+    for role in [&mut lab.ranges, &mut lab.filter] {
+        role.take().unwrap().kill();
+    }
+    fs::write(lab.network.path("own"), "foo\n").unwrap();
+    lab.configure_sources(
+        "[{ file = \"@DIR@/own\", name = \"own\" }, \
+         { url = \"@FEED@/ips\", ca_file = \"@CA@\", like = \"cloudflare\" }]",
+    );
+
+    let checked = lab.pullgate(&["check"]);
+    let error = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!(checked.status.code(), Some(78), "{error}");
+    assert!(
+        error.contains("`ranges.sources`: own: line 1: `foo` is not a CIDR range"),
+        "{error}"
+    );
+
+    lab.start_filter();
+    lab.start_ranges();
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    let refused = lab
+        .ranges()
+        .event(0, "the file is refused", |event| event["source"] == "own");
+    assert_eq!(refused["outcome"], "BadList");
 }
 
 #[test]
@@ -613,9 +730,11 @@ fn a_list_that_is_old_is_warned_of_and_then_an_alarm() {
         lab.feed.answer(Answer::Nothing);
         fs::write(&snapshot, aged(&good, age)).unwrap();
         lab.start_ranges();
-        lab.ranges().event(0, "the age is said", |event| {
-            event["level"] == level && event["message"].to_string().contains("not confirmed")
+        let said = lab.ranges().event(0, "the age is said", |event| {
+            let message = event["message"].to_string();
+            message.contains("not confirmed") || message.contains("in the future")
         });
+        assert_eq!(said["level"], level, "{said}");
 
         let status = eventually("the filter knows", || {
             let status = lab.filter().status();
@@ -661,7 +780,7 @@ fn the_filter_is_up_before_the_feed_is_asked() {
 
 fn two_ways(grace: &'static str) -> Plan {
     Plan {
-        sources: "[[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }, \
+        sources: "[[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\", like = \"cloudflare\" }, \
              { url = \"@MIRROR@/ips\", ca_file = \"@CA@\" }]]",
         grace,
         ..Plan::default()
@@ -715,8 +834,7 @@ fn aged(snapshot: &str, age: i32) -> String {
     let sources = &mut document["sources"];
     let at = sources[0]["fetched_at"].as_i64().unwrap() - i64::from(age);
     sources[0]["fetched_at"] = at.into();
-    document["checksum"] =
-        format!("{:08x}", crc32fast::hash(&ordered(&document["sources"]))).into();
+    document["checksum"] = sha256(&ordered(&document["sources"])).into();
     document.to_string()
 }
 

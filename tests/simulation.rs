@@ -16,7 +16,7 @@ use tests::PATIENCE;
 use tests::feed::{API, Answer, Feed, IPS_V4, IPS_V6, api_answer_of};
 use tests::net::{Host, Network};
 use tests::pki::Pki;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 #[test]
@@ -26,6 +26,7 @@ fn seventy_two_hours_of_a_hostile_feed_end_with_exactly_the_right_set() {
     let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Nothing);
     let (mut taken, mut refused) = (0, 0);
     for seed in 0..SEEDS {
+        std::fs::create_dir(network.path(format!("state-{seed}"))).unwrap();
         let config = configuration(&network, &feed, seed);
         let counts = on_paused_time(&network, simulate(&feed, config, seed));
         taken += counts.0;
@@ -46,6 +47,7 @@ fn a_wall_clock_that_is_set_back_and_forth_takes_nothing_from_the_grace() {
     let less: Vec<_> = IPS_V4.lines().filter(|net| *net != LOST).collect();
     let less = api_answer_of(&less, &IPS_V6.lines().collect::<Vec<_>>());
     let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(less));
+    std::fs::create_dir(network.path("state-0")).unwrap();
     let config = configuration(&network, &feed, 0);
     on_paused_time(&network, async {
         let mut run = Run::start(config);
@@ -71,6 +73,82 @@ fn a_wall_clock_that_is_set_back_and_forth_takes_nothing_from_the_grace() {
             }
         }
         assert!(run.attempts > 3);
+    });
+}
+
+#[test]
+fn restarts_while_the_wall_clock_jumps_end_no_grace() {
+    let network = Arc::new(Network::new());
+    let pki = Pki::new(&network.path("pki"));
+    let less: Vec<_> = IPS_V4.lines().filter(|net| *net != LOST).collect();
+    let less = api_answer_of(&less, &IPS_V6.lines().collect::<Vec<_>>());
+    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(less));
+    std::fs::create_dir(network.path("state-0")).unwrap();
+    for round in 0..10 {
+        // A year each time, as if the clock had been wrong while the role did not run.
+        WALL_CLOCK.store(1_700_000_000 + round * 31_536_000, Ordering::Relaxed);
+        let config = configuration(&network, &feed, 0);
+        on_paused_time(&network, async {
+            let mut run = Run::start(config);
+            run.attempt().await;
+            assert!(run.in_force().contains(LOST), "{round}");
+        });
+    }
+}
+
+#[test]
+fn a_reload_counts_for_the_refresh_that_comes_with_it() {
+    let network = Arc::new(Network::new());
+    let pki = Pki::new(&network.path("pki"));
+    let many: Vec<_> = (0..80).map(|n| format!("64.0.{n}.0/24")).collect();
+    let many: Vec<_> = IPS_V4
+        .lines()
+        .chain(many.iter().map(String::as_str))
+        .collect();
+    let many = api_answer_of(&many, &IPS_V6.lines().collect::<Vec<_>>());
+    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(many));
+    std::fs::create_dir(network.path("state-0")).unwrap();
+    let with = |entries: usize| {
+        let mut config = configuration(&network, &feed, 0);
+        config.ranges.limits.entries = entries;
+        config
+    };
+    on_paused_time(&network, async {
+        let mut run = Run::start(with(4096));
+        assert_eq!(run.attempt().await.outcome, "Changed");
+        for _ in 0..20 {
+            for (entries, outcome) in [(64, "Rejected"), (4096, "Unchanged")] {
+                run.config.send_replace(Arc::new(with(entries)));
+                run.wake.notify_one();
+                assert_eq!(run.attempt().await.outcome, outcome);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_that_somebody_removes_or_spoils_is_written_anew() {
+    let network = Arc::new(Network::new());
+    let pki = Pki::new(&network.path("pki"));
+    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Nothing);
+    std::fs::create_dir(network.path("state-0")).unwrap();
+    let config = configuration(&network, &feed, 0);
+    play(&feed, &mut fastrand::Rng::with_seed(0), HOUR * 72);
+    on_paused_time(&network, async {
+        let mut run = Run::start(config);
+        run.attempt().await;
+        let whole = std::fs::read(&run.snapshot).unwrap();
+        let aside = run.snapshot.with_extension("json.corrupt");
+
+        std::fs::remove_file(&run.snapshot).unwrap();
+        run.wait_for_a_look().await;
+        assert_eq!(std::fs::read(&run.snapshot).unwrap(), whole);
+        assert!(!aside.exists());
+
+        std::fs::write(&run.snapshot, "{").unwrap();
+        run.wait_for_a_look().await;
+        assert_eq!(std::fs::read(&run.snapshot).unwrap(), whole);
+        assert_eq!(std::fs::read(aside).unwrap(), b"{");
     });
 }
 
@@ -118,6 +196,8 @@ struct Run {
     next: Instant,
     told: watch::Receiver<Vec<Progress>>,
     config: watch::Sender<Arc<Config>>,
+    wake: Arc<Notify>,
+    _approve: mpsc::Sender<Vec<Progress>>,
     snapshot: PathBuf,
 }
 
@@ -131,17 +211,19 @@ struct Attempt {
 impl Run {
     fn start(config: Config) -> Self {
         let snapshot = config.paths.snapshot();
-        let before = snapshot::baseline(&config.ranges).unwrap();
+        let before = snapshot::load(&snapshot, &config.ranges).unwrap();
         let (config, receiver) = watch::channel(Arc::new(config));
         let (progress, told) = watch::channel(Vec::new());
+        let (approve, approvals) = mpsc::channel(1);
+        let wake = Arc::new(Notify::new());
         let refresher = Refresher {
             config: receiver,
             metrics: Metrics::default(),
             now: wall_clock,
             snapshot: snapshot.clone(),
-            idle: Arc::new(|_grace| None),
-            wake: Arc::new(Notify::new()),
-            approve: Arc::new(Notify::new()),
+            idle: Arc::new(|_config, _grace| None),
+            wake: Arc::clone(&wake),
+            approvals,
             progress,
         };
         // It ends with the runtime.
@@ -153,6 +235,8 @@ impl Run {
             next: begin,
             told,
             config,
+            wake,
+            _approve: approve,
             snapshot,
         }
     }
@@ -180,6 +264,12 @@ impl Run {
         let pause = self.next.saturating_duration_since(Instant::now());
         tokio::time::advance(pause).await;
         self.attempt().await
+    }
+
+    /// Lets the time pass in which the task looks at the snapshot.
+    async fn wait_for_a_look(&self) {
+        tokio::time::advance(Duration::from_secs(61)).await;
+        tokio::task::yield_now().await;
     }
 
     /// The set in force, as everybody reads it from disk.
@@ -304,10 +394,10 @@ fn in_force(snapshot: &Path, config: &Config) -> BTreeSet<&'static str> {
 }
 
 fn configuration(network: &Network, feed: &Feed, seed: u64) -> Config {
-    std::fs::create_dir(network.path(format!("state-{seed}"))).unwrap();
     let text = format!(
         "[paths]\nstate = \"state-{seed}\"\n[filter]\ninterfaces = \"auto\"\n\
-         [ranges]\nsources = [{{ url = \"{}\", ca_file = \"pki/web-ca.pem\" }}]\n",
+         [ranges]\nsources = [{{ url = \"{}\", ca_file = \"pki/web-ca.pem\", \
+         like = \"cloudflare\" }}]\n",
         feed.url(API)
     );
     let file: PathBuf = network.path("pullgate.toml");

@@ -69,7 +69,7 @@ pub enum Command {
 }
 
 /// What to do with the ranges.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum RangesCommand {
     /// List the ranges in force, and where each came from.
     List,
@@ -84,6 +84,8 @@ pub enum RangesCommand {
     Refresh,
     /// Show a list that would remove many ranges and is held, and let it be taken in.
     Approve {
+        /// The list that is meant, as the command shows it; whatever is held, if none is named.
+        id: Vec<String>,
         /// Show it only.
         #[arg(long)]
         dry_run: bool,

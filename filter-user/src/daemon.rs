@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 
 pub use self::ask::{approve, confirm, end_trial, held, refresh, status, status_without, stay};
@@ -33,6 +33,7 @@ use self::plan::Plan;
 use self::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
+use crate::refresh::Progress;
 use crate::report::chain;
 use crate::telemetry::Metrics;
 
@@ -43,6 +44,7 @@ use crate::telemetry::Metrics;
 /// Returns the first thing that would keep a role from starting.
 pub fn check(config: &Config) -> Result<(), StartError> {
     plan::examine(config, &described(config), &Metrics::default())?;
+    plan::examine_sources(&config.ranges)?;
     Ok(())
 }
 
@@ -52,11 +54,14 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 ///
 /// Returns why the file cannot be read or used.
 pub fn load(file: &Path) -> Result<Config, LoadError> {
-    let text = std::fs::read_to_string(file).map_err(|source| LoadError::Read {
+    let blame = |source| LoadError::Read {
         path: file.to_owned(),
         source,
-    })?;
-    Ok(Config::parse(file, &text)?)
+    };
+    let text = std::fs::read_to_string(file).map_err(blame)?;
+    // Whatever the file names is named by one path, wherever a command is called.
+    let file = std::path::absolute(file).map_err(blame)?;
+    Ok(Config::parse(&file, &text)?)
 }
 
 /// Where things live, by a configuration file that cannot be used.
@@ -125,8 +130,10 @@ struct Running {
     sockets: Sockets,
     /// Notified to refresh the ranges at once.
     wake: Arc<Notify>,
-    /// Notified to take in a list that is held.
-    approve: Arc<Notify>,
+    /// Where what is held goes to be taken in.
+    approvals: mpsc::Sender<Vec<Progress>>,
+    /// What became of each source, if the ranges role runs here.
+    progress: Option<watch::Receiver<Vec<Progress>>>,
     filter: Option<FilterRole>,
     gate: Option<GateRole>,
     /// The configuration in force.
@@ -146,6 +153,17 @@ impl Running {
         tokio::time::sleep(trial).await;
         if !filter.state().filter.is_on_trial() {
             std::future::pending().await
+        }
+    }
+
+    /// Approves the lists that are held at this moment, and none that comes later.
+    fn approve(&self) {
+        let Some(progress) = &self.progress else {
+            return;
+        };
+        let held = progress.borrow().clone();
+        if let Err(error) = self.approvals.try_send(held) {
+            warn!(%error, "approval not passed on, an earlier one is under way");
         }
     }
 
@@ -170,6 +188,7 @@ impl Running {
             None => true,
         };
         if accepted {
+            info!("configuration reloaded");
             self.config.send_replace(config);
         }
     }
@@ -227,7 +246,7 @@ impl Signals {
                     running.wake.notify_one();
                 }
                 _ = self.refresh.recv() => running.wake.notify_one(),
-                _ = self.approve.recv() => running.approve.notify_one(),
+                _ = self.approve.recv() => running.approve(),
                 _ = self.user.recv() => {
                     if let Some(filter) = &running.filter {
                         filter.confirm();

@@ -7,6 +7,7 @@ mod error;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{
@@ -25,10 +26,11 @@ use crate::ranges::{Feed, Format, ListError};
 /// Fetches lists, and remembers what servers said of them.
 #[derive(Default)]
 pub struct Fetcher {
-    remembered: HashMap<Url, Remembered>,
+    remembered: Mutex<HashMap<Url, Remembered>>,
 }
 
 /// A list that a server may answer "not modified" about, RFC 9110 §13.1.
+#[derive(Clone)]
 struct Remembered {
     validators: Vec<(HeaderName, HeaderValue)>,
     /// As which it was parsed.
@@ -42,7 +44,7 @@ impl Fetcher {
     /// # Errors
     ///
     /// Returns why there is no list; see [`FeedError`].
-    pub async fn fetch(&mut self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
+    pub async fn fetch(&self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
         let (urls, ca_file) = match &way.place {
             Location::File(path) => return read(path, way),
             Location::Web { urls, ca_file } => (urls, ca_file.as_deref()),
@@ -51,8 +53,10 @@ impl Fetcher {
         let fetching = async {
             let mut ranges = Vec::new();
             // One list or none: a part that fails takes the others with it.
-            for url in urls {
+            for (index, url) in urls.iter().enumerate() {
                 let part = self.fetch_part(&client, url, way).await?;
+                part.check_part(index, &way.format)
+                    .map_err(FeedError::List)?;
                 ranges.extend_from_slice(part.ranges());
             }
             Ok(Feed::new(ranges))
@@ -61,15 +65,10 @@ impl Fetcher {
         fetched.unwrap_or(Err(FeedError::Timeout))
     }
 
-    async fn fetch_part(
-        &mut self,
-        client: &Client,
-        url: &Url,
-        way: &Way,
-    ) -> Result<Feed, FeedError> {
+    async fn fetch_part(&self, client: &Client, url: &Url, way: &Way) -> Result<Feed, FeedError> {
         // Nothing compressed: most lists are a few hundred bytes, and a bomb stays as small as it is.
         let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
-        let remembered = self.remembered.get(url);
+        let remembered = self.remembered().get(url).cloned();
         let remembered = remembered.filter(|remembered| remembered.format == way.format);
         for (name, value) in remembered
             .iter()
@@ -79,7 +78,7 @@ impl Fetcher {
         }
         let response = request.send().await.map_err(FeedError::request)?;
         if let (StatusCode::NOT_MODIFIED, Some(remembered)) = (response.status(), remembered) {
-            return Ok(remembered.feed.clone());
+            return Ok(remembered.feed);
         }
 
         check_head(&response)?;
@@ -97,16 +96,24 @@ impl Fetcher {
         Ok(feed)
     }
 
-    fn remember(&mut self, url: &Url, remembered: Remembered) {
-        if remembered.validators.is_empty() {
-            self.remembered.remove(url);
+    fn remember(&self, url: &Url, new: Remembered) {
+        let mut remembered = self.remembered();
+        if new.validators.is_empty() {
+            remembered.remove(url);
             return;
         }
         // No more than anybody configures; a reload may have left some behind.
-        if self.remembered.len() >= REMEMBERED_MAX && !self.remembered.contains_key(url) {
-            self.remembered.clear();
+        if remembered.len() >= REMEMBERED_MAX && !remembered.contains_key(url) {
+            remembered.clear();
         }
-        self.remembered.insert(url.clone(), remembered);
+        remembered.insert(url.clone(), new);
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<Url, Remembered>> {
+        // Whoever panicked while he held it has left a map that is whole.
+        self.remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,7 +175,10 @@ fn check_head(response: &Response) -> Result<(), FeedError> {
     if let (true, Some(to)) = (status.is_redirection(), headers.get(LOCATION)) {
         let to = to.to_str().ok().and_then(|to| response.url().join(to).ok());
         return Err(FeedError::Redirected {
-            to: to.as_ref().map_or_else(|| "nowhere".to_owned(), redacted),
+            to: to.as_ref().map_or_else(
+                || "nowhere".to_owned(),
+                |to| redacted(to).chars().take(EXCERPT).collect(),
+            ),
         });
     }
     if status != StatusCode::OK {
@@ -233,6 +243,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 3;
 const REMEMBERED_MAX: usize = 64;
+/// Characters of a redirect's target that an error message repeats.
+const EXCERPT: usize = 200;
 /// All of a system's roots take a quarter of it.
 const CA_FILE_MAX: usize = 1 << 20;
 const PAGE: &[u8] = b"text/html";

@@ -59,7 +59,8 @@ impl Watch {
             .collect();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             let concerns = event.map_or(true, |event| {
-                is_a_change(event.kind) && event.paths.iter().any(|path| files.contains(path))
+                let is_ours = || event.paths.iter().any(|path| files.contains(path));
+                event.need_rescan() || is_a_change(event.kind) && is_ours()
             });
             if concerns {
                 // Full: a change is announced already. Closed: nobody wants to know.
@@ -75,7 +76,7 @@ impl Watch {
         })
     }
 
-    /// Returns when a file was written and closed, or replaced.
+    /// Returns when a file was written and closed, replaced or removed.
     pub async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
             // The watching thread is gone; whoever waits has a clock as well.
@@ -99,7 +100,7 @@ fn is_a_change(kind: EventKind) -> bool {
         kind,
         EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Name(_))
-            | EventKind::Other
+            | EventKind::Remove(_)
     )
 }
 

@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod digest;
 pub mod explain;
 pub mod feed;
 pub mod file;

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -29,11 +30,18 @@ fn main() -> ExitCode {
     start_logging(cli.log_format);
     match execute(&cli) {
         Ok(code) => code,
+        // Who has read enough closes the pipe.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("pullgate: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
@@ -82,7 +90,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Ranges { command, json } => {
-            let command = command.unwrap_or(RangesCommand::List);
+            let command = command.as_ref().unwrap_or(&RangesCommand::List);
             return ranges(&load(&cli.config)?, command, *json);
         }
         Command::Unload => unload(&paths(&cli.config))?,
@@ -104,7 +112,7 @@ fn paths(file: &Path) -> Paths {
     }
 }
 
-fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result<ExitCode> {
+fn ranges(config: &Config, command: &RangesCommand, json: bool) -> anyhow::Result<ExitCode> {
     let in_force = || match snapshot::load(&config.paths.snapshot(), &config.ranges) {
         Ok(in_force) => Ok(in_force),
         // As a role does that starts now.
@@ -118,7 +126,7 @@ fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result
     match command {
         RangesCommand::List => show_all(&listing::list(&in_force()?), json)?,
         RangesCommand::Show { address } => {
-            let shown = listing::show(&config.ranges, &in_force()?, address);
+            let shown = listing::show(&config.ranges, &in_force()?, *address);
             show(&shown, json)?;
             if !shown.enters {
                 return Ok(ExitCode::FAILURE);
@@ -126,10 +134,15 @@ fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result
         }
         RangesCommand::Diff => {
             let runtime = tokio::runtime::Runtime::new().context("threads")?;
-            let previews = runtime.block_on(refresh::preview(&config.ranges, &in_force()?));
+            let now = SystemTime::now();
+            let previews = runtime.block_on(refresh::preview(&config.ranges, &in_force()?, now));
             runtime.shutdown_background();
             show_all(&previews, json)?;
-            if previews.iter().any(|preview| preview.error.is_some()) {
+            let works = |source: &str| {
+                let mut ways = previews.iter().filter(|preview| preview.source == source);
+                ways.any(|way| way.error.is_none())
+            };
+            if !previews.iter().all(|preview| works(&preview.source)) {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -143,15 +156,20 @@ fn ranges(config: &Config, command: RangesCommand, json: bool) -> anyhow::Result
                 return Ok(ExitCode::FAILURE);
             }
         }
-        RangesCommand::Approve { dry_run } => {
-            let held = daemon::held(&config.paths)?;
+        RangesCommand::Approve { id, dry_run } => {
+            let held = daemon::held(&config.paths, id)?;
             show_all(&held, json)?;
             if !dry_run {
-                daemon::approve(&config.paths)?;
+                daemon::approve(&config.paths, &held)?;
+                if !json {
+                    say(
+                        "taken in: what is added is in force, what is removed goes after its grace",
+                    )?;
+                }
             }
         }
         RangesCommand::Export { language } => {
-            let text = export(in_force()?.set(), language);
+            let text = export(in_force()?.set(), *language);
             write!(io::stdout(), "{text}").context("standard output")?;
         }
     }

@@ -4,23 +4,26 @@ mod job;
 mod preview;
 mod schedule;
 
+use std::io;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
-pub use self::job::{Attempt, Held, Progress};
-use self::job::{Failed, Job};
+use self::job::Job;
+pub use self::job::{Attempt, Fetched, Held, Progress};
 pub use self::preview::{Preview, preview};
 use crate::config::{Config, Location, Ranges, Way};
 use crate::feed::{FeedError, Fetcher};
 use crate::file::Watch;
 use crate::ranges::{
-    Freshness, Idle, InForce, Known, List, Origin, RangeSet, Rejection, Shrinking, Table,
+    Feed, Freshness, Idle, InForce, Known, List, Origin, RangeSet, Rejection, Shrinking, Table,
     TableFull, Terms,
 };
 use crate::report::chain;
@@ -41,137 +44,191 @@ pub struct Refresher {
     pub idle: IdleRanges,
     /// Notified to refresh all sources at once.
     pub wake: Arc<Notify>,
-    /// Notified to take in what is held.
-    pub approve: Arc<Notify>,
+    /// What somebody has looked at and approves: what was held at that moment.
+    pub approvals: mpsc::Receiver<Vec<Progress>>,
     /// What became of each source.
     pub progress: watch::Sender<Vec<Progress>>,
 }
 
-/// Asks from which vanished ranges no authenticated connection came for that long; `None` if there
-/// is nobody who authenticates.
-pub type IdleRanges = Arc<dyn Fn(Duration) -> Option<Vec<IpNet>> + Send + Sync>;
+/// Asks from which vanished ranges no authenticated connection came for that long; `None` if the
+/// configuration has nobody who authenticates.
+pub type IdleRanges =
+    Arc<dyn Fn(&Config, Duration) -> Option<io::Result<Vec<IpNet>>> + Send + Sync>;
+
+/// What the refresh task has in hand.
+struct Work {
+    config: Arc<Config>,
+    jobs: Vec<Job>,
+    in_force: InForce,
+    files: Option<Watch>,
+    fetcher: Arc<Fetcher>,
+    fetches: JoinSet<Answer>,
+    /// Why the snapshot could not be written anew when it was looked at last.
+    unmended: Option<String>,
+}
+
+/// What came by one way of one source.
+struct Answer {
+    source: String,
+    way: Way,
+    feed: Result<Feed, FeedError>,
+}
 
 impl Refresher {
     /// Refreshes each source now, and then whenever it is due, is asked for, or its file changes.
-    pub async fn run(mut self, mut in_force: InForce) {
-        let mut fetcher = Fetcher::default();
-        let mut jobs = Vec::new();
-        let (mut config, mut files) = self.reconfigure(&mut jobs);
+    ///
+    /// Sources are asked side by side, so that a slow one keeps nobody waiting.
+    pub async fn run(mut self, in_force: InForce) {
+        let mut work = Work {
+            config: Arc::clone(&self.config.borrow_and_update()),
+            jobs: Vec::new(),
+            in_force,
+            files: None,
+            fetcher: Arc::default(),
+            fetches: JoinSet::new(),
+            unmended: None,
+        };
+        work.reconfigure();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let due = jobs.iter().map(|job| job.progress.next).min();
+            work.ask_due();
+            self.tell(&work.jobs);
+            let due = work.due();
             tokio::select! {
-                () = at(due) => {}
+                // A reload comes with a refresh, which must be judged by what was reloaded.
+                biased;
+                Ok(()) = self.config.changed() => {
+                    work.config = Arc::clone(&self.config.borrow_and_update());
+                    work.reconfigure();
+                }
                 () = self.wake.notified() => {
                     info!("refresh asked for");
-                    due_now(&mut jobs, |_| true);
+                    work.jobs.iter_mut().for_each(Job::ask_again);
                 }
-                () = changed(&mut files) => due_now(&mut jobs, Job::is_local),
-                () = self.approve.notified() => {
-                    for job in &mut jobs {
-                        self.take_held(job, &mut in_force, &config).await;
+                Some(approved) = self.approvals.recv() => {
+                    let Work { jobs, in_force, config, .. } = &mut work;
+                    for job in jobs {
+                        self.take_approved(job, &approved, in_force, config).await;
                     }
                 }
-                Ok(()) = self.config.changed() => {
-                    (config, files) = self.reconfigure(&mut jobs);
-                    in_force = recompose(in_force, &config);
+                Some(answer) = work.fetches.join_next() => match answer {
+                    Ok(answer) => self.judge(answer, &mut work).await,
+                    // A source that is never answered for would never be asked again.
+                    Err(error) => resume_unwind(error.into_panic()),
+                },
+                () = changed(&mut work.files) => {
+                    let local = work.jobs.iter_mut().filter(|job| job.is_local());
+                    local.for_each(Job::ask_again);
                 }
+                _ = look.tick() => self.mend(&mut work),
+                () = at(due) => {}
             }
-            let now = Instant::now();
-            for job in jobs.iter_mut().filter(|job| job.progress.next <= now) {
-                self.refresh(job, &mut fetcher, &mut in_force, &config)
-                    .await;
-            }
-            self.tell(&jobs);
         }
     }
 
-    /// Takes the newest configuration in: jobs of sources that stay go on as they are.
-    fn reconfigure(&mut self, jobs: &mut Vec<Job>) -> (Arc<Config>, Option<Watch>) {
-        let config = Arc::clone(&self.config.borrow_and_update());
-        let mut old = std::mem::take(jobs);
-        for source in config.ranges.sources.iter().map(|source| &source.value) {
-            let found = old.iter().position(|job| job.source == *source);
-            jobs.push(match found {
-                Some(index) => old.swap_remove(index),
-                None => Job::new(source.clone()),
-            });
-        }
-        self.tell(jobs);
-        let files = watch_files(&config.ranges);
-        (config, files)
-    }
+    /// Takes a list in that has come, or goes on to the source's next way.
+    async fn judge(&self, answer: Answer, work: &mut Work) {
+        let Answer { source, way, feed } = answer;
+        let Work {
+            jobs,
+            in_force,
+            config,
+            ..
+        } = work;
+        let mut jobs = jobs.iter_mut();
+        // A source that is configured no more, or otherwise, is not waited for.
+        let Some(job) = jobs.find(|job| job.source.name == source) else {
+            return;
+        };
+        let Some(mut asking) = job.answered_by(&way) else {
+            return;
+        };
 
-    /// Tries the ways to a source's list in order; the first that may be taken in counts.
-    async fn refresh(
-        &self,
-        job: &mut Job,
-        fetcher: &mut Fetcher,
-        in_force: &mut InForce,
-        config: &Config,
-    ) {
-        let ranges = &config.ranges;
-        let mut failed = Failed::default();
-        let ways = job.source.ways.clone();
-        for way in &ways {
-            let fetched = match fetch(fetcher, way, ranges).await {
-                Ok(fetched) => fetched,
-                Err(error) => {
-                    failed.note(way, &error);
-                    continue;
+        let list = feed.map_err(RefreshError::Feed);
+        let list = list.and_then(|feed| check(feed, &way, &config.ranges));
+        let error = match list {
+            Err(error) => error,
+            Ok(list) => {
+                let at = (self.now)();
+                let fetched = Fetched {
+                    way: way.clone(),
+                    list,
+                    at,
+                };
+                let shrinking = asking.failed.second_opinion(&fetched);
+                match self.take(job, &fetched, shrinking, in_force, config).await {
+                    Ok(outcome) => {
+                        asking.failed.report(&job.source, &way);
+                        self.metrics.refreshed(outcome);
+                        job.succeeded(outcome, &config.ranges);
+                        return;
+                    }
+                    Err(error) => {
+                        asking.failed.hold(fetched, &error);
+                        error
+                    }
                 }
-            };
-            // A second opinion: who else says so?
-            let agrees = |(held_by, held): &(Way, Held)| {
-                held.list == fetched && held_by.is_independent_of(way)
-            };
-            let shrinking = match failed.held.iter().any(agrees) {
-                true => Shrinking::Agreed,
-                false => Shrinking::Refuse,
-            };
-            let taken = self
-                .take(job, way, &fetched, shrinking, in_force, ranges)
-                .await;
-            match taken {
-                Ok(outcome) => {
-                    failed.report(&job.source, way);
-                    job.succeeded(outcome, ranges);
-                    self.metrics.refreshed(outcome);
-                    return;
-                }
-                Err(RefreshError::Rejected(rejection @ Rejection::Shrinks { .. })) => {
-                    let held = Held {
-                        way: way.name.clone(),
-                        list: fetched,
-                        rejection: rejection.to_string(),
-                    };
-                    failed.note(way, &RefreshError::Rejected(rejection));
-                    failed.held.push((way.clone(), held));
-                }
-                Err(error) => failed.note(way, &error),
             }
-        }
-
-        let outcome = failed.outcome();
-        self.metrics.refreshed(outcome);
-        job.failed(outcome, failed, ranges);
+        };
+        asking.failed.note(&job.source, &way, &error);
+        let Some(failed) = job.go_on(asking) else {
+            return;
+        };
+        self.metrics.refreshed(failed.outcome());
+        job.failed(failed, &config.ranges);
         self.say_age(job, in_force);
     }
 
-    /// Takes in what is held: somebody has looked at it, and approves.
-    async fn take_held(&self, job: &mut Job, in_force: &mut InForce, config: &Config) {
-        let Some(held) = job.progress.held.clone() else {
+    /// Writes the snapshot anew if somebody has removed or spoilt it.
+    fn mend(&self, work: &mut Work) {
+        let (in_force, limits) = (&work.in_force, &work.config.ranges.limits);
+        if !in_force.was_fetched() || snapshot::is_whole(&self.snapshot, limits) {
+            work.unmended = None;
+            return;
+        }
+        match snapshot::save(&self.snapshot, in_force, limits) {
+            Ok(()) => {
+                warn!("the snapshot was gone or spoilt, and is written anew");
+                work.unmended = None;
+            }
+            Err(error) => {
+                let error = chain(&error);
+                if work.unmended.as_ref() != Some(&error) {
+                    error!(
+                        error,
+                        "the snapshot is gone or spoilt, and cannot be written"
+                    );
+                }
+                work.unmended = Some(error);
+            }
+        }
+    }
+
+    /// Takes in what is held, if it is what was approved and no other list that came since.
+    async fn take_approved(
+        &self,
+        job: &mut Job,
+        approved: &[Progress],
+        in_force: &mut InForce,
+        config: &Arc<Config>,
+    ) {
+        let Some(Held { fetched, .. }) = job.progress.held.clone() else {
             return;
         };
-        let way = job.source.ways.iter().find(|way| way.name == held.way);
-        let Some(way) = way.cloned() else {
+        let seen = approved.iter().find(|seen| seen.source == job.source.name);
+        let Some(seen) = seen.and_then(|seen| seen.held.as_ref()) else {
             return;
         };
+        if seen.fetched.list != fetched.list {
+            let error = "another list is held than was approved".to_owned();
+            warn!(source = job.source.name, error);
+            job.stays("Held", error);
+            return;
+        }
         let ranges = &config.ranges;
         let agreed = Shrinking::Agreed;
-        let taken = self
-            .take(job, &way, &held.list, agreed, in_force, ranges)
-            .await;
-        match taken {
+        match self.take(job, &fetched, agreed, in_force, config).await {
             Ok(_) => {
                 warn!(source = job.source.name, "what was held is approved");
                 job.succeeded("Approved", ranges);
@@ -182,8 +239,7 @@ impl Refresher {
                 let error = chain(&error);
                 error!(source, outcome, error, "what was approved is still held");
                 self.metrics.refreshed(outcome);
-                let pause = job.progress.next.saturating_duration_since(Instant::now());
-                job.settle(outcome, Some(error), pause);
+                job.stays(outcome, error);
             }
         }
     }
@@ -192,32 +248,32 @@ impl Refresher {
     async fn take(
         &self,
         job: &mut Job,
-        way: &Way,
-        fetched: &RangeSet,
+        fetched: &Fetched,
         shrinking: Shrinking,
         in_force: &mut InForce,
-        ranges: &Ranges,
+        config: &Arc<Config>,
     ) -> Result<&'static str, RefreshError> {
-        let at = (self.now)();
+        let (Fetched { way, list, at }, ranges) = (fetched, &config.ranges);
         let name = &job.source.name;
-        let old = in_force.list(name);
-        let passed = passed(job.taken, old, at, ranges.interval);
-        let known = match old {
-            None => Known::new(fetched.clone()),
+        let known = match in_force.list(name) {
+            None => Known::new(list.clone()),
             Some(List { known, .. }) => {
                 let terms = Terms {
-                    passed,
+                    // By the monotonic clock. Of the time before this process only the wall clock
+                    // could tell, and a wrong one would end a grace: it does not count.
+                    passed: job.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
                     grace: ranges.removal_grace,
                     idle: Idle::All,
                     shrinking,
                     limits: &ranges.limits,
                 };
+                let unanswered = &mut job.progress.unanswered;
                 let idle = match known.has_due(&terms) {
-                    true => self.idle(known, in_force, name, ranges.removal_grace).await,
+                    true => self.idle(known, in_force, name, config, unanswered).await,
                     false => None,
                 };
                 let idle = idle.as_deref().map_or(Idle::All, Idle::Only);
-                let merged = known.merge(fetched, &Terms { idle, ..terms });
+                let merged = known.merge(list, &Terms { idle, ..terms });
                 merged.map_err(RefreshError::Rejected)?
             }
         };
@@ -226,7 +282,7 @@ impl Refresher {
             known,
             origin: Origin::Fetched {
                 way: way.name.clone(),
-                at,
+                at: *at,
             },
         };
         let fresh = in_force
@@ -248,18 +304,38 @@ impl Refresher {
         Ok(outcome)
     }
 
-    /// The vanished ranges that nobody is known to need any more; `None` if nobody can tell.
+    /// The vanished ranges that nobody needs any more, as far as can be told; `None` if there is
+    /// nobody who could.
     async fn idle(
         &self,
         known: &Known,
         in_force: &InForce,
         source: &str,
-        grace: Duration,
+        config: &Arc<Config>,
+        unanswered: &mut Option<String>,
     ) -> Option<Vec<IpNet>> {
-        let ask = Arc::clone(&self.idle);
+        let (ask, config) = (Arc::clone(&self.idle), Arc::clone(config));
+        let grace = config.ranges.removal_grace;
         // He who is asked may take his time.
-        let asking = tokio::task::spawn_blocking(move || ask(grace));
-        let mut idle = asking.await.unwrap_or_else(|_panic| Some(Vec::new()))?;
+        let asking = tokio::task::spawn_blocking(move || ask(&config, grace));
+        let answer = asking.await.unwrap_or_else(|panic| Some(Err(panic.into())));
+        let mut idle = match answer? {
+            Ok(idle) => {
+                *unanswered = None;
+                idle
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if unanswered.as_ref() != Some(&error) {
+                    warn!(
+                        error,
+                        "vanished ranges stay: the gate cannot say who comes from them"
+                    );
+                }
+                *unanswered = Some(error);
+                Vec::new()
+            }
+        };
         // What another source lists does not go, wherever else it is taken off.
         let others = || in_force.lists().iter().filter(|list| list.source != source);
         let gone = known.vanished().iter().map(|vanished| vanished.range);
@@ -282,6 +358,12 @@ impl Refresher {
         match freshness {
             Freshness::Fresh => {}
             Freshness::Stale => warn!(source, days, "the list was not confirmed for days"),
+            Freshness::Alarming if days == Some(0) => {
+                error!(
+                    source,
+                    "the list is dated in the future: is this host's clock right?"
+                );
+            }
             Freshness::Alarming => error!(source, days, "the list was not confirmed for a month"),
         }
     }
@@ -294,51 +376,51 @@ impl Refresher {
     }
 }
 
-/// Fetches one list, and judges it by itself.
-async fn fetch(
-    fetcher: &mut Fetcher,
-    way: &Way,
-    ranges: &Ranges,
-) -> Result<RangeSet, RefreshError> {
-    let feed = fetcher.fetch(way, &ranges.proxy).await;
-    let feed = feed.map_err(RefreshError::Feed)?;
+/// Judges a list by itself.
+fn check(feed: Feed, way: &Way, ranges: &Ranges) -> Result<RangeSet, RefreshError> {
     RangeSet::check(feed, way.families, &ranges.limits).map_err(RefreshError::Rejected)
 }
 
-/// Time since the source's last list was taken in, by the monotonic clock.
-///
-/// Of the time before this process nobody can be sure: as much as the snapshot says, but no more
-/// than one interval, whatever was done to the wall clock.
-fn passed(
-    taken: Option<Instant>,
-    old: Option<&List>,
-    at: SystemTime,
-    interval: Duration,
-) -> Duration {
-    match (taken, old.map(|list| &list.origin)) {
-        (Some(taken), _) => taken.elapsed(),
-        (None, Some(Origin::Fetched { at: before, .. })) => {
-            at.duration_since(*before).unwrap_or_default().min(interval)
+impl Work {
+    /// Takes another configuration in: jobs of sources that stay go on as they are.
+    fn reconfigure(&mut self) {
+        let ranges = &self.config.ranges;
+        let mut old = std::mem::take(&mut self.jobs);
+        for source in ranges.sources.iter().map(|source| &source.value) {
+            let found = old.iter().position(|job| job.source == *source);
+            self.jobs.push(match found {
+                Some(index) => old.swap_remove(index),
+                None => Job::new(source.clone()),
+            });
         }
-        (None, Some(Origin::Baseline | Origin::Configured) | None) => Duration::ZERO,
-    }
-}
-
-/// What is in force by another configuration; as before, if that cannot be.
-fn recompose(in_force: InForce, config: &Config) -> InForce {
-    match snapshot::compose(&config.ranges, in_force.lists().to_vec()) {
-        Ok(in_force) => in_force,
-        Err(error) => {
-            error!(error = %chain(&error), "ranges refused, those in force stay");
-            in_force
+        self.files = watch_files(ranges);
+        match snapshot::compose(ranges, self.in_force.lists().to_vec()) {
+            Ok(in_force) => self.in_force = in_force,
+            Err(error) => {
+                error!(error = %chain(&error), "ranges refused, those in force stay");
+            }
         }
     }
-}
 
-fn due_now(jobs: &mut [Job], which: impl Fn(&Job) -> bool) {
-    let now = Instant::now();
-    for job in jobs.iter_mut().filter(|job| which(job)) {
-        job.progress.next = now;
+    /// Asks every source that is due, by the way that is its turn.
+    fn ask_due(&mut self) {
+        let now = Instant::now();
+        for job in &mut self.jobs {
+            let Some(way) = job.ask(now) else {
+                continue;
+            };
+            let source = job.source.name.clone();
+            let (fetcher, config) = (Arc::clone(&self.fetcher), Arc::clone(&self.config));
+            self.fetches.spawn(async move {
+                let feed = fetcher.fetch(&way, &config.ranges.proxy).await;
+                Answer { source, way, feed }
+            });
+        }
+    }
+
+    /// When the next source is due.
+    fn due(&self) -> Option<Instant> {
+        self.jobs.iter().filter_map(Job::due).min()
     }
 }
 
@@ -369,6 +451,9 @@ async fn changed(files: &mut Option<Watch>) {
     }
 }
 
+/// How often the snapshot is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
@@ -393,43 +478,9 @@ impl RefreshError {
     fn label(&self) -> &'static str {
         match self {
             Self::Feed(error) => error.label(),
+            Self::Rejected(Rejection::Shrinks { .. }) => "Held",
             Self::Rejected(_) | Self::Full(_) => "Rejected",
             Self::Snapshot(_) => "NotSaved",
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_passed_is_by_our_own_clock_and_before_our_time_no_more_than_an_interval() {
-        let interval = Duration::from_secs(6 * 3600);
-        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let list = |origin| List {
-            source: "a".to_owned(),
-            known: Known::new(RangeSet::default()),
-            origin,
-        };
-        let way = "a".to_owned();
-        let fetched = list(Origin::Fetched { way, at });
-        let hour = Duration::from_secs(3600);
-        let year = hour * 24 * 365;
-        let before = |now| passed(None, Some(&fetched), now, interval);
-
-        assert_eq!(before(at + hour), hour);
-        assert_eq!(before(at + year), interval);
-        assert_eq!(before(at - year), Duration::ZERO);
-        let baseline = list(Origin::Baseline);
-        assert_eq!(passed(None, Some(&baseline), at, interval), Duration::ZERO);
-        assert_eq!(passed(None, None, at, interval), Duration::ZERO);
-
-        let taken = Some(Instant::now());
-        tokio::time::advance(hour * 30).await;
-        assert_eq!(
-            passed(taken, Some(&fetched), at + year, interval),
-            hour * 30
-        );
     }
 }

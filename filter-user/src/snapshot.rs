@@ -96,13 +96,23 @@ fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError
     }
 }
 
+/// Whether the snapshot at `path` is there and can be used, as far as this process may look.
+#[must_use]
+pub fn is_whole(path: &Path, limits: &Limits) -> bool {
+    match read(path, limits) {
+        Ok(lists) => lists.is_some(),
+        Err(error) => !matches!(error, SnapshotError::Corrupt { .. }),
+    }
+}
+
 /// Replaces the snapshot at `path`: a reader sees the old file or the new one, also after a crash.
 ///
 /// An old one that cannot be used is set aside first, as `ranges.json.corrupt`.
 ///
 /// # Errors
 ///
-/// Returns the step that failed; the old file is then still there.
+/// Returns the step that failed. The old file is then still there; or, if it was only the
+/// directory that could not be written to disk, the new one.
 pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), SnapshotError> {
     let blame = |source| SnapshotError::Io {
         path: path.to_owned(),
@@ -137,17 +147,12 @@ pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), Snap
     })
 }
 
-/// Gives a file that cannot be used a second name, so that the next one does not replace it.
+/// Gives a file that cannot be used another name, so that the next one does not replace it.
 fn set_aside(path: &Path, problem: &Problem) {
     let aside = path.with_extension("json.corrupt");
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            error!(%error, aside = %aside.display(), "an older file is in the way");
-        }
-        Ok(()) | Err(_) => {}
-    }
     let error = chain(problem);
-    match fs::hard_link(path, &aside) {
+    // To a reader, no file is as good as one that cannot be used.
+    match fs::rename(path, &aside) {
         Ok(()) => warn!(error, aside = %aside.display(), "a corrupt snapshot is set aside"),
         Err(failure) => error!(error, %failure, "a corrupt snapshot cannot be set aside"),
     }

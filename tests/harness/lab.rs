@@ -50,7 +50,7 @@ impl Default for Plan {
             web: Kind::Nginx,
             filter: "",
             ranges: "",
-            sources: "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }]",
+            sources: "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\", like = \"cloudflare\" }]",
             grace: "1s",
             small_disk: false,
             upstream: web::ADDRESS,

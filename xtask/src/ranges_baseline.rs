@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// The day on which Cloudflare published them: year-month-day; today, if nothing is said.
     #[arg(long)]
     date: Option<String>,
+    /// Write them even if that removes much.
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -28,13 +31,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         None => output(Command::new("date").args(["-u", "+%F"]))?.1,
     };
     let date = date.trim();
-    let is_digit = |index: usize, byte: u8| matches!(index, 4 | 7) || byte.is_ascii_digit();
-    let digits = date
-        .bytes()
-        .enumerate()
-        .all(|(index, byte)| is_digit(index, byte));
-    if date.len() != 10 || !digits {
-        bail!("`{date}` is not a date; write it as 2026-11-21");
+    let parts: Option<Vec<u32>> = date.split('-').map(|part| part.parse().ok()).collect();
+    match parts.as_deref() {
+        Some([2026..=2999, 1..=12, 1..=31]) if date.len() == 10 => {}
+        Some(_) | None => bail!("`{date}` is not a date; write it as 2026-11-21"),
     }
 
     let diff = diff(&options.source)?;
@@ -44,8 +44,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     let (added, removed) = (changed("+ "), changed("- "));
     say(diff.trim_end());
-    if diff.contains(": Held: ") {
-        say("this removes much: a running pullgate would hold such a list until it is approved");
+    if diff.contains(": Held: ") && !options.force {
+        bail!("this would remove much; if that is right, say `--force`");
     }
     let baseline = root().join("filter-user/baseline");
     for (name, is_v6) in [("ips-v4", false), ("ips-v6", true)] {
@@ -81,7 +81,7 @@ fn diff(source: &str) -> anyhow::Result<String> {
     let config = directory.join("pullgate.toml");
     let text = format!(
         "[paths]\nstate = \"no-state\"\n[filter]\ninterfaces = \"auto\"\n\
-         [ranges]\nsources = [{{ {source} }}]\n"
+         [ranges]\nsources = [{{ {source}, like = \"cloudflare\" }}]\n"
     );
     fs::write(&config, text).context("target/ranges-baseline/pullgate.toml")?;
 
@@ -93,7 +93,9 @@ fn diff(source: &str) -> anyhow::Result<String> {
         "--",
         "--config",
     ]);
-    let (success, diff) = output(pullgate.arg(&config).args(["ranges", "diff"]))?;
+    let outcome = output(pullgate.arg(&config).args(["ranges", "diff"]));
+    fs::remove_dir_all(&directory).context("target/ranges-baseline")?;
+    let (success, diff) = outcome?;
     if !success && !diff.contains(": Held: ") {
         bail!("the ranges are no baseline: {}", diff.trim_end());
     }

@@ -55,8 +55,7 @@ struct Raw {
     #[serde(default)]
     paths: RawPaths,
     filter: Option<filter::Raw>,
-    #[serde(default)]
-    ranges: ranges::Raw,
+    ranges: Option<ranges::Raw>,
     gate: Option<RawGate>,
 }
 
@@ -68,15 +67,17 @@ impl Raw {
             ranges,
             gate,
         } = self;
+        let has_ranges = ranges.is_some();
         let config = Config {
             paths: paths.convert(source),
             filter: filter.map(|filter| filter.convert(source)).transpose()?,
-            ranges: ranges.convert(source)?,
+            ranges: ranges.unwrap_or_default().convert(source)?,
             gate: gate.map(|gate| gate.convert(source)).transpose()?,
         };
-        if config.filter.is_none() && config.gate.is_none() {
+        if config.filter.is_none() && config.gate.is_none() && !has_ranges {
             return Err(source.place(0, "").error(
-                "there is neither a [filter] nor a [gate] section, so nothing would be protected",
+                "there is neither a [filter] nor a [gate] section, so nothing would be protected \
+                 (and no [ranges] section, to keep ranges fresh for other tools)",
             ));
         }
         Ok(config)

@@ -102,6 +102,7 @@ pub(super) struct Preset {
 
 enum PresetFormat {
     Cloudflare,
+    ByFamily,
     Jdcloud,
     Pointers(&'static [&'static str]),
     CloudFront,
@@ -115,13 +116,18 @@ impl Preset {
 
     /// The names of all presets, for a message.
     pub(super) fn names() -> String {
-        let names = PRESETS.iter().map(|preset| format!("\"{}\"", preset.name));
-        names.collect::<Vec<_>>().join(", ")
+        let names = PRESETS.iter().map(|preset| preset.name);
+        let names = [CLOUDFLARE].into_iter().chain(names);
+        names
+            .map(|name| format!("\"{name}\""))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     pub(super) fn format(&self) -> Format {
         match self.format {
             PresetFormat::Cloudflare => Format::Cloudflare,
+            PresetFormat::ByFamily => Format::ByFamily,
             PresetFormat::Jdcloud => Format::Jdcloud,
             PresetFormat::Pointers(pointers) => {
                 Format::Pointers(pointers.iter().map(ToString::to_string).collect())
@@ -170,7 +176,7 @@ const PRESETS: [Preset; 5] = [
             "https://www.cloudflare.com/ips-v4",
             "https://www.cloudflare.com/ips-v6",
         ],
-        format: PresetFormat::Cloudflare,
+        format: PresetFormat::ByFamily,
         families: Families::Both,
         size_max: SIZE_MAX,
         before: Before::Baseline,

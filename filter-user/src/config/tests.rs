@@ -54,10 +54,36 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
 #[test]
 fn a_misspelt_source_is_refused() {
     for (bad, words) in [
-        ("\"cloudfare\"", "expected a name such as \"cloudflare\""),
+        (
+            "\"cloudfare\"",
+            "`cloudfare` is no known source; write one of \"cloudflare\", \"cloudflare-api\"",
+        ),
+        ("7", "expected a name such as \"cloudflare\""),
         (
             "{ url = \"https://a.example/\", cafile = \"x\" }",
-            "expected a name",
+            "unknown field `cafile`, expected one of",
+        ),
+        ("{ file = \"x\", max_bytes = \"64k\" }", "max_bytes"),
+        (
+            "{ file = \"x\", families = [\"ipv5\"] }",
+            "unknown variant `ipv5`",
+        ),
+        ("{ file = \"x\", name = \"a b\" }", "`name` is to be a word"),
+        (
+            "{ url = \"http://127.0.0.1/\", ca_file = \"x\" }",
+            "which is not https",
+        ),
+        (
+            "{ url = \"https://a.example/?a\" }, { url = \"https://a.example/?b\" }",
+            "give each a `name`",
+        ),
+        (
+            "{ url = \"https://a.example/\", like = \"cloudflare-text\" }",
+            "needs two URLs",
+        ),
+        (
+            "{ file = \"x\", pointers = [\"/a~2\"] }",
+            "is not a JSON pointer",
         ),
         (
             "{ file = \"x\", ca_file = \"y\" }",
@@ -70,7 +96,7 @@ fn a_misspelt_source_is_refused() {
         ("{}", "needs a `url` or a `file`"),
         (
             "{ file = \"x\", like = \"fastli\" }",
-            "write one of \"cloudflare-api\"",
+            "write one of \"cloudflare\", \"cloudflare-api\"",
         ),
         (
             "{ file = \"x\", like = \"fastly\", pointers = [\"/a\"] }",
@@ -88,7 +114,7 @@ fn a_misspelt_source_is_refused() {
         ),
         ("{ url = [] }", "name at least one"),
         ("[]", "name at least one"),
-        ("\"fastly\", \"fastly\"", "name each source once"),
+        ("\"fastly\", \"fastly\"", "leave one out"),
     ] {
         let error = error(&format!("[ranges]\nsources = [{bad}]"));
         assert!(error.contains(":2: `ranges.sources"), "{error}");
@@ -127,11 +153,10 @@ fn sources_are_what_they_are_said_to_be() {
     let mirror = &sources(mirrors)[0];
     assert_eq!(mirror.name, "https://a.example/");
     assert_eq!(mirror.ways.len(), 2);
-    assert_eq!(mirror.before, Before::Baseline);
-    assert_eq!(
-        sources("{ file = \"x\", baseline = false }")[0].before,
-        Before::Nothing
-    );
+    assert_eq!(mirror.before, Before::Nothing);
+    let named = &sources("{ file = \"x\", like = \"cloudflare\", name = \"mirror\" }")[0];
+    assert_eq!(named.before, Before::Baseline);
+    assert_eq!(named.name, "mirror");
 
     let own = ranges("static = [\"64.0.0.0/24\"]\nonly = true");
     assert!(own.sources.is_empty());
@@ -283,6 +308,7 @@ fn the_roots_dot_is_no_part_of_a_name() {
 
 #[test]
 fn what_is_missing_or_misspelt_is_named() {
+    assert!(parse_text("[ranges]").is_ok());
     assert!(error("[filter]").contains("missing field `interfaces`"));
     assert!(error("[filter").contains("pullgate.toml:1: "));
     assert!(error("[ranges]\ninterval = \"6 parsecs\"").contains(":2: `ranges.interval`: "));

@@ -1,13 +1,14 @@
 //! The commands' side of the status sockets: what running roles say of themselves, and what a filter
 //! on trial is told.
 
-use std::io::{self, BufReader, ErrorKind};
+use std::collections::BTreeSet;
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, kill_process};
 
@@ -15,9 +16,8 @@ use super::error::{LoadError, StartError};
 use super::{described, socket};
 use crate::cli::Role;
 use crate::config::{Config, Paths};
-use crate::refresh::IdleRanges;
 use crate::report::chain;
-use crate::telemetry::status::{RefreshStatus, Report, Status};
+use crate::telemetry::status::{RefreshStatus, Report, SightingStatus, Status};
 use crate::xdp::{self, Stay};
 
 /// Asks every role that the configuration describes for its status.
@@ -28,6 +28,12 @@ pub fn status(config: &Config) -> Report {
         warnings: Vec::new(),
         roles: Vec::new(),
     };
+    if config.filter.is_none() && config.gate.is_none() {
+        report.protected = false;
+        let text =
+            "neither [filter] nor [gate] is configured: ranges are kept for other tools only";
+        report.warnings.push(text.to_owned());
+    }
     ask_all(&mut report, &config.paths, described(config));
     report
 }
@@ -113,25 +119,23 @@ pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
     Err(StartError::TrialGoesOn)
 }
 
-/// Who is asked from which vanished ranges no authenticated connection comes: the gate, if the host
-/// has one.
-pub(super) fn idle_ranges(config: &Config) -> IdleRanges {
-    let gate = config
-        .gate
-        .as_ref()
-        .map(|_| socket(&config.paths, Role::Gate));
-    Arc::new(move |grace| {
-        let status = ask(gate.as_deref()?);
-        // One that does not answer may just be restarting, and has forgotten what it saw.
-        let sightings = status.map_or_else(|_| Vec::new(), |status| status.sightings);
-        let watched_enough = grace.min(WATCH_MIN);
-        let idle = sightings.into_iter().filter(|sighting| {
-            let seen_ago = sighting.seen_ms_ago.map(Duration::from_millis);
-            Duration::from_millis(sighting.watched_ms) >= watched_enough
-                && seen_ago.is_none_or(|ago| ago >= grace)
-        });
-        Some(idle.map(|sighting| sighting.range).collect())
-    })
+/// Asks the gate, if the host has one, from which vanished ranges no authenticated connection comes.
+pub(super) fn idle_ranges(config: &Config, grace: Duration) -> Option<io::Result<Vec<IpNet>>> {
+    config.gate.as_ref()?;
+    let status = ask(&socket(&config.paths, Role::Gate));
+    Some(status.map(|status| {
+        let idle = status.sightings.into_iter();
+        let idle = idle.filter(|sighting| is_idle(sighting, grace));
+        idle.map(|sighting| sighting.range).collect()
+    }))
+}
+
+/// Whether nobody has come from a range for its grace, as far as the gate can know: one that was
+/// restarted has forgotten what it saw, and must have looked for a while.
+fn is_idle(sighting: &SightingStatus, grace: Duration) -> bool {
+    let seen_ago = sighting.seen_ms_ago.map(Duration::from_millis);
+    Duration::from_millis(sighting.watched_ms) >= grace.min(WATCH_MIN)
+        && seen_ago.is_none_or(|ago| ago >= grace)
 }
 
 /// Lets the ranges role ask all sources now, and returns what became of that.
@@ -145,18 +149,26 @@ pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
     attempted_since(paths, &before)
 }
 
-/// The sources with a list that is held.
+/// The sources with a list that is held; `ids` must be all of theirs, if there are any.
 ///
 /// # Errors
 ///
-/// Returns that there is none, or why the ranges role cannot be asked.
-pub fn held(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
+/// Returns that there is none or another than expected, or why the ranges role cannot be asked.
+pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, StartError> {
     let mut held = ranges_role(paths)?;
     held.retain(|refresh| refresh.held.is_some());
-    match held.is_empty() {
-        true => Err(StartError::NothingHeld),
-        false => Ok(held),
+    if held.is_empty() {
+        return Err(StartError::NothingHeld);
     }
+    let found = held.iter().filter_map(|refresh| refresh.held.as_ref());
+    let found: BTreeSet<_> = found.map(|held| &held.id).collect();
+    if !ids.is_empty() && found != ids.iter().collect() {
+        let found: Vec<_> = found.into_iter().map(String::as_str).collect();
+        return Err(StartError::OtherHeld {
+            ids: found.join(" "),
+        });
+    }
+    Ok(held)
 }
 
 /// Lets the ranges role take in what is held, and returns when it has.
@@ -164,10 +176,9 @@ pub fn held(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
 /// # Errors
 ///
 /// Returns why the role cannot be told, or why it has not.
-pub fn approve(paths: &Paths) -> Result<(), StartError> {
-    let before = held(paths)?;
+pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> {
     signal(&socket(paths, Role::Ranges), Signal::USR2)?;
-    let after = attempted_since(paths, &before)?;
+    let after = attempted_since(paths, held)?;
     match after.into_iter().find(|refresh| refresh.held.is_some()) {
         Some(refresh) => Err(StartError::StillHeld {
             name: refresh.source,
@@ -235,9 +246,30 @@ fn on_trial(status: &Status) -> bool {
 }
 
 fn ask(socket: &Path) -> io::Result<Status> {
-    let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    Ok(serde_json::from_reader(BufReader::new(stream))?)
+    let answer = Answer {
+        stream: UnixStream::connect(socket)?,
+        deadline: Instant::now() + ANSWER_TIMEOUT,
+    };
+    Ok(serde_json::from_reader(BufReader::new(
+        answer.take(ANSWER_MAX),
+    ))?)
+}
+
+/// An answer that has to be there in time as a whole: who answers may have been subverted.
+struct Answer {
+    stream: UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Answer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
 }
 
 /// Signals the process behind a status socket; the kernel knows whose it is.
@@ -253,6 +285,8 @@ fn signal(socket: &Path, signal: Signal) -> Result<(), StartError> {
 
 /// A role that does not answer in this time is taken not to run.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of an answer. The longest, with all that a filter counts, is a twentieth of it.
+const ANSWER_MAX: u64 = 4 << 20;
 /// How often we look whether a role has done what it was told: the socket tells what is, and closes;
 /// it announces nothing.
 const LOOKS: u32 = 200;
@@ -262,3 +296,72 @@ const REFRESH_LOOKS: u32 = 3000;
 /// enough; a gate that is restarted every day shall not keep a range for ever.
 const WATCH_MIN: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_range_is_idle_if_nobody_came_while_somebody_looked() {
+        let grace = Duration::from_secs(86_400);
+        let hours = |hours: u64| hours * 3_600_000;
+        let is_idle = |watched, seen: Option<u64>| {
+            let sighting = SightingStatus {
+                range: "64.0.0.0/24".parse().unwrap(),
+                watched_ms: hours(watched),
+                seen_ms_ago: seen.map(hours),
+            };
+            is_idle(&sighting, grace)
+        };
+
+        assert!(is_idle(1, None));
+        assert!(!is_idle(0, None));
+        assert!(!is_idle(30, Some(23)));
+        assert!(is_idle(30, Some(24)));
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_is_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gate.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let endless = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut sent = 0_u64;
+            while stream.write_all(&[b'"'; 1 << 16]).is_ok() {
+                sent += 1 << 16;
+            }
+            sent
+        });
+
+        assert!(ask(&path).is_err());
+
+        assert!(endless.join().unwrap() < 2 * ANSWER_MAX);
+    }
+
+    #[test]
+    fn an_answer_that_drips_is_not_waited_for() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut answer = Answer {
+            stream: theirs,
+            deadline: Instant::now() + Duration::from_millis(50),
+        };
+        let dripping = thread::spawn(move || {
+            while ours.write_all(b" ").is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+
+        let error = io::copy(&mut answer, &mut io::sink()).unwrap_err();
+
+        assert!(matches!(
+            error.kind(),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock
+        ));
+        drop(answer);
+        dripping.join().unwrap();
+    }
+}

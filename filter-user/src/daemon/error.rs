@@ -120,6 +120,12 @@ pub enum StartError {
     /// There is nothing to approve.
     #[error("no list is held, so there is nothing to approve")]
     NothingHeld,
+    /// Another list is held than the operator has named.
+    #[error("what is held is {ids}; look at it with `pullgate ranges approve --dry-run`")]
+    OtherHeld {
+        /// The lists that are held.
+        ids: String,
+    },
     /// What was approved cannot be taken in.
     #[error("the list of `{name}` is approved, but still held: {error}")]
     StillHeld {
@@ -169,7 +175,10 @@ impl StartError {
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
             Self::NotConfirmed | Self::RefreshGoesOn => EX_TEMPFAIL,
-            Self::NothingHeld | Self::NothingOnTrial | Self::TrialWithoutFilter => EX_USAGE,
+            Self::NothingHeld
+            | Self::OtherHeld { .. }
+            | Self::NothingOnTrial
+            | Self::TrialWithoutFilter => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
             Self::Socket { .. }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use rustix::thread::CapabilitySet;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::warn;
 
 use super::error::StartError;
@@ -18,7 +18,7 @@ use super::tasks::Tasks;
 use super::view::View;
 use super::{Options, Running, Sockets, ask, described, socket};
 use crate::cli::Role;
-use crate::config::{Config, Located, Ranges};
+use crate::config::{Config, ConfigError, Located, Ranges};
 use crate::feed;
 use crate::gate::{Gate, Policies};
 use crate::ranges::InForce;
@@ -80,10 +80,13 @@ impl Plan {
                 source,
             })?;
         }
+        let (approvals, approved) = mpsc::channel(1);
+        let mut approved = Some(approved);
         let mut running = Running {
             sockets: Sockets::default(),
             wake: Arc::new(Notify::new()),
-            approve: Arc::new(Notify::new()),
+            approvals,
+            progress: None,
             filter: None,
             gate: None,
             config: self.config,
@@ -108,11 +111,9 @@ impl Plan {
 
         let follower = Follower::new(config.paths.snapshot(), running.config.subscribe())?;
         let in_force = follower.subscribe();
-        tasks.spawn(follower.run());
-
         let mut policies = self.policies.map(|policies| (policies, bound));
         for (role, listener) in listeners {
-            let mut view = View::new(role, running.config.subscribe(), &self.metrics, &in_force);
+            let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
             match role {
                 Role::Filter => {
                     let filter = FilterRole::start(
@@ -127,16 +128,20 @@ impl Plan {
                     running.filter = Some(filter);
                 }
                 Role::Ranges => {
+                    let Some(approvals) = approved.take() else {
+                        continue;
+                    };
                     let (progress, told) = watch::channel(Vec::new());
-                    view.progress = Some(told);
+                    view.progress = Some(told.clone());
+                    running.progress = Some(told);
                     let refresher = Refresher {
                         config: running.config.subscribe(),
                         snapshot: config.paths.snapshot(),
                         metrics: self.metrics.clone(),
                         now: SystemTime::now,
-                        idle: ask::idle_ranges(config),
+                        idle: Arc::new(ask::idle_ranges),
                         wake: Arc::clone(&running.wake),
-                        approve: Arc::clone(&running.approve),
+                        approvals,
                         progress,
                     };
                     let in_force = InForce::clone(&in_force.borrow());
@@ -158,6 +163,7 @@ impl Plan {
             }
             tasks.spawn(admin::serve(listener, move || view.status()));
         }
+        tasks.spawn(follower.run());
         Ok(running)
     }
 }
@@ -179,21 +185,26 @@ pub(super) fn examine(
                 let clock: Arc<dyn TimeProvider> = Arc::new(DefaultTimeProvider);
                 policies = Some(crate::gate::load(gate, &clock, metrics)?);
             }
-            (Role::Ranges, _, _) => {
-                let Ranges { sources, proxy, .. } = &config.ranges;
-                for Located { value, place } in sources {
-                    for way in &value.ways {
-                        feed::check(way, proxy).map_err(|error| place.error(chain(&error)))?;
-                    }
-                }
-            }
-            (Role::Filter | Role::Gate, _, _) => {}
+            (Role::Ranges | Role::Filter | Role::Gate, _, _) => {}
         }
     }
     // Rules that do not fit even with the baseline must be known before anything is attached.
     let baseline = snapshot::baseline(&config.ranges)?;
     compile(config, &baseline)?;
     Ok(policies)
+}
+
+/// Looks at the files that sources of ranges name, and asks nobody else.
+///
+/// A role starts without them: protection by the last known good list is better than none.
+pub(super) fn examine_sources(ranges: &Ranges) -> Result<(), ConfigError> {
+    for Located { value, place } in &ranges.sources {
+        for way in &value.ways {
+            feed::check(way, &ranges.proxy)
+                .map_err(|error| place.error(format_args!("{way}: {}", chain(&error))))?;
+        }
+    }
+    Ok(())
 }
 
 fn warn_of_weaknesses(config: &Config) {

@@ -11,12 +11,15 @@ use tokio::time::Instant;
 use super::filter::{Account, FilterRole};
 use crate::cli::Role;
 use crate::config::{Config, Mode};
+use crate::digest::sha256;
 use crate::gate::Gate;
 use crate::netlink;
+use crate::ranges::export::{Language, export};
 use crate::ranges::guard::Documentation;
 use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
-use crate::refresh::Progress;
+use crate::refresh::{Held, Progress};
 use crate::report::chain;
+use crate::snapshot::Follower;
 use crate::telemetry::status::{
     DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus, RangesStatus,
     RefreshStatus, SightingStatus, SourceStatus, Status,
@@ -30,6 +33,7 @@ pub(super) struct View {
     config: watch::Receiver<Arc<Config>>,
     metrics: Metrics,
     in_force: watch::Receiver<Arc<InForce>>,
+    trouble: watch::Receiver<Option<String>>,
     pub(super) filter: Option<FilterRole>,
     pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
     pub(super) gate: Option<Arc<Gate>>,
@@ -41,13 +45,14 @@ impl View {
         role: Role,
         config: watch::Receiver<Arc<Config>>,
         metrics: &Metrics,
-        in_force: &watch::Receiver<Arc<InForce>>,
+        follower: &Follower,
     ) -> Self {
         Self {
             role,
             config,
             metrics: metrics.clone(),
-            in_force: in_force.clone(),
+            in_force: follower.subscribe(),
+            trouble: follower.trouble(),
             filter: None,
             progress: None,
             gate: None,
@@ -61,6 +66,9 @@ impl View {
             .ranges(ranges.v4, ranges.v6, ranges.age_seconds);
         let mut warnings = Vec::new();
         let mut details = Vec::new();
+        if let Some(error) = &*self.trouble.borrow() {
+            warnings.push(format!("the snapshot is not used: {error}"));
+        }
         self.describe_lists(&mut warnings);
         if self.config.borrow().ranges.limits.documentation == Documentation::Accept {
             warnings.push("documentation ranges are accepted (a test bed)".to_owned());
@@ -288,20 +296,29 @@ impl View {
         let progress = progress.borrow();
         let statuses = progress.iter().map(|progress| {
             let Progress { source, last, .. } = progress;
-            if let Some(error) = last.as_ref().and_then(|last| last.error.as_ref()) {
+            let error = last.as_ref().and_then(|last| last.error.as_ref());
+            if let Some(error) = error.filter(|_| progress.held.is_none()) {
                 warnings.push(format!("`{source}` not refreshed: {error}"));
             }
             let known = in_force.list(source).map(|list| list.known.set());
-            let held = progress.held.as_ref().map(|held| {
+            if let Some(error) = &progress.unanswered {
                 warnings.push(format!(
-                    "a list of `{source}` is held, see `pullgate ranges approve`: {}",
-                    held.rejection
+                    "vanished ranges of `{source}` stay, because the gate cannot say who comes \
+                     from them: {error}"
+                ));
+            }
+            let held = progress.held.as_ref().map(|Held { fetched, reason }| {
+                warnings.push(format!(
+                    "a list of `{source}` is held, see `pullgate ranges approve`: {reason}"
                 ));
                 let nothing = RangeSet::default();
-                let (added, removed) = held.list.diff(known.unwrap_or(&nothing));
+                let (added, removed) = fetched.list.diff(known.unwrap_or(&nothing));
+                let mut id = sha256(export(&fetched.list, Language::Text).as_bytes());
+                id.truncate(ID_LENGTH);
                 HeldStatus {
-                    way: held.way.clone(),
-                    reason: held.rejection.clone(),
+                    id,
+                    way: fetched.way.name.clone(),
+                    reason: reason.to_string(),
                     added,
                     removed,
                 }
@@ -317,6 +334,7 @@ impl View {
                     .saturating_duration_since(Instant::now())
                     .as_secs(),
                 held,
+                unanswered: progress.unanswered.clone(),
             }
         });
         statuses.collect()
@@ -373,5 +391,7 @@ fn labels(iface: &str, counted: Counted) -> FrameLabels {
     }
 }
 
+/// Hexadecimal digits that tell a list from any other that somebody could make.
+const ID_LENGTH: usize = 24;
 /// Sources of drops that are shown.
 const TOP_SHOWN: usize = 10;

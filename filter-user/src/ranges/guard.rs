@@ -97,13 +97,6 @@ impl RangeSet {
     ///
     /// Returns the first [`Rejection`].
     pub(super) fn union(feed: &Feed, limits: &Limits) -> Result<Self, Rejection> {
-        if feed.ranges().len() > limits.entries {
-            return Err(Rejection::TooMany {
-                entries: feed.ranges().len(),
-                limit: limits.entries,
-            });
-        }
-
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for range in feed.ranges() {
             check_width(range)?;
@@ -117,6 +110,12 @@ impl RangeSet {
         v4.dedup();
         v6.sort_unstable();
         v6.dedup();
+        // Several sources may well list the same.
+        let entries = v4.len() + v6.len();
+        if entries > limits.entries {
+            let limit = limits.entries;
+            return Err(Rejection::TooMany { entries, limit });
+        }
         let set = Self { v4, v6 };
         check_budget(Family::V4, addresses_v4(&set.v4), limits.addresses_v4)?;
         check_budget(Family::V6, networks_v6(&set.v6), limits.networks_v6)?;
@@ -266,7 +265,7 @@ fn overlap(left: &[(u128, u128)], right: &[(u128, u128)]) -> u128 {
 }
 
 /// Why the guard refused a list.
-#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
     /// A family has no range at all.
@@ -473,6 +472,28 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn every_reserved_prefix_is_one_and_is_refused() {
+        let v4 = RESERVED_V4.iter().chain(&DOCUMENTATION[..3]);
+        let v6 = RESERVED_V6.iter().chain(&DOCUMENTATION[3..]);
+        for (prefix, other) in v4
+            .map(|v4| (v4, "2a00::/32"))
+            .chain(v6.map(|v6| (v6, "64.0.0.0/24")))
+        {
+            let net: IpNet = prefix.parse().unwrap();
+            assert_eq!(net, net.trunc());
+            // What is within it, where it is itself wider than a list may hold.
+            let width = net
+                .prefix_len()
+                .max(if prefix.contains(':') { 32 } else { 8 });
+            let list = format!("{}/{width}\n{other}", net.network());
+            assert!(
+                matches!(check(&list), Err(Rejection::Reserved { .. })),
+                "{list}"
+            );
+        }
     }
 
     #[test]

@@ -165,6 +165,13 @@ impl InForce {
         ages.flatten().max()
     }
 
+    /// Whether any list was ever fetched.
+    #[must_use]
+    pub fn was_fetched(&self) -> bool {
+        let mut lists = self.lists.iter();
+        lists.any(|list| matches!(list.origin, Origin::Fetched { .. }))
+    }
+
     /// The sources' names, as one word for log and status.
     #[must_use]
     pub fn names(&self) -> String {

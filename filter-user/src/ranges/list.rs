@@ -13,6 +13,8 @@ pub enum Format {
     /// Cloudflare's API answer, or text with one range per line: whichever it looks like.
     #[default]
     Cloudflare,
+    /// Text in two parts: the IPv4 ranges, and the IPv6 ranges.
+    ByFamily,
     /// The ranges of JD Cloud in Cloudflare's API answer to `networks=jdcloud`.
     Jdcloud,
     /// JSON, with arrays of ranges at these pointers (RFC 6901).
@@ -47,14 +49,15 @@ impl Feed {
         match (format, first) {
             (_, Some(b'<')) => Err(ListError::Markup),
             (Format::Cloudflare, Some(b'{')) => Self::from_api(body),
-            (Format::Cloudflare, Some(_) | None) => Self::from_texts([body]),
+            (Format::Cloudflare | Format::ByFamily, Some(_) | None) => Self::from_texts([body]),
             (Format::Jdcloud, _) => Self::from_jdcloud(body),
             (Format::Pointers(pointers), _) => Self::from_pointers(body, pointers),
             (Format::CloudFront, _) => Self::from_aws(body),
         }
     }
 
-    /// Parses texts with one CIDR range per line, blank lines ignored, as one list.
+    /// Parses texts with one CIDR range per line as one list; blank lines, and those that begin with
+    /// `#`, say nothing.
     ///
     /// The format is the one of <https://www.cloudflare.com/ips-v4/>, whose last line ends
     /// without a newline: the texts are never glued together.
@@ -72,7 +75,8 @@ impl Feed {
                 .trim_start_matches('\u{feff}')
                 .lines()
                 .map(str::trim);
-            for (index, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
+            let says_something = |line: &str| !line.is_empty() && !line.starts_with('#');
+            for (index, line) in lines.enumerate().filter(|(_, line)| says_something(line)) {
                 ranges.push(parse_range(line).map_err(|problem| ListError::Line {
                     line: index + 1,
                     problem,
@@ -91,11 +95,27 @@ impl Feed {
     fn from_api(body: &str) -> Result<Self, ListError> {
         let result = api_result(body)?;
         let mut ranges = array("ipv4_cidrs", result.ipv4_cidrs)?;
-        check_family("ipv4_cidrs", &ranges, |range| matches!(range, IpNet::V4(_)))?;
+        check_family("ipv4_cidrs", &ranges, is_v4)?;
         let v6 = array("ipv6_cidrs", result.ipv6_cidrs)?;
-        check_family("ipv6_cidrs", &v6, |range| matches!(range, IpNet::V6(_)))?;
+        check_family("ipv6_cidrs", &v6, is_v6)?;
         ranges.extend(v6);
         Ok(Self { ranges })
+    }
+
+    /// Checks that a part of a list, counted from 0, holds what belongs there.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first range that belongs into another part.
+    pub fn check_part(&self, part: usize, format: &Format) -> Result<(), ListError> {
+        match (format, part) {
+            (Format::ByFamily, 0) => check_family("IPv4 part", &self.ranges, is_v4),
+            (Format::ByFamily, _) => check_family("IPv6 part", &self.ranges, is_v6),
+            (
+                Format::Cloudflare | Format::Jdcloud | Format::Pointers(_) | Format::CloudFront,
+                _,
+            ) => Ok(()),
+        }
     }
 
     /// Parses what the API answers of JD Cloud when `networks=jdcloud` was asked for.
@@ -183,6 +203,14 @@ fn array(field: &str, texts: Option<Vec<String>>) -> Result<Vec<IpNet>, ListErro
         })
     });
     ranges.collect()
+}
+
+fn is_v4(range: &IpNet) -> bool {
+    matches!(range, IpNet::V4(_))
+}
+
+fn is_v6(range: &IpNet) -> bool {
+    matches!(range, IpNet::V6(_))
 }
 
 fn check_family(
@@ -325,7 +353,7 @@ mod tests {
 
     #[test]
     fn the_text_lists_parse_without_a_trailing_newline() {
-        let feed = Feed::from_texts(["131.0.72.0/22", "2400:cb00::/32"]).unwrap();
+        let feed = Feed::from_texts(["# v4\n\n131.0.72.0/22", "2400:cb00::/32"]).unwrap();
 
         assert_eq!(feed.ranges().len(), 2);
     }

@@ -1,6 +1,6 @@
 //! One source between two attempts: what became of the last, and when the next is due.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -8,7 +8,7 @@ use tracing::warn;
 use super::RefreshError;
 use super::schedule::Schedule;
 use crate::config::{FeedSource, Location, Ranges, Way};
-use crate::ranges::{Freshness, RangeSet};
+use crate::ranges::{Freshness, RangeSet, Rejection, Shrinking};
 use crate::report::chain;
 
 /// What became of one source.
@@ -24,6 +24,8 @@ pub struct Progress {
     pub next: Instant,
     /// A list that waits for approval.
     pub held: Option<Held>,
+    /// Why it is not known which vanished ranges are idle, if somebody was asked and did not answer.
+    pub unanswered: Option<String>,
 }
 
 /// What an attempt to refresh came to.
@@ -37,15 +39,31 @@ pub struct Attempt {
     pub error: Option<String>,
 }
 
+/// A list, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// By which way.
+    pub way: Way,
+    /// The list.
+    pub list: RangeSet,
+    /// When.
+    pub at: SystemTime,
+}
+
+impl Fetched {
+    /// Whether somebody else says the same.
+    pub(super) fn confirms(&self, other: &Self) -> bool {
+        self.list == other.list && self.way.is_independent_of(&other.way)
+    }
+}
+
 /// A list that would remove much, and that nobody has agreed to yet.
 #[derive(Clone, Debug)]
 pub struct Held {
-    /// By which way it came.
-    pub way: String,
     /// The list.
-    pub list: RangeSet,
+    pub fetched: Fetched,
     /// How much it would remove.
-    pub rejection: String,
+    pub reason: Rejection,
 }
 
 /// What is known of a source between two attempts.
@@ -57,6 +75,20 @@ pub(super) struct Job {
     pub(super) taken: Option<Instant>,
     /// How old its list was said to be.
     pub(super) said: Freshness,
+    /// The way that is its turn, while an attempt is under way.
+    asking: Option<Asking>,
+    /// Whether to ask once more when that is over.
+    again: bool,
+}
+
+/// An attempt that is under way.
+pub(super) struct Asking {
+    /// Which of the source's ways is its turn.
+    turn: usize,
+    /// Whether an answer is waited for.
+    sent: bool,
+    /// What the ways before it have come to.
+    pub(super) failed: Failed,
 }
 
 impl Job {
@@ -67,6 +99,7 @@ impl Job {
             last: None,
             next: Instant::now(),
             held: None,
+            unanswered: None,
         };
         Self {
             source,
@@ -74,7 +107,57 @@ impl Job {
             progress,
             taken: None,
             said: Freshness::Fresh,
+            asking: None,
+            again: false,
         }
+    }
+
+    /// When it is due; none while an attempt is under way.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.asking.is_none().then_some(self.progress.next)
+    }
+
+    /// Makes it due now, or as soon as the attempt that is under way is over.
+    pub(super) fn ask_again(&mut self) {
+        self.again = self.asking.is_some();
+        if !self.again {
+            self.progress.next = Instant::now();
+        }
+    }
+
+    /// The way to ask by, if it is time to.
+    pub(super) fn ask(&mut self, now: Instant) -> Option<Way> {
+        if self.due().is_some_and(|due| due <= now) {
+            self.asking = Some(Asking {
+                turn: 0,
+                sent: false,
+                failed: Failed::default(),
+            });
+        }
+        let asking = self.asking.as_mut().filter(|asking| !asking.sent)?;
+        asking.sent = true;
+        self.source.ways.get(asking.turn).cloned()
+    }
+
+    /// The attempt that an answer by this way belongs to, if one waits for it.
+    pub(super) fn answered_by(&mut self, way: &Way) -> Option<Asking> {
+        let ways = &self.source.ways;
+        self.asking
+            .take_if(|asking| asking.sent && ways.get(asking.turn) == Some(way))
+    }
+
+    /// Goes on by the next way; or returns what all of them have come to.
+    pub(super) fn go_on(&mut self, asking: Asking) -> Option<Failed> {
+        let turn = asking.turn + 1;
+        if turn == self.source.ways.len() {
+            return Some(asking.failed);
+        }
+        self.asking = Some(Asking {
+            turn,
+            sent: false,
+            failed: asking.failed,
+        });
+        None
     }
 
     /// Whether one of its ways is a local file.
@@ -90,21 +173,32 @@ impl Job {
         self.settle(outcome, None, pause);
     }
 
-    pub(super) fn failed(&mut self, outcome: &'static str, failed: Failed, ranges: &Ranges) {
-        let error = failed.errors.join("; ");
+    pub(super) fn failed(&mut self, failed: Failed, ranges: &Ranges) {
+        let (outcome, error) = (failed.outcome(), failed.errors.join("; "));
         let pause = self
             .schedule
             .after_failure(ranges.interval, failed.retry_after);
-        self.progress.held = failed.held.into_iter().next().map(|(_, held)| held);
+        // One that is held already stays so, whatever else fails meanwhile.
+        let held = failed.held.into_iter().next();
+        self.progress.held = held.or_else(|| self.progress.held.take());
         let (source, again_in) = (&self.source.name, humantime::format_duration(whole(pause)));
         warn!(source, outcome, error, %again_in, "ranges not refreshed, those in force stay");
         self.settle(outcome, Some(error), pause);
     }
 
-    pub(super) fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
+    /// What was held stays so; the next attempt is due when it was.
+    pub(super) fn stays(&mut self, outcome: &'static str, error: String) {
+        let pause = self.progress.next.saturating_duration_since(Instant::now());
+        self.settle(outcome, Some(error), pause);
+    }
+
+    fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
         let at = Instant::now();
         self.progress.attempts += 1;
-        self.progress.next = at + pause;
+        self.progress.next = match std::mem::take(&mut self.again) {
+            true => at,
+            false => at + pause,
+        };
         self.progress.last = Some(Attempt { at, outcome, error });
     }
 }
@@ -115,16 +209,37 @@ pub(super) struct Failed {
     errors: Vec<String>,
     label: &'static str,
     retry_after: Option<Duration>,
-    /// Lists that would remove much, and who had them.
-    pub(super) held: Vec<(Way, Held)>,
+    /// Lists that would remove much.
+    held: Vec<Held>,
 }
 
 impl Failed {
-    pub(super) fn note(&mut self, way: &Way, error: &RefreshError) {
-        self.errors.push(format!("{way}: {}", chain(error)));
+    pub(super) fn note(&mut self, source: &FeedSource, way: &Way, error: &RefreshError) {
+        let error_text = chain(error);
+        self.errors.push(match source.name == way.name {
+            true => error_text,
+            false => format!("{way}: {error_text}"),
+        });
         self.label = error.label();
         if let RefreshError::Feed(error) = error {
             self.retry_after = self.retry_after.max(error.retry_after());
+        }
+    }
+
+    /// Who else says so?
+    pub(super) fn second_opinion(&self, fetched: &Fetched) -> Shrinking {
+        let mut held = self.held.iter();
+        match held.any(|held| fetched.confirms(&held.fetched)) {
+            true => Shrinking::Agreed,
+            false => Shrinking::Refuse,
+        }
+    }
+
+    /// Keeps a list that was refused for removing much.
+    pub(super) fn hold(&mut self, fetched: Fetched, error: &RefreshError) {
+        if let RefreshError::Rejected(reason @ Rejection::Shrinks { .. }) = error {
+            let reason = reason.clone();
+            self.held.push(Held { fetched, reason });
         }
     }
 

@@ -1,15 +1,15 @@
 //! `pullgate ranges diff`: what a refresh would come to now. Nothing is changed.
 
 use std::fmt::{self, Display, Formatter};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{RefreshError, fetch};
-use crate::config::{FeedSource, Ranges};
+use super::{Fetched, RefreshError, check};
+use crate::config::Ranges;
 use crate::feed::Fetcher;
-use crate::ranges::{Idle, InForce, RangeSet, Rejection, Shrinking, Terms};
+use crate::ranges::{Idle, InForce, RangeSet, Shrinking, Terms};
 use crate::report::chain;
 
 /// What a refresh of one source by one way would come to.
@@ -30,54 +30,65 @@ pub struct Preview {
 }
 
 /// Fetches each source by each of its ways, and compares.
-pub async fn preview(ranges: &Ranges, in_force: &InForce) -> Vec<Preview> {
-    let mut fetcher = Fetcher::default();
+pub async fn preview(ranges: &Ranges, in_force: &InForce, now: SystemTime) -> Vec<Preview> {
+    let fetcher = Fetcher::default();
     let mut previews = Vec::new();
     for source in ranges.sources.iter().map(|source| &source.value) {
-        for way in &source.ways {
-            let fetched = fetch(&mut fetcher, way, ranges).await;
-            let (outcome, error, (added, removed)) = match fetched {
-                Err(error) => (error.label(), Some(chain(&error)), Default::default()),
-                Ok(fetched) => judge(source, &fetched, ranges, in_force),
-            };
-            previews.push(Preview {
+        let mut held: Vec<Fetched> = Vec::new();
+        for way in source.ways.clone() {
+            let mut preview = Preview {
                 source: source.name.clone(),
                 way: way.name.clone(),
-                outcome,
-                error,
-                added,
-                removed,
-            });
+                outcome: "Unchanged",
+                error: None,
+                added: Vec::new(),
+                removed: Vec::new(),
+            };
+            let feed = fetcher.fetch(&way, &ranges.proxy).await;
+            let feed = feed.map_err(RefreshError::Feed);
+            match feed.and_then(|feed| check(feed, &way, ranges)) {
+                Err(error) => preview.fail(&error),
+                Ok(list) => {
+                    let fetched = Fetched { way, list, at: now };
+                    let agreed = held.iter().any(|held| fetched.confirms(held));
+                    preview.judge(&fetched, agreed, ranges, in_force);
+                    held.push(fetched);
+                }
+            }
+            previews.push(preview);
         }
     }
     previews
 }
 
-type Judged = (&'static str, Option<String>, (Vec<IpNet>, Vec<IpNet>));
-
-fn judge(source: &FeedSource, fetched: &RangeSet, ranges: &Ranges, in_force: &InForce) -> Judged {
-    let nothing = RangeSet::default();
-    let list = in_force.list(&source.name);
-    let old = list.map_or(&nothing, |list| list.known.set());
-    let diff = fetched.diff(old);
-    let terms = Terms {
-        passed: Duration::ZERO,
-        grace: ranges.removal_grace,
-        idle: Idle::All,
-        shrinking: Shrinking::Refuse,
-        limits: &ranges.limits,
-    };
-    let merged = list
-        .map(|list| list.known.merge(fetched, &terms))
-        .transpose();
-    match merged {
-        Ok(_) if diff.0.is_empty() && diff.1.is_empty() => ("Unchanged", None, diff),
-        Ok(_) => ("Changed", None, diff),
-        Err(rejection @ Rejection::Shrinks { .. }) => ("Held", Some(rejection.to_string()), diff),
-        Err(rejection) => {
-            let error = RefreshError::Rejected(rejection);
-            (error.label(), Some(chain(&error)), diff)
+impl Preview {
+    fn judge(&mut self, fetched: &Fetched, agreed: bool, ranges: &Ranges, in_force: &InForce) {
+        let nothing = RangeSet::default();
+        let list = in_force.list(&self.source);
+        let old = list.map_or(&nothing, |list| list.known.set());
+        (self.added, self.removed) = fetched.list.diff(old);
+        if !self.added.is_empty() || !self.removed.is_empty() {
+            self.outcome = "Changed";
         }
+        let terms = Terms {
+            passed: Duration::ZERO,
+            grace: ranges.removal_grace,
+            idle: Idle::All,
+            shrinking: if agreed {
+                Shrinking::Agreed
+            } else {
+                Shrinking::Refuse
+            },
+            limits: &ranges.limits,
+        };
+        if let Some(Err(rejection)) = list.map(|list| list.known.merge(&fetched.list, &terms)) {
+            self.fail(&RefreshError::Rejected(rejection));
+        }
+    }
+
+    fn fail(&mut self, error: &RefreshError) {
+        self.outcome = error.label();
+        self.error = Some(chain(error));
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::sha256;
 use crate::ranges::{
     Families, Feed, InForce, Known, Limits, List, Origin, RangeSet, Rejection, Vanished,
 };
@@ -14,8 +15,8 @@ use crate::ranges::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
     version: u32,
-    /// CRC-32 (ISO 3309) of `sources` as compact JSON, in hexadecimal: against accidents. Who may
-    /// write the file may as well write this.
+    /// SHA-256 of `sources` as compact JSON, in hexadecimal: against accidents. Who may write the
+    /// file may as well write this.
     checksum: String,
     sources: Vec<Entry>,
 }
@@ -134,7 +135,7 @@ pub enum Problem {
 
 fn checksum(sources: &Vec<Entry>) -> serde_json::Result<String> {
     let sources = serde_json::to_vec(sources)?;
-    Ok(format!("{:08x}", crc32fast::hash(&sources)))
+    Ok(sha256(&sources))
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -1,6 +1,6 @@
 //! Following the snapshot: every change is judged anew, and published if it is good.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ pub struct Follower {
     config: watch::Receiver<Arc<Config>>,
     watch: Watch,
     in_force: watch::Sender<Arc<InForce>>,
-    /// What was said to be wrong already: a file that stays as it is is read every minute.
-    said: Option<String>,
+    /// What is wrong with the snapshot. Said once: a file that stays as it is is read every minute.
+    trouble: watch::Sender<Option<String>>,
 }
 
 impl Follower {
@@ -38,13 +38,22 @@ impl Follower {
                 source,
             })?;
         // Read only after the watch began, so that no change falls between.
-        let in_force = or_baseline(&path, &config.borrow())?;
+        let now = Arc::clone(&config.borrow());
+        let ranges = &now.ranges;
+        let (in_force, trouble) = match load(&path, ranges) {
+            Ok(in_force) => (in_force, None),
+            Err(error) => {
+                let error = chain(&error);
+                error!(error, "snapshot refused, the embedded baseline protects");
+                (baseline(ranges)?, Some(error))
+            }
+        };
         Ok(Self {
             path,
             config,
             watch,
             in_force: watch::Sender::new(Arc::new(in_force)),
-            said: None,
+            trouble: watch::Sender::new(trouble),
         })
     }
 
@@ -52,6 +61,12 @@ impl Follower {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<InForce>> {
         self.in_force.subscribe()
+    }
+
+    /// What is wrong with the snapshot, now and from now on.
+    #[must_use]
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     /// Publishes every good change, until nobody listens any more.
@@ -82,10 +97,14 @@ impl Follower {
                 Err(error) => Some(error),
             };
             let refused = refused.map(|error| chain(&error));
-            if let Some(error) = refused.as_ref().filter(|_| refused != self.said) {
-                error!(error, "snapshot refused, the ranges in force stay");
-            }
-            self.said = refused;
+            self.trouble.send_if_modified(|trouble| {
+                let is_new = *trouble != refused;
+                if let Some(error) = refused.as_ref().filter(|_| is_new) {
+                    error!(error, "snapshot refused, the ranges in force stay");
+                }
+                *trouble = refused;
+                is_new
+            });
         }
     }
 
@@ -104,14 +123,6 @@ impl Follower {
             changed
         });
     }
-}
-
-/// The snapshot's ranges, or the baseline's if it cannot be used.
-fn or_baseline(path: &Path, config: &Config) -> Result<InForce, SnapshotError> {
-    load(path, &config.ranges).or_else(|error| {
-        error!(error = %chain(&error), "snapshot refused, the embedded baseline protects");
-        baseline(&config.ranges)
-    })
 }
 
 /// How often the file is read even if no event announces a change.

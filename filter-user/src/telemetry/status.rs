@@ -157,11 +157,16 @@ pub struct RefreshStatus {
     pub next_in_seconds: u64,
     /// A list that waits for approval.
     pub held: Option<HeldStatus>,
+    /// Why vanished ranges of it stay although their grace is over, if the gate cannot say who
+    /// still comes from them.
+    pub unanswered: Option<String>,
 }
 
 /// A list that waits for approval.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct HeldStatus {
+    /// What it is known again by.
+    pub id: String,
     /// By which way it came.
     pub way: String,
     /// Why it waits.
@@ -332,7 +337,11 @@ impl Display for RefreshStatus {
                 None => Ok(()),
             };
         };
-        write!(f, "\n    held, from {}: {}", held.way, held.reason)?;
+        write!(
+            f,
+            "\n    held, {} by {}: {}",
+            held.id, held.way, held.reason
+        )?;
         for range in &held.added {
             write!(f, "\n    + {range}")?;
         }

@@ -1,11 +1,13 @@
 //! `[ranges]` as it is written.
 
+use std::fmt::{self, Formatter};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use toml::Spanned;
 use url::Url;
 
@@ -153,7 +155,7 @@ fn convert_sources(
         let name = &next.value.name;
         if sources.iter().any(|known| known.value.name == *name) {
             return Err(next.place.error(format_args!(
-                "`{name}` is there twice; name each source once"
+                "`{name}` is there twice; leave one out, or give each a `name` if they are two"
             )));
         }
         sources.push(next);
@@ -215,22 +217,85 @@ fn convert_proxy(source: &Source<'_>, raw: &Spanned<String>) -> Result<Proxy, Co
 }
 
 /// One way to a list, or several ways to the same.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a name such as \"cloudflare\", { url = \"https://…\" }, { file = \"…\" }, or a list of these that lead to the same ranges"
-)]
+///
+/// By hand, because of what is wrong inside serde's untagged enums nothing is told.
 enum RawSource {
     Way(RawWay),
     Ways(Vec<RawWay>),
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum RawWay {
     Preset(RawPreset),
     Table(Box<RawTable>),
 }
+
+struct SourceVisitor;
+
+impl<'de> Visitor<'de> for SourceVisitor {
+    type Value = RawSource;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a name such as \"cloudflare\", { url = \"https://…\" }, { file = \"…\" }, or a list of \
+             these that lead to the same ranges",
+        )
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<RawSource, E> {
+        WayVisitor.visit_str(name).map(RawSource::Way)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawSource, A::Error> {
+        WayVisitor.visit_map(map).map(RawSource::Way)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<RawSource, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(seq)).map(RawSource::Ways)
+    }
+}
+
+struct WayVisitor;
+
+impl<'de> Visitor<'de> for WayVisitor {
+    type Value = RawWay;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a name such as \"cloudflare-api\", { url = \"https://…\" } or { file = \"…\" }",
+        )
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<RawWay, E> {
+        let known = Preset::named(name).map(|preset| preset.name);
+        match (name == CLOUDFLARE).then_some(CLOUDFLARE).or(known) {
+            Some(name) => Ok(RawWay::Preset(RawPreset(name))),
+            None => Err(E::custom(format_args!(
+                "`{name}` is no known source; write one of {}",
+                Preset::names()
+            ))),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawWay, A::Error> {
+        let table = RawTable::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(RawWay::Table(Box::new(table)))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SourceVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawWay {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WayVisitor)
+    }
+}
+
+/// The name of a preset, or `cloudflare`.
+struct RawPreset(&'static str);
 
 impl RawWay {
     fn convert(
@@ -255,23 +320,11 @@ impl RawWay {
     }
 }
 
-/// The name of a preset, or `cloudflare`.
-struct RawPreset(&'static str);
-
-impl<'de> Deserialize<'de> for RawPreset {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let preset = Preset::named(&text).map(|preset| preset.name);
-        let name = (text == CLOUDFLARE).then_some(CLOUDFLARE).or(preset);
-        name.map(Self)
-            .ok_or_else(|| D::Error::custom(format_args!("`{text}` is no known source")))
-    }
-}
-
 /// A list of the operator's own, or his mirror of a published one.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTable {
+    name: Option<String>,
     url: Option<Urls>,
     file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
@@ -279,7 +332,6 @@ struct RawTable {
     pointers: Option<Vec<String>>,
     families: Option<Vec<RawFamily>>,
     max_bytes: Option<usize>,
-    baseline: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -300,6 +352,7 @@ impl RawTable {
     fn convert(self, source: &Source<'_>, place: &Place) -> Result<(Way, Before), ConfigError> {
         let preset = match self.like.as_deref() {
             None => None,
+            Some(CLOUDFLARE) => Preset::named(CLOUDFLARE_WAYS[0]),
             Some(name) => Some(Preset::named(name).ok_or_else(|| {
                 place.error(format_args!(
                     "`like = \"{name}\"` names no published list; write one of {}",
@@ -327,12 +380,7 @@ impl RawTable {
             (None, Some(preset)) => preset.format(),
             (None, None) => Format::default(),
         };
-        // What is not said to be another list is taken for a copy of Cloudflare's.
-        let is_plain = format == Format::Cloudflare && self.families.is_none();
-        let before = match self.baseline.unwrap_or(is_plain) {
-            true => Before::Baseline,
-            false => Before::Nothing,
-        };
+        let before = preset.map_or(Before::Nothing, |preset| preset.before);
         let families = match self.families {
             Some(families) => families_of(&families, place)?,
             None => preset.map_or_else(Families::default, |preset| preset.families),
@@ -347,6 +395,20 @@ impl RawTable {
             }
             Some(bytes) => bytes,
             None => preset.map_or(SIZE_MAX, |preset| preset.size_max),
+        };
+        if let (Format::ByFamily, Location::Web { urls, .. }) = (&format, &location)
+            && urls.len() != 2
+        {
+            return Err(place.error("needs two URLs: `url = [\"…/ips-v4\", \"…/ips-v6\"]`"));
+        }
+        let name = match self.name {
+            Some(name) if name.is_empty() || name.len() > NAME_MAX || !is_plain(&name) => {
+                return Err(place.error(format_args!(
+                    "`name` is to be a word of at most {NAME_MAX} letters, digits, dots and dashes"
+                )));
+            }
+            Some(name) => name,
+            None => name,
         };
         let way = Way {
             name,
@@ -376,6 +438,12 @@ fn web(
             redacted(url)
         )));
     }
+    if let (Some(_), Some(url)) = (&ca_file, urls.iter().find(|url| url.scheme() != "https")) {
+        return Err(place.error(format_args!(
+            "`ca_file` is of no use to `{}`, which is not https; remove it",
+            redacted(url)
+        )));
+    }
     let Some(first) = urls.first() else {
         return Err(place.error("holds an empty list of URLs; name at least one"));
     };
@@ -384,12 +452,23 @@ fn web(
     Ok((name, Location::Web { urls, ca_file }))
 }
 
-/// RFC 6901 §3: empty, or each part behind a slash.
+fn is_plain(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-')
+}
+
+/// RFC 6901 §3: empty, or each part behind a slash; a tilde only as `~0` or `~1`.
 fn pointers_of(pointers: Vec<String>, place: &Place) -> Result<Format, ConfigError> {
     if pointers.is_empty() {
         return Err(place.error("has an empty list of `pointers`; name at least one"));
     }
-    let is_wrong = |pointer: &&String| !pointer.is_empty() && !pointer.starts_with('/');
+    let is_wrong = |pointer: &&String| {
+        let has_wrong_tilde = || {
+            let mut behind = pointer.split('~').skip(1);
+            behind.any(|behind| !behind.starts_with(['0', '1']))
+        };
+        !pointer.is_empty() && !pointer.starts_with('/') || has_wrong_tilde()
+    };
     match pointers.iter().find(is_wrong) {
         Some(pointer) => Err(place.error(format_args!(
             "`{pointer}` is not a JSON pointer; write it as \"/addresses\" (RFC 6901)"
@@ -411,6 +490,8 @@ fn families_of(families: &[RawFamily], place: &Place) -> Result<Families, Config
     }
 }
 
+/// Bytes of a source's name.
+const NAME_MAX: usize = 64;
 /// The most bytes that a list may be allowed to have.
 const SIZES: RangeInclusive<usize> = 64..=16 << 20;
 /// A list limit below this would refuse Cloudflare's own 22 ranges, or soon might; above it, the

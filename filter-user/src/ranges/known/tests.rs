@@ -72,6 +72,17 @@ fn a_range_that_somebody_comes_from_stays_beyond_its_grace() {
 }
 
 #[test]
+fn the_oldest_vanished_range_decides_whether_somebody_has_to_be_asked() {
+    let two = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/26\n2a00::/32";
+    let older = merge(&known(FOUR), THREE, 0).unwrap();
+    let both = merge(&older, two, GRACE.as_secs() - 1).unwrap();
+
+    assert_eq!(both.vanished().len(), 2);
+    assert!(!both.has_due(&terms(Duration::ZERO, &LIMITS)));
+    assert!(both.has_due(&terms(Duration::from_secs(1), &LIMITS)));
+}
+
+#[test]
 fn a_list_that_removes_more_than_a_quarter_of_the_addresses_is_refused() {
     let half = "192.0.4.0/23\n2a00::/32";
     let quarter = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n2a00::/32";
@@ -251,6 +262,12 @@ fn answers() -> impl Strategy<Value = Vec<Answer>> {
         "169.254.0.0/16",
         "100.64.0.0/10",
         "224.0.0.0/4",
+        "198.18.0.0/15",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "240.0.0.0/8",
+        "2001::/32",
+        "2002::/19",
         "fe80::/10",
         "fc00::/7",
         "64.0.0.1/24",
@@ -298,11 +315,18 @@ fn is_global(net: IpNet) -> bool {
             && !address.is_link_local()
             && !address.is_multicast()
             && !address.is_unspecified()
+            && address.octets()[0] < 240
             && (address.octets()[0], address.octets()[1] & 0xc0) != (100, 64)
+            && (address.octets()[0], address.octets()[1] & 0xfe) != (198, 18)
+            && address.octets()[..3] != [192, 0, 0]
+            && address.octets()[..3] != [192, 88, 99]
     };
     match net {
         IpNet::V4(net) => is_global_v4(net.network()) && is_global_v4(net.broadcast()),
-        IpNet::V6(net) => net.network().segments()[0] & 0xe000 == 0x2000,
+        IpNet::V6(net) => {
+            let [first, second, ..] = net.network().segments();
+            first & 0xe000 == 0x2000 && first != 0x2002 && (first != 0x2001 || second >= 0x200)
+        }
     }
 }
 
