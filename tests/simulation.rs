@@ -197,7 +197,7 @@ struct Run {
     told: watch::Receiver<Vec<Progress>>,
     config: watch::Sender<Arc<Config>>,
     wake: Arc<Notify>,
-    _approve: mpsc::Sender<Vec<Progress>>,
+    _approve: mpsc::Sender<Vec<String>>,
     snapshot: PathBuf,
 }
 

@@ -33,7 +33,6 @@ use self::plan::Plan;
 use self::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
-use crate::refresh::Progress;
 use crate::report::chain;
 use crate::telemetry::Metrics;
 
@@ -130,10 +129,8 @@ struct Running {
     sockets: Sockets,
     /// Notified to refresh the ranges at once.
     wake: Arc<Notify>,
-    /// Where what is held goes to be taken in.
-    approvals: mpsc::Sender<Vec<Progress>>,
-    /// What became of each source, if the ranges role runs here.
-    progress: Option<watch::Receiver<Vec<Progress>>>,
+    /// Where the IDs of approved lists go.
+    approvals: mpsc::Sender<Vec<String>>,
     filter: Option<FilterRole>,
     gate: Option<GateRole>,
     /// The configuration in force.
@@ -156,14 +153,15 @@ impl Running {
         }
     }
 
-    /// Approves the lists that are held at this moment, and none that comes later.
+    /// Passes on what somebody approves.
     fn approve(&self) {
-        let Some(progress) = &self.progress else {
-            return;
-        };
-        let held = progress.borrow().clone();
-        if let Err(error) = self.approvals.try_send(held) {
-            warn!(%error, "approval not passed on, an earlier one is under way");
+        let paths = self.config.borrow().paths.clone();
+        let ids = ask::read_approved(&paths);
+        let passed_on = ids.map(|ids| self.approvals.try_send(ids));
+        match passed_on {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "approval not passed on"),
+            Err(error) => warn!(%error, "an approval that does not say of what"),
         }
     }
 

@@ -46,7 +46,15 @@ impl Fetcher {
     /// Returns why there is no list; see [`FeedError`].
     pub async fn fetch(&self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
         let (urls, ca_file) = match &way.place {
-            Location::File(path) => return read(path, way),
+            Location::File(path) => {
+                let (path, way) = (path.clone(), way.clone());
+                // A file system may be one that hangs.
+                let reading = tokio::task::spawn_blocking(move || read(&path, &way));
+                return match tokio::time::timeout(TOTAL_TIMEOUT, reading).await {
+                    Ok(read) => read.unwrap_or(Err(FeedError::Timeout)),
+                    Err(_) => Err(FeedError::Timeout),
+                };
+            }
             Location::Web { urls, ca_file } => (urls, ca_file.as_deref()),
         };
         let client = client(ca_file, proxy)?;

@@ -30,18 +30,11 @@ fn main() -> ExitCode {
     start_logging(cli.log_format);
     match execute(&cli) {
         Ok(code) => code,
-        // Who has read enough closes the pipe.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("pullgate: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<io::Error>();
-    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
@@ -170,7 +163,7 @@ fn ranges(config: &Config, command: &RangesCommand, json: bool) -> anyhow::Resul
         }
         RangesCommand::Export { language } => {
             let text = export(in_force()?.set(), *language);
-            write!(io::stdout(), "{text}").context("standard output")?;
+            print(&text)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -264,7 +257,15 @@ impl Write for Undisturbed {
 }
 
 fn say(text: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{text}").context("standard output")
+    print(&format!("{text}\n"))
+}
+
+/// Who has read enough closes the pipe; what was to be done is done all the same.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.context("standard output"),
+    }
 }
 
 fn complain(text: &str) {

@@ -123,6 +123,8 @@ pub fn baseline() -> Result<Feed, ListError> {
     Feed::from_texts([BASELINE_V4, BASELINE_V6])
 }
 
+/// The name, among sources, of the ranges that stand in the configuration.
+pub const FIXED: &str = "static";
 /// The day on which the embedded ranges were what Cloudflare published: year-month-day.
 pub const BASELINE_DATE: &str = include_str!("../baseline/date").trim_ascii();
 const BASELINE_V4: &str = include_str!("../baseline/ips-v4");

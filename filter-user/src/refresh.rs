@@ -21,7 +21,7 @@ pub use self::job::{Attempt, Fetched, Held, Progress};
 pub use self::preview::{Preview, preview};
 use crate::config::{Config, Location, Ranges, Way};
 use crate::feed::{FeedError, Fetcher};
-use crate::file::Watch;
+use crate::file::{self, Watch};
 use crate::ranges::{
     Feed, Freshness, Idle, InForce, Known, List, Origin, RangeSet, Rejection, Shrinking, Table,
     TableFull, Terms,
@@ -44,8 +44,8 @@ pub struct Refresher {
     pub idle: IdleRanges,
     /// Notified to refresh all sources at once.
     pub wake: Arc<Notify>,
-    /// What somebody has looked at and approves: what was held at that moment.
-    pub approvals: mpsc::Receiver<Vec<Progress>>,
+    /// The IDs of lists that somebody has looked at and approves.
+    pub approvals: mpsc::Receiver<Vec<String>>,
     /// What became of each source.
     pub progress: watch::Sender<Vec<Progress>>,
 }
@@ -117,11 +117,11 @@ impl Refresher {
                     // A source that is never answered for would never be asked again.
                     Err(error) => resume_unwind(error.into_panic()),
                 },
+                _ = look.tick() => self.mend(&mut work),
                 () = changed(&mut work.files) => {
                     let local = work.jobs.iter_mut().filter(|job| job.is_local());
                     local.for_each(Job::ask_again);
                 }
-                _ = look.tick() => self.mend(&mut work),
                 () = at(due) => {}
             }
         }
@@ -209,23 +209,18 @@ impl Refresher {
     async fn take_approved(
         &self,
         job: &mut Job,
-        approved: &[Progress],
+        approved: &[String],
         in_force: &mut InForce,
         config: &Arc<Config>,
     ) {
-        let Some(Held { fetched, .. }) = job.progress.held.clone() else {
+        let Some(Held { id, fetched, .. }) = job.progress.held.clone() else {
             return;
         };
-        let seen = approved.iter().find(|seen| seen.source == job.source.name);
-        let Some(seen) = seen.and_then(|seen| seen.held.as_ref()) else {
-            return;
-        };
-        if seen.fetched.list != fetched.list {
-            let error = "another list is held than was approved".to_owned();
-            warn!(source = job.source.name, error);
-            job.stays("Held", error);
+        if !approved.contains(&id) {
             return;
         }
+        // Whatever is under way may be about the same list.
+        job.give_up();
         let ranges = &config.ranges;
         let agreed = Shrinking::Agreed;
         match self.take(job, &fetched, agreed, in_force, config).await {
@@ -270,7 +265,10 @@ impl Refresher {
                 let unanswered = &mut job.progress.unanswered;
                 let idle = match known.has_due(&terms) {
                     true => self.idle(known, in_force, name, config, unanswered).await,
-                    false => None,
+                    false => {
+                        *unanswered = None;
+                        None
+                    }
                 };
                 let idle = idle.as_deref().map_or(Idle::All, Idle::Only);
                 let merged = known.merge(list, &Terms { idle, ..terms });
@@ -316,10 +314,18 @@ impl Refresher {
     ) -> Option<Vec<IpNet>> {
         let (ask, config) = (Arc::clone(&self.idle), Arc::clone(config));
         let grace = config.ranges.removal_grace;
-        // He who is asked may take his time.
+        // He who is asked may take his time, but not ours.
         let asking = tokio::task::spawn_blocking(move || ask(&config, grace));
-        let answer = asking.await.unwrap_or_else(|panic| Some(Err(panic.into())));
-        let mut idle = match answer? {
+        let answer = match tokio::time::timeout(IDLE_TIMEOUT, asking).await {
+            Ok(Ok(None)) => {
+                *unanswered = None;
+                return None;
+            }
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Err(panic)) => Err(panic.into()),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        let mut idle = match answer {
             Ok(idle) => {
                 *unanswered = None;
                 idle
@@ -369,7 +375,7 @@ impl Refresher {
     }
 
     fn tell(&self, jobs: &[Job]) {
-        let progress: Vec<_> = jobs.iter().map(|job| job.progress.clone()).collect();
+        let progress: Vec<_> = jobs.iter().map(Job::progress).collect();
         let held = progress.iter().filter(|progress| progress.held.is_some());
         self.metrics.held(held.count());
         self.progress.send_replace(progress);
@@ -431,7 +437,12 @@ fn watch_files(ranges: &Ranges) -> Option<Watch> {
         Location::File(path) => Some(path.clone()),
         Location::Web { .. } => None,
     });
-    let files: Vec<PathBuf> = files.collect();
+    let (files, lost): (Vec<PathBuf>, Vec<_>) =
+        files.partition(|path| file::directory(path).is_dir());
+    for path in lost {
+        let path = path.display();
+        warn!(%path, "its directory is not there: not watched, only looked at when it is due");
+    }
     if files.is_empty() {
         return None;
     }
@@ -451,6 +462,8 @@ async fn changed(files: &mut Option<Watch>) {
     }
 }
 
+/// How long the gate may take to say which ranges are idle.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the snapshot is looked at.
 const LOOK: Duration = Duration::from_secs(60);
 

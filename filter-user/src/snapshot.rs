@@ -12,7 +12,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use tracing::{error, warn};
+use tracing::warn;
 
 use self::content::Document;
 pub use self::content::Problem;
@@ -20,7 +20,7 @@ pub use self::follow::Follower;
 use crate::config::{Before, Ranges};
 use crate::file;
 use crate::ranges::{
-    self, Families, InForce, Known, Limits, List, ListError, Origin, RangeSet, Rejection,
+    self, FIXED, Families, InForce, Known, Limits, List, ListError, Origin, RangeSet, Rejection,
 };
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, chain};
 
@@ -101,7 +101,9 @@ fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError
 pub fn is_whole(path: &Path, limits: &Limits) -> bool {
     match read(path, limits) {
         Ok(lists) => lists.is_some(),
-        Err(error) => !matches!(error, SnapshotError::Corrupt { .. }),
+        // Ranges that a lowered limit refuses are not spoilt by that.
+        Err(SnapshotError::Corrupt { problem, .. }) => matches!(problem, Problem::Rejected(_)),
+        Err(_) => true,
     }
 }
 
@@ -123,7 +125,7 @@ pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), Snap
         return Err(blame(ErrorKind::FileTooLarge.into()));
     }
     if let Err(SnapshotError::Corrupt { problem, .. }) = read(path, limits) {
-        set_aside(path, &problem);
+        set_aside(path, &problem).map_err(blame)?;
     }
 
     let temporary = path.with_extension("json.new");
@@ -148,14 +150,13 @@ pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), Snap
 }
 
 /// Gives a file that cannot be used another name, so that the next one does not replace it.
-fn set_aside(path: &Path, problem: &Problem) {
+fn set_aside(path: &Path, problem: &Problem) -> io::Result<()> {
     let aside = path.with_extension("json.corrupt");
-    let error = chain(problem);
     // To a reader, no file is as good as one that cannot be used.
-    match fs::rename(path, &aside) {
-        Ok(()) => warn!(error, aside = %aside.display(), "a corrupt snapshot is set aside"),
-        Err(failure) => error!(error, %failure, "a corrupt snapshot cannot be set aside"),
-    }
+    fs::rename(path, &aside)?;
+    let error = chain(problem);
+    warn!(error, aside = %aside.display(), "a corrupt snapshot is set aside");
+    Ok(())
 }
 
 /// Why a snapshot cannot be read, used or written.
@@ -209,8 +210,6 @@ impl SnapshotError {
     }
 }
 
-/// The name of the ranges that stand in the configuration.
-const FIXED: &str = "static";
 /// Bytes that are read and written at most; a source's 4,096 ranges take about 100 KiB.
 const SIZE_MAX: usize = 4 << 20;
 

@@ -69,6 +69,11 @@ fn a_misspelt_source_is_refused() {
             "unknown variant `ipv5`",
         ),
         ("{ file = \"x\", name = \"a b\" }", "`name` is to be a word"),
+        ("{ file = \"x\", name = \"static\" }", "is the name of"),
+        (
+            "{ url = \"nowhere\" }",
+            "not a URL (relative URL without a base)",
+        ),
         (
             "{ url = \"http://127.0.0.1/\", ca_file = \"x\" }",
             "which is not https",

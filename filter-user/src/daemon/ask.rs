@@ -1,21 +1,23 @@
 //! The commands' side of the status sockets: what running roles say of themselves, and what a filter
 //! on trial is told.
 
-use std::collections::BTreeSet;
 use std::io::{self, BufReader, ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, kill_process};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::error::{LoadError, StartError};
 use super::{described, socket};
 use crate::cli::Role;
 use crate::config::{Config, Paths};
+use crate::file;
 use crate::report::chain;
 use crate::telemetry::status::{RefreshStatus, Report, SightingStatus, Status};
 use crate::xdp::{self, Stay};
@@ -144,31 +146,44 @@ fn is_idle(sighting: &SightingStatus, grace: Duration) -> bool {
 ///
 /// Returns why it cannot be told, or that it does not come to an end.
 pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
-    let before = ranges_role(paths)?;
+    let mut before = ranges_role(paths)?;
+    for refresh in &mut before {
+        // What is under way may have begun before whatever made somebody ask.
+        refresh.attempts += u64::from(refresh.under_way);
+    }
     signal(&socket(paths, Role::Ranges), Signal::ALARM)?;
     attempted_since(paths, &before)
 }
 
-/// The sources with a list that is held; `ids` must be all of theirs, if there are any.
+/// The sources with a list that is held: those that `ids` name, or all of them.
 ///
 /// # Errors
 ///
-/// Returns that there is none or another than expected, or why the ranges role cannot be asked.
+/// Returns that there is none or not the one that is named, or why the ranges role cannot be asked.
 pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, StartError> {
     let mut held = ranges_role(paths)?;
     held.retain(|refresh| refresh.held.is_some());
     if held.is_empty() {
         return Err(StartError::NothingHeld);
     }
-    let found = held.iter().filter_map(|refresh| refresh.held.as_ref());
-    let found: BTreeSet<_> = found.map(|held| &held.id).collect();
-    if !ids.is_empty() && found != ids.iter().collect() {
-        let found: Vec<_> = found.into_iter().map(String::as_str).collect();
+    let found: Vec<_> = ids_of(&held).collect();
+    if !ids.iter().all(|id| found.contains(&id.as_str())) {
         return Err(StartError::OtherHeld {
             ids: found.join(" "),
         });
     }
+    if !ids.is_empty() {
+        held.retain(|refresh| {
+            let held = refresh.held.as_ref();
+            held.is_some_and(|held| ids.contains(&held.id))
+        });
+    }
     Ok(held)
+}
+
+fn ids_of(held: &[RefreshStatus]) -> impl Iterator<Item = &str> {
+    let held = held.iter().filter_map(|refresh| refresh.held.as_ref());
+    held.map(|held| held.id.as_str())
 }
 
 /// Lets the ranges role take in what is held, and returns when it has.
@@ -177,15 +192,37 @@ pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, StartEr
 ///
 /// Returns why the role cannot be told, or why it has not.
 pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> {
-    signal(&socket(paths, Role::Ranges), Signal::USR2)?;
-    let after = attempted_since(paths, held)?;
-    match after.into_iter().find(|refresh| refresh.held.is_some()) {
+    // A signal says nothing more than that somebody approves; the file says what.
+    let path = approved(paths);
+    let ids: Vec<_> = ids_of(held).collect();
+    let blame = |source| StartError::Directory {
+        path: path.clone(),
+        source,
+    };
+    std::fs::write(&path, ids.join("\n")).map_err(blame)?;
+    let told = signal(&socket(paths, Role::Ranges), Signal::USR2);
+    let after = told.and_then(|()| attempted_since(paths, held));
+    std::fs::remove_file(&path).map_err(blame)?;
+    // If it is another list by now, nobody has approved that.
+    let still = after?.into_iter().find(|refresh| refresh.held.is_some());
+    match still {
         Some(refresh) => Err(StartError::StillHeld {
             name: refresh.source,
             error: refresh.error.unwrap_or_default(),
         }),
         None => Ok(()),
     }
+}
+
+/// Reads what was approved: the IDs of lists.
+pub(super) fn read_approved(paths: &Paths) -> io::Result<Vec<String>> {
+    let ids = file::read(&approved(paths), APPROVED_MAX)?;
+    let ids = String::from_utf8_lossy(&ids).into_owned();
+    Ok(ids.lines().map(str::to_owned).collect())
+}
+
+fn approved(paths: &Paths) -> PathBuf {
+    paths.run.join("ranges.approved")
 }
 
 /// What became of each source, as the ranges role says.
@@ -246,13 +283,20 @@ fn on_trial(status: &Status) -> bool {
 }
 
 fn ask(socket: &Path) -> io::Result<Status> {
-    let answer = Answer {
-        stream: UnixStream::connect(socket)?,
-        deadline: Instant::now() + ANSWER_TIMEOUT,
-    };
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let stream = connect(socket)?;
+    let answer = Answer { stream, deadline };
     Ok(serde_json::from_reader(BufReader::new(
         answer.take(ANSWER_MAX),
     ))?)
+}
+
+/// Connects, or gives up in time: one that accepts nobody lets its queue run full.
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.connect(&SockAddr::unix(socket)?)?;
+    Ok(UnixStream::from(OwnedFd::from(stream)))
 }
 
 /// An answer that has to be there in time as a whole: who answers may have been subverted.
@@ -278,13 +322,15 @@ fn signal(socket: &Path, signal: Signal) -> Result<(), StartError> {
         path: socket.to_owned(),
         source,
     };
-    let stream = UnixStream::connect(socket).map_err(blame)?;
+    let stream = connect(socket).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
     kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))
 }
 
 /// A role that does not answer in this time is taken not to run.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of the file that says what is approved.
+const APPROVED_MAX: usize = 64 << 10;
 /// Bytes of an answer. The longest, with all that a filter counts, is a twentieth of it.
 const ANSWER_MAX: u64 = 4 << 20;
 /// How often we look whether a role has done what it was told: the socket tells what is, and closes;
@@ -340,6 +386,20 @@ mod tests {
         assert!(ask(&path).is_err());
 
         assert!(endless.join().unwrap() < 2 * ANSWER_MAX);
+    }
+
+    #[test]
+    fn who_accepts_nobody_is_not_waited_for_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gate.sock");
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let _first_in_the_queue = connect(&path).unwrap();
+
+        let error = connect(&path).unwrap_err();
+
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
     }
 
     #[test]

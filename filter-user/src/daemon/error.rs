@@ -55,10 +55,10 @@ pub enum StartError {
     /// Neither snapshot nor baseline can be used, or the snapshot cannot be watched.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// A directory cannot be made.
-    #[error("directory {}", path.display())]
+    /// A directory cannot be made, or written to.
+    #[error("{}", path.display())]
     Directory {
-        /// The directory.
+        /// The directory, or a file in it.
         path: PathBuf,
         /// Why not.
         source: io::Error,

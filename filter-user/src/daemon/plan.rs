@@ -86,7 +86,6 @@ impl Plan {
             sockets: Sockets::default(),
             wake: Arc::new(Notify::new()),
             approvals,
-            progress: None,
             filter: None,
             gate: None,
             config: self.config,
@@ -132,8 +131,7 @@ impl Plan {
                         continue;
                     };
                     let (progress, told) = watch::channel(Vec::new());
-                    view.progress = Some(told.clone());
-                    running.progress = Some(told);
+                    view.progress = Some(told);
                     let refresher = Refresher {
                         config: running.config.subscribe(),
                         snapshot: config.paths.snapshot(),

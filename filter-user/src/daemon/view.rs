@@ -11,10 +11,8 @@ use tokio::time::Instant;
 use super::filter::{Account, FilterRole};
 use crate::cli::Role;
 use crate::config::{Config, Mode};
-use crate::digest::sha256;
 use crate::gate::Gate;
 use crate::netlink;
-use crate::ranges::export::{Language, export};
 use crate::ranges::guard::Documentation;
 use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
 use crate::refresh::{Held, Progress};
@@ -307,16 +305,19 @@ impl View {
                      from them: {error}"
                 ));
             }
-            let held = progress.held.as_ref().map(|Held { fetched, reason }| {
+            let held = progress.held.as_ref().map(|held| {
+                let Held {
+                    id,
+                    fetched,
+                    reason,
+                } = held;
                 warnings.push(format!(
                     "a list of `{source}` is held, see `pullgate ranges approve`: {reason}"
                 ));
                 let nothing = RangeSet::default();
                 let (added, removed) = fetched.list.diff(known.unwrap_or(&nothing));
-                let mut id = sha256(export(&fetched.list, Language::Text).as_bytes());
-                id.truncate(ID_LENGTH);
                 HeldStatus {
-                    id,
+                    id: id.clone(),
                     way: fetched.way.name.clone(),
                     reason: reason.to_string(),
                     added,
@@ -326,6 +327,7 @@ impl View {
             RefreshStatus {
                 source: source.clone(),
                 attempts: progress.attempts,
+                under_way: progress.under_way,
                 outcome: last.as_ref().map(|last| last.outcome.to_owned()),
                 seconds_ago: last.as_ref().map(|last| last.at.elapsed().as_secs()),
                 error: last.as_ref().and_then(|last| last.error.clone()),
@@ -391,7 +393,5 @@ fn labels(iface: &str, counted: Counted) -> FrameLabels {
     }
 }
 
-/// Hexadecimal digits that tell a list from any other that somebody could make.
-const ID_LENGTH: usize = 24;
 /// Sources of drops that are shown.
 const TOP_SHOWN: usize = 10;

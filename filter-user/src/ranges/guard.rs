@@ -152,22 +152,32 @@ pub(super) fn shrinks(current: &RangeSet, fetched: &RangeSet) -> Result<(), Reje
     Ok(())
 }
 
-/// Whether every address of `range` is in `set`, in one range or several.
-pub(super) fn covers(set: &RangeSet, range: &IpNet) -> bool {
-    let (first, end, intervals) = match range {
-        IpNet::V4(range) => (
-            u128::from(range.network().to_bits()),
-            u128::from(range.broadcast().to_bits()) + 1,
-            intervals_v4(&set.v4),
-        ),
-        IpNet::V6(range) => (
-            range.network().to_bits(),
-            range.broadcast().to_bits().saturating_add(1),
-            intervals_v6(&set.v6),
-        ),
-    };
-    let mut intervals = intervals.iter();
-    intervals.any(|interval| interval.0 <= first && end <= interval.1)
+/// The addresses of a set, however they are cut into ranges.
+pub(super) struct Cover {
+    v4: Vec<(u128, u128)>,
+    v6: Vec<(u128, u128)>,
+}
+
+impl Cover {
+    pub(super) fn new(set: &RangeSet) -> Self {
+        Self {
+            v4: intervals_v4(&set.v4),
+            v6: intervals_v6(&set.v6),
+        }
+    }
+
+    /// Whether it has every address of `range`.
+    pub(super) fn holds(&self, range: &IpNet) -> bool {
+        let (intervals, of_range) = match range {
+            IpNet::V4(range) => (&self.v4, intervals_v4(&[*range])),
+            IpNet::V6(range) => (&self.v6, intervals_v6(&[*range])),
+        };
+        of_range.iter().all(|(first, end)| {
+            let behind = intervals.partition_point(|interval| interval.0 <= *first);
+            let interval = behind.checked_sub(1).and_then(|index| intervals.get(index));
+            interval.is_some_and(|interval| *end <= interval.1)
+        })
+    }
 }
 
 fn check_width(range: &IpNet) -> Result<(), Rejection> {

@@ -141,7 +141,8 @@ impl Known {
         }
 
         let mut vanished = Vec::new();
-        let is_missing = |range: &IpNet| !fetched.has(range) && !guard::covers(fetched, range);
+        let cover = guard::Cover::new(fetched);
+        let is_missing = |range: &IpNet| !cover.holds(range);
         for range in self.set.iter().filter(is_missing) {
             let (missing_for, agreed) = match self.vanishing(&range) {
                 Some(before) => (

@@ -8,6 +8,8 @@ use tracing::warn;
 use super::RefreshError;
 use super::schedule::Schedule;
 use crate::config::{FeedSource, Location, Ranges, Way};
+use crate::digest::sha256;
+use crate::ranges::export::{Language, export};
 use crate::ranges::{Freshness, RangeSet, Rejection, Shrinking};
 use crate::report::chain;
 
@@ -22,6 +24,8 @@ pub struct Progress {
     pub last: Option<Attempt>,
     /// When the next is due.
     pub next: Instant,
+    /// Whether one is under way.
+    pub under_way: bool,
     /// A list that waits for approval.
     pub held: Option<Held>,
     /// Why it is not known which vanished ranges are idle, if somebody was asked and did not answer.
@@ -60,6 +64,8 @@ impl Fetched {
 /// A list that would remove much, and that nobody has agreed to yet.
 #[derive(Clone, Debug)]
 pub struct Held {
+    /// What the list is known again by: the beginning of its SHA-256, in hexadecimal.
+    pub id: String,
     /// The list.
     pub fetched: Fetched,
     /// How much it would remove.
@@ -98,6 +104,7 @@ impl Job {
             attempts: 0,
             last: None,
             next: Instant::now(),
+            under_way: false,
             held: None,
             unanswered: None,
         };
@@ -115,6 +122,14 @@ impl Job {
     /// When it is due; none while an attempt is under way.
     pub(super) fn due(&self) -> Option<Instant> {
         self.asking.is_none().then_some(self.progress.next)
+    }
+
+    /// What became of it, for others to see.
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            under_way: self.asking.is_some(),
+            ..self.progress.clone()
+        }
     }
 
     /// Makes it due now, or as soon as the attempt that is under way is over.
@@ -186,10 +201,16 @@ impl Job {
         self.settle(outcome, Some(error), pause);
     }
 
-    /// What was held stays so; the next attempt is due when it was.
+    /// What was held stays so; whatever is under way or due is as it was.
     pub(super) fn stays(&mut self, outcome: &'static str, error: String) {
-        let pause = self.progress.next.saturating_duration_since(Instant::now());
-        self.settle(outcome, Some(error), pause);
+        let (at, error) = (Instant::now(), Some(error));
+        self.progress.attempts += 1;
+        self.progress.last = Some(Attempt { at, outcome, error });
+    }
+
+    /// Waits for nobody's answer any more; it is asked again in its own time.
+    pub(super) fn give_up(&mut self) {
+        self.asking = None;
     }
 
     fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
@@ -239,7 +260,13 @@ impl Failed {
     pub(super) fn hold(&mut self, fetched: Fetched, error: &RefreshError) {
         if let RefreshError::Rejected(reason @ Rejection::Shrinks { .. }) = error {
             let reason = reason.clone();
-            self.held.push(Held { fetched, reason });
+            let mut id = sha256(export(&fetched.list, Language::Text).as_bytes());
+            id.truncate(ID_LENGTH);
+            self.held.push(Held {
+                id,
+                fetched,
+                reason,
+            });
         }
     }
 
@@ -260,6 +287,106 @@ impl Failed {
     }
 }
 
+/// Hexadecimal digits that tell a list from any other that somebody could make.
+const ID_LENGTH: usize = 24;
+
 fn whole(pause: Duration) -> Duration {
     Duration::from_secs(pause.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::feed::FeedError;
+    use crate::ranges::guard::Family;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_way_has_its_turn_and_then_the_source_rests() {
+        let (mut job, ranges) = job();
+
+        let first = job.ask(Instant::now()).unwrap();
+        assert_eq!(job.ask(Instant::now()), None);
+        assert_eq!(job.due(), None);
+        fail(&mut job, &ranges, &first);
+        let second = job.ask(Instant::now()).unwrap();
+        assert_ne!(first, second);
+        assert!(job.answered_by(&first).is_none());
+        fail(&mut job, &ranges, &second);
+
+        assert_eq!(job.progress.attempts, 1);
+        assert!(job.due().unwrap() > Instant::now());
+        assert_eq!(job.ask(Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_while_an_attempt_is_under_way_gets_another() {
+        let (mut job, ranges) = job();
+        let first = job.ask(Instant::now()).unwrap();
+
+        job.ask_again();
+        // Something else comes in between, and takes nothing from it.
+        job.stays("Held", "another list".to_owned());
+        fail(&mut job, &ranges, &first);
+        let second = job.ask(Instant::now()).unwrap();
+        fail(&mut job, &ranges, &second);
+
+        assert_eq!(job.due(), Some(Instant::now()));
+        assert_eq!(job.ask(Instant::now()), Some(first));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_ends_with_a_success_and_with_nothing_else() {
+        let (mut job, ranges) = job();
+        let first = job.ask(Instant::now()).unwrap();
+        let mut asking = job.answered_by(&first).unwrap();
+        let reason = Rejection::Shrinks {
+            family: Family::V4,
+            percent: 50,
+        };
+        let (list, at) = (RangeSet::default(), SystemTime::UNIX_EPOCH);
+        let way = first.clone();
+        let error = RefreshError::Rejected(reason);
+        asking.failed.hold(Fetched { way, list, at }, &error);
+        asking.failed.note(&job.source, &first, &error);
+        assert!(job.go_on(asking).is_none());
+        let second = job.ask(Instant::now()).unwrap();
+        fail(&mut job, &ranges, &second);
+        assert_eq!(job.progress.last.as_ref().unwrap().outcome, "Held");
+        assert!(job.progress.held.is_some());
+
+        job.ask_again();
+        for _ in 0..2 {
+            let way = job.ask(Instant::now()).unwrap();
+            fail(&mut job, &ranges, &way);
+        }
+        assert_eq!(job.progress.last.as_ref().unwrap().outcome, "Timeout");
+        assert!(job.progress.held.is_some());
+
+        // Approved while another attempt is under way, whose answer is not waited for any more.
+        job.ask_again();
+        let first = job.ask(Instant::now()).unwrap();
+        job.give_up();
+        job.succeeded("Approved", &ranges);
+        assert!(job.answered_by(&first).is_none());
+        assert!(job.progress.held.is_none());
+    }
+
+    fn fail(job: &mut Job, ranges: &Ranges, way: &Way) {
+        let mut asking = job.answered_by(way).unwrap();
+        let error = RefreshError::Feed(FeedError::Timeout);
+        asking.failed.note(&job.source, way, &error);
+        if let Some(failed) = job.go_on(asking) {
+            job.failed(failed, ranges);
+        }
+    }
+
+    fn job() -> (Job, Ranges) {
+        let text = "[ranges]\nsources = [\"cloudflare\"]";
+        let config = Config::parse(Path::new("/etc/pullgate/pullgate.toml"), text).unwrap();
+        let source = config.ranges.sources[0].value.clone();
+        (Job::new(source), config.ranges)
+    }
 }

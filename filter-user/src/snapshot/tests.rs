@@ -78,6 +78,27 @@ fn a_snapshot_that_was_tampered_with_is_refused() {
 }
 
 #[test]
+fn a_snapshot_is_spoilt_by_accidents_and_not_by_a_lowered_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ranges.json");
+    let limits = Limits::default();
+    assert!(!is_whole(&path, &limits));
+    save(&path, &fetched(), &limits).unwrap();
+    assert!(is_whole(&path, &limits));
+
+    let lowered = Limits {
+        entries: 7,
+        ..limits.clone()
+    };
+    assert!(load(&path, &config("").ranges).is_ok());
+    assert!(is_whole(&path, &lowered));
+
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("173.245", "173.246")).unwrap();
+    assert!(!is_whole(&path, &limits));
+}
+
+#[test]
 fn a_snapshot_of_what_nobody_may_list_is_refused_whatever_its_checksum() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");

@@ -147,6 +147,8 @@ pub struct RefreshStatus {
     pub source: String,
     /// How often it was asked.
     pub attempts: u64,
+    /// Whether it is being asked.
+    pub under_way: bool,
     /// What the last attempt came to; none while the first is under way.
     pub outcome: Option<String>,
     /// Seconds since the last attempt.

@@ -17,7 +17,7 @@ use super::super::{
     Before, ConfigError, FeedSource, Located, Location, Place, Proxy, Ranges, Source, Way,
 };
 use crate::ranges::guard::Documentation;
-use crate::ranges::{Families, Feed, Format, Limits, RangeSet};
+use crate::ranges::{FIXED, Families, Feed, Format, Limits, RangeSet};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -334,11 +334,41 @@ struct RawTable {
     max_bytes: Option<usize>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Urls {
-    One(Url),
-    Several(Vec<Url>),
+/// One URL, or the parts of one list.
+struct Urls(Vec<Url>);
+
+impl<'de> Deserialize<'de> for Urls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UrlsVisitor)
+    }
+}
+
+struct UrlsVisitor;
+
+impl<'de> Visitor<'de> for UrlsVisitor {
+    type Value = Urls;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("a URL such as \"https://…\", or a list of URLs")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Urls, E> {
+        // Without the text: it may hold a password.
+        let url = Url::parse(text).map_err(|error| {
+            E::custom(format_args!(
+                "not a URL ({error}); write it as \"https://…\""
+            ))
+        })?;
+        Ok(Urls(vec![url]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Urls, A::Error> {
+        let mut urls = Vec::new();
+        while let Some(Urls(part)) = seq.next_element()? {
+            urls.extend(part);
+        }
+        Ok(Urls(urls))
+    }
 }
 
 #[derive(Clone, Copy, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
@@ -407,6 +437,9 @@ impl RawTable {
                     "`name` is to be a word of at most {NAME_MAX} letters, digits, dots and dashes"
                 )));
             }
+            Some(name) if name == FIXED => {
+                return Err(place.error("`name = \"static\"` is the name of `ranges.static`"));
+            }
             Some(name) => name,
             None => name,
         };
@@ -427,10 +460,7 @@ fn web(
     urls: Urls,
     ca_file: Option<PathBuf>,
 ) -> Result<(String, Location), ConfigError> {
-    let urls = match urls {
-        Urls::One(url) => vec![url],
-        Urls::Several(urls) => urls,
-    };
+    let Urls(urls) = urls;
     if let Some(url) = urls.iter().find(|url| !is_trustworthy(url)) {
         return Err(place.error(format_args!(
             "`{}` is neither https nor http to loopback; ranges that anyone on the way can change \
