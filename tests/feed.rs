@@ -573,7 +573,7 @@ impl Rig {
         let mark = self.lab.ranges().mark();
         self.lab.ranges().signal(Signal::SIGHUP);
         self.lab.ranges().event(mark, "the reload", |event| {
-            event["message"] == "refresh asked for"
+            event["message"] == "configuration taken over, refreshing"
         });
         self.lab
             .ranges()

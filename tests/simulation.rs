@@ -119,7 +119,6 @@ fn a_reload_counts_for_the_refresh_that_comes_with_it() {
         for _ in 0..20 {
             for (entries, outcome) in [(64, "Rejected"), (4096, "Unchanged")] {
                 run.config.send_replace(Arc::new(with(entries)));
-                run.wake.notify_one();
                 assert_eq!(run.attempt().await.outcome, outcome);
             }
         }
@@ -196,7 +195,6 @@ struct Run {
     next: Instant,
     told: watch::Receiver<Vec<Progress>>,
     config: watch::Sender<Arc<Config>>,
-    wake: Arc<Notify>,
     _approve: mpsc::Sender<Vec<String>>,
     snapshot: PathBuf,
 }
@@ -215,14 +213,13 @@ impl Run {
         let (config, receiver) = watch::channel(Arc::new(config));
         let (progress, told) = watch::channel(Vec::new());
         let (approve, approvals) = mpsc::channel(1);
-        let wake = Arc::new(Notify::new());
         let refresher = Refresher {
             config: receiver,
             metrics: Metrics::default(),
             now: wall_clock,
             snapshot: snapshot.clone(),
             idle: Arc::new(|_config, _grace| None),
-            wake: Arc::clone(&wake),
+            wake: Arc::new(Notify::new()),
             approvals,
             progress,
         };
@@ -235,7 +232,6 @@ impl Run {
             next: begin,
             told,
             config,
-            wake,
             _approve: approve,
             snapshot,
         }

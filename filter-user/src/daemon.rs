@@ -165,8 +165,9 @@ impl Running {
         }
     }
 
-    /// Reads the configuration again; one that cannot be used leaves the old one in force.
-    fn reload(&self, file: &Path) {
+    /// Reads the configuration again, and returns whether it is in force; one that cannot be used
+    /// leaves the old one so.
+    fn reload(&self, file: &Path) -> bool {
         let config = match load(file) {
             Ok(config) => Arc::new(config),
             Err(error) => {
@@ -174,7 +175,7 @@ impl Running {
                     filter.note_bad_configuration(&error);
                 }
                 error!(error = %chain(&error), "configuration not reloaded, the old one stays");
-                return;
+                return false;
             }
         };
         if config.paths != self.config.borrow().paths {
@@ -189,6 +190,7 @@ impl Running {
             info!("configuration reloaded");
             self.config.send_replace(config);
         }
+        accepted
     }
 }
 
@@ -239,10 +241,10 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => {
-                    running.reload(file);
+                // A new configuration makes the ranges fresh by itself.
+                _ = self.hang_up.recv() => if !running.reload(file) {
                     running.wake.notify_one();
-                }
+                },
                 _ = self.refresh.recv() => running.wake.notify_one(),
                 _ = self.approve.recv() => running.approve(),
                 _ = self.user.recv() => {

@@ -75,7 +75,8 @@ struct Answer {
 }
 
 impl Refresher {
-    /// Refreshes each source now, and then whenever it is due, is asked for, or its file changes.
+    /// Refreshes each source now, and then whenever it is due, is asked for, its file or the
+    /// configuration changes.
     ///
     /// Sources are asked side by side, so that a slow one keeps nobody waiting.
     pub async fn run(mut self, in_force: InForce) {
@@ -96,11 +97,13 @@ impl Refresher {
             self.tell(&work.jobs);
             let due = work.due();
             tokio::select! {
-                // A reload comes with a refresh, which must be judged by what was reloaded.
+                // What an operator does comes first.
                 biased;
                 Ok(()) = self.config.changed() => {
                     work.config = Arc::clone(&self.config.borrow_and_update());
                     work.reconfigure();
+                    info!("configuration taken over, refreshing");
+                    work.jobs.iter_mut().for_each(Job::ask_again);
                 }
                 () = self.wake.notified() => {
                     info!("refresh asked for");
