@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::daemon::{self, Pullgate};
+use crate::eventually;
 use crate::feed::{Answer, Feed, api_answer};
 use crate::net::{DIRECT, Host, INTERFACE, Network};
 use crate::pki::{BLOG, Pki, SHOP};
@@ -209,10 +210,17 @@ impl Lab {
     pub fn refresh_as_it_is(&self) -> Value {
         let mark = self.ranges().mark();
         self.ranges().signal(Signal::SIGALRM);
-        self.ranges().event(mark, "a refresh ends", |event| {
+        let event = self.ranges().event(mark, "a refresh ends", |event| {
             let message = &event["message"];
             message == "ranges refreshed" || message == "ranges not refreshed, those in force stay"
-        })
+        });
+        // The line is written first, and the status told a moment later.
+        eventually("the status knows of it", || {
+            let status = self.ranges().status();
+            let mut sources = status["refresh"].as_array().unwrap().iter();
+            (!sources.any(|source| source["under_way"] == true)).then_some(())
+        });
+        event
     }
 
     /// How often the kernel has come to this verdict.
