@@ -9,6 +9,10 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{Xdp, XdpMode};
 use filter_ebpf::cases::Packet;
 use filter_ebpf::verdict::{Reason, Verdict};
+use pullgate::config::Config;
+use pullgate::ranges::Table;
+use pullgate::snapshot;
+use pullgate::xdp::{Filter, Stay};
 use serde_json::Value;
 use tests::daemon::{self, Pullgate};
 use tests::net::{Host, INTERFACE, ip};
@@ -469,6 +473,34 @@ fn a_trial_ends_though_its_terminal_is_gone_and_its_filter_was_there_before() {
 
     assert_eq!(ended.code(), Some(75));
     assert_eq!(link_id(&lab, "native"), link);
+    lab.configure("mode = \"monitor\"");
+    assert_eq!(explain(&lab, &["198.51.100.7"])["verdict"], "would_drop");
+}
+
+#[test]
+fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
+    let mut lab = Lab::start(&Plan {
+        filter: "mode = \"monitor\"",
+        ..Plan::default()
+    });
+    lab.filter.take().unwrap().kill();
+    lab.configure("mode = \"enforce\"");
+
+    // The role's own look at its links comes each second, also between the end of the trial and of
+    // the process.
+    let text = std::fs::read_to_string(&lab.config).unwrap();
+    let config = Config::parse(&lab.config, &text).unwrap();
+    let in_force = snapshot::load(&config.paths.snapshot(), &config.ranges).unwrap();
+    let rules = config.ranges.rules(in_force.set());
+    let table = Table::compile(&rules).unwrap();
+    lab.network.on(Host::Origin, || {
+        let settings = config.filter.as_ref().unwrap();
+        let bpf = &config.paths.bpf;
+        let mut filter = Filter::start(settings, bpf, &rules, &table, Stay::OnTrial).unwrap();
+        filter.revert().unwrap();
+        filter.tend().unwrap();
+    });
+
     lab.configure("mode = \"monitor\"");
     assert_eq!(explain(&lab, &["198.51.100.7"])["verdict"], "would_drop");
 }

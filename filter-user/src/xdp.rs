@@ -44,6 +44,8 @@ pub struct Filter {
     force: Force,
     /// Pins that wait for the end of the trial.
     trial: Option<Staging>,
+    /// Whether a trial is over, and what was before is in force again: nothing here is looked after.
+    reverted: bool,
     /// Interfaces with a default route whose frames cannot be judged, as of the last look.
     unfit: Vec<String>,
     /// By interface, what keeps failing.
@@ -106,6 +108,7 @@ impl Filter {
             settings: settings.clone(),
             force,
             trial: Some(staging),
+            reverted: false,
             unfit: Vec::new(),
             failures: BTreeMap::new(),
         };
@@ -143,6 +146,7 @@ impl Filter {
     /// Returns the first link that cannot be given back; the others are.
     pub fn revert(&mut self) -> Result<(), XdpError> {
         let staging = self.trial.take();
+        self.reverted = true;
         let outcome = self.force.revert(&self.pins);
         if let Some(staging) = staging {
             self.pins.discard(&staging)?;
@@ -176,12 +180,15 @@ impl Filter {
     }
 
     /// Looks after the links: attaches wherever the filter should be in force and is not, unless it
-    /// was unloaded.
+    /// was unloaded or was on a trial that is over.
     ///
     /// # Errors
     ///
     /// Returns why the interfaces cannot be looked at.
     pub fn tend(&mut self) -> Result<Tended, XdpError> {
+        if self.reverted {
+            return Ok(Tended::default());
+        }
         let all = netlink::interfaces().map_err(XdpError::Netlink)?;
         let attached: Vec<_> = self
             .force
