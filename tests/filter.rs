@@ -403,11 +403,7 @@ fn a_trial_that_nobody_confirms_leaves_nothing() {
 
 #[test]
 fn a_trial_that_nobody_confirms_gives_the_link_back() {
-    let mut lab = Lab::start(&Plan {
-        filter: "mode = \"monitor\"",
-        ..Plan::default()
-    });
-    lab.filter.take().unwrap().kill();
+    let mut lab = monitored_before();
     let link = link_id(&lab, "native");
 
     lab.configure("mode = \"enforce\"");
@@ -455,11 +451,7 @@ fn a_trial_that_is_confirmed_stays_and_one_that_is_killed_opens() {
 
 #[test]
 fn a_trial_ends_though_its_terminal_is_gone_and_its_filter_was_there_before() {
-    let mut lab = Lab::start(&Plan {
-        filter: "mode = \"monitor\"",
-        ..Plan::default()
-    });
-    lab.filter.take().unwrap().kill();
+    let mut lab = monitored_before();
     let link = link_id(&lab, "native");
     lab.configure("mode = \"enforce\"");
 
@@ -479,11 +471,7 @@ fn a_trial_ends_though_its_terminal_is_gone_and_its_filter_was_there_before() {
 
 #[test]
 fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
-    let mut lab = Lab::start(&Plan {
-        filter: "mode = \"monitor\"",
-        ..Plan::default()
-    });
-    lab.filter.take().unwrap().kill();
+    let mut lab = monitored_before();
     lab.configure("mode = \"enforce\"");
 
     // The role's own look at its links comes each second, also between the end of the trial and of
@@ -703,6 +691,16 @@ fn frames(lab: &Lab) -> Value {
     frames
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
+}
+
+/// A lab whose filter monitors, and goes on without its role.
+fn monitored_before() -> Lab {
+    let mut lab = Lab::start(&Plan {
+        filter: "mode = \"monitor\"",
+        ..Plan::default()
+    });
+    lab.filter.take().unwrap().kill();
+    lab
 }
 
 fn explain(lab: &Lab, arguments: &[&str]) -> Value {

@@ -13,7 +13,9 @@ use pullgate::refresh::{Progress, Refresher};
 use pullgate::snapshot;
 use pullgate::telemetry::Metrics;
 use tests::PATIENCE;
-use tests::feed::{API, Answer, Feed, IPS_V4, IPS_V6, api_answer_of};
+use tests::feed::{
+    API, Answer, Feed, IPS_V4, IPS_V6, api_answer, api_answer_of, api_answer_without,
+};
 use tests::net::{Host, Network};
 use tests::pki::Pki;
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,9 +23,7 @@ use tokio::time::Instant;
 
 #[test]
 fn seventy_two_hours_of_a_hostile_feed_end_with_exactly_the_right_set() {
-    let network = Arc::new(Network::new());
-    let pki = Pki::new(&network.path("pki"));
-    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Nothing);
+    let (network, feed) = rig(Answer::Nothing);
     let (mut taken, mut refused) = (0, 0);
     for seed in 0..SEEDS {
         std::fs::create_dir(network.path(format!("state-{seed}"))).unwrap();
@@ -42,11 +42,8 @@ fn seventy_two_hours_of_a_hostile_feed_end_with_exactly_the_right_set() {
 
 #[test]
 fn a_wall_clock_that_is_set_back_and_forth_takes_nothing_from_the_grace() {
-    let network = Arc::new(Network::new());
-    let pki = Pki::new(&network.path("pki"));
-    let less: Vec<_> = IPS_V4.lines().filter(|net| *net != LOST).collect();
-    let less = api_answer_of(&less, &IPS_V6.lines().collect::<Vec<_>>());
-    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(less));
+    let less = api_answer_without(LOST);
+    let (network, feed) = rig(Answer::Body(less));
     std::fs::create_dir(network.path("state-0")).unwrap();
     let config = configuration(&network, &feed, 0);
     on_paused_time(&network, async {
@@ -78,11 +75,8 @@ fn a_wall_clock_that_is_set_back_and_forth_takes_nothing_from_the_grace() {
 
 #[test]
 fn restarts_while_the_wall_clock_jumps_end_no_grace() {
-    let network = Arc::new(Network::new());
-    let pki = Pki::new(&network.path("pki"));
-    let less: Vec<_> = IPS_V4.lines().filter(|net| *net != LOST).collect();
-    let less = api_answer_of(&less, &IPS_V6.lines().collect::<Vec<_>>());
-    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(less));
+    let less = api_answer_without(LOST);
+    let (network, feed) = rig(Answer::Body(less));
     std::fs::create_dir(network.path("state-0")).unwrap();
     for round in 0..10 {
         // A year each time, as if the clock had been wrong while the role did not run.
@@ -98,15 +92,10 @@ fn restarts_while_the_wall_clock_jumps_end_no_grace() {
 
 #[test]
 fn a_reload_counts_for_the_refresh_that_comes_with_it() {
-    let network = Arc::new(Network::new());
-    let pki = Pki::new(&network.path("pki"));
     let many: Vec<_> = (0..80).map(|n| format!("64.0.{n}.0/24")).collect();
-    let many: Vec<_> = IPS_V4
-        .lines()
-        .chain(many.iter().map(String::as_str))
-        .collect();
-    let many = api_answer_of(&many, &IPS_V6.lines().collect::<Vec<_>>());
-    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Body(many));
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    let many = api_answer(&many, &[]);
+    let (network, feed) = rig(Answer::Body(many));
     std::fs::create_dir(network.path("state-0")).unwrap();
     let with = |entries: usize| {
         let mut config = configuration(&network, &feed, 0);
@@ -127,9 +116,7 @@ fn a_reload_counts_for_the_refresh_that_comes_with_it() {
 
 #[test]
 fn a_snapshot_that_somebody_removes_or_spoils_is_written_anew() {
-    let network = Arc::new(Network::new());
-    let pki = Pki::new(&network.path("pki"));
-    let feed = Feed::start(&network, &pki, "127.0.0.1", Answer::Nothing);
+    let (network, feed) = rig(Answer::Nothing);
     std::fs::create_dir(network.path("state-0")).unwrap();
     let config = configuration(&network, &feed, 0);
     play(&feed, &mut fastrand::Rng::with_seed(0), HOUR * 72);
@@ -149,6 +136,14 @@ fn a_snapshot_that_somebody_removes_or_spoils_is_written_anew() {
         assert_eq!(std::fs::read(&run.snapshot).unwrap(), whole);
         assert_eq!(std::fs::read(aside).unwrap(), b"{");
     });
+}
+
+/// A host, and a feed on it.
+fn rig(answer: Answer) -> (Arc<Network>, Feed) {
+    let network = Arc::new(Network::new());
+    let pki = Pki::new(&network.path("pki"));
+    let feed = Feed::start(&network, &pki, "127.0.0.1", answer);
+    (network, feed)
 }
 
 /// Returns how many lists were taken in, and how many attempts came to nothing.

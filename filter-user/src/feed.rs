@@ -7,7 +7,7 @@ mod error;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use reqwest::header::{
@@ -22,6 +22,7 @@ pub use self::error::FeedError;
 use crate::config::{Location, Proxy, Way, redacted};
 use crate::file;
 use crate::ranges::{Feed, Format, ListError};
+use crate::sync::lock;
 
 /// Fetches lists, and remembers what servers said of them.
 #[derive(Default)]
@@ -45,38 +46,36 @@ impl Fetcher {
     ///
     /// Returns why there is no list; see [`FeedError`].
     pub async fn fetch(&self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
+        let fetched = tokio::time::timeout(TOTAL_TIMEOUT, self.fetch_whole(way, proxy)).await;
+        fetched.unwrap_or(Err(FeedError::Timeout))
+    }
+
+    async fn fetch_whole(&self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
         let (urls, ca_file) = match &way.place {
             Location::File(path) => {
                 let (path, way) = (path.clone(), way.clone());
                 // A file system may be one that hangs.
                 let reading = tokio::task::spawn_blocking(move || read(&path, &way));
-                return match tokio::time::timeout(TOTAL_TIMEOUT, reading).await {
-                    Ok(read) => read.unwrap_or(Err(FeedError::Timeout)),
-                    Err(_) => Err(FeedError::Timeout),
-                };
+                return reading.await.unwrap_or(Err(FeedError::Timeout));
             }
             Location::Web { urls, ca_file } => (urls, ca_file.as_deref()),
         };
         let client = client(ca_file, proxy)?;
-        let fetching = async {
-            let mut ranges = Vec::new();
-            // One list or none: a part that fails takes the others with it.
-            for (index, url) in urls.iter().enumerate() {
-                let part = self.fetch_part(&client, url, way).await?;
-                part.check_part(index, &way.format)
-                    .map_err(FeedError::List)?;
-                ranges.extend_from_slice(part.ranges());
-            }
-            Ok(Feed::new(ranges))
-        };
-        let fetched = tokio::time::timeout(TOTAL_TIMEOUT, fetching).await;
-        fetched.unwrap_or(Err(FeedError::Timeout))
+        let mut ranges = Vec::new();
+        // One list or none: a part that fails takes the others with it.
+        for (index, url) in urls.iter().enumerate() {
+            let part = self.fetch_part(&client, url, way).await?;
+            part.check_part(index, &way.format)
+                .map_err(FeedError::List)?;
+            ranges.extend_from_slice(part.ranges());
+        }
+        Ok(Feed::new(ranges))
     }
 
     async fn fetch_part(&self, client: &Client, url: &Url, way: &Way) -> Result<Feed, FeedError> {
         // Nothing compressed: most lists are a few hundred bytes, and a bomb stays as small as it is.
         let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
-        let remembered = self.remembered().get(url).cloned();
+        let remembered = lock(&self.remembered).get(url).cloned();
         let remembered = remembered.filter(|remembered| remembered.format == way.format);
         for (name, value) in remembered
             .iter()
@@ -105,7 +104,7 @@ impl Fetcher {
     }
 
     fn remember(&self, url: &Url, new: Remembered) {
-        let mut remembered = self.remembered();
+        let mut remembered = lock(&self.remembered);
         if new.validators.is_empty() {
             remembered.remove(url);
             return;
@@ -115,13 +114,6 @@ impl Fetcher {
             remembered.clear();
         }
         remembered.insert(url.clone(), new);
-    }
-
-    fn remembered(&self) -> MutexGuard<'_, HashMap<Url, Remembered>> {
-        // Whoever panicked while he held it has left a map that is whole.
-        self.remembered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

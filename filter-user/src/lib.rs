@@ -28,5 +28,6 @@ pub mod ranges;
 pub mod refresh;
 pub mod report;
 pub mod snapshot;
+mod sync;
 pub mod telemetry;
 pub mod xdp;

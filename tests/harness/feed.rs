@@ -275,6 +275,13 @@ pub fn api_answer(more_v4: &[&str], more_v6: &[&str]) -> String {
     )
 }
 
+/// Cloudflare's API answer with the embedded ranges but for one of IPv4.
+#[must_use]
+pub fn api_answer_without(gone: &str) -> String {
+    let v4: Vec<_> = IPS_V4.lines().filter(|net| *net != gone).collect();
+    api_answer_of(&v4, &IPS_V6.lines().collect::<Vec<_>>())
+}
+
 /// Cloudflare's API answer with these ranges.
 #[must_use]
 pub fn api_answer_of(v4: &[&str], v6: &[&str]) -> String {

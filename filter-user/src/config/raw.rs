@@ -15,6 +15,7 @@ use super::{
 
 mod filter;
 mod ranges;
+mod source;
 
 pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
     let deserializer = toml::Deserializer::parse(source.text)

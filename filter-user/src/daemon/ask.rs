@@ -90,15 +90,18 @@ pub fn confirm(paths: &Paths) -> Result<(), StartError> {
         return Err(StartError::NothingOnTrial);
     }
     signal(&path, Signal::USR1)?;
-    for _ in 0..LOOKS {
-        match ask(&path) {
-            Ok(status) if on_trial(&status) => thread::sleep(LOOK),
-            Ok(_) => return Ok(()),
+    let stays = look(LOOKS, || {
+        Ok(match ask(&path) {
+            Ok(status) if on_trial(&status) => None,
+            Ok(_) => Some(true),
             // The role was faster: the time was over.
-            Err(_) => break,
-        }
+            Err(_) => Some(false),
+        })
+    })?;
+    match stays {
+        Some(true) => Ok(()),
+        Some(false) | None => Err(StartError::NotConfirmed),
     }
-    Err(StartError::NotConfirmed)
 }
 
 /// Ends a trial as if its time were over, and the role with it; returns whether there was one.
@@ -112,13 +115,8 @@ pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
         return Ok(false);
     }
     signal(&path, Signal::TERM)?;
-    for _ in 0..LOOKS {
-        if !is_on_trial(&path)? {
-            return Ok(true);
-        }
-        thread::sleep(LOOK);
-    }
-    Err(StartError::TrialGoesOn)
+    let ended = look(LOOKS, || Ok((!is_on_trial(&path)?).then_some(true)))?;
+    ended.ok_or(StartError::TrialGoesOn)
 }
 
 /// Asks the gate, if the host has one, from which vanished ranges no authenticated connection comes.
@@ -227,14 +225,9 @@ fn approved(paths: &Paths) -> PathBuf {
 
 /// What became of each source, as the ranges role says.
 fn ranges_role(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
-    let path = socket(paths, Role::Ranges);
-    match ask(&path) {
-        Ok(status) => Ok(status.refresh),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(StartError::SocketForbidden { path })
-        }
-        Err(source) => Err(StartError::NoRangesRole { source }),
-    }
+    let status = ask_if_permitted(&socket(paths, Role::Ranges))?;
+    let status = status.map_err(|source| StartError::NoRangesRole { source })?;
+    Ok(status.refresh)
 }
 
 /// Looks until each of these sources was tried once more, and returns what became of them.
@@ -242,18 +235,30 @@ fn attempted_since(
     paths: &Paths,
     before: &[RefreshStatus],
 ) -> Result<Vec<RefreshStatus>, StartError> {
-    for _ in 0..REFRESH_LOOKS {
+    let after = look(REFRESH_LOOKS, || {
         let mut now = ranges_role(paths)?;
         now.retain(|now| {
             let mut before = before.iter();
             before.any(|old| old.source == now.source && old.attempts < now.attempts)
         });
-        if now.len() == before.len() {
-            return Ok(now);
+        Ok((now.len() == before.len()).then_some(now))
+    })?;
+    after.ok_or(StartError::RefreshGoesOn)
+}
+
+/// Looks until there is something to see: a socket tells what is, and closes; it announces nothing.
+fn look<T>(
+    times: u32,
+    mut see: impl FnMut() -> Result<Option<T>, StartError>,
+) -> Result<Option<T>, StartError> {
+    for _ in 0..times {
+        let seen = see()?;
+        if seen.is_some() {
+            return Ok(seen);
         }
         thread::sleep(LOOK);
     }
-    Err(StartError::RefreshGoesOn)
+    Ok(None)
 }
 
 /// Whether what is in force is on trial, as far as this user may know.
@@ -266,15 +271,20 @@ pub fn stay(paths: &Paths) -> Stay {
 }
 
 fn is_on_trial(socket: &Path) -> Result<bool, StartError> {
+    let status = ask_if_permitted(socket)?;
+    // Otherwise the role does not run, or just ends.
+    Ok(status.is_ok_and(|status| on_trial(&status)))
+}
+
+/// What a role says, or why it does not; that this user may not ask is another matter.
+fn ask_if_permitted(socket: &Path) -> Result<io::Result<Status>, StartError> {
     match ask(socket) {
-        Ok(status) => Ok(on_trial(&status)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Err(StartError::SocketForbidden {
                 path: socket.to_owned(),
             })
         }
-        // The role does not run, or just ends.
-        Err(_) => Ok(false),
+        asked => Ok(asked),
     }
 }
 
@@ -333,8 +343,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const APPROVED_MAX: usize = 64 << 10;
 /// Bytes of an answer. The longest, with all that a filter counts, is a twentieth of it.
 const ANSWER_MAX: u64 = 4 << 20;
-/// How often we look whether a role has done what it was told: the socket tells what is, and closes;
-/// it announces nothing.
+/// How often we look whether a role has done what it was told.
 const LOOKS: u32 = 200;
 /// A source may have several ways, each of which may take its time.
 const REFRESH_LOOKS: u32 = 3000;

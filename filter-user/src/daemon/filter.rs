@@ -21,6 +21,7 @@ use crate::config::{self, Config};
 use crate::netlink;
 use crate::ranges::InForce;
 use crate::report::chain;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::xdp::{self, Filter, Frames, Stay, TopSources, XdpError};
 
@@ -230,6 +231,7 @@ impl FilterRole {
 
     /// The filter, for a look at it.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while publishing leaves the old generation in use, which is still right.
         lock(&self.state)
     }
 
@@ -354,13 +356,6 @@ impl Totals {
         let dropped = frames.filter(|(counted, _)| counted.verdict != "pass");
         dropped.map(|(_, total)| total).sum()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while publishing leaves the old generation in use, which is still right.
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// How often the filter is looked after, beside when the network changes.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ranges::InForce;
+use crate::sync::lock;
 
 /// What was seen of vanished ranges since they are known to have vanished.
 pub struct Sightings {
@@ -66,7 +67,7 @@ impl Sightings {
 
     /// Looks out for the ranges that have vanished now, and for no others.
     fn look_out(&self, in_force: &InForce) {
-        let watched = &mut self.lock().watched;
+        let watched = &mut lock(&self.state).watched;
         let mut old = std::mem::take(watched);
         for range in in_force.vanished() {
             let found = old.iter().position(|old| old.range == range);
@@ -84,7 +85,7 @@ impl Sightings {
     /// Notes an authenticated connection, for as long as the visit is held.
     pub fn visit(&self, client: IpAddr) -> Visit<'_> {
         let client = client.to_canonical();
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         *state.open.entry(client).or_default() += 1;
         self.see([client].into_iter(), &mut state);
         Visit {
@@ -96,7 +97,7 @@ impl Sightings {
     /// What was seen so far.
     #[must_use]
     pub fn report(&self) -> Vec<Sighting> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let open: Vec<_> = state.open.keys().copied().collect();
         self.see(open.into_iter(), &mut state);
         let sightings = state.watched.iter().map(|watched| Sighting {
@@ -123,11 +124,6 @@ impl Sightings {
             }
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Whoever panicked while he held it has left lists that are whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// An authenticated connection that is open.
@@ -139,7 +135,7 @@ pub struct Visit<'a> {
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        let state = &mut self.sightings.lock();
+        let state = &mut lock(&self.sightings.state);
         self.sightings.see([self.client].into_iter(), state);
         if let Some(count) = state.open.get_mut(&self.client) {
             *count -= 1;
@@ -183,7 +179,7 @@ mod tests {
         tokio::time::advance(hour).await;
 
         assert_eq!(sightings.report()[0].seen_ago, Some(hour));
-        assert!(sightings.lock().open.is_empty());
+        assert!(lock(&sightings.state).open.is_empty());
     }
 
     #[test]

@@ -128,13 +128,19 @@ impl RangeSet {
 /// # Errors
 ///
 /// Returns [`Rejection::Shrinks`].
-pub(super) fn shrinks(current: &RangeSet, fetched: &RangeSet) -> Result<(), Rejection> {
-    let (v4, v6) = (intervals_v4(&current.v4), intervals_v6(&current.v6));
-    let kept_v4 = overlap(&v4, &intervals_v4(&fetched.v4));
-    let kept_v6 = overlap(&v6, &intervals_v6(&fetched.v6));
+pub(super) fn shrinks(current: &RangeSet, fetched: &Cover) -> Result<(), Rejection> {
+    let current = Cover::new(current);
     let families = [
-        (Family::V4, kept_v4, measure(&v4)),
-        (Family::V6, kept_v6, measure(&v6)),
+        (
+            Family::V4,
+            overlap(&current.v4, &fetched.v4),
+            measure(&current.v4),
+        ),
+        (
+            Family::V6,
+            overlap(&current.v6, &fetched.v6),
+            measure(&current.v6),
+        ),
     ];
     for (family, kept, whole) in families {
         let removed = whole - kept;

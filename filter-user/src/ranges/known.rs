@@ -133,15 +133,15 @@ impl Known {
     /// Returns a [`Rejection`] if `fetched` would remove too much at once, or if new and kept
     /// ranges together exceed the limits. The caller then keeps `self`.
     pub fn merge(&self, fetched: &RangeSet, terms: &Terms<'_>) -> Result<Self, Rejection> {
+        let cover = guard::Cover::new(fetched);
         if terms.shrinking == Shrinking::Refuse {
             // Against all that was not agreed to go: otherwise a list could shrink to nothing
             // step by step.
             let agreed = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.agreed);
-            guard::shrinks(&self.set.retain(|range| !agreed(range)), fetched)?;
+            guard::shrinks(&self.set.retain(|range| !agreed(range)), &cover)?;
         }
 
         let mut vanished = Vec::new();
-        let cover = guard::Cover::new(fetched);
         let is_missing = |range: &IpNet| !cover.holds(range);
         for range in self.set.iter().filter(is_missing) {
             let (missing_for, agreed) = match self.vanishing(&range) {

@@ -170,7 +170,7 @@ impl Job {
         self.asking = Some(Asking {
             turn,
             sent: false,
-            failed: asking.failed,
+            ..asking
         });
         None
     }
@@ -203,9 +203,7 @@ impl Job {
 
     /// What was held stays so; whatever is under way or due is as it was.
     pub(super) fn stays(&mut self, outcome: &'static str, error: String) {
-        let (at, error) = (Instant::now(), Some(error));
-        self.progress.attempts += 1;
-        self.progress.last = Some(Attempt { at, outcome, error });
+        self.record(outcome, Some(error));
     }
 
     /// Waits for nobody's answer any more; it is asked again in its own time.
@@ -214,13 +212,19 @@ impl Job {
     }
 
     fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
+        let now = self.record(outcome, error);
+        self.progress.next = match std::mem::take(&mut self.again) {
+            true => now,
+            false => now + pause,
+        };
+    }
+
+    /// Returns the moment that is recorded.
+    fn record(&mut self, outcome: &'static str, error: Option<String>) -> Instant {
         let at = Instant::now();
         self.progress.attempts += 1;
-        self.progress.next = match std::mem::take(&mut self.again) {
-            true => at,
-            false => at + pause,
-        };
         self.progress.last = Some(Attempt { at, outcome, error });
+        at
     }
 }
 
