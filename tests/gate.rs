@@ -102,7 +102,7 @@ fn an_upstream_that_is_down_is_named_in_the_refusal() {
 
     assert_eq!(reply.to_string(), "closed");
     lab.gate().event(0, "the refusal is logged", |event| {
-        event["reason"] == "Upstream"
+        event["reason"] == "UpstreamUnreachable"
     });
-    assert_eq!(lab.gate().outcomes("Upstream"), 1);
+    assert_eq!(lab.gate().outcomes("UpstreamUnreachable"), 1);
 }

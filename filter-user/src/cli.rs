@@ -42,6 +42,9 @@ pub enum Command {
         /// Start even if that cuts your own connection to this host.
         #[arg(long)]
         yes: bool,
+        /// A listening socket of the gate's that was handed over: its number.
+        #[arg(long, value_name = "NUMBER")]
+        listen_fd: Vec<i32>,
     },
     /// Let a filter stay that `run --confirm` has put on trial.
     Confirm,
@@ -63,6 +66,11 @@ pub enum Command {
         /// As JSON.
         #[arg(long, global = true)]
         json: bool,
+    },
+    /// Print the pin of a certificate, for a host's `trust`.
+    Pin {
+        /// PEM file.
+        certificate: PathBuf,
     },
     /// Detach the filter and remove all its pins: strangers' packets pass again.
     Unload,

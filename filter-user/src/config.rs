@@ -4,9 +4,8 @@
 //! host is judged here; each later stage gets types, and a [`Place`] to blame if a file that the
 //! configuration names turns out to be unusable.
 
-use std::collections::HashMap;
 use std::fmt::{Debug, Display, Formatter};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +15,14 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
+pub use self::gate::{
+    ClientAuth, Crl, CrlExpired, Gate, Host, KeyPair, MinTls, Name, OnTrustChange, ProxyProtocol,
+    Reencryption, Resumption, Share, Target, Trust, Upstream,
+};
 pub use self::source::{Before, FeedSource, Location, Way, redacted};
 use crate::ranges::{Limits, RangeSet, Rules};
 
+mod gate;
 mod raw;
 mod source;
 #[cfg(test)]
@@ -228,97 +232,6 @@ impl Debug for Proxy {
     }
 }
 
-/// `[gate]`: the TLS listener.
-#[derive(Debug)]
-pub struct Gate {
-    /// Addresses to listen on.
-    pub listen: Vec<SocketAddr>,
-    /// Everything before the first relayed byte, together.
-    pub handshake_timeout: Duration,
-    /// Connecting to the upstream, within `handshake_timeout`.
-    pub connect_timeout: Duration,
-    /// A connection without a byte in either direction.
-    pub idle_timeout: Duration,
-    /// How long live connections may go on after a stop was asked for.
-    pub drain_timeout: Duration,
-    /// Open connections, handshakes included.
-    pub max_connections: usize,
-    /// Handshakes in flight.
-    pub max_handshakes: usize,
-    /// The policies, one per `[[gate.host]]`.
-    pub hosts: Vec<Host>,
-}
-
-/// `[[gate.host]]`: one policy for one name or several.
-#[derive(Debug)]
-pub struct Host {
-    /// Exact names, lower case.
-    pub names: Vec<Located<String>>,
-    /// PEM file, leaf first.
-    pub certificate: Located<PathBuf>,
-    /// PEM file with the leaf's private key.
-    pub key: Located<PathBuf>,
-    /// Whom a client certificate must come from; any one suffices.
-    pub trust: Vec<Located<Trust>>,
-    /// What sessions may be resumed.
-    pub resumption: Resumption,
-    /// Protocols offered by ALPN, in order of preference.
-    pub alpn: Vec<String>,
-    /// Where accepted connections are relayed to.
-    pub upstream: Located<Upstream>,
-    /// The header that tells the upstream who the client is.
-    pub proxy_protocol: ProxyProtocol,
-}
-
-/// Whom a client certificate must come from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Trust {
-    /// Cloudflare's origin-pull CA: proves some Cloudflare customer, not which.
-    Cloudflare,
-    /// The CAs in a PEM file.
-    CaFile(PathBuf),
-}
-
-/// What sessions may be resumed.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Resumption {
-    /// None: every connection is a full handshake.
-    Off,
-    /// Those whose client certificate still verifies.
-    #[default]
-    Verified,
-}
-
-/// Where accepted connections are relayed to.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Upstream {
-    /// A TCP address.
-    Tcp(SocketAddr),
-    /// A UNIX socket.
-    Unix(PathBuf),
-}
-
-impl Display for Upstream {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(address) => Display::fmt(address, f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// The header that tells the upstream who the client is.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProxyProtocol {
-    /// No header: the upstream sees connections from this host.
-    None,
-    /// Version 2, binary.
-    #[default]
-    V2,
-}
-
 /// A value, and the place in the configuration that it came from.
 #[derive(Clone, Debug)]
 pub struct Located<T> {
@@ -345,6 +258,23 @@ impl Place {
         }
     }
 
+    /// No place: what is wrong does not come from a configuration.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            file: Arc::from(Path::new("")),
+            line: 0,
+            field: String::new(),
+        }
+    }
+
+    /// The same line, but another field.
+    pub(crate) fn of(&self, field: &str) -> Self {
+        Self {
+            field: field.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// Line number, from 1.
     #[must_use]
     pub fn line(&self) -> usize {
@@ -360,7 +290,9 @@ impl Debug for Place {
 
 impl Display for Place {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        if self.line > 0 {
+            write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        }
         match self.field.as_str() {
             "" => Ok(()),
             field => write!(f, "`{field}`: "),
@@ -399,39 +331,4 @@ impl<'a> Source<'a> {
             field: field.into(),
         }
     }
-}
-
-/// Refuses two hosts with one name.
-fn check_names(hosts: &[Host]) -> Result<(), ConfigError> {
-    let mut seen: HashMap<&str, &Place> = HashMap::new();
-    for name in hosts.iter().flat_map(|host| &host.names) {
-        if let Some(first) = seen.insert(&name.value, &name.place) {
-            return Err(name.place.error(format_args!(
-                "`{}` already has a policy, at line {}; give each name to one host",
-                name.value,
-                first.line()
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Refuses an upstream that is one of the gate's own listeners.
-fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(), ConfigError> {
-    for Located { value, place } in hosts.iter().map(|host| &host.upstream) {
-        let Upstream::Tcp(upstream) = value else {
-            continue;
-        };
-        let reaches = |listen: &SocketAddr| {
-            let same_family = listen.is_ipv4() == upstream.is_ipv4();
-            let covers = listen.ip() == upstream.ip() || listen.ip().is_unspecified();
-            listen.port() == upstream.port() && same_family && covers
-        };
-        if listen.iter().any(reaches) {
-            return Err(place.error(format_args!(
-                "`{upstream}` is the gate itself; let the web server listen on another port"
-            )));
-        }
-    }
-    Ok(())
 }

@@ -9,13 +9,14 @@ mod error;
 mod filter;
 mod gate;
 mod lockout;
+mod notify;
 mod plan;
 mod rules;
 mod tasks;
 mod view;
 
 use std::io;
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,18 +34,21 @@ use self::plan::Plan;
 use self::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
+use crate::gate::{Lint, Loaded};
 use crate::report::chain;
-use crate::telemetry::Metrics;
 
-/// Checks a configuration and every file that it names, as `run` would, and changes nothing.
+/// Checks a configuration and every file that it names, as `run` would, and changes nothing;
+/// returns what is in order and could be better.
 ///
 /// # Errors
 ///
 /// Returns the first thing that would keep a role from starting.
-pub fn check(config: &Config) -> Result<(), StartError> {
-    plan::examine(config, &described(config), &Metrics::default())?;
+pub fn check(config: &Config) -> Result<Vec<Lint>, StartError> {
+    let loaded = plan::examine(config, &described(config))?;
     plan::examine_sources(&config.ranges)?;
-    Ok(())
+    let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
+    lints.extend(config.gate.iter().flat_map(view::exposures));
+    Ok(lints)
 }
 
 /// Reads a configuration file.
@@ -71,7 +75,7 @@ pub fn salvage_paths(file: &Path) -> Paths {
 }
 
 /// How to run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// One role only.
     pub only: Option<Role>,
@@ -79,6 +83,8 @@ pub struct Options {
     pub trial: Option<Duration>,
     /// What to do if the operator's own connection would be cut.
     pub own_connection: OwnConnection,
+    /// Listening sockets that were handed over, by their numbers.
+    pub listen_fds: Vec<RawFd>,
 }
 
 /// Runs roles until SIGTERM or SIGINT, then lets connections drain.
@@ -92,9 +98,10 @@ pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
     let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
     let plan = Plan::new(load(file)?, &options)?;
     let tasks = Tasks::default();
-    let running = plan.start(options.own_connection, &tasks)?;
+    let running = plan.start(&options, &tasks)?;
 
-    notify_ready(&running);
+    info!(roles = running.sockets.0.len(), "ready");
+    notify::ready();
     let mut outcome = tokio::select! {
         () = signals.wait_for_stop(file, &running) => Ok(()),
         () = tasks.failed() => Err(StartError::TaskEnded),
@@ -174,6 +181,9 @@ impl Running {
                 if let Some(filter) = &self.filter {
                     filter.note_bad_configuration(&error);
                 }
+                if let Some(gate) = &self.gate {
+                    gate.note_bad_configuration(&error);
+                }
                 error!(error = %chain(&error), "configuration not reloaded, the old one stays");
                 return false;
             }
@@ -181,16 +191,50 @@ impl Running {
         if config.paths != self.config.borrow().paths {
             warn!("`paths` has changed, which takes effect at the next start");
         }
+        // All that can be refused is looked at before any of it is in force.
+        let loaded = match self.load_gate(&config) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                error!(error = %chain(&error), "configuration not reloaded, the old one stays");
+                return false;
+            }
+        };
         // The filter may yet refuse it, and the gate shall go by the same rules.
         let accepted = match &self.filter {
             Some(filter) => tokio::task::block_in_place(|| filter.reload(&config)),
             None => true,
         };
         if accepted {
+            if let (Some(role), Some(gate), Some(loaded)) = (&self.gate, &config.gate, loaded) {
+                role.put_in_force(gate, loaded);
+            }
             info!("configuration reloaded");
             self.config.send_replace(config);
         }
         accepted
+    }
+
+    /// Reads what the gate would need, if it runs here.
+    fn load_gate(&self, config: &Config) -> Result<Option<Loaded>, StartError> {
+        let Some(role) = &self.gate else {
+            return Ok(None);
+        };
+        let Some(gate) = &config.gate else {
+            return Err(StartError::NotDescribed { role: Role::Gate });
+        };
+        let before = Arc::clone(&self.config.borrow());
+        if let Some(before) = &before.gate {
+            let restart =
+                |what| warn!("`{what}` has changed, which takes effect at the next start");
+            if before.listen != gate.listen {
+                restart("gate.listen");
+            }
+            if before.max_connections != gate.max_connections {
+                restart("gate.max_connections");
+            }
+        }
+        let loaded = tokio::task::block_in_place(|| role.load(gate))?;
+        Ok(Some(loaded))
     }
 }
 
@@ -254,18 +298,5 @@ impl Signals {
                 }
             }
         }
-    }
-}
-
-/// sd_notify(3): tells whoever started us that all roles are up.
-fn notify_ready(running: &Running) {
-    info!(roles = running.sockets.0.len(), "ready");
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent =
-        UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", Path::new(&path)));
-    if let Err(error) = sent {
-        warn!(%error, "the service manager was not told that we are ready");
     }
 }

@@ -1,6 +1,6 @@
 //! Files that others may write: read within bounds, watched for changes.
 
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,22 @@ use tokio::sync::mpsc;
 /// Returns the operating system's error; of kind `InvalidInput` for a pipe or the like, of kind
 /// `FileTooLarge` for a file that is larger.
 pub fn read(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
+    read_with_metadata(path, size_max).map(|(content, _)| content)
+}
+
+/// The same, with what is known of the very file that was read: its owner, and who else may.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Metadata)> {
     // Whoever may write the directory may put a pipe there, which must not hold us up.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(path)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         let error = io::Error::new(ErrorKind::InvalidInput, "not a regular file");
         return Err(error);
     }
@@ -32,7 +42,7 @@ pub fn read(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
         let text = format!("larger than {size_max} bytes");
         return Err(io::Error::new(ErrorKind::FileTooLarge, text));
     }
-    Ok(content)
+    Ok((content, metadata))
 }
 
 /// A watch on some files, whether they exist or not; their directories must.

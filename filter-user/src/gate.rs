@@ -1,58 +1,111 @@
 //! The gate: a TLS listener that relays only for clients whose certificate it has verified.
 //!
 //! ```text
-//! TcpStream ─permit▶ ─source check▶ ─ClientHello▶ Policy ─handshake▶ VerifiedPeer
+//! TcpStream ─permit▶ ─source check▶ ─share▶ ─ClientHello▶ Policy ─handshake▶ VerifiedPeer
 //!                                                    ─dial▶ upstream ─relay▶ closed(Outcome)
 //! ```
 //! Each arrow is a step of `connection`, and each step takes the proof of the one before.
 
 mod connection;
 mod credentials;
+mod greeting;
+mod lint;
 mod listener;
+mod pace;
 mod peer;
 mod policy;
+mod proxy;
 mod refusal;
 mod relay;
+mod shares;
 mod sightings;
+mod trust;
 mod upstream;
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
+use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::listener::{bind, serve};
+pub use self::credentials::pin;
+pub use self::lint::{Lint, listeners};
+pub use self::listener::{bind, listen, serve};
+use self::pace::Pace;
 pub use self::peer::VerifiedPeer;
+use self::policy::Workshop;
 pub use self::policy::{Policies, Policy};
-pub use self::refusal::{Outcome, Phase, Refusal};
+pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
+use self::shares::{Allowed, Shares};
 pub use self::sightings::{Sighting, Sightings, Visit};
-use crate::config::{self, ConfigError};
+pub use self::trust::Identity;
+use crate::config::{self, ConfigError, OnTrustChange, Trust};
 use crate::ranges::{InForce, Table};
 use crate::telemetry::Metrics;
 use crate::telemetry::log::Budget;
 
 /// What all connections share.
 pub struct Gate {
-    policies: Policies,
+    terms: watch::Sender<Arc<InUse>>,
     table: watch::Receiver<Arc<Table>>,
     sightings: Sightings,
+    shares: Shares,
     metrics: Metrics,
-    limits: Limits,
     connections: Arc<Semaphore>,
-    handshakes: Semaphore,
+    /// Handshakes in flight.
+    handshakes: AtomicU64,
     refusals: Budget,
+    sampling: Pace,
+    ids: Ids,
+    /// Cancelled when connections are to end as soon as no answer is being waited for.
+    drain: CancellationToken,
     /// Cancelled when live connections have had their time to drain.
     abort: CancellationToken,
 }
 
-/// How long and how many.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
+/// What a reload replaces: the policies, and how long and how many.
+struct InUse {
+    policies: Policies,
+    lints: Vec<Lint>,
+    proxy_from: Vec<IpNet>,
     handshake: Duration,
     connect: Duration,
     idle: Duration,
+    max_handshakes: u64,
+    allowed: Allowed,
+}
+
+impl InUse {
+    fn new(config: &config::Gate, loaded: Loaded) -> Self {
+        Self {
+            policies: loaded.policies,
+            lints: loaded.lints,
+            proxy_from: config.proxy_from.clone(),
+            handshake: config.handshake_timeout,
+            connect: config.connect_timeout,
+            idle: config.idle_timeout,
+            max_handshakes: config.max_handshakes as u64,
+            allowed: Allowed {
+                source: config.per_source,
+                network: config.per_network,
+            },
+        }
+    }
+}
+
+/// Policies whose files were read and found in order.
+pub struct Loaded {
+    policies: Policies,
+    /// What is in order and could be better.
+    pub lints: Vec<Lint>,
+    /// Whether some upstream could not be asked what it speaks.
+    pub unanswered: bool,
 }
 
 impl Gate {
@@ -60,26 +113,58 @@ impl Gate {
     #[must_use]
     pub fn new(
         config: &config::Gate,
-        policies: Policies,
+        loaded: Loaded,
         table: watch::Receiver<Arc<Table>>,
         in_force: watch::Receiver<Arc<InForce>>,
         metrics: Metrics,
     ) -> Self {
+        let in_use = InUse::new(config, loaded);
+        tell_expiry(&in_use.policies, &metrics);
         Self {
-            policies,
+            terms: watch::Sender::new(Arc::new(in_use)),
             table,
             sightings: Sightings::new(in_force),
+            shares: Shares::new(),
             metrics,
-            limits: Limits {
-                handshake: config.handshake_timeout,
-                connect: config.connect_timeout,
-                idle: config.idle_timeout,
-            },
             connections: Arc::new(Semaphore::new(config.max_connections)),
-            handshakes: Semaphore::new(config.max_handshakes),
+            handshakes: AtomicU64::new(0),
             refusals: Budget::new(REFUSALS_PER_SECOND),
+            sampling: Pace::new(),
+            ids: Ids::default(),
+            drain: CancellationToken::new(),
             abort: CancellationToken::new(),
         }
+    }
+
+    /// Puts other policies and limits in force for connections to come; live ones go on, unless
+    /// their host's terms have changed and it says that they shall not.
+    pub fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
+        let new = Arc::new(InUse::new(config, loaded));
+        tell_expiry(&new.policies, &self.metrics);
+        let old = self.terms.send_replace(Arc::clone(&new));
+        for old in old.policies.iter() {
+            let successor = new.policies.labelled(old.label());
+            let is_same = successor.is_some_and(|new| new.has_terms_of(old));
+            let closes = |policy: &Policy| policy.on_trust_change == OnTrustChange::Close;
+            if !is_same && (closes(old) || successor.is_some_and(|new| closes(new))) {
+                old.ended().cancel();
+            }
+        }
+    }
+
+    /// Calls `f` with the policies in force.
+    pub fn with_policies<T>(&self, f: impl FnOnce(&Policies) -> T) -> T {
+        f(&self.in_use().policies)
+    }
+
+    /// What could be better about the configuration in force.
+    #[must_use]
+    pub fn lints(&self) -> Vec<Lint> {
+        self.in_use().lints.clone()
+    }
+
+    fn in_use(&self) -> Arc<InUse> {
+        Arc::clone(&self.terms.borrow())
     }
 
     /// What is seen of ranges that have vanished.
@@ -88,13 +173,19 @@ impl Gate {
         &self.sightings
     }
 
+    /// Lets every connection end as soon as no answer is being waited for.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
     /// Closes every live connection.
     pub fn abort(&self) {
         self.abort.cancel();
     }
 }
 
-/// Reads certificates, keys and CAs, and builds the policies of all hosts.
+/// Reads certificates, keys, CAs and revocation lists, asks upstreams what they speak, and builds
+/// the policies of all hosts. `before` are those in force: what has not changed of them is kept.
 ///
 /// # Errors
 ///
@@ -102,14 +193,126 @@ impl Gate {
 pub fn load(
     config: &config::Gate,
     clock: &Arc<dyn TimeProvider>,
-    metrics: &Metrics,
-) -> Result<Policies, ConfigError> {
-    let policies = config
-        .hosts
+    before: Option<&Policies>,
+) -> Result<Loaded, ConfigError> {
+    let shared = credentials::shared_authority(config.cloudflare_ca.as_ref())?;
+    let now = clock.current_time();
+    let now = now.ok_or_else(|| shared_place(config).error("this host's clock cannot be read"))?;
+    let workshop = Workshop {
+        provider: Arc::new(aws_lc_rs::default_provider()),
+        clock: Arc::clone(clock),
+        now,
+        shared,
+    };
+    let mut lints = Vec::new();
+    let mut unanswered = false;
+    let mut policies = Vec::new();
+    for host in &config.hosts {
+        let known = before.and_then(|before| before.labelled(&host.label()));
+        let known = known.map(AsRef::as_ref);
+        let mut policy = Policy::load(host, &workshop, known)?;
+        if policy.offers(b"h2") {
+            let speaks = policy.dialer().speaks_h2();
+            if let Some(lint) = Lint::of_h2(host, &speaks) {
+                let without = config::Host {
+                    alpn: host
+                        .alpn
+                        .iter()
+                        .filter(|name| *name != "h2")
+                        .cloned()
+                        .collect(),
+                    ..host.clone()
+                };
+                policy = Policy::load(&without, &workshop, known)?;
+                lints.push(lint);
+            }
+            unanswered |= speaks.is_err();
+        }
+        policies.push(policy);
+    }
+    lints.extend(lint::judge(config, &policies, now));
+    Ok(Loaded {
+        policies: Policies::new(policies),
+        lints,
+        unanswered,
+    })
+}
+
+/// The files that [`load`] reads.
+#[must_use]
+pub fn files(config: &config::Gate) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = config
+        .cloudflare_ca
         .iter()
-        .map(|host| Policy::load(host, clock, metrics))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Policies::new(policies))
+        .map(|ca| ca.value.clone())
+        .collect();
+    for host in &config.hosts {
+        for pair in &host.certificates {
+            files.extend([pair.certificate.value.clone(), pair.key.value.clone()]);
+        }
+        for trust in &host.trust {
+            if let Trust::CaFile(path) = &trust.value {
+                files.push(path.clone());
+            }
+        }
+        files.extend(host.crls.iter().map(|crl| crl.value.clone()));
+        files.extend(
+            host.upstream
+                .value
+                .tls
+                .iter()
+                .map(|tls| tls.ca_file.clone()),
+        );
+    }
+    files.sort();
+    files.dedup();
+    files
+}
+
+fn shared_place(config: &config::Gate) -> config::Place {
+    let first = config.hosts.first();
+    first.map_or_else(config::Place::nowhere, |host| host.place().clone())
+}
+
+fn tell_expiry(policies: &Policies, metrics: &Metrics) {
+    for policy in policies.iter() {
+        let facts = &policy.facts;
+        for (kind, expires) in [
+            ("certificate", Some(facts.certificate_expires)),
+            ("authority", facts.authority_expires),
+            ("crl", facts.crl_expires),
+        ] {
+            metrics.expires(policy.label(), kind, expires);
+        }
+    }
+}
+
+/// Names for connections, which logs and upstreams know them by: unique among all that have one.
+struct Ids {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self {
+            process: fastrand::u64(..),
+            next: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Ids {
+    fn next(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}-{number:x}", self.process)
+    }
+}
+
+/// Whether the address is one of a load balancer's.
+fn is_one_of(nets: &[IpNet], address: SocketAddr) -> bool {
+    let address = address.ip().to_canonical();
+    nets.iter().any(|net| net.contains(&address))
 }
 
 /// Log lines about refusals; the metrics count them all.

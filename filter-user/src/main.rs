@@ -11,14 +11,14 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use pullgate::cli::{Cli, Command, LogFormat, RangesCommand};
-use pullgate::config::{Config, Paths};
+use pullgate::config::{Config, ConfigError, Paths};
 use pullgate::daemon::{self, LoadError, OwnConnection, StartError, load};
 use pullgate::explain::{self, ExplainError};
 use pullgate::ranges::export::export;
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
 use pullgate::snapshot::{self, SnapshotError};
 use pullgate::xdp::{self, XdpError};
-use pullgate::{listing, refresh};
+use pullgate::{gate, listing, refresh};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -39,7 +39,12 @@ fn main() -> ExitCode {
 
 fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
-        Command::Run { only, confirm, yes } => {
+        Command::Run {
+            only,
+            confirm,
+            yes,
+            listen_fd,
+        } => {
             let options = daemon::Options {
                 only: *only,
                 trial: *confirm,
@@ -48,6 +53,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 } else {
                     OwnConnection::Refuse
                 },
+                listen_fds: listen_fd.clone(),
             };
             let runtime = tokio::runtime::Runtime::new().context("threads")?;
             let outcome = runtime.block_on(daemon::run(&cli.config, options));
@@ -66,7 +72,9 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             show(&explanation, packet.json)?;
         }
         Command::Check => {
-            daemon::check(&load(&cli.config)?)?;
+            for lint in daemon::check(&load(&cli.config)?)? {
+                complain(&format!("warning: {lint}"));
+            }
             say(&format!("{}: in order", cli.config.display()))?;
         }
         Command::Status { json } => {
@@ -86,6 +94,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             let command = command.as_ref().unwrap_or(&RangesCommand::List);
             return ranges(&load(&cli.config)?, command, *json);
         }
+        Command::Pin { certificate } => say(&gate::pin(certificate)?)?,
         Command::Unload => unload(&paths(&cli.config))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -198,7 +207,7 @@ fn unload(paths: &Paths) -> anyhow::Result<()> {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<LoadError>() {
+    if error.is::<LoadError>() || error.is::<ConfigError>() {
         return EX_CONFIG;
     }
     if let Some(error) = error.downcast_ref::<ExplainError>() {

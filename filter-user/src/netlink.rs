@@ -196,6 +196,20 @@ pub struct Connection {
 ///
 /// Returns the error of the request.
 pub fn connections() -> io::Result<Vec<Connection>> {
+    sockets(&StateFlags::ESTABLISHED)
+}
+
+/// The addresses that TCP sockets of this network namespace listen on.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn listeners() -> io::Result<Vec<SocketAddr>> {
+    let sockets = sockets(&StateFlags::LISTEN)?;
+    Ok(sockets.iter().map(|socket| socket.local).collect())
+}
+
+fn sockets(states: &StateFlags) -> io::Result<Vec<Connection>> {
     let mut connections = Vec::new();
     for (family, socket_id) in [
         (AF_INET, SocketId::new_v4()),
@@ -205,7 +219,7 @@ pub fn connections() -> io::Result<Vec<Connection>> {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states: StateFlags::ESTABLISHED,
+            states: states.clone(),
             socket_id,
         });
         ask(NETLINK_SOCK_DIAG, request, NLM_F_DUMP, |message| {

@@ -17,7 +17,8 @@ fn the_smallest_configuration_has_strict_defaults() {
     assert_eq!(filter.fragments, Fragments::Drop);
     assert_eq!(config.ranges.limits, Limits::default());
     assert_eq!(gate.hosts[0].resumption, Resumption::Verified);
-    assert_eq!(gate.hosts[0].key.value, Path::new("/etc/pullgate/key.pem"));
+    let KeyPair { key, .. } = &gate.hosts[0].certificates[0];
+    assert_eq!(key.value, Path::new("/etc/pullgate/key.pem"));
     assert!(gate.idle_timeout > Duration::from_secs(900));
 }
 
@@ -49,6 +50,34 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
     assert_eq!(shipped_gate.drain_timeout, gate.drain_timeout);
     assert_eq!(shipped_gate.max_connections, gate.max_connections);
     assert_eq!(shipped_gate.max_handshakes, gate.max_handshakes);
+    assert_eq!(shipped_gate.per_source, gate.per_source);
+    assert_eq!(shipped_gate.per_network, gate.per_network);
+    let settings = |host: &Host| {
+        let Host {
+            names: _,
+            is_default,
+            certificates: _,
+            trust: _,
+            client_auth,
+            crls,
+            crl_expired,
+            min_tls,
+            max_depth,
+            require_client_eku,
+            resumption,
+            on_trust_change,
+            alpn,
+            upstream: _,
+            proxy_protocol,
+            max_connections,
+        } = host;
+        format!(
+            "{is_default} {client_auth:?} {crls:?} {crl_expired:?} {min_tls:?} {max_depth} \
+             {require_client_eku} {resumption:?} {on_trust_change:?} {alpn:?} \
+             {proxy_protocol:?} {max_connections:?}"
+        )
+    };
+    assert_eq!(settings(&shipped_gate.hosts[0]), settings(&gate.hosts[0]));
 }
 
 #[test]
@@ -205,8 +234,9 @@ fn an_unknown_field_is_named_with_its_line() {
     assert_eq!(
         error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),
         "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`, expected \
-         one of `listen`, `handshake_timeout`, `connect_timeout`, `idle_timeout`, \
-         `drain_timeout`, `max_connections`, `max_handshakes`, `host`"
+         one of `listen`, `proxy_from`, `cloudflare_ca_file`, `handshake_timeout`, \
+         `connect_timeout`, `idle_timeout`, `drain_timeout`, `max_connections`, \
+         `max_handshakes`, `per_source`, `per_network`, `host`"
     );
 }
 
@@ -308,7 +338,7 @@ fn values_out_of_bounds_are_refused_with_their_place() {
 fn the_roots_dot_is_no_part_of_a_name() {
     let config = parse_text(&MINIMAL.replace("a.example", "A.Example.")).unwrap();
 
-    assert_eq!(config.gate.unwrap().hosts[0].names[0].value, "a.example");
+    assert_eq!(config.gate.unwrap().hosts[0].label(), "a.example");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde::de::{Deserializer, Error as _};
 use toml::Spanned;
 use url::{Host as UrlHost, Url};
 
-use super::{ConfigError, Located, Source, Upstream};
+use super::{ConfigError, Located, Source, Target};
 
 pub(super) fn located<T>(source: &Source<'_>, value: Spanned<T>, field: &str) -> Located<T> {
     Located {
@@ -71,18 +71,15 @@ pub(super) fn is_host_name(name: &str) -> bool {
     is_dns && name.parse::<IpAddr>().is_err()
 }
 
-pub(super) fn parse_upstream(
-    source: &Source<'_>,
-    text: &Spanned<String>,
-) -> Result<Upstream, String> {
+pub(super) fn parse_target(source: &Source<'_>, text: &Spanned<String>) -> Result<Target, String> {
     let text = text.as_ref();
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-        return Ok(Upstream::Unix(absolute(source, PathBuf::from(path))));
+        return Ok(Target::Unix(absolute(source, PathBuf::from(path))));
     }
     let address = text.parse::<SocketAddr>().ok();
     address
         .filter(|address| address.port() != 0)
-        .map(Upstream::Tcp)
+        .map(Target::Tcp)
         .ok_or_else(|| {
             format!(
                 "`{text}` is neither an address with a port, such as 127.0.0.1:8080, nor unix:/path"

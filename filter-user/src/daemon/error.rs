@@ -88,6 +88,20 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// A listening socket that was handed over cannot be used.
+    #[error("descriptor {descriptor} was handed over to listen on, but cannot be used")]
+    ListenFd {
+        /// Its number.
+        descriptor: i32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The gate's threads cannot be started.
+    #[error("the gate's threads cannot be started")]
+    Workers {
+        /// Why not.
+        source: io::Error,
+    },
     /// The gate may not bind a port below 1024.
     #[error(
         "CAP_NET_BIND_SERVICE is missing, which listening on {address} needs; run as root, or \
@@ -183,6 +197,8 @@ impl StartError {
             Self::Snapshot(error) => error.exit_code(),
             Self::Socket { .. }
             | Self::Bind { .. }
+            | Self::ListenFd { .. }
+            | Self::Workers { .. }
             | Self::TaskEnded
             | Self::NoRangesRole { .. }
             | Self::StillHeld { .. }

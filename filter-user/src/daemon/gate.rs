@@ -1,71 +1,220 @@
-//! The gate as a role: its listeners, and how they come to an end.
+//! The gate as a role: its listeners and worker threads, how its files are followed, and how it
+//! comes to an end.
 
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::StartError;
 use super::tasks::Tasks;
-use crate::config;
-use crate::gate::{self, Gate};
+use super::{LoadError, StartError};
+use crate::config::{self, Config, ConfigError};
+use crate::file::Watch;
+use crate::gate::{self, Gate, Lint, Loaded};
+use crate::report::chain;
+use crate::telemetry::Metrics;
 
-/// The running gate.
+/// The running gate; clones are the same one.
+#[derive(Clone)]
 pub(super) struct GateRole {
     pub(super) gate: Arc<Gate>,
+    pub(super) addresses: String,
+    metrics: Metrics,
     connections: TaskTracker,
     drain: Duration,
-    pub(super) addresses: String,
+    /// Why what is on disk is not what is in force, if that is so.
+    trouble: watch::Sender<Option<String>>,
+    /// Whether some upstream could not be asked what it speaks.
+    unanswered: watch::Sender<bool>,
 }
 
 impl GateRole {
-    /// Binds the listening sockets; connections wait in them until [`Self::start`].
-    pub(super) fn bind(config: &config::Gate) -> Result<Vec<TcpListener>, StartError> {
-        let addresses = config.listen.iter();
-        addresses
-            .map(|address| {
-                let listener = gate::bind(*address);
-                listener.map_err(|source| StartError::Bind {
-                    address: *address,
-                    source,
-                })
-            })
-            .collect()
+    /// Takes the listening sockets that were inherited, and binds those that were not;
+    /// connections wait in them until [`Self::start`].
+    pub(super) fn bind(
+        config: &config::Gate,
+        inherited: Vec<TcpListener>,
+    ) -> Result<Vec<TcpListener>, StartError> {
+        let mut sockets = Vec::new();
+        let mut bound = Vec::new();
+        let mut inherited: Vec<_> = inherited
+            .into_iter()
+            .map(|socket| (socket.local_addr().ok(), socket))
+            .collect();
+        for address in &config.listen {
+            let found = inherited
+                .iter()
+                .position(|(local, _)| *local == Some(*address));
+            if let Some(index) = found {
+                info!(%address, "the listening socket was handed over");
+                sockets.push(inherited.swap_remove(index).1);
+                continue;
+            }
+            let socket = gate::bind(*address).map_err(|source| StartError::Bind {
+                address: *address,
+                source,
+            })?;
+            bound.push(socket.try_clone().map_err(|source| StartError::Bind {
+                address: *address,
+                source,
+            })?);
+            sockets.push(socket);
+        }
+        for (local, _) in inherited {
+            let Some(local) = local.filter(|local| !config.listen.contains(local)) else {
+                continue;
+            };
+            warn!(address = %local, "a socket was handed over that `gate.listen` does not name");
+        }
+        super::notify::store(&bound);
+        Ok(sockets)
     }
 
     /// Starts to serve what comes in.
     pub(super) fn start(
-        config: &config::Gate,
+        config: watch::Receiver<Arc<Config>>,
         gate: Gate,
-        listeners: Vec<TcpListener>,
+        unanswered: bool,
+        sockets: &[TcpListener],
+        metrics: &Metrics,
         tasks: &Tasks,
-    ) -> Self {
-        raise_descriptor_limit(config.max_connections);
-        let gate = Arc::new(gate);
-        let looking = Arc::clone(&gate);
-        tasks.spawn(async move { looking.sightings().follow().await });
-        let connections = TaskTracker::new();
-        for listener in listeners {
-            let (gate, connections) = (Arc::clone(&gate), connections.clone());
-            tasks.spawn_until(gate::serve(gate, listener, connections, tasks.stopped()));
-        }
-        let addresses: Vec<_> = config.listen.iter().map(SocketAddr::to_string).collect();
-        info!(listen = addresses.join(" "), "gate is listening");
-        Self {
-            gate,
-            connections,
-            drain: config.drain_timeout,
+    ) -> Result<Self, StartError> {
+        let in_force = Arc::clone(&config.borrow());
+        let Some(settings) = &in_force.gate else {
+            return Err(StartError::NotDescribed {
+                role: crate::cli::Role::Gate,
+            });
+        };
+        raise_descriptor_limit(settings.max_connections);
+        let addresses: Vec<_> = settings.listen.iter().map(SocketAddr::to_string).collect();
+        let role = Self {
+            gate: Arc::new(gate),
             addresses: addresses.join(" "),
+            metrics: metrics.clone(),
+            connections: TaskTracker::new(),
+            drain: settings.drain_timeout,
+            trouble: watch::Sender::new(None),
+            unanswered: watch::Sender::new(unanswered),
+        };
+        let looking = Arc::clone(&role.gate);
+        tasks.spawn(async move { looking.sightings().follow().await });
+        let following = role.clone();
+        tasks.spawn(async move { following.follow_files(config).await });
+        role.start_workers(sockets, tasks)
+            .map_err(|source| StartError::Workers { source })?;
+        info!(listen = role.addresses, "gate is listening");
+        Ok(role)
+    }
+
+    /// One thread per core, each with connections of its own, which never move: what is relayed
+    /// stays in one core's cache, and no lock is taken for it.
+    fn start_workers(&self, sockets: &[TcpListener], tasks: &Tasks) -> std::io::Result<()> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        for number in 0..cores {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let sockets = sockets.iter().map(TcpListener::try_clone);
+            let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
+            let (gate, connections) = (Arc::clone(&self.gate), self.connections.clone());
+            let stop = tasks.stopped();
+            // Dropped with the thread however it ends.
+            let (alive, ended) = oneshot::channel::<Infallible>();
+            std::thread::Builder::new()
+                .name(format!("gate-{number}"))
+                .spawn(move || {
+                    work(&runtime, &gate, &sockets, &connections, &stop);
+                    drop(alive);
+                })?;
+            tasks.spawn_until(async move {
+                // An error is all that can come.
+                ended.await.ok();
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads the files of a configuration as [`gate::load`] does; what is in force is kept as far
+    /// as it is the same.
+    pub(super) fn load(&self, config: &config::Gate) -> Result<Loaded, ConfigError> {
+        self.gate
+            .with_policies(|before| load(config, Some(before)))
+            .inspect_err(|error| {
+                self.metrics.gate_reloaded("Failed");
+                self.trouble.send_replace(Some(error.to_string()));
+            })
+    }
+
+    /// Puts in force what was loaded.
+    pub(super) fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
+        warn_of(&loaded.lints);
+        self.unanswered.send_replace(loaded.unanswered);
+        self.gate.put_in_force(config, loaded);
+        self.trouble.send_replace(None);
+        self.metrics.gate_reloaded("Reloaded");
+    }
+
+    /// Remembers that the configuration on disk is not the one in force.
+    pub(super) fn note_bad_configuration(&self, error: &LoadError) {
+        self.metrics.gate_reloaded("Failed");
+        self.trouble.send_replace(Some(chain(error)));
+    }
+
+    /// Why what is on disk is not what is in force.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Reads certificates, keys, CAs and lists again when they change, and asks upstreams again
+    /// that could not be asked.
+    async fn follow_files(&self, mut config: watch::Receiver<Arc<Config>>) {
+        loop {
+            let now = Arc::clone(&config.borrow_and_update());
+            let Some(settings) = &now.gate else { return };
+            let mut watch = watch_files(settings);
+            // What has changed while nobody looked.
+            if watch.is_some() {
+                self.read_again(settings);
+            }
+            loop {
+                tokio::select! {
+                    changed = config.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    () = settled(&mut watch) => {
+                        info!("files of the gate have changed");
+                        self.read_again(settings);
+                    }
+                    () = tokio::time::sleep(ASK_AGAIN), if *self.unanswered.borrow() => {
+                        self.read_again(settings);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_again(&self, settings: &config::Gate) {
+        match tokio::task::block_in_place(|| self.load(settings)) {
+            Ok(loaded) => {
+                self.put_in_force(settings, loaded);
+                info!("certificates, keys, CAs and revocation lists are read again");
+            }
+            Err(error) => error!(%error, "files not used, what was read before stays in force"),
         }
     }
 
     /// Waits for live connections, and closes those that take too long.
     pub(super) async fn drain(&self) {
         self.connections.close();
+        self.gate.drain();
         let drained = tokio::time::timeout(self.drain, self.connections.wait());
         if drained.await.is_err() {
             warn!(
@@ -74,6 +223,74 @@ impl GateRole {
             );
             self.gate.abort();
             self.connections.wait().await;
+        }
+    }
+}
+
+/// Reads what the gate needs, by this host's clock.
+pub(super) fn load(
+    config: &config::Gate,
+    before: Option<&gate::Policies>,
+) -> Result<Loaded, ConfigError> {
+    let clock: Arc<dyn TimeProvider> = Arc::new(DefaultTimeProvider);
+    gate::load(config, &clock, before)
+}
+
+/// Tells the log what could be better.
+pub(super) fn warn_of(lints: &[Lint]) {
+    for lint in lints {
+        warn!("{lint}");
+    }
+}
+
+/// A worker: accepts until the stop, and serves what it has accepted to its end.
+fn work(
+    runtime: &Runtime,
+    gate: &Arc<Gate>,
+    sockets: &[TcpListener],
+    connections: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    runtime.block_on(async {
+        let accepting = TaskTracker::new();
+        for socket in sockets {
+            match gate::listen(socket) {
+                Ok(listener) => {
+                    let (gate, connections) = (Arc::clone(gate), connections.clone());
+                    accepting.spawn(gate::serve(gate, listener, connections, stop.clone()));
+                }
+                Err(error) => {
+                    error!(%error, "a listening socket cannot be used");
+                    return;
+                }
+            }
+        }
+        accepting.close();
+        accepting.wait().await;
+        connections.wait().await;
+    });
+}
+
+fn watch_files(settings: &config::Gate) -> Option<Watch> {
+    match Watch::new(&gate::files(settings)) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            warn!(%error, "the gate's files are not watched: send SIGHUP when they change");
+            None
+        }
+    }
+}
+
+/// Returns when files have changed, and no other has for [`SETTLE`]: a certificate and its key are
+/// two.
+async fn settled(watch: &mut Option<Watch>) {
+    let Some(watch) = watch else {
+        return std::future::pending().await;
+    };
+    watch.changed().await;
+    for _ in 0..SETTLE_MAX {
+        if tokio::time::timeout(SETTLE, watch.changed()).await.is_err() {
+            return;
         }
     }
 }
@@ -102,3 +319,9 @@ fn raise_descriptor_limit(connections: usize) {
 
 /// For listeners, sockets and files besides the connections.
 const SPARE_DESCRIPTORS: u64 = 64;
+/// How long no file may change before all are read.
+const SETTLE: Duration = Duration::from_millis(300);
+/// However often files change, they are read after as many changes.
+const SETTLE_MAX: u32 = 20;
+/// How long until an upstream that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);

@@ -5,22 +5,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::thread::CapabilitySet;
-use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::warn;
 
 use super::error::StartError;
 use super::filter::FilterRole;
-use super::gate::GateRole;
-use super::lockout::OwnConnection;
+use super::gate::{GateRole, warn_of};
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Options, Running, Sockets, ask, described, socket};
+use super::{Options, Running, Sockets, ask, described, notify, socket};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges};
 use crate::feed;
-use crate::gate::{Gate, Policies};
+use crate::gate::{Gate, Loaded};
 use crate::ranges::InForce;
 use crate::ranges::guard::Documentation;
 use crate::refresh::Refresher;
@@ -35,7 +33,7 @@ pub(super) struct Plan {
     roles: Vec<Role>,
     stay: Stay,
     metrics: Metrics,
-    policies: Option<Policies>,
+    loaded: Option<Loaded>,
 }
 
 impl Plan {
@@ -48,8 +46,7 @@ impl Plan {
             Some(role) => vec![role],
             None => described,
         };
-        let metrics = Metrics::default();
-        let policies = examine(&config, &roles, &metrics)?;
+        let loaded = examine(&config, &roles)?;
         let stay = match (options.trial, roles.contains(&Role::Filter)) {
             (Some(_), true) => Stay::OnTrial,
             (Some(_), false) => return Err(StartError::TrialWithoutFilter),
@@ -62,17 +59,20 @@ impl Plan {
             check_bind_capability(&gate.listen)?;
         }
         warn_of_weaknesses(&config);
+        if let Some(loaded) = &loaded {
+            warn_of(&loaded.lints);
+        }
         Ok(Self {
             config: watch::channel(Arc::new(config)).0,
             roles,
             stay,
-            metrics,
-            policies,
+            metrics: Metrics::default(),
+            loaded,
         })
     }
 
     /// Binds, attaches and serves.
-    pub(super) fn start(self, own: OwnConnection, tasks: &Tasks) -> Result<Running, StartError> {
+    pub(super) fn start(self, options: &Options, tasks: &Tasks) -> Result<Running, StartError> {
         let config = &Arc::clone(&self.config.borrow());
         for directory in [&config.paths.state, &config.paths.run] {
             std::fs::create_dir_all(directory).map_err(|source| StartError::Directory {
@@ -103,14 +103,14 @@ impl Plan {
         }
 
         // A port that is taken must be known before anything is attached.
-        let bound = match (&config.gate, &self.policies) {
-            (Some(gate), Some(_)) => GateRole::bind(gate)?,
+        let bound = match (&config.gate, &self.loaded) {
+            (Some(gate), Some(_)) => GateRole::bind(gate, notify::inherited(&options.listen_fds)?)?,
             (_, _) => Vec::new(),
         };
 
         let follower = Follower::new(config.paths.snapshot(), running.config.subscribe())?;
         let in_force = follower.subscribe();
-        let mut policies = self.policies.map(|policies| (policies, bound));
+        let mut loaded = self.loaded.map(|loaded| (loaded, bound));
         for (role, listener) in listeners {
             let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
             match role {
@@ -119,7 +119,7 @@ impl Plan {
                         config,
                         in_force.clone(),
                         self.stay,
-                        own,
+                        options.own_connection,
                         &self.metrics,
                         tasks,
                     )?;
@@ -146,16 +146,16 @@ impl Plan {
                     tasks.spawn(refresher.run(in_force));
                 }
                 Role::Gate => {
-                    let (Some(gate), Some((policies, bound))) = (&config.gate, policies.take())
-                    else {
+                    let (Some(gate), Some((loaded, bound))) = (&config.gate, loaded.take()) else {
                         continue;
                     };
                     let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
-                    let metrics = self.metrics.clone();
-                    let shared = Gate::new(gate, policies, table, in_force.clone(), metrics);
-                    let gate_role = GateRole::start(gate, shared, bound, tasks);
-                    view.gate = Some(Arc::clone(&gate_role.gate));
-                    view.listen = gate_role.addresses.clone();
+                    let (metrics, unanswered) = (&self.metrics, loaded.unanswered);
+                    let shared = Gate::new(gate, loaded, table, in_force.clone(), metrics.clone());
+                    let config = running.config.subscribe();
+                    let gate_role =
+                        GateRole::start(config, shared, unanswered, &bound, metrics, tasks)?;
+                    view.gate = Some(gate_role.clone());
                     running.gate = Some(gate_role);
                 }
             }
@@ -167,29 +167,22 @@ impl Plan {
 }
 
 /// Looks at everything that the configuration names for these roles, and changes nothing.
-pub(super) fn examine(
-    config: &Config,
-    roles: &[Role],
-    metrics: &Metrics,
-) -> Result<Option<Policies>, StartError> {
-    let mut policies = None;
+pub(super) fn examine(config: &Config, roles: &[Role]) -> Result<Option<Loaded>, StartError> {
+    let mut loaded = None;
     for role in roles {
         match (role, &config.filter, &config.gate) {
             (Role::Filter, Some(filter), _) => {
                 xdp::check_interfaces(filter)?;
                 xdp::check_bpffs(&config.paths.bpf)?;
             }
-            (Role::Gate, _, Some(gate)) => {
-                let clock: Arc<dyn TimeProvider> = Arc::new(DefaultTimeProvider);
-                policies = Some(crate::gate::load(gate, &clock, metrics)?);
-            }
+            (Role::Gate, _, Some(gate)) => loaded = Some(super::gate::load(gate, None)?),
             (Role::Ranges | Role::Filter | Role::Gate, _, _) => {}
         }
     }
     // Rules that do not fit even with the baseline must be known before anything is attached.
     let baseline = snapshot::baseline(&config.ranges)?;
     compile(config, &baseline)?;
-    Ok(policies)
+    Ok(loaded)
 }
 
 /// Looks at the files that sources of ranges name, and asks nobody else.

@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::filter::{Account, FilterRole};
+use super::gate::GateRole;
 use crate::cli::Role;
-use crate::config::{Config, Mode};
-use crate::gate::Gate;
+use crate::config::{self, Config, Mode};
+use crate::gate::{self, Lint};
 use crate::netlink;
 use crate::ranges::guard::Documentation;
 use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
@@ -34,8 +35,7 @@ pub(super) struct View {
     trouble: watch::Receiver<Option<String>>,
     pub(super) filter: Option<FilterRole>,
     pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
-    pub(super) gate: Option<Arc<Gate>>,
-    pub(super) listen: String,
+    pub(super) gate: Option<GateRole>,
 }
 
 impl View {
@@ -54,7 +54,6 @@ impl View {
             filter: None,
             progress: None,
             gate: None,
-            listen: String::new(),
         }
     }
 
@@ -82,9 +81,7 @@ impl View {
         }
         self.describe_settings(&mut details);
         let refresh = self.refresh(&mut warnings);
-        if self.role == Role::Gate {
-            details.push(("listen".to_owned(), self.listen.clone()));
-        }
+        let enforcing = self.describe_gate(&mut warnings, &mut details) && enforcing;
         Status {
             role: self.role.label().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -98,6 +95,27 @@ impl View {
             sightings: self.sightings(),
             metrics: self.metrics.values(),
         }
+    }
+
+    /// Says how the gate fares, and whether every host refuses those whom it does not trust.
+    fn describe_gate(
+        &self,
+        warnings: &mut Vec<String>,
+        details: &mut Vec<(String, String)>,
+    ) -> bool {
+        let Some(role) = &self.gate else { return true };
+        details.push(("listen".to_owned(), role.addresses.clone()));
+        if let Some(error) = role.trouble() {
+            warnings.push(format!("what is on disk is not what is in force: {error}"));
+        }
+        let mut lints = role.gate.lints();
+        lints.extend(self.config.borrow().gate.iter().flat_map(exposures));
+        warnings.extend(lints.iter().map(Lint::to_string));
+        role.gate.with_policies(|policies| {
+            let hosts: Vec<_> = policies.iter().map(|policy| policy.label()).collect();
+            details.push(("hosts".to_owned(), hosts.join(" ")));
+            policies.iter().all(|policy| policy.enforces())
+        })
     }
 
     fn ranges(&self) -> RangesStatus {
@@ -343,7 +361,10 @@ impl View {
     }
 
     fn sightings(&self) -> Vec<SightingStatus> {
-        let sightings = self.gate.iter().flat_map(|gate| gate.sightings().report());
+        let sightings = self
+            .gate
+            .iter()
+            .flat_map(|role| role.gate.sightings().report());
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let statuses = sightings.map(|sighting| SightingStatus {
             range: sighting.range,
@@ -395,3 +416,10 @@ fn labels(iface: &str, counted: Counted) -> FrameLabels {
 
 /// Sources of drops that are shown.
 const TOP_SHOWN: usize = 10;
+
+/// Upstreams that can be reached around the gate.
+pub(super) fn exposures(config: &config::Gate) -> Vec<Lint> {
+    // A kernel that does not tell is no reason to warn.
+    let listening = netlink::listeners().unwrap_or_default();
+    gate::listeners(config, &listening)
+}

@@ -3,36 +3,52 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use filter_ebpf::{Class, Ranges as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::{Connection, ProtocolVersion};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tracing::{debug, info, warn};
 
-use super::Gate;
+use super::greeting::{Bounded, read_hello};
 use super::peer::VerifiedPeer;
 use super::policy::Policy;
-use super::refusal::{Outcome, Phase, Refusal};
-use super::relay::relay;
-use super::upstream::{self, Ends};
+use super::proxy::{self, Ends, Told};
+use super::refusal::{Outcome, Phase, Refusal, What};
+use super::relay::{End, Until, relay};
+use super::shares::{Seat, source};
+use super::sightings::Visit;
+use super::upstream;
+use super::{Gate, is_one_of};
 
 impl Gate {
     /// Takes one connection through all steps, and counts and logs how it ended.
     pub(super) async fn handle(&self, stream: TcpStream, client: SocketAddr) {
         self.metrics.opened();
-        let mut host = Host::Unknown;
-        let outcome = match self.admit(stream, client, &mut host).await {
-            Ok(outcome) => outcome,
+        let mut about = About {
+            client,
+            host: Host::Unknown,
+        };
+        // The handshake needs much more room than the relay, which may last for hours.
+        let outcome = match Box::pin(self.admit(stream, &mut about)).await {
+            Ok(admitted) => self.relay(admitted).await,
             Err(refusal) => Outcome::Refused(refusal),
         };
+        let About { client, host } = &about;
         self.metrics.closed(host.label(), outcome.label());
-        match &outcome {
-            Outcome::Refused(refusal) => self.log_refusal(refusal, client, &host),
-            Outcome::Relayed | Outcome::Idle | Outcome::Aborted => {
+        match outcome {
+            Outcome::Refused(refusal) => self.log_refusal(refusal, *client, host),
+            Outcome::Relayed
+            | Outcome::Idle
+            | Outcome::Aborted
+            | Outcome::Misused
+            | Outcome::Stopped
+            | Outcome::TrustChanged => {
                 debug!(%client, host = host.label(), outcome = outcome.label(), "closed");
             }
         }
@@ -40,55 +56,89 @@ impl Gate {
 
     async fn admit(
         &self,
-        stream: TcpStream,
-        client: SocketAddr,
-        host: &mut Host,
-    ) -> Result<Outcome, Refusal> {
+        mut stream: TcpStream,
+        about: &mut About,
+    ) -> Result<Admitted<'_>, Refusal> {
         let started = Instant::now();
-        let deadline = started + self.limits.handshake;
-        self.check_source(client)?;
-        let permit = self.handshakes.try_acquire();
-        let permit = permit.map_err(|_none_left| Refusal::TooManyHandshakes)?;
-        let ends = Ends {
-            client,
+        let in_use = self.in_use();
+        let deadline = started + in_use.handshake;
+        let in_flight = InFlight::begin(&self.handshakes, in_use.max_handshakes)?;
+        let mut ends = Ends {
+            client: about.client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
+        if is_one_of(&in_use.proxy_from, ends.client) {
+            let reading = timeout_at(deadline, proxy::read(&mut stream, ends)).await;
+            ends = reading.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?;
+            about.client = ends.client;
+        }
+        let client = ends.client;
+        self.check_source(client)?;
+        let mut seat = self.shares.seat(client.ip(), &in_use.allowed)?;
 
-        let hello = read_hello(stream, deadline).await?;
+        let hello = timeout_at(deadline, read_hello(stream)).await;
+        let hello = hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))?;
         let name = hello.client_hello().server_name().map(str::to_owned);
-        let policy = match self.policies.find(name.as_deref()) {
-            Ok(policy) => policy,
+        let policy = match in_use.policies.find(name.as_deref()) {
+            Ok(policy) => Arc::clone(policy),
             Err(refusal) => {
                 refuse_name(hello.io).await;
                 return Err(refusal);
             }
         };
-        *host = Host::Known(Arc::clone(policy));
-        debug!(%client, host = policy.label(), "server certificate shown, client certificate asked for");
+        about.host = Host::Known(Arc::clone(&policy));
+        debug!(%client, host = policy.label(), "server certificate shown");
 
-        let (stream, peer) = shake_hands(hello, policy, deadline).await?;
+        let (stream, peer) = shake_hands(hello, &policy, deadline).await?;
         self.metrics.handshake(started.elapsed().as_secs_f64());
-        drop(permit);
-        debug!(
-            %client, host = policy.label(), subject = peer.subject(), trust = peer.trust(),
-            resumed = peer.resumed(), "client certificate presented and verified"
-        );
+        seat.settle();
+        drop(in_flight);
+        self.tell_of_peer(&policy, &peer, client);
+        let permit = policy.connections.as_ref().map(|permits| {
+            let permit = Arc::clone(permits).try_acquire_owned();
+            permit.map_err(|_none_left| Refusal::TooMany(What::HostConnections))
+        });
+        let permit = permit.transpose()?;
 
-        let _visit = self.sightings.visit(client.ip());
+        let visit = self.sightings.visit(client.ip());
+        let id = self.ids.next();
+        let upstream = dial(
+            &policy,
+            &peer,
+            ends,
+            &stream,
+            &id,
+            deadline.min(Instant::now() + in_use.connect),
+        )
+        .await?;
+        debug!(%client, host = policy.label(), upstream = %policy.dialer().upstream, id, "relayed");
+        let (stream, session) = stream.into_inner();
+        Ok(Admitted {
+            client: End::encrypted(stream.into_inner(), Connection::from(session)),
+            upstream,
+            policy,
+            idle: in_use.idle,
+            _held: (seat, visit, permit),
+        })
+    }
 
-        let dial_deadline = deadline.min(Instant::now() + self.limits.connect);
-        let upstream = timeout_at(dial_deadline, upstream::dial(policy, &peer, ends)).await;
-        let upstream = upstream
-            .map_err(|_elapsed| Refusal::Timeout(Phase::Upstream))?
-            .map_err(|error| {
-                debug!(upstream = %policy.upstream(), %error, "upstream not reached");
-                Refusal::Upstream
-            })?;
-        debug!(%client, host = policy.label(), upstream = %policy.upstream(), "relayed");
-
-        let relayed = relay(stream, upstream, self.limits.idle, &self.abort).await;
+    async fn relay(&self, admitted: Admitted<'_>) -> Outcome {
+        let Admitted {
+            client,
+            upstream,
+            policy,
+            idle,
+            _held,
+        } = admitted;
+        let until = Until {
+            idle,
+            trust_changed: policy.ended(),
+            drain: &self.drain,
+            abort: &self.abort,
+        };
+        let relayed = relay(client, upstream, until).await;
         self.metrics.relayed(relayed.up, relayed.down);
-        Ok(relayed.outcome)
+        relayed.outcome
     }
 
     /// The same ranges that the filter drops by: an evaded or detached filter costs CPU, no more.
@@ -104,16 +154,81 @@ impl Gate {
         }
     }
 
-    fn log_refusal(&self, refusal: &Refusal, client: SocketAddr, host: &Host) {
-        let Some(suppressed) = self.refusals.take() else {
+    fn tell_of_peer(&self, policy: &Policy, peer: &VerifiedPeer, client: SocketAddr) {
+        let host = policy.label();
+        if let Some(refusal) = peer.tolerated() {
+            self.metrics.tolerated(host, refusal.label());
+            if let Some(suppressed) = self.sample(refusal, client) {
+                let (reason, advice) = (refusal.label(), refusal.advice());
+                warn!(reason, %client, host, advice, suppressed, "let in, would be refused");
+            }
+        }
+        if let Some(identity) = peer.identity() {
+            debug!(
+                %client, host, subject = identity.subject, trust = identity.trust,
+                resumed = peer.resumed(), "client certificate presented and verified"
+            );
+        }
+    }
+
+    fn log_refusal(&self, refusal: Refusal, client: SocketAddr, host: &Host) {
+        let Some(suppressed) = self.sample(refusal, client) else {
             return;
         };
         let (reason, host, advice) = (refusal.label(), host.label(), refusal.advice());
-        if *refusal == Refusal::Upstream {
+        if matches!(
+            refusal,
+            Refusal::Upstream(_) | Refusal::Timeout(Phase::Upstream)
+        ) {
             warn!(reason, %client, host, advice, suppressed, "refused");
         } else {
             info!(reason, %client, host, advice, suppressed, "refused");
         }
+    }
+
+    /// Whether a line about this is worth its room, and how many before it were not.
+    fn sample(&self, refusal: Refusal, client: SocketAddr) -> Option<u64> {
+        let key = (source(client.ip()), refusal);
+        if self.sampling.admits(&key, SAMPLE_INTERVAL, SAMPLE_BURST) {
+            self.refusals.take()
+        } else {
+            self.refusals.skip();
+            None
+        }
+    }
+}
+
+/// What is known of a connection for its last line.
+struct About {
+    client: SocketAddr,
+    host: Host,
+}
+
+/// A connection that is let in, with what it holds as long as it lasts.
+struct Admitted<'a> {
+    client: End<TcpStream>,
+    upstream: End<upstream::Stream>,
+    policy: Arc<Policy>,
+    idle: Duration,
+    _held: (Seat<'a>, Visit<'a>, Option<OwnedSemaphorePermit>),
+}
+
+/// A handshake that is counted as long as this is held.
+struct InFlight<'a>(&'a AtomicU64);
+
+impl<'a> InFlight<'a> {
+    fn begin(count: &'a AtomicU64, max: u64) -> Result<Self, Refusal> {
+        let begun = Self(count);
+        if count.fetch_add(1, Ordering::Relaxed) >= max {
+            return Err(Refusal::TooMany(What::Handshakes));
+        }
+        Ok(begun)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -133,34 +248,12 @@ impl Host {
     }
 }
 
-/// Reads the ClientHello, and tells what is not TLS from what is.
-async fn read_hello(
-    stream: TcpStream,
-    deadline: Instant,
-) -> Result<StartHandshake<TcpStream>, Refusal> {
-    let reading = async {
-        let mut first = [0; 1];
-        match stream.peek(&mut first).await {
-            Ok(0) | Err(_) => return Err(Refusal::Closed),
-            Ok(_) if first == [HANDSHAKE_RECORD] => {}
-            Ok(_) if first[0].is_ascii_graphic() => return Err(Refusal::Plaintext),
-            Ok(_) => return Err(Refusal::Protocol),
-        }
-        stream.set_nodelay(true).map_err(|_gone| Refusal::Closed)?;
-        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await;
-        hello.map_err(|error| Refusal::from_handshake(&error))
-    };
-    timeout_at(deadline, reading)
-        .await
-        .unwrap_or(Err(Refusal::Timeout(Phase::Hello)))
-}
-
 /// Finishes the handshake by the host's policy; the peer is verified when it returns.
 async fn shake_hands(
-    hello: StartHandshake<TcpStream>,
+    hello: StartHandshake<Bounded>,
     policy: &Policy,
     deadline: Instant,
-) -> Result<(TlsStream<TcpStream>, VerifiedPeer), Refusal> {
+) -> Result<(TlsStream<Bounded>, VerifiedPeer), Refusal> {
     let accept = hello.into_stream(policy.tls()).into_fallible();
     let stream = match timeout_at(deadline, accept).await {
         Err(_) => return Err(Refusal::Timeout(Phase::Handshake)),
@@ -182,8 +275,36 @@ async fn shake_hands(
     }
 }
 
+async fn dial(
+    policy: &Policy,
+    peer: &VerifiedPeer,
+    ends: Ends,
+    stream: &TlsStream<Bounded>,
+    unique_id: &str,
+    deadline: Instant,
+) -> Result<End<upstream::Stream>, Refusal> {
+    let session = stream.get_ref().1;
+    let cipher = session.negotiated_cipher_suite();
+    let cipher = cipher.and_then(|suite| suite.suite().as_str());
+    let told = Told {
+        ends,
+        alpn: session.alpn_protocol(),
+        authority: session.server_name(),
+        tls_version: match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            Some(_) | None => "TLSv1.2",
+        },
+        cipher: cipher.unwrap_or_default(),
+        identity: peer.identity(),
+        resumed: peer.resumed(),
+        unique_id,
+    };
+    let dialled = timeout_at(deadline, policy.dialer().dial(peer, &told)).await;
+    dialled.unwrap_or(Err(Refusal::Timeout(Phase::Upstream)))
+}
+
 /// Answers a name that is not served, without showing a certificate (RFC 6066 §3).
-async fn refuse_name(mut stream: TcpStream) {
+async fn refuse_name(mut stream: Bounded) {
     match timeout(LINGER, stream.write_all(&UNRECOGNIZED_NAME)).await {
         Ok(Ok(())) => linger(stream).await,
         Ok(Err(error)) => debug!(%error, "alert not sent"),
@@ -193,7 +314,7 @@ async fn refuse_name(mut stream: TcpStream) {
 
 /// Closes so that the alert arrives: unread bytes would turn the close into a reset, which
 /// discards what the client has not read yet.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let draining = async {
         stream.shutdown().await?;
         let mut sink = [0; 4096];
@@ -211,11 +332,13 @@ async fn linger(mut stream: TcpStream) {
     }
 }
 
-/// ContentType handshake, RFC 8446 §5.1; every TLS connection begins with it.
-const HANDSHAKE_RECORD: u8 = 22;
 /// An alert record: fatal, unrecognized_name (RFC 8446 §6).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// How long a refused client may take to read its alert.
 const LINGER: Duration = Duration::from_millis(500);
 /// Reads of 4 KiB that a refused client's last words are worth.
 const LINGER_READS: usize = 16;
+/// One line about a source and a reason in ten seconds, in nanoseconds.
+const SAMPLE_INTERVAL: u64 = 10_000_000_000;
+/// Lines about a source and a reason at once.
+const SAMPLE_BURST: u64 = 3;

@@ -19,7 +19,7 @@ use super::Gate;
 /// # Errors
 ///
 /// Returns the operating system's error.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -32,7 +32,19 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
+}
+
+/// Takes a listening socket into the runtime of the calling thread.
+///
+/// Several may listen on one socket: whoever has time accepts. A socket each (SO_REUSEPORT) would
+/// give a busy thread as many as an idle one, and lose what waits in it when it is closed.
+///
+/// # Errors
+///
+/// Returns the operating system's error.
+pub fn listen(socket: &std::net::TcpListener) -> io::Result<TcpListener> {
+    TcpListener::from_std(socket.try_clone()?)
 }
 
 /// Accepts connections until `stop`, each in a task of its own.

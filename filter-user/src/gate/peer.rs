@@ -1,43 +1,46 @@
-//! The client's certificate: whether it may enter, at the handshake and at every resumption.
+//! The client's certificate as rustls asks about it, and as it is judged when a handshake is over,
+//! be it a full one or a resumption.
 
 use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::ServerConnection;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ServerConnection, WebPkiClientVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, HandshakeKind,
-    RootCertStore, SignatureScheme,
+    PeerIncompatible, SignatureScheme,
 };
+use webpki::{Error as WebpkiError, RawPublicKeyEntity};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::credentials::{Authority, Validity};
 use super::refusal::Refusal;
+use super::trust::{Identity, Trusted};
+use crate::config::ClientAuth;
 
-/// A client whose certificate was verified, by the clock of now.
+/// A client that its host's policy lets in.
 ///
-/// The policy's verifier is the only one to make it, and the upstream is dialled only with one of
-/// these in hand.
+/// The policy's verifier is the only one to make it, by the clock of now, and the upstream is
+/// dialled only with one of these in hand.
 #[derive(Clone, Debug)]
 pub struct VerifiedPeer {
-    subject: String,
-    trust: String,
+    identity: Option<Arc<Identity>>,
+    tolerated: Option<Refusal>,
     resumed: bool,
 }
 
 impl VerifiedPeer {
-    /// The leaf's subject, escaped.
+    /// Who it is; nobody that is known, if the policy does not enforce that.
     #[must_use]
-    pub fn subject(&self) -> &str {
-        &self.subject
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_deref()
     }
 
-    /// The CA that signed the leaf, as the configuration names it.
+    /// What it would have been refused for, had the policy enforced its trust.
     #[must_use]
-    pub fn trust(&self) -> &str {
-        &self.trust
+    pub fn tolerated(&self) -> Option<Refusal> {
+        self.tolerated
     }
 
     /// Whether the session was resumed, and the certificate verified anew.
@@ -50,119 +53,62 @@ impl VerifiedPeer {
 /// Verifies client certificates for one policy.
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
-    anchors: Vec<Anchor>,
-    /// For the signature checks, which depend on no anchor.
-    schemes: Arc<dyn ClientCertVerifier>,
-}
-
-/// A CA, and webpki's verifier for that CA alone.
-#[derive(Debug)]
-struct Anchor {
-    label: String,
-    subject: Vec<u8>,
-    validity: Validity,
-    verifier: Arc<dyn ClientCertVerifier>,
+    trusted: Trusted,
+    client_auth: ClientAuth,
 }
 
 impl PeerVerifier {
-    /// A verifier that accepts what any of these CAs has signed; there must be at least one.
-    pub(super) fn new(
-        authorities: Vec<Authority>,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, TlsError> {
-        let anchors = authorities
-            .into_iter()
-            .map(|authority| Anchor::new(authority, provider))
-            .collect::<Result<Vec<_>, _>>()?;
-        let schemes = match anchors.first() {
-            Some(anchor) => Arc::clone(&anchor.verifier),
-            None => return Err(TlsError::General("no trust anchor".to_owned())),
-        };
-        Ok(Self { anchors, schemes })
+    pub(super) fn new(trusted: Trusted, client_auth: ClientAuth) -> Self {
+        Self {
+            trusted,
+            client_auth,
+        }
     }
 
     /// Takes the peer of a finished handshake as verified, or refuses it.
     ///
-    /// rustls resumes a session without asking whether the certificate still holds, so a resumed
-    /// one is verified here, against the clock and the anchors of now.
+    /// rustls resumes a session without asking whether the certificate still holds, so whatever
+    /// the handshake was, the certificate is judged here, by the trust and the clock of now.
     pub(super) fn verified_peer(
         &self,
         connection: &ServerConnection,
         now: UnixTime,
     ) -> Result<VerifiedPeer, Refusal> {
-        // What a client sends behind its chain is not verified: only element 0 is the identity.
-        let certificates = connection.peer_certificates();
-        let Some((leaf, intermediates)) = certificates.and_then(<[_]>::split_first) else {
-            return Err(Refusal::NoCertificate);
-        };
         let resumed = match connection.handshake_kind() {
             Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) => false,
-            Some(HandshakeKind::Resumed) | None => {
-                self.verify(leaf, intermediates, now)
-                    .map_err(|error| Refusal::from_tls(&error))?;
-                true
-            }
+            Some(HandshakeKind::Resumed) | None => true,
         };
-
-        let parsed = X509Certificate::from_der(leaf);
-        let (_, parsed) = parsed.map_err(|_unparsed| Refusal::BadCertificate)?;
-        let subject = parsed.subject().to_string();
-        let issuer = parsed.issuer().as_raw();
-        let signer = self.anchors.iter().find(|anchor| anchor.subject == issuer);
-        Ok(VerifiedPeer {
-            subject: subject.escape_debug().to_string(),
-            trust: signer
-                .map_or("an intermediate", |anchor| &anchor.label)
-                .to_owned(),
+        let admitted = |identity, tolerated| VerifiedPeer {
+            identity,
+            tolerated,
             resumed,
-        })
-    }
-
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), TlsError> {
-        // Origin pulls need one intermediate at most; webpki itself would try six.
-        let intermediates = &intermediates[..intermediates.len().min(INTERMEDIATES_MAX)];
-        let mut verdict = Err(CertificateError::UnknownIssuer.into());
-        for anchor in self
-            .anchors
-            .iter()
-            .filter(|anchor| anchor.validity.holds(now))
-        {
-            match anchor.verifier.verify_client_cert(leaf, intermediates, now) {
-                Ok(_) => return Ok(()),
-                // Another anchor may know the issuer; what is said of a known one tells more.
-                Err(TlsError::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
-                Err(error) => verdict = Err(error),
-            }
+        };
+        if self.client_auth == ClientAuth::Off {
+            return Ok(admitted(None, None));
         }
-        verdict
+        // What a client sends behind its chain is not verified: only element 0 is the identity.
+        let chain = connection.peer_certificates().unwrap_or_default();
+        match (self.trusted.judge(chain, now), self.client_auth) {
+            (Ok(identity), _) => Ok(admitted(Some(identity), None)),
+            (Err(refusal), ClientAuth::Log) => Ok(admitted(None, Some(refusal))),
+            (Err(refusal), ClientAuth::Enforce | ClientAuth::Off) => Err(refusal),
+        }
     }
-}
 
-impl Anchor {
-    fn new(authority: Authority, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.certificate)?;
-        let builder =
-            WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
-        let verifier = builder
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|error| TlsError::General(error.to_string()))?;
-        Ok(Self {
-            label: authority.label,
-            subject: authority.subject,
-            validity: authority.validity,
-            verifier,
-        })
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.trusted.algorithms
     }
 }
 
 impl ClientCertVerifier for PeerVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.client_auth != ClientAuth::Off
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.client_auth == ClientAuth::Enforce
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // A stranger need not learn whom this host trusts; Cloudflare does not ask.
         &[]
@@ -174,9 +120,17 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
-        self.verify(end_entity, intermediates, now)
-            .map(|()| ClientCertVerified::assertion())
+        // What is only logged is judged when the handshake is over.
+        if self.client_auth == ClientAuth::Enforce {
+            let borrowed = |certificate| CertificateDer::from(AsRef::<[u8]>::as_ref(certificate));
+            let chain = std::iter::once(end_entity).chain(intermediates);
+            let chain: Vec<CertificateDer<'_>> = chain.map(borrowed).collect();
+            self.trusted.judge(&chain, now).map_err(Refusal::into_tls)?;
+        }
+        Ok(ClientCertVerified::assertion())
     }
+
+    // rustls' own functions take no certificate of X.509 version 1, which a pin may name.
 
     fn verify_tls12_signature(
         &self,
@@ -184,7 +138,21 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.schemes.verify_tls12_signature(message, cert, dss)
+        let spki = public_key(cert)?;
+        let key = RawPublicKeyEntity::try_from(&spki).map_err(|_bad| BAD_ENCODING)?;
+        let mut mapping = self.algorithms().mapping.iter();
+        let (_, algorithms) = mapping
+            .find(|(scheme, _)| *scheme == dss.scheme)
+            .ok_or(PeerIncompatible::NoSignatureSchemesInCommon)?;
+        for algorithm in *algorithms {
+            match key.verify_signature(*algorithm, message, dss.signature()) {
+                Ok(()) => return Ok(HandshakeSignatureValid::assertion()),
+                // TLS 1.2 leaves the curve open: another algorithm may be meant.
+                Err(WebpkiError::UnsupportedSignatureAlgorithmForPublicKeyContext(_)) => {}
+                Err(_) => break,
+            }
+        }
+        Err(CertificateError::BadSignature.into())
     }
 
     fn verify_tls13_signature(
@@ -193,13 +161,22 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.schemes.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature_with_raw_key(message, &public_key(cert)?, dss, self.algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes.supported_verify_schemes()
+        self.algorithms().supported_schemes()
     }
 }
 
-/// Cloudflare's CA allows two (pathlen:2).
-const INTERMEDIATES_MAX: usize = 2;
+/// The SubjectPublicKeyInfo of a certificate of any version.
+fn public_key<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<SubjectPublicKeyInfoDer<'a>, TlsError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_bad| BAD_ENCODING)?;
+    Ok(SubjectPublicKeyInfoDer::from(
+        parsed.tbs_certificate.subject_pki.raw,
+    ))
+}
+
+const BAD_ENCODING: TlsError = TlsError::InvalidCertificate(CertificateError::BadEncoding);

@@ -2,131 +2,240 @@
 //!
 //! Each policy has its own rustls configuration, so its own session store and ticket key: what a
 //! client was granted by one host can not be offered to another (CVE-2025-23419, CVE-2025-23048).
+//! Both are made anew whenever the host's [`Terms`] change: older sessions are then worth nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs::{self, Ticketer};
-use rustls::server::{NoServerSessionStorage, ServerConfig, ServerConnection, WantsServerCert};
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::pki_types::{ServerName, UnixTime};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, ServerConfig,
+    ServerConnection, ServerSessionMemoryCache, StoresServerSessions,
+};
+use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{ConfigBuilder, Error as TlsError};
+use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
-use super::credentials;
+use super::credentials::{self, Authority, Certified, Crl};
 use super::peer::{PeerVerifier, VerifiedPeer};
 use super::refusal::Refusal;
-use crate::config::{ConfigError, Host, ProxyProtocol, Resumption, Upstream};
-use crate::telemetry::Metrics;
+use super::trust::{Anchor, Seen, Trusted};
+use super::upstream::{Dialer, Encryption};
+use crate::config::{
+    ClientAuth, ConfigError, Host, MinTls, Name, OnTrustChange, Resumption, Trust,
+};
 
 /// All policies, by server name.
+#[derive(Default)]
 pub struct Policies {
-    by_name: HashMap<String, Arc<Policy>>,
+    all: Vec<Arc<Policy>>,
+    by_name: HashMap<Name, usize>,
+    default: Option<usize>,
 }
 
 impl Policies {
     pub(super) fn new(policies: Vec<Policy>) -> Self {
         let mut by_name = HashMap::new();
-        for policy in policies {
-            let policy = Arc::new(policy);
+        for (index, policy) in policies.iter().enumerate() {
             for name in &policy.names {
-                by_name.insert(name.clone(), Arc::clone(&policy));
+                by_name.insert(name.clone(), index);
             }
         }
-        Self { by_name }
+        Self {
+            by_name,
+            default: policies.iter().position(|policy| policy.is_default),
+            all: policies.into_iter().map(Arc::new).collect(),
+        }
     }
 
-    /// The policy for the name in a ClientHello. There is no default: a name that is not served
-    /// is shown no certificate.
+    /// The policy for the name in a ClientHello: the exact name's, else the wildcard's that covers
+    /// it, else that of the host which was named the default. Else there is none: a name that is
+    /// not served is shown no certificate.
     ///
     /// # Errors
     ///
     /// Returns [`Refusal::NoServerName`] or [`Refusal::UnknownServerName`].
     pub fn find(&self, server_name: Option<&str>) -> Result<&Arc<Policy>, Refusal> {
-        let name = server_name.ok_or(Refusal::NoServerName)?;
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        self.by_name.get(&name).ok_or(Refusal::UnknownServerName)
+        let found = server_name.and_then(|name| {
+            let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+            let parent = name.split_once('.').map(|(_, parent)| parent.to_owned());
+            let exact = self.by_name.get(&Name::Exact(name));
+            exact.or_else(|| self.by_name.get(&Name::Wildcard(parent?)))
+        });
+        let found = found.copied().or(self.default);
+        let refusal = match server_name {
+            Some(_) => Refusal::UnknownServerName,
+            None => Refusal::NoServerName,
+        };
+        found.and_then(|index| self.all.get(index)).ok_or(refusal)
+    }
+
+    /// Every policy, in the configuration's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.all.iter()
+    }
+
+    /// The policy of the host that stands under this word in the metrics.
+    pub(super) fn labelled(&self, label: &str) -> Option<&Arc<Policy>> {
+        self.all.iter().find(|policy| policy.label == label)
     }
 }
 
 /// What one host, or several under one `[[gate.host]]`, demands and where it leads.
 pub struct Policy {
-    names: Vec<String>,
+    label: String,
+    names: Vec<Name>,
+    is_default: bool,
     tls: Arc<ServerConfig>,
     verifier: Arc<PeerVerifier>,
     clock: Arc<dyn TimeProvider>,
-    upstream: Upstream,
-    proxy_protocol: ProxyProtocol,
+    dialer: Dialer,
+    terms: Terms,
+    pub(super) connections: Option<Arc<Semaphore>>,
+    pub(super) on_trust_change: OnTrustChange,
+    pub(super) client_auth: ClientAuth,
+    pub(super) facts: Facts,
+}
+
+/// What lints and metrics tell of a policy's files.
+pub(super) struct Facts {
+    /// When the first of its certificates expires, seconds since the UNIX epoch.
+    pub(super) certificate_expires: i64,
+    /// When the first of its CAs expires; of none, if it goes by pins alone.
+    pub(super) authority_expires: Option<i64>,
+    /// When the first of its revocation lists expires.
+    pub(super) crl_expires: Option<i64>,
+    /// The names that its certificates are for.
+    pub(super) certificate_names: Vec<String>,
+}
+
+/// What holds as long as a host's terms are the same, and no longer.
+#[derive(Clone)]
+struct Terms {
+    /// Digest of everything that decides who is let in.
+    digest: [u8; 32],
+    tickets: Option<Arc<dyn ProducesTickets>>,
+    sessions: Arc<dyn StoresServerSessions>,
+    /// Cancelled when live connections are to end because others hold.
+    ended: CancellationToken,
+}
+
+/// What policies are built with.
+pub(super) struct Workshop {
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) clock: Arc<dyn TimeProvider>,
+    pub(super) now: UnixTime,
+    /// Cloudflare's CA.
+    pub(super) shared: Authority,
 }
 
 impl Policy {
-    /// Reads the host's files and builds its TLS configuration.
+    /// Reads the host's files and builds its TLS configuration; `before` is what holds of the same
+    /// host until then.
     pub(super) fn load(
         host: &Host,
-        clock: &Arc<dyn TimeProvider>,
-        metrics: &Metrics,
+        workshop: &Workshop,
+        before: Option<&Self>,
     ) -> Result<Self, ConfigError> {
-        let blame = |problem: TlsError| host.certificate.place.error(problem);
-        let now = clock
-            .current_time()
-            .ok_or_else(|| blame(TlsError::FailedToGetCurrentTime))?;
-        let chain = credentials::chain(&host.certificate, now)?;
-        let key = credentials::key(&host.key)?;
+        let blame = |problem: TlsError| host.place().error(problem);
+        let certified = host.certificates.iter();
+        let certified = certified
+            .map(|pair| credentials::certified(pair, workshop.now, &workshop.provider))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut authorities = Vec::new();
         for trust in &host.trust {
-            authorities.extend(credentials::authorities(trust, now)?);
+            let shared = &workshop.shared;
+            authorities.extend(credentials::authorities(trust, shared, workshop.now)?);
         }
+        let crls = load_crls(host, &authorities)?;
 
-        let names: Vec<_> = host.names.iter().map(|name| name.value.clone()).collect();
-        let label = names.first().map_or("", String::as_str);
-        metrics.expires(label, "certificate", chain.not_after);
-        let earliest = authorities.iter().map(|ca| ca.validity.not_after).min();
-        metrics.expires(label, "authority", earliest.unwrap_or(0));
-
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Arc::new(PeerVerifier::new(authorities, &provider).map_err(blame)?);
-        let builder = ServerConfig::builder_with_details(provider, Arc::clone(clock))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        let terms = Terms::new(host, &authorities, &crls, before).map_err(blame)?;
+        let facts = Facts::new(&certified, &authorities, &crls);
+        let trusted = trusted(host, workshop, &authorities, &crls)?;
+        let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
+        let builder = ServerConfig::builder_with_details(
+            Arc::clone(&workshop.provider),
+            Arc::clone(&workshop.clock),
+        );
+        let mut tls = builder
+            .with_protocol_versions(versions(host.min_tls))
             .map_err(blame)?
-            .with_client_cert_verifier(Arc::clone(&verifier) as _);
-        let mut tls = with_certificate(builder, host, chain, key)?;
+            .with_client_cert_verifier(Arc::clone(&verifier) as _)
+            .with_cert_resolver(Arc::new(Shown(
+                certified
+                    .into_iter()
+                    .map(|certified| certified.key)
+                    .collect(),
+            )));
         tls.alpn_protocols = host.alpn.iter().map(|name| name.clone().into()).collect();
-        match host.resumption {
-            Resumption::Verified => tls.ticketer = Ticketer::new().map_err(blame)?,
-            Resumption::Off => {
-                tls.session_storage = Arc::new(NoServerSessionStorage {});
-                tls.send_tls13_tickets = 0;
+        tls.session_storage = Arc::clone(&terms.sessions);
+        match &terms.tickets {
+            Some(tickets) => {
+                tls.ticketer = Arc::clone(tickets);
+                tls.send_tls13_tickets = TICKETS;
             }
+            None => tls.send_tls13_tickets = 0,
         }
 
         Ok(Self {
-            names,
+            label: host.label(),
+            names: host.names.iter().map(|name| name.value.clone()).collect(),
+            is_default: host.is_default,
             tls: Arc::new(tls),
             verifier,
-            clock: Arc::clone(clock),
-            upstream: host.upstream.value.clone(),
-            proxy_protocol: host.proxy_protocol,
+            clock: Arc::clone(&workshop.clock),
+            dialer: dialer(host, workshop)?,
+            terms,
+            connections: host
+                .max_connections
+                .map(|max| Arc::new(Semaphore::new(max))),
+            on_trust_change: host.on_trust_change,
+            client_auth: host.client_auth,
+            facts,
         })
     }
 
     /// The host's first name, which stands for the policy in metrics and logs.
     #[must_use]
     pub fn label(&self) -> &str {
-        self.names.first().map_or("", String::as_str)
+        &self.label
     }
 
-    /// Where accepted connections are relayed to.
+    /// Whether it refuses those whom it does not trust.
     #[must_use]
-    pub fn upstream(&self) -> &Upstream {
-        &self.upstream
+    pub fn enforces(&self) -> bool {
+        self.client_auth == ClientAuth::Enforce
     }
 
-    /// The header that the upstream is sent first.
-    #[must_use]
-    pub fn proxy_protocol(&self) -> ProxyProtocol {
-        self.proxy_protocol
+    pub(super) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     pub(super) fn tls(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.tls)
+    }
+
+    /// Protocols that are offered by ALPN.
+    pub(super) fn offers(&self, protocol: &[u8]) -> bool {
+        self.tls
+            .alpn_protocols
+            .iter()
+            .any(|offered| offered == protocol)
+    }
+
+    /// Whether sessions and connections of one are worth as much at the other.
+    pub(super) fn has_terms_of(&self, other: &Self) -> bool {
+        self.terms.digest == other.terms.digest
+    }
+
+    /// Cancelled when live connections are to end because other terms hold.
+    pub(super) fn ended(&self) -> &CancellationToken {
+        &self.terms.ended
     }
 
     /// Takes the peer of a finished handshake as verified, or refuses it.
@@ -140,25 +249,191 @@ impl Policy {
     }
 }
 
-fn with_certificate(
-    builder: ConfigBuilder<ServerConfig, WantsServerCert>,
-    host: &Host,
-    chain: credentials::Chain,
-    key: rustls::pki_types::PrivateKeyDer<'static>,
-) -> Result<ServerConfig, ConfigError> {
-    let (certificate, key_file) = (&host.certificate, &host.key);
-    let built = builder.with_single_cert(chain.certificates, key);
-    built.map_err(|error| {
-        if matches!(error, TlsError::InconsistentKeys(_)) {
-            return key_file.place.error(format_args!(
-                "the key {} does not belong to the certificate {}; name the key it was made with",
-                key_file.value.display(),
-                certificate.value.display()
-            ));
+impl Facts {
+    fn new(certified: &[Certified], authorities: &[Authority], crls: &[Arc<Crl>]) -> Self {
+        let certificates = certified.iter().map(|certified| certified.not_after);
+        let names = certified
+            .iter()
+            .flat_map(|certified| certified.names.clone());
+        Self {
+            certificate_expires: certificates.min().unwrap_or(i64::MAX),
+            authority_expires: authorities.iter().map(|ca| ca.validity.not_after).min(),
+            crl_expires: crls.iter().map(|crl| crl.next_update).min(),
+            certificate_names: names.collect(),
         }
-        certificate.place.error(format_args!(
-            "{} cannot be used: {error}",
-            certificate.value.display()
-        ))
+    }
+}
+
+impl Terms {
+    /// The terms of before, if nothing has changed of what they depend on.
+    fn new(
+        host: &Host,
+        authorities: &[Authority],
+        crls: &[Arc<Crl>],
+        before: Option<&Policy>,
+    ) -> Result<Self, TlsError> {
+        let Host {
+            names: _,
+            is_default: _,
+            certificates: _,
+            trust,
+            client_auth,
+            crls: _,
+            crl_expired,
+            min_tls,
+            max_depth,
+            require_client_eku,
+            resumption,
+            on_trust_change: _,
+            alpn: _,
+            upstream: _,
+            proxy_protocol: _,
+            max_connections: _,
+        } = host;
+        let mut context = Context::new(&SHA256);
+        let mut add = |part: &[u8]| {
+            context.update(&part.len().to_be_bytes());
+            context.update(part);
+        };
+        for authority in authorities {
+            add(&authority.certificate);
+        }
+        for trust in trust {
+            if let Trust::Pin(pin) = &trust.value {
+                add(pin);
+            }
+        }
+        for crl in crls {
+            add(&crl.der);
+        }
+        let words = (
+            client_auth,
+            crl_expired,
+            min_tls,
+            max_depth,
+            require_client_eku,
+            resumption,
+        );
+        add(format!("{words:?}").as_bytes());
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+
+        match before {
+            Some(before) if before.terms.digest == digest => Ok(before.terms.clone()),
+            Some(_) | None => Ok(Self {
+                digest,
+                tickets: match resumption {
+                    Resumption::Verified => Some(Ticketer::new()?),
+                    Resumption::Off => None,
+                },
+                sessions: match resumption {
+                    Resumption::Verified => ServerSessionMemoryCache::new(SESSIONS),
+                    Resumption::Off => Arc::new(NoServerSessionStorage {}),
+                },
+                ended: CancellationToken::new(),
+            }),
+        }
+    }
+}
+
+fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Arc<Crl>>, ConfigError> {
+    let mut crls = Vec::new();
+    for file in &host.crls {
+        crls.extend(credentials::crls(file)?);
+    }
+    let is_useful = |crl: &Arc<Crl>| authorities.iter().any(|ca| crl.is_of(&ca.subject));
+    if let Some(first) = host.crls.first()
+        && !crls.iter().any(is_useful)
+    {
+        return Err(first.place.error(format_args!(
+            "{} is of no CA in `trust`, so it would be without effect; name the list of the CA \
+             that signs your client certificates",
+            first.value.display()
+        )));
+    }
+    Ok(crls)
+}
+
+fn trusted(
+    host: &Host,
+    workshop: &Workshop,
+    authorities: &[Authority],
+    crls: &[Arc<Crl>],
+) -> Result<Trusted, ConfigError> {
+    let anchor = |authority: &Authority, crls: &[Arc<Crl>]| {
+        Anchor::new(authority, crls).map_err(|error| {
+            host.place().error(format_args!(
+                "the CA {} cannot be used: {error}",
+                authority.label
+            ))
+        })
+    };
+    let anchors = authorities.iter().map(|authority| anchor(authority, crls));
+    let pins = host.trust.iter().filter_map(|trust| match trust.value {
+        Trust::Pin(pin) => Some(pin),
+        Trust::Cloudflare | Trust::CaFile(_) => None,
+    });
+    Ok(Trusted {
+        anchors: anchors.collect::<Result<_, _>>()?,
+        pins: pins.collect(),
+        crl_expired: host.crl_expired,
+        max_depth: host.max_depth,
+        require_eku: host.require_client_eku,
+        shared: anchor(&workshop.shared, &[])?,
+        algorithms: workshop.provider.signature_verification_algorithms,
+        seen: Seen::default(),
     })
 }
+
+fn dialer(host: &Host, workshop: &Workshop) -> Result<Dialer, ConfigError> {
+    let place = &host.upstream.place;
+    let upstream = host.upstream.value.clone();
+    let encryption = upstream.tls.as_ref().map(|tls| {
+        let place = place.of("gate.host.upstream_tls");
+        let roots = credentials::roots(&place, &tls.ca_file)?;
+        let name = ServerName::try_from(tls.name.clone());
+        let name = name.map_err(|error| place.error(error))?;
+        let builder = ClientConfig::builder_with_details(
+            Arc::clone(&workshop.provider),
+            Arc::clone(&workshop.clock),
+        );
+        let config = builder
+            .with_safe_default_protocol_versions()
+            .map_err(|error| place.error(error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Encryption { name, config })
+    });
+    Ok(Dialer {
+        proxy_protocol: host.proxy_protocol,
+        encryption: encryption.transpose()?,
+        upstream,
+    })
+}
+
+fn versions(min: MinTls) -> &'static [&'static SupportedProtocolVersion] {
+    match min {
+        MinTls::Tls12 => &SINCE_TLS12,
+        MinTls::Tls13 => &SINCE_TLS12[..1],
+    }
+}
+
+/// The certificates of a host; the first whose key can sign for the client is shown.
+#[derive(Debug)]
+struct Shown(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let schemes = hello.signature_schemes();
+        let suits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        let suitable = self.0.iter().find(suits);
+        suitable.or_else(|| self.0.first()).map(Arc::clone)
+    }
+}
+
+static SINCE_TLS12: [&SupportedProtocolVersion; 2] =
+    [&rustls::version::TLS13, &rustls::version::TLS12];
+/// Sessions of TLS 1.2 that are kept for clients that take no tickets.
+const SESSIONS: usize = 1024;
+/// Tickets per full handshake of TLS 1.3: a client that needs more is given one at each.
+const TICKETS: usize = 1;

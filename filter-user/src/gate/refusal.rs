@@ -2,18 +2,26 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 
-use rustls::{AlertDescription, CertificateError, Error as TlsError};
+use rustls::{AlertDescription, CertificateError, Error as TlsError, OtherError};
+use webpki::Error as WebpkiError;
 
 /// How a connection ended.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {
     /// Bytes were relayed until both sides were done.
     Relayed,
     /// Neither side sent a byte for the idle time.
     Idle,
-    /// One side broke off, or the gate was stopped.
+    /// One side broke off.
     Aborted,
+    /// The client misused TLS after the handshake: empty records or key updates without end.
+    Misused,
+    /// The gate was stopped.
+    Stopped,
+    /// The host's trust was changed, and live connections are to end with it.
+    TrustChanged,
     /// It was refused before a byte was relayed.
     Refused(Refusal),
 }
@@ -21,25 +29,35 @@ pub enum Outcome {
 impl Outcome {
     /// The word in `pullgate_gate_connections_total{outcome}`.
     #[must_use]
-    pub fn label(&self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::Relayed => "Relayed",
             Self::Idle => "Idle",
             Self::Aborted => "Aborted",
+            Self::Misused => "Misused",
+            Self::Stopped => "Stopped",
+            Self::TrustChanged => "TrustChanged",
             Self::Refused(refusal) => refusal.label(),
         }
     }
 }
 
 /// Why a connection was refused.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// We received a certificate that is none, or of a kind that is not accepted.
     BadCertificate,
-    /// We received a signature that its key did not make.
+    /// We received no PROXY header from a load balancer that must send one, or a damaged one.
+    BadProxyHeader,
+    /// We received a signature that its key did not make, or that proves too little: SHA-1, RSA
+    /// of less than 2,048 bits.
     BadSignature,
     /// The client closed the connection before the handshake was done.
     Closed,
+    /// The list of revoked certificates has expired.
+    CrlExpired,
+    /// There is no list of revoked certificates of an intermediate CA.
+    CrlMissing,
     /// The source address is in the operator's `deny`.
     Denied,
     /// The client certificate has expired.
@@ -52,6 +70,8 @@ pub enum Refusal {
     NotListed,
     /// The client certificate is not valid yet.
     NotYetValid,
+    /// The client certificate's key is not one of those that are pinned.
+    PinMismatch,
     /// We received HTTP, or other text, where TLS was due.
     Plaintext,
     /// We received something that is not TLS, or not a version of it that is offered.
@@ -60,23 +80,27 @@ pub enum Refusal {
     RefusedByClient,
     /// The client certificate is revoked.
     Revoked,
-    /// The client was too slow.
+    /// The client certificate is from Cloudflare's shared CA, where an own one is demanded.
+    SharedCertificate,
+    /// The client, or the upstream, was too slow.
     Timeout(Phase),
-    /// Too many handshakes are in flight.
-    TooManyHandshakes,
+    /// There is more of something than the limits allow.
+    TooMany(What),
     /// The client certificate comes from no CA that this host trusts.
     UnknownIssuer,
     /// The client named a host that is not served here.
     UnknownServerName,
-    /// The upstream cannot be reached.
-    Upstream,
+    /// The upstream does not take the connection.
+    Upstream(Fault),
     /// The client certificate may not be used by a client.
     WrongUsage,
 }
 
 /// What was being waited for when the time was up.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Phase {
+    /// A load balancer's PROXY header.
+    ProxyHeader,
     /// The ClientHello.
     Hello,
     /// The rest of the handshake.
@@ -85,11 +109,51 @@ pub enum Phase {
     Upstream,
 }
 
+/// What there is too much of.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum What {
+    /// Handshakes in flight.
+    Handshakes,
+    /// Bytes before the end of the ClientHello.
+    HelloBytes,
+    /// Connections of the host.
+    HostConnections,
+    /// Connections, handshakes in flight or handshakes per second of one source.
+    OfSource(Kind),
+    /// The same of one network.
+    OfNetwork(Kind),
+}
+
+/// What a share is of.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Kind {
+    /// Open connections.
+    Connections,
+    /// Handshakes in flight.
+    Handshakes,
+    /// Handshakes begun per second.
+    PerSecond,
+}
+
+/// What is wrong with the upstream.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Fault {
+    /// Nobody listens there, or it cannot be reached.
+    Unreachable,
+    /// Its certificate does not verify, or its TLS fails.
+    Tls,
+    /// It went away before it had taken the PROXY header.
+    Broken,
+}
+
 impl Refusal {
     /// Reads the reason out of a failed handshake.
     #[must_use]
     pub fn from_handshake(error: &io::Error) -> Self {
         let source = error.get_ref();
+        if let Some(refusal) = source.and_then(|source| source.downcast_ref::<Self>()) {
+            return *refusal;
+        }
         match source.and_then(|source| source.downcast_ref::<TlsError>()) {
             Some(error) => Self::from_tls(error),
             None if is_disconnect(error.kind()) => Self::Closed,
@@ -119,91 +183,218 @@ impl Refusal {
     )]
     fn from_certificate(error: &CertificateError) -> Self {
         match error {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                Self::NotYetValid
-            }
+            CertificateError::Expired => Self::Expired,
+            CertificateError::NotValidYet => Self::NotYetValid,
             CertificateError::UnknownIssuer => Self::UnknownIssuer,
             CertificateError::Revoked => Self::Revoked,
-            CertificateError::BadSignature => Self::BadSignature,
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                Self::WrongUsage
+            CertificateError::UnknownRevocationStatus => Self::CrlMissing,
+            CertificateError::ExpiredRevocationList => Self::CrlExpired,
+            CertificateError::BadSignature
+            | CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+                Self::BadSignature
+            }
+            CertificateError::InvalidPurpose => Self::WrongUsage,
+            CertificateError::Other(OtherError(error)) => {
+                let refusal = error.downcast_ref::<Self>();
+                refusal.copied().unwrap_or(Self::BadCertificate)
             }
             _ => Self::BadCertificate,
         }
     }
 
+    /// Reads the reason out of what webpki says of a client's chain.
+    #[must_use]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "webpki's errors are open-ended"
+    )]
+    pub(super) fn from_webpki(error: &WebpkiError) -> Self {
+        match error {
+            WebpkiError::CertExpired { .. } => Self::Expired,
+            WebpkiError::CertNotValidYet { .. } => Self::NotYetValid,
+            WebpkiError::CertRevoked => Self::Revoked,
+            WebpkiError::CrlExpired { .. } => Self::CrlExpired,
+            WebpkiError::UnknownRevocationStatus => Self::CrlMissing,
+            WebpkiError::UnknownIssuer | WebpkiError::MaximumPathDepthExceeded => {
+                Self::UnknownIssuer
+            }
+            WebpkiError::RequiredEkuNotFoundContext(_)
+            | WebpkiError::EmptyEkuExtension
+            | WebpkiError::CaUsedAsEndEntity => Self::WrongUsage,
+            WebpkiError::InvalidSignatureForPublicKey
+            | WebpkiError::UnsupportedSignatureAlgorithmContext(_)
+            | WebpkiError::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+                Self::BadSignature
+            }
+            _ => Self::BadCertificate,
+        }
+    }
+
+    /// The error that makes rustls send the alert that fits, and [`Self::from_tls`] find us again.
+    pub(super) fn into_tls(self) -> TlsError {
+        let error = match self {
+            Self::Expired => CertificateError::Expired,
+            Self::NotYetValid => CertificateError::NotValidYet,
+            Self::UnknownIssuer => CertificateError::UnknownIssuer,
+            Self::Revoked => CertificateError::Revoked,
+            Self::CrlMissing => CertificateError::UnknownRevocationStatus,
+            Self::CrlExpired => CertificateError::ExpiredRevocationList,
+            Self::BadSignature => CertificateError::BadSignature,
+            Self::WrongUsage => CertificateError::InvalidPurpose,
+            Self::BadCertificate => CertificateError::BadEncoding,
+            Self::BadProxyHeader
+            | Self::Closed
+            | Self::Denied
+            | Self::NoCertificate
+            | Self::NoServerName
+            | Self::NotListed
+            | Self::PinMismatch
+            | Self::Plaintext
+            | Self::Protocol
+            | Self::RefusedByClient
+            | Self::SharedCertificate
+            | Self::Timeout(_)
+            | Self::TooMany(_)
+            | Self::UnknownServerName
+            | Self::Upstream(_) => CertificateError::Other(OtherError(Arc::new(self))),
+        };
+        TlsError::InvalidCertificate(error)
+    }
+
     /// The word in metrics, logs and documentation.
     #[must_use]
-    pub fn label(&self) -> &'static str {
+    pub fn label(self) -> &'static str {
         match self {
             Self::BadCertificate => "BadCertificate",
+            Self::BadProxyHeader => "BadProxyHeader",
             Self::BadSignature => "BadSignature",
             Self::Closed => "Closed",
+            Self::CrlExpired => "CrlExpired",
+            Self::CrlMissing => "CrlMissing",
             Self::Denied => "Denied",
             Self::Expired => "Expired",
             Self::NoCertificate => "NoCertificate",
             Self::NoServerName => "NoServerName",
             Self::NotListed => "NotListed",
             Self::NotYetValid => "NotYetValid",
+            Self::PinMismatch => "PinMismatch",
             Self::Plaintext => "Plaintext",
             Self::Protocol => "Protocol",
             Self::RefusedByClient => "RefusedByClient",
             Self::Revoked => "Revoked",
+            Self::SharedCertificate => "SharedCertificate",
+            Self::Timeout(Phase::ProxyHeader) => "TimeoutProxyHeader",
             Self::Timeout(Phase::Hello) => "TimeoutHello",
             Self::Timeout(Phase::Handshake) => "TimeoutHandshake",
             Self::Timeout(Phase::Upstream) => "TimeoutUpstream",
-            Self::TooManyHandshakes => "TooManyHandshakes",
+            Self::TooMany(What::Handshakes) => "TooManyHandshakes",
+            Self::TooMany(What::HelloBytes) => "TooManyHelloBytes",
+            Self::TooMany(What::HostConnections) => "TooManyHostConnections",
+            Self::TooMany(What::OfSource(Kind::Connections)) => "TooManySourceConnections",
+            Self::TooMany(What::OfSource(Kind::Handshakes)) => "TooManySourceHandshakes",
+            Self::TooMany(What::OfSource(Kind::PerSecond)) => "TooManySourcePerSecond",
+            Self::TooMany(What::OfNetwork(Kind::Connections)) => "TooManyNetworkConnections",
+            Self::TooMany(What::OfNetwork(Kind::Handshakes)) => "TooManyNetworkHandshakes",
+            Self::TooMany(What::OfNetwork(Kind::PerSecond)) => "TooManyNetworkPerSecond",
             Self::UnknownIssuer => "UnknownIssuer",
             Self::UnknownServerName => "UnknownServerName",
-            Self::Upstream => "Upstream",
+            Self::Upstream(Fault::Unreachable) => "UpstreamUnreachable",
+            Self::Upstream(Fault::Tls) => "UpstreamTls",
+            Self::Upstream(Fault::Broken) => "UpstreamBroken",
             Self::WrongUsage => "WrongUsage",
         }
     }
 
-    /// What the operator should look at, for refusals that a legitimate set-up runs into.
+    /// What the operator should do next.
     #[must_use]
-    pub fn advice(&self) -> &'static str {
+    pub fn advice(self) -> &'static str {
         match self {
             Self::NoCertificate => {
                 "is Authenticated Origin Pulls on (dashboard: SSL/TLS, Origin Server), and is the \
                  encryption mode Full or Full (strict)?"
             }
+            Self::SharedCertificate => {
+                "another Cloudflare customer may be pointing at this address; if it is you, \
+                 upload your own certificate to Cloudflare (zone or per-hostname Authenticated \
+                 Origin Pulls), for this host does not trust the shared one"
+            }
             Self::UnknownIssuer => {
-                "another Cloudflare customer may be pointing at this address, or the certificate \
-                 uploaded to Cloudflare is from a CA that `trust` does not name"
+                "is the certificate that was uploaded to Cloudflare from a CA that `trust` names, \
+                 with all its intermediates and no more than `max_depth` of them?"
+            }
+            Self::PinMismatch => {
+                "was another certificate uploaded to Cloudflare? `pullgate pin <certificate>` \
+                 prints what to add to `trust`"
             }
             Self::Expired => {
                 "Cloudflare goes on presenting an expired certificate: upload a new one (and let \
                  `trust` name the old and the new CA until it is in use)"
             }
             Self::NotYetValid => "is this host's clock right?",
-            Self::WrongUsage => "the uploaded certificate must allow client authentication",
+            Self::WrongUsage => {
+                "the uploaded certificate must be a leaf (CA:FALSE) that allows client \
+                 authentication; with `require_client_eku`, it must say so"
+            }
+            Self::Revoked => "upload a certificate to Cloudflare that is not revoked",
+            Self::CrlExpired => {
+                "fetch a new list for `crl`, and let something fetch it before it expires"
+            }
+            Self::CrlMissing => "add the list of the intermediate CA to `crl`",
             Self::UnknownServerName | Self::NoServerName => {
-                "if this name is yours, add a [[gate.host]] for it"
+                "if this name is yours, add a [[gate.host]] for it; if not, another Cloudflare \
+                 customer may be pointing at this address"
             }
             Self::NotListed => {
-                "a connection around Cloudflare reached the gate: is the filter attached?"
+                "a connection around Cloudflare reached the gate: is the filter attached? A load \
+                 balancer of yours belongs into `gate.proxy_from`"
             }
+            Self::Denied => "an address in `ranges.deny` reached the gate: is the filter attached?",
             Self::RefusedByClient => {
                 "with Full (strict), Cloudflare verifies this host's certificate: is it valid, and \
                  for this name?"
             }
-            Self::Upstream | Self::Timeout(Phase::Upstream) => {
+            Self::Upstream(Fault::Unreachable) | Self::Timeout(Phase::Upstream) => {
                 "is the web server running, and does it listen on `upstream`?"
             }
+            Self::Upstream(Fault::Tls) => {
+                "is the web server's certificate from `upstream_tls.ca_file`, valid, and for \
+                 `upstream_tls.name`?"
+            }
+            Self::Upstream(Fault::Broken) => {
+                "the web server closed at once: does it expect the PROXY header of \
+                 `proxy_protocol`?"
+            }
             Self::Plaintext => "is the encryption mode Full or Full (strict), not Flexible or Off?",
-            Self::TooManyHandshakes => "a flood, or `max_handshakes` is too low for this host",
+            Self::BadProxyHeader | Self::Timeout(Phase::ProxyHeader) => {
+                "does the load balancer in `gate.proxy_from` send the PROXY protocol?"
+            }
+            Self::TooMany(What::Handshakes) => {
+                "a flood, or `max_handshakes` is too low for this host"
+            }
+            Self::TooMany(What::HostConnections) => {
+                "a flood, or the host's `max_connections` is too low"
+            }
+            Self::TooMany(What::OfSource(_)) => {
+                "one address floods this host, or [gate.per_source] is too low"
+            }
+            Self::TooMany(What::OfNetwork(_)) => {
+                "one network floods this host, or [gate.per_network] is too low"
+            }
             Self::BadCertificate => {
                 "is the uploaded certificate of X.509 version 3? `openssl x509 -req` makes version \
-                 1 unless it is given an -extfile"
+                 1 unless it is given an -extfile; a pin takes either"
             }
-            Self::BadSignature
-            | Self::Closed
-            | Self::Denied
-            | Self::Protocol
-            | Self::Revoked
-            | Self::Timeout(Phase::Hello | Phase::Handshake) => "",
+            Self::BadSignature => {
+                "a forgery; or is the uploaded certificate's key RSA of less than 2,048 bits, or \
+                 its signature SHA-1?"
+            }
+            Self::Protocol => "a scanner; Cloudflare speaks TLS 1.2 and 1.3: is `min_tls` right?",
+            Self::TooMany(What::HelloBytes) => "an attack: no client needs a greeting that long",
+            Self::Timeout(Phase::Hello | Phase::Handshake) => {
+                "a slow client, or one that only holds connections open; nothing to do"
+            }
+            Self::Closed => "a health check, a scanner, or a client that gave up; nothing to do",
         }
     }
 }

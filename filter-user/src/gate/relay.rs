@@ -1,22 +1,26 @@
 //! Relaying: bytes both ways until both sides are done, one breaks off, or neither sends.
 //!
 //! Half-close is preserved: the end of one side's stream is passed on, and the other direction
-//! goes on.
+//! goes on. A side that does not take what it is sent is not read for: at most one read of
+//! [`SCRATCH`] bytes waits for it. A silent connection holds no buffer but what rustls keeps.
 
-use std::io;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use rustls::Connection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::refusal::{Outcome, is_disconnect};
 
 /// How a relay ended, and how much it relayed.
+#[derive(Debug)]
 pub(super) struct Relayed {
     pub(super) outcome: Outcome,
     /// Bytes from the client to the upstream.
@@ -25,171 +29,495 @@ pub(super) struct Relayed {
     pub(super) down: u64,
 }
 
+/// When a relay is to end although both sides are well.
+pub(super) struct Until<'a> {
+    /// Neither side has sent a byte for this long; noticed before twice that time is over.
+    pub(super) idle: Duration,
+    /// At once, because the host's trust has changed.
+    pub(super) trust_changed: &'a CancellationToken,
+    /// As soon as no answer is being waited for.
+    pub(super) drain: &'a CancellationToken,
+    /// At once.
+    pub(super) abort: &'a CancellationToken,
+}
+
 /// Relays between `client` and `upstream`.
-///
-/// The connection is idle when no byte has come from either side for `idle`; it is then closed
-/// before twice that time is over.
-pub(super) async fn relay(
-    client: impl AsyncRead + AsyncWrite + Unpin,
-    upstream: impl AsyncRead + AsyncWrite + Unpin,
-    idle: Duration,
-    abort: &CancellationToken,
-) -> Relayed {
-    let (up, down) = (Arc::default(), Arc::default());
-    let mut client = Counted::new(client, &up);
-    let mut upstream = Counted::new(upstream, &down);
-    let outcome = tokio::select! {
-        copied = copy_bidirectional(&mut client, &mut upstream) => match copied {
-            Ok(_) => Outcome::Relayed,
-            Err(error) => {
-                debug!(%error, "relay broke off");
-                Outcome::Aborted
-            }
-        },
-        () = silence(&up, &down, idle) => Outcome::Idle,
-        () = abort.cancelled() => Outcome::Aborted,
+pub(super) async fn relay<C, U>(client: End<C>, upstream: End<U>, until: Until<'_>) -> Relayed
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut relay = Relay {
+        client,
+        upstream,
+        up: 0,
+        down: 0,
+        last: Direction::Down,
     };
-    Relayed {
-        outcome,
-        up: up.load(Ordering::Relaxed),
-        down: down.load(Ordering::Relaxed),
-    }
-}
-
-/// Returns when neither count has moved for `idle`.
-async fn silence(up: &AtomicU64, down: &AtomicU64, idle: Duration) {
-    let moved = || (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed));
-    let mut before = moved();
-    loop {
-        tokio::time::sleep(idle).await;
-        let after = moved();
-        if before == after {
-            return;
+    let mut patience = until.idle;
+    let mut silence = std::pin::pin!(tokio::time::sleep(patience));
+    let mut before = relay.moved();
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            ended = poll_fn(|context| relay.poll(context)) => break match ended {
+                Ok(()) => Outcome::Relayed,
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    debug!(%error, "client misused TLS");
+                    Outcome::Misused
+                }
+                Err(error) => {
+                    debug!(%error, "relay broke off");
+                    Outcome::Aborted
+                }
+            },
+            () = until.abort.cancelled() => break Outcome::Stopped,
+            () = until.trust_changed.cancelled() => break Outcome::TrustChanged,
+            () = until.drain.cancelled(), if patience != QUIET => {
+                patience = QUIET;
+                silence.as_mut().reset(Instant::now() + patience);
+            }
+            () = &mut silence => {
+                let after = relay.moved();
+                if before == after && patience == QUIET && relay.owes_nothing() {
+                    break Outcome::Stopped;
+                }
+                if before == after && patience != QUIET {
+                    break Outcome::Idle;
+                }
+                before = after;
+                silence.as_mut().reset(Instant::now() + patience);
+            }
         }
-        before = after;
+    };
+    let (up, down) = relay.moved();
+    // A client that is told the end can tell it from somebody who cut the line.
+    if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
+        let farewell = poll_fn(|context| relay.client.poll_end(context));
+        if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, farewell).await {
+            debug!(%error, "client gone");
+        }
+    }
+    Relayed { outcome, up, down }
+}
+
+struct Relay<C, U> {
+    client: End<C>,
+    upstream: End<U>,
+    up: u64,
+    down: u64,
+    /// Which way the last bytes went.
+    last: Direction,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Direction {
+    Up,
+    Down,
+}
+
+impl<C, U> Relay<C, U>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    fn moved(&self) -> (u64, u64) {
+        (self.up, self.down)
+    }
+
+    /// Whether the last word was the upstream's, and has arrived: no answer is being waited for.
+    fn owes_nothing(&self) -> bool {
+        self.last == Direction::Down && !self.client.holds_back()
+    }
+
+    /// Moves what can be moved; ready when both directions have ended.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let (up, down) = self.moved();
+            let (client, upstream) = (&mut self.client, &mut self.upstream);
+            let upwards = pump(client, upstream, &mut self.up, scratch, context)?;
+            let downwards = pump(upstream, client, &mut self.down, scratch, context)?;
+            // What TLS has to say for itself while it is being read: an answer to a key update.
+            if upstream.holds_back() {
+                let _later: Poll<()> = upstream.poll_flush(context)?;
+            }
+            if self.up != up {
+                self.last = Direction::Up;
+            }
+            if self.down != down {
+                self.last = Direction::Down;
+            }
+            match (upwards, downwards) {
+                (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+                (_, _) => Poll::Pending,
+            }
+        })
     }
 }
 
-/// A stream that counts the bytes read from it.
-struct Counted<S> {
-    stream: S,
-    read: Arc<AtomicU64>,
-    /// Whether the end of the other stream was passed on to this one.
-    ended: bool,
+/// Moves bytes one way; ready when the end was passed on.
+fn pump<F, T>(
+    from: &mut End<F>,
+    to: &mut End<T>,
+    moved: &mut u64,
+    scratch: &mut [u8],
+    context: &mut Context<'_>,
+) -> Poll<io::Result<()>>
+where
+    F: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        // First what it was sent already: who does not take that is not sent more.
+        ready!(to.poll_flush(context))?;
+        if from.ended {
+            return to.poll_end(context);
+        }
+        let read = match ready!(from.poll_read(context, scratch)) {
+            Ok(read) => read,
+            // Once it has our end, a peer may just go away; before that, a stream without a
+            // close_notify may have been cut by somebody on the way.
+            Err(error) if from.shut && is_disconnect(error.kind()) => 0,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        if read == 0 {
+            from.ended = true;
+            continue;
+        }
+        *moved += read as u64;
+        to.push(context, &scratch[..read])?;
+    }
 }
 
-impl<S> Counted<S> {
-    fn new(stream: S, read: &Arc<AtomicU64>) -> Self {
+/// One side of a relay: a stream, and the TLS session in it, if there is one.
+pub(super) struct End<S> {
+    stream: S,
+    session: Option<Connection>,
+    /// Bytes that the stream would not take yet; only in clear text, for TLS keeps its own.
+    waiting: Vec<u8>,
+    /// Nothing more comes from it.
+    ended: bool,
+    /// It was told that nothing more comes from us.
+    shut: bool,
+    /// Reads in a row that brought no byte.
+    barren: u32,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
+    /// A stream in clear text.
+    pub(super) fn clear(stream: S) -> Self {
         Self {
             stream,
-            read: Arc::clone(read),
+            session: None,
+            waiting: Vec::new(),
             ended: false,
+            shut: false,
+            barren: 0,
+        }
+    }
+
+    /// A stream whose TLS handshake is over.
+    pub(super) fn encrypted(stream: S, mut session: Connection) -> Self {
+        // The relay itself bounds what waits.
+        session.set_buffer_limit(None);
+        Self {
+            session: Some(session),
+            ..Self::clear(stream)
+        }
+    }
+
+    /// Whether it has yet to take something that it was sent.
+    fn holds_back(&self) -> bool {
+        match &self.session {
+            Some(session) => session.wants_write(),
+            None => !self.waiting.is_empty(),
+        }
+    }
+
+    /// Reads; 0 is the end.
+    fn poll_read(&mut self, context: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut stream = Nonblocking {
+            stream: &mut self.stream,
+            context,
+        };
+        let Some(session) = &mut self.session else {
+            return poll(stream.read(into));
+        };
+        loop {
+            match session.reader().read(into) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+            if let Err(error) = ready!(poll(session.read_tls(&mut stream))) {
+                return Poll::Ready(Err(error));
+            }
+            let state = match session.process_new_packets() {
+                Ok(state) => state,
+                Err(error) => {
+                    // The alert, if there is one and it fits.
+                    let _lost = session.write_tls(&mut stream);
+                    return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, error)));
+                }
+            };
+            self.barren = match state.plaintext_bytes_to_read() {
+                0 => self.barren + 1,
+                _ => 0,
+            };
+            if self.barren > BARREN_MAX {
+                let text = "records without content";
+                return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, text)));
+            }
+        }
+    }
+
+    /// Takes all the bytes; what the stream does not take waits.
+    fn push(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        if let Some(session) = &mut self.session {
+            session.writer().write_all(bytes)?;
+            let _later: Poll<()> = self.poll_flush(context)?;
+            return Ok(());
+        }
+        let mut stream = Nonblocking {
+            stream: &mut self.stream,
+            context,
+        };
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match poll(stream.write(rest))? {
+                Poll::Ready(written) => rest = &rest[written..],
+                Poll::Pending => {
+                    self.waiting = rest.to_vec();
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what waits.
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut stream = Nonblocking {
+            stream: &mut self.stream,
+            context,
+        };
+        if let Some(session) = &mut self.session {
+            while session.wants_write() {
+                ready!(poll(session.write_tls(&mut stream)))?;
+            }
+        }
+        while !self.waiting.is_empty() {
+            let written = ready!(poll(stream.write(&self.waiting)))?;
+            self.waiting.drain(..written);
+            if self.waiting.is_empty() {
+                // A buffer that was needed once is not kept.
+                self.waiting = Vec::new();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says that nothing more comes.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shut {
+            self.shut = true;
+            if let Some(session) = &mut self.session {
+                session.send_close_notify();
+            }
+        }
+        let gone = |error: io::Error| match is_disconnect(error.kind()) {
+            // It is gone, which is an end as well.
+            true => Ok(()),
+            false => Err(error),
+        };
+        if let Err(error) = ready!(self.poll_flush(context)) {
+            return Poll::Ready(gone(error));
+        }
+        let shut = ready!(Pin::new(&mut self.stream).poll_shutdown(context));
+        Poll::Ready(shut.or_else(gone))
+    }
+}
+
+/// A stream as rustls reads and writes it: what would wait is `WouldBlock`, and wakes the task.
+struct Nonblocking<'a, 'b, S> {
+    stream: &'a mut S,
+    context: &'a mut Context<'b>,
+}
+
+impl<S: AsyncRead + Unpin> Read for Nonblocking<'_, '_, S> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut buffer = ReadBuf::new(into);
+        match Pin::new(&mut *self.stream).poll_read(self.context, &mut buffer) {
+            Poll::Ready(Ok(())) => Ok(buffer.filled().len()),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Err(ErrorKind::WouldBlock.into()),
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let bytes = buffer.filled().len() - before;
-        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
-        // Once it has our end, a peer may just go away; before that, a stream without a
-        // close_notify may have been cut by somebody on the way.
-        let gone = matches!(&poll, Poll::Ready(Err(error)) if is_disconnect(error.kind()));
-        if gone && self.ended {
-            return Poll::Ready(Ok(()));
+impl<S: AsyncWrite + Unpin> Write for Nonblocking<'_, '_, S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match Pin::new(&mut *self.stream).poll_write_vectored(self.context, slices) {
+            Poll::Ready(Ok(0)) => Err(ErrorKind::WriteZero.into()),
+            Poll::Ready(written) => written,
+            Poll::Pending => Err(ErrorKind::WouldBlock.into()),
         }
-        poll
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.ended = true;
-        Pin::new(&mut self.stream).poll_shutdown(context)
+/// Turns `WouldBlock` back into what it stands for.
+fn poll<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Poll::Pending,
+        result => Poll::Ready(result),
     }
 }
+
+thread_local! {
+    /// Where bytes are on their way from one side to the other, within one poll.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());
+}
+
+/// Four TLS records.
+const SCRATCH_SIZE: usize = 64 << 10;
+/// Reads in a row without content; a session ticket or a key update is one of them now and then.
+const BARREN_MAX: u32 = 64;
+/// Silence after which a connection that nobody waits for is closed while the gate stops.
+const QUIET: Duration = Duration::from_secs(1);
+/// How long a client may take to hear the end.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::task::JoinHandle;
 
     use super::*;
 
     #[tokio::test]
     async fn the_end_of_one_side_is_passed_on_and_the_other_goes_on() {
-        let (mut client, gate_client) = duplex(64);
-        let (mut server, gate_server) = duplex(64);
-        let relaying = tokio::spawn(async move {
-            let abort = CancellationToken::new();
-            relay(gate_client, gate_server, IDLE, &abort).await
-        });
+        let mut rig = Rig::new();
 
-        client.write_all(b"question").await.unwrap();
-        client.shutdown().await.unwrap();
+        rig.client.write_all(b"question").await.unwrap();
+        rig.client.shutdown().await.unwrap();
         let mut question = String::new();
-        server.read_to_string(&mut question).await.unwrap();
-        server.write_all(b"answer!").await.unwrap();
-        drop(server);
+        rig.server.read_to_string(&mut question).await.unwrap();
+        rig.server.write_all(b"answer!").await.unwrap();
+        drop(rig.server);
         let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
+        rig.client.read_to_string(&mut answer).await.unwrap();
 
-        let relayed = relaying.await.unwrap();
+        let relayed = rig.relaying.await.unwrap();
         assert_eq!(
             (question.as_str(), answer.as_str()),
             ("question", "answer!")
         );
-        assert!(matches!(relayed.outcome, Outcome::Relayed));
+        assert_eq!(relayed.outcome, Outcome::Relayed);
         assert_eq!((relayed.up, relayed.down), (8, 7));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_is_closed_and_one_that_speaks_is_not() {
-        let (mut client, gate_client) = duplex(64);
-        let (_server, gate_server) = duplex(64);
-        let relaying = tokio::spawn(async move {
-            let abort = CancellationToken::new();
-            relay(gate_client, gate_server, IDLE, &abort).await
-        });
+        let mut rig = Rig::new();
 
         for _ in 0..3 {
             tokio::time::advance(IDLE.mul_f64(0.9)).await;
-            client.write_all(b".").await.unwrap();
+            rig.client.write_all(b".").await.unwrap();
         }
 
-        let relayed = relaying.await.unwrap();
-        assert!(matches!(relayed.outcome, Outcome::Idle));
+        let relayed = rig.relaying.await.unwrap();
+        assert_eq!(relayed.outcome, Outcome::Idle);
         assert_eq!(relayed.up, 3);
     }
 
     #[tokio::test]
     async fn a_stop_closes_live_connections() {
-        let (_client, gate_client) = duplex(64);
-        let (_server, gate_server) = duplex(64);
-        let abort = CancellationToken::new();
-        abort.cancel();
+        let rig = Rig::new();
 
-        let relayed = relay(gate_client, gate_server, IDLE, &abort).await;
+        rig.abort.cancel();
 
-        assert!(matches!(relayed.outcome, Outcome::Aborted));
+        let relayed = rig.relaying.await.unwrap();
+        assert_eq!(relayed.outcome, Outcome::Stopped);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn while_it_drains_a_connection_ends_once_its_answer_has_come() {
+        let mut rig = Rig::new();
+        rig.client.write_all(b"question").await.unwrap();
+        rig.server.read_exact(&mut [0; 8]).await.unwrap();
+        rig.drain.cancel();
+
+        // However long the answer takes.
+        tokio::time::sleep(QUIET * 20).await;
+        assert!(!rig.relaying.is_finished());
+        rig.server.write_all(b"answer").await.unwrap();
+        let mut answer = String::new();
+        rig.client.read_to_string(&mut answer).await.unwrap();
+
+        assert_eq!(answer, "answer");
+        assert_eq!(rig.relaying.await.unwrap().outcome, Outcome::Stopped);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_not_read_for() {
+        let mut rig = Rig::new();
+        let mut sent = 0;
+
+        let flood = vec![7; 1 << 20];
+        let _full = tokio::time::timeout(Duration::from_millis(200), async {
+            loop {
+                sent += rig.server.write(&flood).await.unwrap();
+            }
+        })
+        .await;
+
+        assert!(sent <= SCRATCH_SIZE + 4 * PIPE, "{sent} bytes are held");
+        let mut taken = vec![0; sent];
+        rig.client.read_exact(&mut taken).await.unwrap();
+        assert!(taken.iter().all(|byte| *byte == 7));
+    }
+
+    /// A relay between two pipes.
+    struct Rig {
+        client: DuplexStream,
+        server: DuplexStream,
+        relaying: JoinHandle<Relayed>,
+        drain: CancellationToken,
+        abort: CancellationToken,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (client, gate_client) = duplex(PIPE);
+            let (server, gate_server) = duplex(PIPE);
+            let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
+            let (draining, aborting) = (drain.clone(), abort.clone());
+            let relaying = tokio::spawn(async move {
+                let until = Until {
+                    idle: IDLE,
+                    trust_changed: &CancellationToken::new(),
+                    drain: &draining,
+                    abort: &aborting,
+                };
+                relay(End::clear(gate_client), End::clear(gate_server), until).await
+            });
+            Self {
+                client,
+                server,
+                relaying,
+                drain,
+                abort,
+            }
+        }
+    }
+
+    const PIPE: usize = 64;
     const IDLE: Duration = Duration::from_secs(1000);
 }

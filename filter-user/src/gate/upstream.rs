@@ -1,82 +1,161 @@
-//! The upstream: dialled only for a [`VerifiedPeer`], told who the client is by a PROXY header.
+//! The upstream: dialled only for a [`VerifiedPeer`], told who the client is by a PROXY header,
+//! spoken to in TLS if the policy says so.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream as StdTcpStream;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
 
-use ppp::v2::{Builder, Command, Protocol, Version};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, StreamOwned};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 
 use super::peer::VerifiedPeer;
-use super::policy::Policy;
-use crate::config::{ProxyProtocol, Upstream};
+use super::proxy::{self, Told};
+use super::refusal::{Fault, Refusal};
+use super::relay::End;
+use crate::config::{ProxyProtocol, Target, Upstream};
 
 /// A connection to the upstream.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
 
-/// The two ends of the client's connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ends {
-    /// The client's address.
-    pub(super) client: SocketAddr,
-    /// The address that it connected to.
-    pub(super) local: SocketAddr,
+/// An upstream, ready to be dialled.
+pub(super) struct Dialer {
+    pub(super) upstream: Upstream,
+    pub(super) proxy_protocol: ProxyProtocol,
+    pub(super) encryption: Option<Encryption>,
 }
 
-/// Dials the policy's upstream and tells it who the client is.
-pub(super) async fn dial(policy: &Policy, _: &VerifiedPeer, ends: Ends) -> io::Result<Stream> {
-    let mut stream = match policy.upstream() {
-        Upstream::Tcp(address) => {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            Either::Left(stream)
+/// How an upstream is spoken to in TLS.
+pub(super) struct Encryption {
+    pub(super) name: ServerName<'static>,
+    /// Offers no protocol by ALPN; what the client agreed on is offered instead.
+    pub(super) config: ClientConfig,
+}
+
+impl Encryption {
+    /// The configuration that offers this protocol and no other.
+    fn offering(&self, alpn: Option<&[u8]>) -> Arc<ClientConfig> {
+        let mut config = self.config.clone();
+        config.alpn_protocols = alpn.map(<[u8]>::to_vec).into_iter().collect();
+        Arc::new(config)
+    }
+}
+
+impl Dialer {
+    /// Dials, and tells the upstream who the client is.
+    pub(super) async fn dial(
+        &self,
+        _: &VerifiedPeer,
+        told: &Told<'_>,
+    ) -> Result<End<Stream>, Refusal> {
+        let unreachable = |_: io::Error| Refusal::Upstream(Fault::Unreachable);
+        let mut stream = match &self.upstream.target {
+            Target::Tcp(address) => {
+                let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+                stream.set_nodelay(true).map_err(unreachable)?;
+                Either::Left(stream)
+            }
+            Target::Unix(path) => {
+                Either::Right(UnixStream::connect(path).await.map_err(unreachable)?)
+            }
+        };
+        let broken = |_: io::Error| Refusal::Upstream(Fault::Broken);
+        let header = match self.proxy_protocol {
+            ProxyProtocol::None => Vec::new(),
+            ProxyProtocol::V1 => proxy::v1(told.ends).map_err(broken)?,
+            ProxyProtocol::V2 => proxy::v2(told).map_err(broken)?,
+        };
+        if !header.is_empty() {
+            stream.write_all(&header).await.map_err(broken)?;
         }
-        Upstream::Unix(path) => Either::Right(UnixStream::connect(path).await?),
-    };
-    match policy.proxy_protocol() {
-        ProxyProtocol::None => {}
-        ProxyProtocol::V2 => stream.write_all(&proxy_v2(ends)?).await?,
-    }
-    Ok(stream)
-}
-
-/// The PROXY protocol, version 2, section 2.2: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
-fn proxy_v2(ends: Ends) -> io::Result<Vec<u8>> {
-    let addresses = (canonical(ends.client), canonical(ends.local));
-    Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses).build()
-}
-
-/// A dual-stack socket reports IPv4 clients as IPv4-mapped; both ends are then.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv4_mapped_client_is_announced_as_ipv4() {
-        let header = proxy_v2(Ends {
-            client: "[::ffff:192.0.2.1]:4660".parse().unwrap(),
-            local: "[::ffff:192.0.2.2]:443".parse().unwrap(),
-        });
-
-        let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
-        expected.extend([192, 0, 2, 1, 192, 0, 2, 2, 0x12, 0x34, 0x01, 0xbb]);
-        assert_eq!(header.unwrap(), expected);
+        let Some(encryption) = &self.encryption else {
+            return Ok(End::clear(stream));
+        };
+        let connector = TlsConnector::from(encryption.offering(told.alpn));
+        let stream = connector.connect(encryption.name.clone(), stream).await;
+        let (stream, session) = stream
+            .map_err(|_refused| Refusal::Upstream(Fault::Tls))?
+            .into_inner();
+        Ok(End::encrypted(stream, Connection::from(session)))
     }
 
-    #[test]
-    fn an_ipv6_client_is_announced_with_both_ports() {
-        let header = proxy_v2(Ends {
-            client: "[2001:db8::1]:4660".parse().unwrap(),
-            local: "[2001:db8::2]:443".parse().unwrap(),
-        });
-
-        let header = header.unwrap();
-        assert_eq!(header[12..16], [0x21, 0x21, 0, 36]);
-        assert_eq!(header[48..], [0x12, 0x34, 0x01, 0xbb]);
+    /// Asks the upstream, with no client's word, whether it speaks HTTP/2 as a client that was
+    /// offered `h2` would begin it: at once (RFC 9113 §3.3), or agreed on by ALPN.
+    ///
+    /// Blocks for [`PROBE_TIMEOUT`] at most for each step.
+    ///
+    /// # Errors
+    ///
+    /// Returns why it cannot be asked; then nothing is known.
+    pub(super) fn speaks_h2(&self) -> io::Result<bool> {
+        let mut stream: Box<dyn Duplex> = match &self.upstream.target {
+            Target::Tcp(address) => {
+                let stream = StdTcpStream::connect_timeout(address, PROBE_TIMEOUT)?;
+                stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+                stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
+                Box::new(stream)
+            }
+            Target::Unix(path) => {
+                let stream = StdUnixStream::connect(path)?;
+                stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+                stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
+                Box::new(stream)
+            }
+        };
+        match self.proxy_protocol {
+            ProxyProtocol::None => {}
+            ProxyProtocol::V1 => stream.write_all(proxy::V1_UNKNOWN)?,
+            ProxyProtocol::V2 => stream.write_all(&proxy::V2_LOCAL)?,
+        }
+        if let Some(encryption) = &self.encryption {
+            let config = encryption.offering(Some(b"h2"));
+            let session = ClientConnection::new(config, encryption.name.clone());
+            let session = session.map_err(io::Error::other)?;
+            stream = Box::new(StreamOwned::new(session, stream));
+        }
+        match ask_for_settings(&mut stream) {
+            Ok(answer) => Ok(answer),
+            // It did answer: by hanging up, or by waiting for the rest of an HTTP/1 request.
+            Err(error) if is_no(error.kind()) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
+
+trait Duplex: Read + Write {}
+
+impl<T: Read + Write> Duplex for T {}
+
+/// Whether the answer to the connection preface begins with a SETTINGS frame, RFC 9113 §3.4.
+fn ask_for_settings(stream: &mut dyn Duplex) -> io::Result<bool> {
+    stream.write_all(PREFACE)?;
+    stream.flush()?;
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame)?;
+    let [_, _, _, kind, flags, stream_id @ ..] = frame;
+    Ok(kind == SETTINGS && flags == 0 && stream_id == [0; 4])
+}
+
+fn is_no(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::WouldBlock
+            | ErrorKind::TimedOut
+            | ErrorKind::InvalidData
+    )
+}
+
+/// RFC 9113 §3.4, with an empty SETTINGS frame.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The frame type, RFC 9113 §6.5.
+const SETTINGS: u8 = 4;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);

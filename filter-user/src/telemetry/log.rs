@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::sync::lock;
+
 /// A budget of log lines per second; what exceeds it is counted and told with the next line.
 #[derive(Debug)]
 pub struct Budget {
@@ -35,10 +37,7 @@ impl Budget {
 
     /// Asks for one line: `Some` with the number of lines suppressed before, `None` if over budget.
     pub fn take(&self) -> Option<u64> {
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = lock(&self.state);
         if state.second.elapsed() >= Duration::from_secs(1) {
             state.second = Instant::now();
             state.spent = 0;
@@ -49,6 +48,11 @@ impl Budget {
         }
         state.spent += 1;
         Some(std::mem::take(&mut state.suppressed))
+    }
+
+    /// Notes a line that is not worth its room for another reason, to be told with the next.
+    pub fn skip(&self) {
+        lock(&self.state).suppressed += 1;
     }
 }
 

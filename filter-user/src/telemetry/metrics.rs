@@ -37,6 +37,8 @@ struct Inner {
     handshakes: Histogram,
     relayed: Family<DirectionLabels, Counter>,
     expiry: Family<ExpiryLabels, Gauge>,
+    tolerated: Family<ReasonLabels, Counter>,
+    gate_reloads: Family<OutcomeLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -58,6 +60,8 @@ impl Default for Metrics {
             handshakes: Histogram::new(HANDSHAKE_BUCKETS),
             relayed: Family::default(),
             expiry: Family::default(),
+            tolerated: Family::default(),
+            gate_reloads: Family::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -119,6 +123,16 @@ impl Default for Metrics {
             inner.handshakes.clone(),
         );
         r.register("gate_relayed_bytes", "Bytes relayed", inner.relayed.clone());
+        r.register(
+            "gate_would_refuse",
+            "Clients that were let in, and would not be with client_auth = enforce",
+            inner.tolerated.clone(),
+        );
+        r.register(
+            "gate_reload",
+            "Attempts to reload the gate's configuration or files",
+            inner.gate_reloads.clone(),
+        );
         r.register(
             "certificate_expiry_timestamp_seconds",
             "When a certificate expires",
@@ -235,13 +249,36 @@ impl Metrics {
         }
     }
 
-    /// Notes when a host's certificate or one of its trust anchors expires.
-    pub fn expires(&self, host: &str, kind: &'static str, timestamp: i64) {
+    /// Notes when the first of a host's certificates, anchors or revocation lists expires, if it
+    /// has one.
+    pub fn expires(&self, host: &str, kind: &'static str, timestamp: Option<i64>) {
         let labels = ExpiryLabels {
             host: host.to_owned(),
             kind,
         };
-        self.inner.expiry.get_or_create(&labels).set(timestamp);
+        match timestamp {
+            Some(timestamp) => {
+                self.inner.expiry.get_or_create(&labels).set(timestamp);
+            }
+            None => {
+                self.inner.expiry.remove(&labels);
+            }
+        }
+    }
+
+    /// Counts a client that was let in, and would not be if its host enforced its trust.
+    pub fn tolerated(&self, host: &str, reason: &'static str) {
+        let labels = ReasonLabels {
+            host: host.to_owned(),
+            reason,
+        };
+        self.inner.tolerated.get_or_create(&labels).inc();
+    }
+
+    /// Counts an attempt to reload the gate's configuration or files.
+    pub fn gate_reloaded(&self, outcome: &'static str) {
+        let labels = OutcomeLabels { outcome };
+        self.inner.gate_reloads.get_or_create(&labels).inc();
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -318,6 +355,12 @@ struct DirectionLabels {
 struct ExpiryLabels {
     host: String,
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabels {
+    host: String,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]

@@ -1,0 +1,303 @@
+//! `[gate]`: the TLS listener, its limits, and one policy per `[[gate.host]]`.
+
+use std::collections::HashMap;
+use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::{ConfigError, Located, Place};
+
+/// `[gate]`.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// Load balancers that must tell by a PROXY header whom they speak for.
+    pub proxy_from: Vec<IpNet>,
+    /// Cloudflare's origin-pull CA, if it is another than the one built in.
+    pub cloudflare_ca: Option<Located<PathBuf>>,
+    /// Everything before the first relayed byte, together.
+    pub handshake_timeout: Duration,
+    /// Connecting to the upstream, within `handshake_timeout`.
+    pub connect_timeout: Duration,
+    /// A connection without a byte in either direction.
+    pub idle_timeout: Duration,
+    /// How long live connections may go on after a stop was asked for.
+    pub drain_timeout: Duration,
+    /// Open connections, handshakes included.
+    pub max_connections: usize,
+    /// Handshakes in flight.
+    pub max_handshakes: usize,
+    /// What one source may take: an IPv4 address, or an IPv6 /64.
+    pub per_source: Share,
+    /// What a network may take: an IPv4 /24, or an IPv6 /48.
+    pub per_network: Share,
+    /// The policies, one per `[[gate.host]]`.
+    pub hosts: Vec<Host>,
+}
+
+/// What one part of the internet may take of the gate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Share {
+    /// Open connections, handshakes included.
+    pub connections: usize,
+    /// Handshakes in flight.
+    pub handshakes: usize,
+    /// Handshakes begun per second, and at once.
+    pub handshakes_per_second: usize,
+}
+
+/// `[[gate.host]]`: one policy for one name or several.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The names; the first stands for the policy in metrics and logs.
+    pub names: Vec<Located<Name>>,
+    /// Whether unknown names, and clients that send none, end here too.
+    pub is_default: bool,
+    /// Certificates with their keys; the first that suits the client is shown. Not empty.
+    pub certificates: Vec<KeyPair>,
+    /// Whom a client certificate must come from; any one suffices.
+    pub trust: Vec<Located<Trust>>,
+    /// What happens to a client that is not trusted.
+    pub client_auth: ClientAuth,
+    /// Lists of revoked certificates.
+    pub crls: Vec<Crl>,
+    /// What an expired list is worth.
+    pub crl_expired: CrlExpired,
+    /// The oldest TLS version that is spoken.
+    pub min_tls: MinTls,
+    /// Intermediates between a client certificate and its CA.
+    pub max_depth: usize,
+    /// Whether a client certificate must say that it is one.
+    pub require_client_eku: bool,
+    /// What sessions may be resumed.
+    pub resumption: Resumption,
+    /// What becomes of live connections when their terms change.
+    pub on_trust_change: OnTrustChange,
+    /// Protocols offered by ALPN, in order of preference.
+    pub alpn: Vec<String>,
+    /// Where accepted connections are relayed to.
+    pub upstream: Located<Upstream>,
+    /// The header that tells the upstream who the client is.
+    pub proxy_protocol: ProxyProtocol,
+    /// Relayed connections of this host, if they are fewer than the gate's.
+    pub max_connections: Option<usize>,
+}
+
+impl Host {
+    /// The word that stands for the policy: its first name.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let first = self.names.first();
+        first.map_or_else(String::new, |name| name.value.to_string())
+    }
+
+    /// The place to blame for what concerns the host as a whole.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        match self.names.first() {
+            Some(name) => &name.place,
+            None => &self.upstream.place,
+        }
+    }
+}
+
+/// A server name, lower case and without the root's dot.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Name {
+    /// This name.
+    Exact(String),
+    /// Every name that has one label more than this: `example.com` for `*.example.com`.
+    Wildcard(String),
+}
+
+impl Display for Name {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Wildcard(parent) => write!(f, "*.{parent}"),
+        }
+    }
+}
+
+/// A server's certificate and its key.
+#[derive(Clone, Debug)]
+pub struct KeyPair {
+    /// PEM file, leaf first.
+    pub certificate: Located<PathBuf>,
+    /// PEM file with the leaf's private key.
+    pub key: Located<PathBuf>,
+}
+
+/// A PEM file of lists of revoked certificates.
+pub type Crl = Located<PathBuf>;
+
+/// Whom a client certificate must come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Trust {
+    /// Cloudflare's origin-pull CA: proves some Cloudflare customer, not which.
+    Cloudflare,
+    /// The CAs in a PEM file.
+    CaFile(PathBuf),
+    /// The key with this SHA-256 digest of its SubjectPublicKeyInfo (RFC 7469 §2.4), whoever
+    /// signed the certificate.
+    Pin([u8; 32]),
+}
+
+/// What happens to a client that is not trusted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientAuth {
+    /// It is refused.
+    #[default]
+    Enforce,
+    /// It is let in; log and metric tell what it would be refused for.
+    Log,
+    /// It is not even asked for a certificate.
+    Off,
+}
+
+/// What an expired list of revoked certificates is worth.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum CrlExpired {
+    /// Nothing: whose status it should tell is refused.
+    #[default]
+    Refuse,
+    /// As much as one that is not.
+    Accept,
+}
+
+/// The oldest TLS version that is spoken.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+pub enum MinTls {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+/// What sessions may be resumed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resumption {
+    /// None: every connection is a full handshake.
+    Off,
+    /// Those whose client certificate still verifies.
+    #[default]
+    Verified,
+}
+
+/// What becomes of live connections when their terms change.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTrustChange {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They are closed.
+    Close,
+}
+
+/// Where accepted connections are relayed to, and how.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Upstream {
+    /// Where.
+    pub target: Target,
+    /// Encrypted anew, if it is.
+    pub tls: Option<Reencryption>,
+}
+
+/// Where accepted connections are relayed to.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Target {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A UNIX socket.
+    Unix(PathBuf),
+}
+
+/// How an upstream's certificate is verified.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Reencryption {
+    /// The name that it must be for, which is sent as server name.
+    pub name: String,
+    /// PEM file of the CAs that it may come from.
+    pub ca_file: PathBuf,
+}
+
+impl Display for Upstream {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            Target::Tcp(address) => Display::fmt(address, f)?,
+            Target::Unix(path) => write!(f, "unix:{}", path.display())?,
+        }
+        match &self.tls {
+            Some(tls) => write!(f, " (TLS, {})", tls.name),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The header that tells the upstream who the client is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyProtocol {
+    /// No header: the upstream sees connections from this host.
+    None,
+    /// Version 1, a line of text.
+    V1,
+    /// Version 2, binary.
+    #[default]
+    V2,
+}
+
+/// Refuses two hosts with one name, and two that want to be the default.
+pub(super) fn check_names(hosts: &[Host]) -> Result<(), ConfigError> {
+    let mut seen: HashMap<&Name, &Place> = HashMap::new();
+    for name in hosts.iter().flat_map(|host| &host.names) {
+        if let Some(first) = seen.insert(&name.value, &name.place) {
+            return Err(name.place.error(format_args!(
+                "`{}` already has a policy, at line {}; give each name to one host",
+                name.value,
+                first.line()
+            )));
+        }
+    }
+    let mut defaults = hosts.iter().filter(|host| host.is_default);
+    if let (Some(first), Some(second)) = (defaults.next(), defaults.next()) {
+        return Err(second.place().error(format_args!(
+            "`default = true` is said by the host at line {} already; one host can take the \
+             unknown names",
+            first.place().line()
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses an upstream that is one of the gate's own listeners.
+pub(super) fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(), ConfigError> {
+    for Located { value, place } in hosts.iter().map(|host| &host.upstream) {
+        let Target::Tcp(upstream) = value.target else {
+            continue;
+        };
+        let reaches = |listen: &SocketAddr| {
+            let same_family = listen.is_ipv4() == upstream.is_ipv4();
+            let covers = listen.ip() == upstream.ip() || listen.ip().is_unspecified();
+            listen.port() == upstream.port() && same_family && covers
+        };
+        if listen.iter().any(reaches) {
+            return Err(place.error(format_args!(
+                "`{upstream}` is the gate itself; let the web server listen on another port"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,413 @@
+//! `[gate]` and `[[gate.host]]` as they are written.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::Deserializer;
+use toml::Spanned;
+
+use super::super::gate::{check_names, check_upstreams};
+use super::super::value::{
+    Rule, absolute, count, duration, is_host_name, located, parse_target, rules,
+};
+use super::super::{
+    ClientAuth, ConfigError, CrlExpired, Gate, Host, KeyPair, Located, MinTls, Name, OnTrustChange,
+    ProxyProtocol, Reencryption, Resumption, Share, Source, Target, Trust, Upstream,
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Raw {
+    #[serde(default = "everywhere")]
+    listen: Spanned<Vec<SocketAddr>>,
+    #[serde(default)]
+    proxy_from: Vec<Spanned<Rule>>,
+    cloudflare_ca_file: Option<Spanned<PathBuf>>,
+    #[serde(default = "seconds::<10>", deserialize_with = "duration")]
+    handshake_timeout: Duration,
+    #[serde(default = "seconds::<5>", deserialize_with = "duration")]
+    connect_timeout: Duration,
+    #[serde(default = "seconds::<1000>", deserialize_with = "duration")]
+    idle_timeout: Duration,
+    #[serde(default = "seconds::<30>", deserialize_with = "duration")]
+    drain_timeout: Duration,
+    #[serde(default = "number::<16384>", deserialize_with = "count")]
+    max_connections: usize,
+    #[serde(default = "number::<8192>", deserialize_with = "count")]
+    max_handshakes: usize,
+    #[serde(default)]
+    per_source: RawShare,
+    #[serde(default)]
+    per_network: RawShare,
+    host: Spanned<Vec<RawHost>>,
+}
+
+impl Raw {
+    pub(super) fn convert(self, source: &Source<'_>) -> Result<Gate, ConfigError> {
+        if self.host.as_ref().is_empty() {
+            let place = source.place(self.host.span().start, "gate.host");
+            return Err(place.error("is empty; add a [[gate.host]] for each name you serve"));
+        }
+        let hosts = self.host.into_inner().into_iter();
+        let hosts = hosts
+            .map(|host| host.convert(source))
+            .collect::<Result<Vec<_>, _>>()?;
+        check_names(&hosts)?;
+        let listen = self.listen.as_ref();
+        let twice = (1..listen.len()).any(|n| listen[..n].contains(&listen[n]));
+        if listen.is_empty() || twice || listen.iter().any(|address| address.port() == 0) {
+            let place = source.place(self.listen.span().start, "gate.listen");
+            return Err(place.error(
+                "names no address, one twice, or port 0; write each address with its port once, \
+                 such as \"0.0.0.0:443\"",
+            ));
+        }
+        check_upstreams(&hosts, listen)?;
+
+        Ok(Gate {
+            listen: self.listen.into_inner(),
+            proxy_from: rules(source, self.proxy_from, "gate.proxy_from")?,
+            cloudflare_ca: self.cloudflare_ca_file.map(|path| {
+                located(source, path, "gate.cloudflare_ca_file").map(|path| absolute(source, path))
+            }),
+            handshake_timeout: self.handshake_timeout,
+            connect_timeout: self.connect_timeout,
+            idle_timeout: self.idle_timeout,
+            drain_timeout: self.drain_timeout,
+            max_connections: self.max_connections,
+            max_handshakes: self.max_handshakes,
+            per_source: self.per_source.convert(&PER_SOURCE),
+            per_network: self.per_network.convert(&PER_NETWORK),
+            hosts,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawShare {
+    #[serde(default, deserialize_with = "some_count")]
+    connections: Option<usize>,
+    #[serde(default, deserialize_with = "some_count")]
+    handshakes: Option<usize>,
+    #[serde(default, deserialize_with = "some_count")]
+    handshakes_per_second: Option<usize>,
+}
+
+impl RawShare {
+    fn convert(&self, default: &Share) -> Share {
+        let per_second = self.handshakes_per_second;
+        Share {
+            connections: self.connections.unwrap_or(default.connections),
+            handshakes: self.handshakes.unwrap_or(default.handshakes),
+            handshakes_per_second: per_second.unwrap_or(default.handshakes_per_second),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHost {
+    names: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    default: bool,
+    certificate: Spanned<OneOrMore>,
+    key: Spanned<OneOrMore>,
+    trust: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    client_auth: ClientAuth,
+    #[serde(default)]
+    crl: Vec<Spanned<PathBuf>>,
+    #[serde(default)]
+    crl_expired: CrlExpired,
+    #[serde(default)]
+    min_tls: MinTls,
+    #[serde(default = "intermediates")]
+    max_depth: Spanned<u8>,
+    #[serde(default)]
+    require_client_eku: bool,
+    #[serde(default)]
+    resumption: Resumption,
+    #[serde(default)]
+    on_trust_change: OnTrustChange,
+    #[serde(default = "http")]
+    alpn: Spanned<Vec<String>>,
+    upstream: Spanned<String>,
+    upstream_tls: Option<Spanned<RawReencryption>>,
+    #[serde(default)]
+    unsafe_upstream: bool,
+    #[serde(default)]
+    proxy_protocol: ProxyProtocol,
+    #[serde(default, deserialize_with = "some_count")]
+    max_connections: Option<usize>,
+}
+
+/// One file, or several.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "write a path, or a list of paths")]
+enum OneOrMore {
+    One(PathBuf),
+    More(Vec<PathBuf>),
+}
+
+impl OneOrMore {
+    fn paths(self) -> Vec<PathBuf> {
+        match self {
+            Self::One(path) => vec![path],
+            Self::More(paths) => paths,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReencryption {
+    name: Option<String>,
+    ca_file: PathBuf,
+}
+
+impl RawHost {
+    fn convert(self, source: &Source<'_>) -> Result<Host, ConfigError> {
+        let at = |span: usize, field| source.place(span, format!("gate.host.{field}"));
+        let names = convert_names(source, self.names)?;
+        let certificates = convert_certificates(source, self.certificate, self.key)?;
+        let trust = convert_trust(source, self.trust)?;
+        if trust.is_empty() && self.client_auth != ClientAuth::Off {
+            let place = names.first().map(|name| &name.place);
+            let place = place.map_or_else(|| at(0, "trust"), |place| place.of("gate.host.trust"));
+            return Err(place.error(
+                "is missing or empty, so nobody could connect; use \"cloudflare\", the path of \
+                 your own CA, or a pin \"sha256:…\"",
+            ));
+        }
+        let crls = self.crl.into_iter();
+        let crls = crls
+            .map(|path| located(source, path, "gate.host.crl").map(|path| absolute(source, path)));
+        if usize::from(*self.max_depth.as_ref()) > DEPTH_MAX {
+            return Err(
+                at(self.max_depth.span().start, "max_depth").error(format_args!(
+                    "is out of bounds; write a number of intermediates from 0 to {DEPTH_MAX}"
+                )),
+            );
+        }
+        let alpn_at = at(self.alpn.span().start, "alpn");
+        let alpn = self.alpn.into_inner();
+        if alpn.iter().any(|name| name.is_empty() || name.len() > 255) {
+            return Err(alpn_at.error("names no protocol; write \"http/1.1\" or \"h2\""));
+        }
+
+        let upstream = convert_upstream(source, &self.upstream, self.upstream_tls, &names)?;
+        if let Target::Tcp(address) = upstream.value.target
+            && !address.ip().to_canonical().is_loopback()
+            && upstream.value.tls.is_none()
+            && !self.unsafe_upstream
+        {
+            return Err(upstream.place.error(format_args!(
+                "`{address}` is not loopback, so requests would travel in clear text and others \
+                 may reach it around the gate; use 127.0.0.1, a UNIX socket, `upstream_tls`, or \
+                 say `unsafe_upstream = true`"
+            )));
+        }
+
+        Ok(Host {
+            names,
+            is_default: self.default,
+            certificates,
+            trust,
+            client_auth: self.client_auth,
+            crls: crls.collect(),
+            crl_expired: self.crl_expired,
+            min_tls: self.min_tls,
+            max_depth: usize::from(self.max_depth.into_inner()),
+            require_client_eku: self.require_client_eku,
+            resumption: self.resumption,
+            on_trust_change: self.on_trust_change,
+            alpn,
+            upstream,
+            proxy_protocol: self.proxy_protocol,
+            max_connections: self.max_connections,
+        })
+    }
+}
+
+fn convert_names(
+    source: &Source<'_>,
+    raw: Spanned<Vec<Spanned<String>>>,
+) -> Result<Vec<Located<Name>>, ConfigError> {
+    if raw.as_ref().is_empty() {
+        let place = source.place(raw.span().start, "gate.host.names");
+        return Err(place.error("is empty; name the hosts that this policy is for"));
+    }
+    let names = raw.into_inner().into_iter().map(|name| {
+        let Located { mut value, place } = located(source, name, "gate.host.names");
+        value.make_ascii_lowercase();
+        // The root's dot is not part of a server name (RFC 6066 §3).
+        if value.ends_with('.') {
+            value.pop();
+        }
+        let parent = value.strip_prefix("*.");
+        if !is_host_name(parent.unwrap_or(&value)) {
+            return Err(place.error(format_args!(
+                "`{}` is not a host name; write each name in full, such as www.example.com, or \
+                 *.example.com for every name one label below, other alphabets as punycode",
+                value.escape_debug()
+            )));
+        }
+        let name = match parent {
+            Some(parent) => Name::Wildcard(parent.to_owned()),
+            None => Name::Exact(value),
+        };
+        Ok(Located { value: name, place })
+    });
+    names.collect()
+}
+
+fn convert_certificates(
+    source: &Source<'_>,
+    certificate: Spanned<OneOrMore>,
+    key: Spanned<OneOrMore>,
+) -> Result<Vec<KeyPair>, ConfigError> {
+    let at = |span: usize, field| source.place(span, format!("gate.host.{field}"));
+    let (certificate_at, key_at) = (
+        at(certificate.span().start, "certificate"),
+        at(key.span().start, "key"),
+    );
+    let (certificates, keys) = (certificate.into_inner().paths(), key.into_inner().paths());
+    if certificates.is_empty() || certificates.len() != keys.len() {
+        return Err(key_at.error(format_args!(
+            "there are {} certificates and {} keys; name as many keys, in the same order, and at \
+             least one",
+            certificates.len(),
+            keys.len()
+        )));
+    }
+    let pairs = certificates.into_iter().zip(keys);
+    let pairs = pairs.map(|(certificate, key)| KeyPair {
+        certificate: Located {
+            value: absolute(source, certificate),
+            place: certificate_at.clone(),
+        },
+        key: Located {
+            value: absolute(source, key),
+            place: key_at.clone(),
+        },
+    });
+    Ok(pairs.collect())
+}
+
+fn convert_trust(
+    source: &Source<'_>,
+    raw: Option<Spanned<Vec<Spanned<String>>>>,
+) -> Result<Vec<Located<Trust>>, ConfigError> {
+    let words = raw.map(Spanned::into_inner).unwrap_or_default();
+    let trust = words.into_iter().map(|word| {
+        let Located { value: word, place } = located(source, word, "gate.host.trust");
+        let value = match word.strip_prefix("sha256:") {
+            Some(digest) => Trust::Pin(parse_digest(digest).ok_or_else(|| {
+                place.error(format_args!(
+                    "`{}` is no pin; write sha256: and the 64 hexadecimal digits that `pullgate \
+                     pin <certificate>` prints",
+                    word.escape_debug()
+                ))
+            })?),
+            None if word == "cloudflare" => Trust::Cloudflare,
+            None => Trust::CaFile(absolute(source, PathBuf::from(word))),
+        };
+        Ok(Located { value, place })
+    });
+    trust.collect()
+}
+
+fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if text.len() != 2 * digest.len() || !text.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in digest.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digits = std::str::from_utf8(digits).ok()?;
+        // `from_str_radix` takes a sign.
+        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        *byte = u8::from_str_radix(digits, 16).ok()?;
+    }
+    Some(digest)
+}
+
+fn convert_upstream(
+    source: &Source<'_>,
+    upstream: &Spanned<String>,
+    tls: Option<Spanned<RawReencryption>>,
+    names: &[Located<Name>],
+) -> Result<Located<Upstream>, ConfigError> {
+    let place = source.place(upstream.span().start, "gate.host.upstream");
+    let target = parse_target(source, upstream).map_err(|problem| place.error(problem))?;
+    let tls = tls.map(|tls| {
+        let tls_at = source.place(tls.span().start, "gate.host.upstream_tls");
+        let RawReencryption { name, ca_file } = tls.into_inner();
+        let name = name.or_else(|| {
+            names.iter().find_map(|name| match &name.value {
+                Name::Exact(name) => Some(name.clone()),
+                Name::Wildcard(_) => None,
+            })
+        });
+        let name = name.filter(|name| is_host_name(name)).ok_or_else(|| {
+            tls_at.error("`name` is missing or no host name; name whom the certificate is for")
+        })?;
+        Ok(Reencryption {
+            name,
+            ca_file: absolute(source, ca_file),
+        })
+    });
+    Ok(Located {
+        value: Upstream {
+            target,
+            tls: tls.transpose()?,
+        },
+        place,
+    })
+}
+
+fn some_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    count(deserializer).map(Some)
+}
+
+fn http() -> Spanned<Vec<String>> {
+    Spanned::new(0..0, vec!["http/1.1".to_owned()])
+}
+
+/// Cloudflare's CA allows two (pathlen:2).
+fn intermediates() -> Spanned<u8> {
+    Spanned::new(0..0, 2)
+}
+
+fn everywhere() -> Spanned<Vec<SocketAddr>> {
+    let v4 = SocketAddr::from(([0, 0, 0, 0], 443));
+    let v6 = SocketAddr::from(([0_u16; 8], 443));
+    Spanned::new(0..0, vec![v4, v6])
+}
+
+fn seconds<const N: u64>() -> Duration {
+    Duration::from_secs(N)
+}
+
+fn number<const N: usize>() -> usize {
+    N
+}
+
+/// One of Cloudflare's servers: it keeps connections alive, so it does not need many handshakes.
+const PER_SOURCE: Share = Share {
+    connections: 4096,
+    handshakes: 256,
+    handshakes_per_second: 500,
+};
+/// A few hundred of them.
+const PER_NETWORK: Share = Share {
+    connections: 8192,
+    handshakes: 2048,
+    handshakes_per_second: 2000,
+};
+/// What webpki would try.
+const DEPTH_MAX: usize = 6;

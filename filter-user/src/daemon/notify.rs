@@ -1,0 +1,96 @@
+//! The service manager's protocol: that we are ready, and the sockets that it keeps for our
+//! successor. sd_notify(3), sd_listen_fds(3).
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use socket2::SockRef;
+use tracing::warn;
+
+use super::StartError;
+
+/// Tells that all roles are up.
+pub(super) fn ready() {
+    tell(b"READY=1", &[]);
+}
+
+/// Hands listening sockets over for safekeeping (`FileDescriptorStoreMax=`): what waits in them
+/// when we end is there for who starts next.
+pub(super) fn store(sockets: &[TcpListener]) {
+    if !sockets.is_empty() {
+        tell(b"FDSTORE=1\nFDNAME=gate", sockets);
+    }
+}
+
+fn tell(message: &[u8], sockets: &[TcpListener]) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        path => SocketAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(path))),
+    };
+    if let Err(error) = address.and_then(|address| send(&address, message, sockets)) {
+        warn!(%error, "the service manager cannot be told anything");
+    }
+}
+
+fn send(address: &SocketAddr, message: &[u8], sockets: &[TcpListener]) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(address)?;
+    let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("too many listening sockets"));
+    }
+    sendmsg(
+        &socket,
+        &[IoSlice::new(message)],
+        &mut ancillary,
+        SendFlags::empty(),
+    )?;
+    Ok(())
+}
+
+/// The listening sockets that were handed to us: those that the command line names, and those that
+/// the service manager announces.
+pub(super) fn inherited(named: &[RawFd]) -> Result<Vec<TcpListener>, StartError> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<RawFd>().ok();
+    // The announcement may be meant for the process that started us.
+    let is_for_us = number("LISTEN_PID") == Some(getpid().as_raw_pid());
+    let announced = number("LISTEN_FDS").filter(|_| is_for_us).unwrap_or(0);
+    let announced = (0..announced).map(|n| FIRST_DESCRIPTOR + n);
+    let descriptors = named.iter().copied().chain(announced);
+    descriptors
+        .map(|descriptor| {
+            take(descriptor).map_err(|source| StartError::ListenFd { descriptor, source })
+        })
+        .collect()
+}
+
+/// A duplicate of a descriptor, of which nothing but its number is known.
+fn take(descriptor: RawFd) -> io::Result<TcpListener> {
+    let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let socket: OwnedFd = pidfd_getfd(ourselves, descriptor, PidfdGetfdFlags::empty())?;
+    let reference = SockRef::from(&socket);
+    if !reference.is_listener()? || reference.local_addr()?.as_socket().is_none() {
+        let text = "it is no listening TCP socket";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    reference.set_nonblocking(true)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// SD_LISTEN_FDS_START.
+const FIRST_DESCRIPTOR: RawFd = 3;
+/// Listening sockets that fit into a message.
+const DESCRIPTORS_MAX: usize = 64;

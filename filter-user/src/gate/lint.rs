@@ -1,0 +1,232 @@
+//! What is in order and could be better: the weaknesses of a configuration that works.
+
+use std::fmt::{self, Display, Formatter};
+use std::io;
+use std::net::SocketAddr;
+
+use rustls::pki_types::UnixTime;
+
+use super::credentials::seconds;
+use super::policy::Policy;
+use crate::config::{ClientAuth, Gate, Host, Name, Place, Target, Trust};
+
+/// A weakness, and what to do about it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Lint {
+    /// The host's label.
+    pub host: String,
+    place: String,
+    text: String,
+}
+
+impl Display for Lint {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.place, self.text)
+    }
+}
+
+impl Lint {
+    fn new(host: &Host, place: &Place, text: impl Display) -> Self {
+        Self {
+            host: host.label(),
+            place: place.to_string(),
+            text: text.to_string(),
+        }
+    }
+
+    /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are
+    /// offered what is left, for Cloudflare answers its visitors with error 520 otherwise.
+    pub(super) fn of_h2(host: &Host, speaks: &io::Result<bool>) -> Option<Self> {
+        let upstream = &host.upstream.value;
+        let place = host.place().of("gate.host.alpn");
+        let text = match speaks {
+            Ok(true) => return None,
+            Ok(false) => format!(
+                "{upstream} does not speak HTTP/2, so \"h2\" is not offered; switch it on there \
+                 (nginx: `listen … http2`), or leave \"h2\" out"
+            ),
+            Err(error) => format!(
+                "{upstream} cannot be asked whether it speaks HTTP/2 ({error}), so \"h2\" is not \
+                 offered until it can"
+            ),
+        };
+        Some(Self::new(host, &place, text))
+    }
+
+    /// An upstream that answers at other addresses than loopback as well.
+    fn of_exposure(host: &Host, listening: &[SocketAddr]) -> Option<Self> {
+        let Target::Tcp(upstream) = host.upstream.value.target else {
+            return None;
+        };
+        let is_exposed = |socket: &&SocketAddr| {
+            socket.port() == upstream.port() && !socket.ip().to_canonical().is_loopback()
+        };
+        let exposed = listening.iter().find(is_exposed)?;
+        upstream.ip().is_loopback().then(|| {
+            let text = format_args!(
+                "the web server listens on {exposed} too, where it can be reached around the \
+                 gate; let it listen on {upstream} only"
+            );
+            Self::new(host, &host.upstream.place, text)
+        })
+    }
+}
+
+/// The weaknesses that the listening sockets of this host show, as `netlink` lists them.
+#[must_use]
+pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Lint> {
+    let hosts = config.hosts.iter();
+    hosts
+        .filter_map(|host| Lint::of_exposure(host, listening))
+        .collect()
+}
+
+/// The weaknesses of policies, which are in the configuration's order.
+pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Lint> {
+    let mut lints = Vec::new();
+    for (host, policy) in config.hosts.iter().zip(policies) {
+        lints.extend(trust(host));
+        lints.extend(expiry(host, policy, now));
+        lints.extend(names(host, policy));
+    }
+    for (index, (first, policy)) in config.hosts.iter().zip(policies).enumerate() {
+        let others = config.hosts.iter().zip(policies).skip(index + 1);
+        for (second, other) in others.filter(|(_, other)| !policy.has_terms_of(other)) {
+            lints.extend(shared_certificate((first, policy), (second, other)));
+            lints.extend(shared_upstream(first, second));
+        }
+    }
+    lints
+}
+
+fn trust(host: &Host) -> Option<Lint> {
+    let place = host
+        .trust
+        .first()
+        .map_or_else(|| host.place(), |trust| &trust.place);
+    let lint = |text: &str| Some(Lint::new(host, place, text));
+    match host.client_auth {
+        ClientAuth::Off => lint(
+            "nobody is asked for a certificate (`client_auth = \"off\"`): whoever has an address \
+             that is let in is served",
+        ),
+        ClientAuth::Log => lint(
+            "nobody is refused for a certificate (`client_auth = \"log\"`); once no line says \
+             `would be refused`, write \"enforce\"",
+        ),
+        ClientAuth::Enforce => {
+            let is_shared =
+                |trust: &crate::config::Located<Trust>| trust.value == Trust::Cloudflare;
+            if !host.trust.iter().any(is_shared) {
+                return None;
+            }
+            lint(
+                "Cloudflare's shared CA proves only that some Cloudflare customer asks, not that \
+                 you do; upload a certificate of your own to Cloudflare (zone or per-hostname \
+                 Authenticated Origin Pulls), and name its CA here instead",
+            )
+        }
+    }
+}
+
+fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Lint> {
+    let facts = &policy.facts;
+    let within = |expires: Option<i64>, days: i64| {
+        let left = expires?.saturating_sub(seconds(now)).div_euclid(86_400);
+        (left < days).then_some(left)
+    };
+    let mut lints = Vec::new();
+    if let Some(left) = within(Some(facts.certificate_expires), CERTIFICATE_DAYS) {
+        let place = host.place().of("gate.host.certificate");
+        let text = format_args!("the certificate expires in {left} days; renew it");
+        lints.push(Lint::new(host, &place, text));
+    }
+    if let Some(left) = within(facts.authority_expires, AUTHORITY_DAYS) {
+        let place = host.place().of("gate.host.trust");
+        let text = format_args!(
+            "a CA in `trust` expires in {left} days; make a new one, and let `trust` name both \
+             until Cloudflare presents a certificate of the new one"
+        );
+        lints.push(Lint::new(host, &place, text));
+    }
+    if let Some(left) = within(facts.crl_expires, 0) {
+        let place = host.place().of("gate.host.crl");
+        let worth = match host.crl_expired {
+            crate::config::CrlExpired::Refuse => "so its CA's clients are refused",
+            crate::config::CrlExpired::Accept => "and is gone by all the same",
+        };
+        let text = format_args!("a revocation list expired {} days ago, {worth}", -left);
+        lints.push(Lint::new(host, &place, text));
+    }
+    lints
+}
+
+/// Names that no certificate of the host is for: Full (strict) answers them with error 526.
+fn names(host: &Host, policy: &Policy) -> Vec<Lint> {
+    let names = host.names.iter();
+    let strange = names.filter(|name| !covers(&policy.facts.certificate_names, &name.value));
+    let lints = strange.map(|name| {
+        let text = format_args!(
+            "no certificate of this host is for `{}`, which Cloudflare's Full (strict) refuses \
+             with error 526",
+            name.value
+        );
+        Lint::new(host, &name.place, text)
+    });
+    lints.collect()
+}
+
+/// HTTP/2 clients send requests for every name on a certificate over one connection (RFC 9113
+/// §9.1.1), so the weaker terms are those of both hosts.
+fn shared_certificate(
+    (first, policy): (&Host, &Policy),
+    (second, other): (&Host, &Policy),
+) -> Option<Lint> {
+    let both = [(first, policy, second), (second, other, first)];
+    let found = both.into_iter().find(|(_, policy, other)| {
+        let names = &policy.facts.certificate_names;
+        let mut others = other.names.iter();
+        policy.offers(b"h2") && others.any(|name| covers(names, &name.value))
+    });
+    found.map(|(host, _, other)| {
+        let place = host.place().of("gate.host.certificate");
+        let text = format_args!(
+            "this certificate is also for `{}`, whose terms differ: HTTP/2 requests for one may \
+             come over a connection that was opened for the other; use a certificate each, or \
+             leave \"h2\" out",
+            other.label()
+        );
+        Lint::new(host, &place, text)
+    })
+}
+
+/// A byte relay sees no `Host` field, so who is let in for one host can ask for the other.
+fn shared_upstream(first: &Host, second: &Host) -> Option<Lint> {
+    (first.upstream.value == second.upstream.value).then(|| {
+        let text = format_args!(
+            "{} serves `{}` as well, whose terms differ: who is let in here can ask for that \
+             host's pages; give each an upstream of its own",
+            second.upstream.value,
+            first.label()
+        );
+        Lint::new(second, &second.upstream.place, text)
+    })
+}
+
+/// Whether a certificate for these names is one for that name (RFC 9525 §6.3).
+fn covers(names: &[String], wanted: &Name) -> bool {
+    let wildcard = match wanted {
+        Name::Exact(name) => name
+            .split_once('.')
+            .map(|(_, parent)| format!("*.{parent}")),
+        Name::Wildcard(_) => None,
+    };
+    let wanted = wanted.to_string();
+    let mut names = names.iter();
+    names.any(|name| *name == wanted || Some(name) == wildcard.as_ref())
+}
+
+/// Cloudflare warns of its own certificates 30 and 14 days ahead.
+const CERTIFICATE_DAYS: i64 = 14;
+/// Replacing a CA takes longer: both sides change.
+const AUTHORITY_DAYS: i64 = 180;

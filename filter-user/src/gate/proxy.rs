@@ -1,0 +1,337 @@
+//! The PROXY protocol: what load balancers tell us, and what we tell the upstream.
+//!
+//! <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
+
+use std::io::{self, ErrorKind, Write as _};
+use std::net::SocketAddr;
+
+use ppp::v2::{self, Builder, Command, Protocol, Type, Version};
+use ppp::{HeaderResult, v1};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use super::refusal::Refusal;
+use super::trust::Identity;
+
+/// The two ends of the client's connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Ends {
+    /// The client's address.
+    pub(super) client: SocketAddr,
+    /// The address that it connected to.
+    pub(super) local: SocketAddr,
+}
+
+/// Reads the header that a load balancer must send first, and not a byte more.
+///
+/// One that speaks for nobody (v1 `UNKNOWN`, v2 `LOCAL`: its own health checks) leaves `ends` as
+/// they are.
+pub(super) async fn read(stream: &mut TcpStream, ends: Ends) -> Result<Ends, Refusal> {
+    let header = read_header(stream).await.map_err(|error| {
+        let is_gone = super::refusal::is_disconnect(error.kind());
+        if is_gone {
+            Refusal::Closed
+        } else {
+            Refusal::BadProxyHeader
+        }
+    })?;
+    parse(&header, ends).ok_or(Refusal::BadProxyHeader)
+}
+
+async fn read_header(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let invalid = || io::Error::from(ErrorKind::InvalidData);
+    let mut header = vec![0; v2::PROTOCOL_PREFIX.len()];
+    stream.read_exact(&mut header).await?;
+    if header == v2::PROTOCOL_PREFIX {
+        let mut rest = [0; 4];
+        stream.read_exact(&mut rest).await?;
+        header.extend(rest);
+        let length = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
+        if length > V2_MAX {
+            return Err(invalid());
+        }
+        let begun = header.len();
+        header.resize(begun + length, 0);
+        stream.read_exact(&mut header[begun..]).await?;
+        return Ok(header);
+    }
+    if !header.starts_with(b"PROXY ") {
+        return Err(invalid());
+    }
+    // What lies behind the line's end belongs to TLS.
+    while !header.ends_with(b"\r\n") {
+        if header.len() == V1_MAX {
+            return Err(invalid());
+        }
+        header.push(stream.read_u8().await?);
+    }
+    Ok(header)
+}
+
+fn parse(header: &[u8], ends: Ends) -> Option<Ends> {
+    let (client, local) = match HeaderResult::parse(header) {
+        HeaderResult::V1(Ok(header)) => match header.addresses {
+            v1::Addresses::Tcp4(ip) => (
+                SocketAddr::from((ip.source_address, ip.source_port)),
+                SocketAddr::from((ip.destination_address, ip.destination_port)),
+            ),
+            v1::Addresses::Tcp6(ip) => (
+                SocketAddr::from((ip.source_address, ip.source_port)),
+                SocketAddr::from((ip.destination_address, ip.destination_port)),
+            ),
+            v1::Addresses::Unknown => return Some(ends),
+        },
+        HeaderResult::V2(Ok(header)) if header.command == Command::Local => return Some(ends),
+        HeaderResult::V2(Ok(header)) if header.protocol == Protocol::Stream => {
+            match header.addresses {
+                v2::Addresses::IPv4(ip) => (
+                    SocketAddr::from((ip.source_address, ip.source_port)),
+                    SocketAddr::from((ip.destination_address, ip.destination_port)),
+                ),
+                v2::Addresses::IPv6(ip) => (
+                    SocketAddr::from((ip.source_address, ip.source_port)),
+                    SocketAddr::from((ip.destination_address, ip.destination_port)),
+                ),
+                v2::Addresses::Unspecified | v2::Addresses::Unix(_) => return None,
+            }
+        }
+        HeaderResult::V1(Err(_)) | HeaderResult::V2(_) => return None,
+    };
+    Some(Ends { client, local })
+}
+
+/// What the upstream is told of a client.
+pub(super) struct Told<'a> {
+    pub(super) ends: Ends,
+    /// The protocol that was agreed on, if one was.
+    pub(super) alpn: Option<&'a [u8]>,
+    /// The server name that was asked for.
+    pub(super) authority: Option<&'a str>,
+    /// `TLSv1.3` or the like.
+    pub(super) tls_version: &'a str,
+    /// The cipher suite's name.
+    pub(super) cipher: &'a str,
+    /// Who the client is, if that was verified.
+    pub(super) identity: Option<&'a Identity>,
+    /// Whether it was verified in an earlier session too.
+    pub(super) resumed: bool,
+    /// What logs know the connection by.
+    pub(super) unique_id: &'a str,
+}
+
+/// The header of version 1, section 2.1.
+pub(super) fn v1(ends: Ends) -> io::Result<Vec<u8>> {
+    let (client, local) = (canonical(ends.client), canonical(ends.local));
+    let family = match (client.is_ipv4(), local.is_ipv4()) {
+        (true, true) => "TCP4",
+        (false, false) => "TCP6",
+        (true, false) | (false, true) => return Ok(b"PROXY UNKNOWN\r\n".to_vec()),
+    };
+    let mut header = Vec::with_capacity(V1_MAX);
+    write!(
+        header,
+        "PROXY {family} {} {} {} {}\r\n",
+        client.ip(),
+        local.ip(),
+        client.port(),
+        local.port()
+    )?;
+    Ok(header)
+}
+
+/// The header of version 2, section 2.2, with its TLVs.
+pub(super) fn v2(told: &Told<'_>) -> io::Result<Vec<u8>> {
+    let addresses = (canonical(told.ends.client), canonical(told.ends.local));
+    let mut header =
+        Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses);
+    if let Some(alpn) = told.alpn {
+        header = header.write_tlv(Type::ALPN as u8, alpn)?;
+    }
+    if let Some(authority) = told.authority {
+        header = header.write_tlv(Type::Authority as u8, authority.as_bytes())?;
+    }
+    header = header
+        .write_tlv(Type::UniqueId as u8, told.unique_id.as_bytes())?
+        .write_tlv(Type::SSL as u8, &ssl(told))?;
+    if let Some(identity) = told.identity {
+        header = header.write_tlv(CERTIFICATE_DIGEST, &identity.digest)?;
+    }
+    header.build()
+}
+
+/// A health check of ours: a header that speaks for nobody.
+pub(super) const V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+/// The same in version 1.
+pub(super) const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
+
+/// `struct pp2_tlv_ssl`, section 2.2.6.
+fn ssl(told: &Told<'_>) -> Vec<u8> {
+    let (client, verify) = match told.identity {
+        Some(_) if told.resumed => (CLIENT_SSL | CLIENT_CERT_SESS, 0_u32),
+        Some(_) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, 0),
+        // Anything but zero: nothing was verified.
+        None => (CLIENT_SSL, 1),
+    };
+    let mut value = vec![client];
+    value.extend(verify.to_be_bytes());
+    let mut add = |kind: Type, text: &str| {
+        if let Ok(length) = u16::try_from(text.len()) {
+            value.push(kind as u8);
+            value.extend(length.to_be_bytes());
+            value.extend(text.as_bytes());
+        }
+    };
+    add(Type::SSLVersion, told.tls_version);
+    add(Type::SSLCipher, told.cipher);
+    let name = told
+        .identity
+        .and_then(|identity| identity.common_name.as_deref());
+    // Upstreams put it into log lines and header fields.
+    let name = name.filter(|name| name.len() <= NAME_MAX && !name.contains(char::is_control));
+    if let Some(name) = name {
+        add(Type::SSLCommonName, name);
+    }
+    value
+}
+
+/// A dual-stack socket reports IPv4 clients as IPv4-mapped; both ends are then.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Bytes of a header of version 1, with its line's end; section 2.1.
+const V1_MAX: usize = 107;
+/// Bytes behind the fixed part of a header of version 2; section 2.2 asks for 520 at least.
+const V2_MAX: usize = 2048;
+/// PP2_TYPE_MIN_CUSTOM: SHA-256 of the client certificate, 32 bytes.
+const CERTIFICATE_DIGEST: u8 = 0xe0;
+/// PP2_CLIENT_SSL.
+const CLIENT_SSL: u8 = 1;
+/// PP2_CLIENT_CERT_CONN: the client presented a certificate over this connection.
+const CLIENT_CERT_CONN: u8 = 2;
+/// PP2_CLIENT_CERT_SESS: over this session, perhaps in an earlier connection.
+const CLIENT_CERT_SESS: u8 = 4;
+/// RFC 5280, ub-common-name, in bytes of UTF-8.
+const NAME_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_mapped_client_is_announced_as_ipv4() {
+        let ends = ends("[::ffff:192.0.2.1]:4660", "[::ffff:192.0.2.2]:443");
+
+        let header = v2(&told(ends)).unwrap();
+
+        assert_eq!(header[..14], *b"\r\n\r\n\0\r\nQUIT\n\x21\x11");
+        let addresses = [192, 0, 2, 1, 192, 0, 2, 2, 0x12, 0x34, 0x01, 0xbb];
+        assert_eq!(header[16..28], addresses);
+        assert_eq!(
+            v1(ends).unwrap(),
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 4660 443\r\n"
+        );
+    }
+
+    #[test]
+    fn what_is_told_is_understood_again() {
+        let identity = Identity {
+            subject: "CN=origin-pull".to_owned(),
+            common_name: Some("origin-pull".to_owned()),
+            trust: "ours.pem".to_owned(),
+            digest: [7; 32],
+        };
+        let ends = ends("[2001:db8::1]:4660", "[2001:db8::2]:443");
+        let header = v2(&Told {
+            identity: Some(&identity),
+            ..told(ends)
+        })
+        .unwrap();
+
+        let parsed = v2::Header::try_from(header.as_slice()).unwrap();
+        let tlvs: Vec<_> = parsed.tlvs().map(Result::unwrap).collect();
+
+        let value = |kind: u8| {
+            let tlv = tlvs.iter().find(|tlv| tlv.kind == kind);
+            tlv.map(|tlv| tlv.value.to_vec()).unwrap_or_default()
+        };
+        assert_eq!(parse(&header, told(ends).ends), Some(ends));
+        assert_eq!(value(Type::ALPN as u8), b"h2");
+        assert_eq!(value(Type::Authority as u8), b"shop.example");
+        assert_eq!(value(Type::UniqueId as u8), b"1-2");
+        assert_eq!(value(CERTIFICATE_DIGEST), [7; 32]);
+        let mut ssl = b"\x07\0\0\0\0\x21\0\x07TLSv1.3\x23\0\x0dTLS_SOMETHING".to_vec();
+        ssl.extend(b"\x22\0\x0borigin-pull");
+        assert_eq!(value(Type::SSL as u8), ssl);
+    }
+
+    #[test]
+    fn a_name_that_would_break_a_line_is_not_told() {
+        let identity = Identity {
+            subject: String::new(),
+            common_name: Some("a\r\nX-Forged: 1".to_owned()),
+            trust: String::new(),
+            digest: [0; 32],
+        };
+        let ends = ends("192.0.2.1:1", "192.0.2.2:443");
+
+        let header = v2(&Told {
+            identity: Some(&identity),
+            ..told(ends)
+        });
+
+        let header = header.unwrap();
+        assert!(!header.windows(6).any(|window| window == b"Forged"));
+    }
+
+    #[test]
+    fn headers_of_either_version_are_read_and_others_refused() {
+        let ours = ends("192.0.2.8:1", "192.0.2.9:443");
+        let theirs = ends("198.51.100.1:4660", "203.0.113.1:443");
+        let cases: [(&[u8], Option<Ends>); 9] = [
+            (
+                b"PROXY TCP4 198.51.100.1 203.0.113.1 4660 443\r\n",
+                Some(theirs),
+            ),
+            (b"PROXY UNKNOWN\r\n", Some(ours)),
+            (b"PROXY TCP4 198.51.100.1\r\n", None),
+            (b"PROXY UDP4 198.51.100.1 203.0.113.1 4660 443\r\n", None),
+            (
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb",
+                Some(theirs),
+            ),
+            (&V2_LOCAL, Some(ours)),
+            // A datagram, an address that is cut off, another version.
+            (
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb",
+                None,
+            ),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x04\xc6\x33\x64\x01", None),
+            (b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0", None),
+        ];
+
+        for (header, expected) in cases {
+            assert_eq!(parse(header, ours), expected, "{}", header.escape_ascii());
+        }
+    }
+
+    fn ends(client: &str, local: &str) -> Ends {
+        Ends {
+            client: client.parse().unwrap(),
+            local: local.parse().unwrap(),
+        }
+    }
+
+    fn told(ends: Ends) -> Told<'static> {
+        Told {
+            ends,
+            alpn: Some(b"h2"),
+            authority: Some("shop.example"),
+            tls_version: "TLSv1.3",
+            cipher: "TLS_SOMETHING",
+            identity: None,
+            resumed: false,
+            unique_id: "1-2",
+        }
+    }
+}
