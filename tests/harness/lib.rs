@@ -15,6 +15,7 @@ pub mod lab;
 pub mod net;
 pub mod oracle;
 pub mod pki;
+pub mod proxies;
 pub mod scenarios;
 pub mod traffic;
 pub mod web;

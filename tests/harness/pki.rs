@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -75,6 +75,16 @@ impl Pki {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
+    /// Makes an RSA CA of 4,096 bits, as Cloudflare's is, writes it, and returns an RSA client of
+    /// 2,048 bits.
+    #[must_use]
+    pub fn write_rsa_authority(&self, name: &str) -> Identity {
+        let rsa = |size| KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, size).unwrap();
+        let authority = Authority::with_key("RSA origin-pull CA", rsa(RsaKeySize::_4096));
+        self.write(name, &authority.pem);
+        authority.sign_key(&params("origin-pull", &[]), &rsa(RsaKeySize::_2048))
+    }
+
     /// Writes `<name>.pem` and `<name>.key`.
     pub fn write_identity(&self, name: &str, identity: &Identity) {
         self.write(&format!("{name}.pem"), &identity.certificate_pem);
@@ -92,7 +102,10 @@ pub struct Authority {
 
 impl Authority {
     fn new(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
+        Self::with_key(name, KeyPair::generate().unwrap())
+    }
+
+    fn with_key(name: &str, key: KeyPair) -> Self {
         let mut params = params(name, &[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -151,8 +164,11 @@ impl Authority {
     }
 
     fn sign(&self, params: &CertificateParams) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        self.sign_key(params, &KeyPair::generate().unwrap())
+    }
+
+    fn sign_key(&self, params: &CertificateParams, key: &KeyPair) -> Identity {
+        let certificate = params.signed_by(key, &self.issuer).unwrap();
         Identity {
             certificate_pem: certificate.pem(),
             key_pem: key.serialize_pem(),

@@ -91,6 +91,39 @@ impl Drop for Web {
     }
 }
 
+/// A plain nginx for benchmarks: a small page, and a big one of so many bytes at `/big`.
+pub struct Origin(Child);
+
+impl Origin {
+    /// Starts it at [`ADDRESS`].
+    #[must_use]
+    pub fn start(network: &Network, big: usize) -> Self {
+        let directory = network.path("web");
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("big"), vec![b'x'; big]).unwrap();
+        fs::write(directory.join("index.html"), "x".repeat(1024)).unwrap();
+        let config = directory.join("server.conf");
+        let text = ORIGIN.replace("@DIR@", &directory.display().to_string());
+        fs::write(&config, text).unwrap();
+        let mut command = network.command(Host::Origin, "nginx");
+        let child = command.arg("-c").arg(&config).stdin(Stdio::null()).spawn();
+        let origin = Self(child.unwrap());
+        eventually("the web server listens", || {
+            network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
+        });
+        origin
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        // Its workers follow a master that is asked to go.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
+        self.0.wait().ok();
+    }
+}
+
 /// Whether the server is installed.
 #[must_use]
 pub fn is_installed(kind: Kind) -> bool {
@@ -130,6 +163,30 @@ http {
     server {
         listen 127.0.0.1:8081;
         location / { stub_status; }
+    }
+}
+"#;
+
+const ORIGIN: &str = r#"
+daemon off;
+user root;
+worker_processes 2;
+pid @DIR@/nginx.pid;
+error_log @DIR@/error.log crit;
+events { worker_connections 19900; }
+http {
+    access_log off;
+    sendfile on;
+    keepalive_timeout 1000s;
+    keepalive_requests 10000000;
+    client_body_temp_path @DIR@/body;
+    proxy_temp_path @DIR@/proxy;
+    fastcgi_temp_path @DIR@/fastcgi;
+    uwsgi_temp_path @DIR@/uwsgi;
+    scgi_temp_path @DIR@/scgi;
+    server {
+        listen 127.0.0.1:8080 backlog=16384;
+        root @DIR@;
     }
 }
 "#;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the filter costs, as ratios of one run.
+//! `cargo xtask bench`: what the filter and the gate cost, as ratios of one run.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,19 +24,25 @@ enum What {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// The gate: CPU time per handshake, request and megabyte, memory per idle connection.
+    Gate {
+        /// Write the numbers here as well as to `target/bench/gate.json`.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
     exec(&mut with_object(&["build", "--workspace", "--release"])?)?;
     let mut bench = as_root(Command::new(root().join("target/release/bench")));
-    match &options.what {
-        What::Filter { json } => {
-            bench.arg("filter");
-            if let Some(json) = json {
-                bench.arg("--json").arg(json);
-            }
-        }
+    let (what, json) = match &options.what {
+        What::Filter { json } => ("filter", json),
+        What::Gate { json } => ("gate", json),
+    };
+    bench.arg(what);
+    if let Some(json) = json {
+        bench.arg("--json").arg(json);
     }
     exec(&mut bench)
 }

@@ -27,7 +27,7 @@ struct Cli {
 enum Command {
     /// Install what is missing: toolchain components, bpf-linker, Debian packages.
     Setup,
-    /// Measure the filter against what does nothing, and against what others use.
+    /// Measure the filter or the gate against what others use.
     Bench(bench::Options),
     /// Build `pullgate` with its XDP program inside.
     Build(build::Options),

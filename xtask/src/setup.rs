@@ -126,19 +126,24 @@ fn missing() -> Vec<&'static str> {
 const BPF_LINKER: &str = "0.10.4";
 const CARGO_FUZZ: &str = "0.13.2";
 /// What the lab, the tests and the benchmarks run.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 19] = [
     "apache2",
     "bpftool",
     "ca-certificates",
+    "caddy",
     "curl",
     "ethtool",
+    "haproxy",
+    "hitch",
     "iproute2",
     "ipset",
     "iptables",
     "iputils-ping",
+    "libnginx-mod-stream",
     "nftables",
     "nginx",
     "openssl",
+    "stunnel4",
     "util-linux",
     "xdp-tools",
 ];

@@ -1,0 +1,299 @@
+//! The benchmark of the gate: CPU time per handshake, request and megabyte, and memory per idle
+//! connection, against what others use for the same job.
+//!
+//! The same certificates (server ECDSA P-256, client RSA-2048 under an RSA-4096 CA), the same nginx
+//! behind it, the same clients; round by round, so that what disturbs one disturbs all.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tests::net::{Host, Network};
+use tests::pki::Pki;
+use tests::proxies::{Kind, Proxy};
+use tests::web;
+
+use crate::load::Load;
+use crate::report::{self, Bar, median, quantile, spread};
+
+/// What to measure.
+pub(crate) struct Options {
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) only: String,
+    pub(crate) rounds: u32,
+    pub(crate) idle: bool,
+}
+
+/// What was measured of one proxy.
+struct Account {
+    proxy: Proxy,
+    /// Microseconds of CPU time.
+    full: Vec<f64>,
+    resumed: Vec<f64>,
+    request: Vec<f64>,
+    /// Per megabyte.
+    bulk: Vec<f64>,
+    per_second: Vec<f64>,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    /// Why resumption was not measured.
+    not_resumed: bool,
+    /// KiB with so many idle connections.
+    memory: Vec<(u32, f64)>,
+}
+
+impl Account {
+    fn new(proxy: Proxy) -> Self {
+        Self {
+            proxy,
+            full: Vec::new(),
+            resumed: Vec::new(),
+            request: Vec::new(),
+            bulk: Vec::new(),
+            per_second: Vec::new(),
+            p50: Vec::new(),
+            p99: Vec::new(),
+            not_resumed: false,
+            memory: Vec::new(),
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        self.proxy.kind().label()
+    }
+
+    /// Microseconds of CPU time that all its processes have used.
+    fn cpu(&self) -> f64 {
+        let clocks = self.proxy.processes().into_iter().filter_map(|pid| {
+            let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
+            let time = clock.now().ok()?;
+            Some(time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3)
+        });
+        clocks.sum()
+    }
+
+    /// CPU time that something has cost, per item.
+    fn cost<T>(&self, items: u32, work: impl FnOnce() -> T) -> (f64, T) {
+        let before = self.cpu();
+        let result = work();
+        ((self.cpu() - before) / f64::from(items), result)
+    }
+
+    /// KiB of memory, pages that processes share counted once.
+    fn memory(&self) -> f64 {
+        let sizes = self.proxy.processes().into_iter().map(|pid| {
+            let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+            let rollup = rollup.unwrap_or_default();
+            let line = rollup.lines().find(|line| line.starts_with("Pss:"));
+            let size = line.and_then(|line| line.split_whitespace().nth(1));
+            size.and_then(|size| size.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        });
+        sizes.sum()
+    }
+
+    /// KiB per idle connection.
+    fn per_idle(&self) -> Option<f64> {
+        let ((_, none), (many, with)) = (self.memory.first()?, self.memory.last()?);
+        Some((with - none) / f64::from(*many))
+    }
+
+    fn json(&self) -> Value {
+        let cost = |values: &[f64]| json!({"us": median(values), "spread": spread(values)});
+        json!({
+            "name": self.label(),
+            "full_handshake": cost(&self.full),
+            "resumed_handshake": (!self.not_resumed).then(|| cost(&self.resumed)),
+            "keep_alive_request": cost(&self.request),
+            "per_mb": cost(&self.bulk),
+            "requests_per_second": median(&self.per_second),
+            "p50_us": median(&self.p50),
+            "p99_us": median(&self.p99),
+            "memory_kib": self.memory.iter().map(|(idle, kib)| json!({"idle": idle, "kib": kib})).collect::<Vec<_>>(),
+        })
+    }
+}
+
+pub(crate) fn run(options: &Options) {
+    let network = Network::new();
+    let pki = Pki::new(&network.path("pki"));
+    let identity = pki.write_rsa_authority("rsa-ca.pem");
+    let many = idle_connections();
+    let _web = web::Origin::start(&network, BODY);
+    let kinds = Kind::ALL.into_iter().filter(|kind| {
+        let wanted = kind.label().contains(&options.only) || *kind == Kind::Pullgate;
+        if wanted && !kind.is_installed() {
+            println!("SKIPPED {}: not installed", kind.label());
+        }
+        wanted && kind.is_installed()
+    });
+    let mut accounts: Vec<_> = kinds
+        .map(|kind| Account::new(Proxy::start(&network, &pki, kind)))
+        .collect();
+
+    let load = Load::new(&pki, &identity);
+    network.on(Host::Edge, || {
+        for _ in 0..options.rounds {
+            for account in &mut accounts {
+                round(account, &load);
+            }
+        }
+        if options.idle {
+            for account in &mut accounts {
+                hold(account, &load, [FEW, many]);
+            }
+        }
+    });
+
+    let bars = bars(&accounts, options.idle);
+    print(&accounts);
+    report::print(&bars);
+    let report = json!({
+        "servers": accounts.iter().map(Account::json).collect::<Vec<_>>(),
+        "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
+    });
+    report::write("gate", &report, &bars, options.json.as_deref());
+}
+
+fn round(account: &mut Account, load: &Load) {
+    let to = account.proxy.address();
+    let (cost, ()) = account.cost(HANDSHAKES, || load.full_handshakes(to, HANDSHAKES));
+    account.full.push(cost);
+    let (cost, part) = account.cost(HANDSHAKES, || load.resumed_handshakes(to, HANDSHAKES));
+    // The first of each chain is a full one.
+    account.not_resumed |= part < 0.99;
+    account.resumed.push(cost);
+
+    let connections = load.open(to, CONNECTIONS);
+    let (connections, _) = load.requests(connections, REQUESTS / 10);
+    let begun = Instant::now();
+    let (cost, (mut connections, times)) = account.cost(CONNECTIONS * REQUESTS, || {
+        load.requests(connections, REQUESTS)
+    });
+    account.request.push(cost);
+    let per_second = f64::from(CONNECTIONS * REQUESTS) / begun.elapsed().as_secs_f64();
+    account.per_second.push(per_second);
+    account.p50.push(quantile(&times, 0.5) * 1e6);
+    account.p99.push(quantile(&times, 0.99) * 1e6);
+
+    let one = connections.pop().unwrap();
+    let (cost, one) = account.cost(DOWNLOADS * MEGABYTES, || load.bulk(one, DOWNLOADS));
+    account.bulk.push(cost);
+    connections.push(one);
+    load.close(connections);
+}
+
+/// Memory with more and more idle connections.
+fn hold(account: &mut Account, load: &Load, counts: [u32; 2]) {
+    account.memory.push((0, account.memory()));
+    let mut held = Vec::new();
+    for count in counts {
+        let have = u32::try_from(held.len()).unwrap();
+        held.extend(load.open(account.proxy.address(), count - have));
+        account.memory.push((count, account.memory()));
+    }
+    load.close(held);
+}
+
+/// How many idle connections this host lets a process relay.
+fn idle_connections() -> u32 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let possible = u32::try_from(hard.saturating_sub(SPARE) / 2).unwrap_or(MANY);
+    if possible < MANY {
+        println!("{possible} idle connections instead of {MANY}: a process may open {hard} files");
+    }
+    possible.min(MANY)
+}
+
+fn bars(accounts: &[Account], idle: bool) -> Vec<Bar> {
+    let (ours, peers): (Vec<_>, Vec<_>) = accounts
+        .iter()
+        .partition(|account| account.proxy.kind() == Kind::Pullgate);
+    let [ours] = ours[..] else { return Vec::new() };
+    let best = |values: &dyn Fn(&Account) -> Option<f64>| {
+        let peers = peers.iter().filter_map(|peer| values(peer));
+        peers.fold(f64::INFINITY, f64::min)
+    };
+    let ratio = |name: &str, limit, values: &dyn Fn(&Account) -> Option<f64>| {
+        let value = values(ours).unwrap_or(f64::NAN) / best(values);
+        Bar::at_most(format!("{name}, pullgate / best peer"), value, limit)
+    };
+    let mut bars = vec![
+        ratio("CPU per keep-alive request", 0.8, &|a| {
+            Some(median(&a.request))
+        }),
+        ratio("CPU per full handshake", 0.45, &|a| Some(median(&a.full))),
+        ratio("CPU per resumed handshake", 0.5, &|a| {
+            (!a.not_resumed).then(|| median(&a.resumed))
+        }),
+        ratio("CPU per MB", 0.9, &|a| Some(median(&a.bulk))),
+        ratio("p99 under load", 1.0, &|a| Some(median(&a.p99))),
+    ];
+    if idle {
+        bars.push(ratio("memory per idle connection", 0.5, &Account::per_idle));
+    }
+    bars
+}
+
+fn print(accounts: &[Account]) {
+    println!(
+        "\n{:<14} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>9} {:>7}",
+        "µs CPU per",
+        "full",
+        "resumed",
+        "request",
+        "MB",
+        "req/s",
+        "p50 µs",
+        "p99 µs",
+        "KiB 0",
+        "1,000",
+        "10,000",
+        "KiB/idle"
+    );
+    for account in accounts {
+        let memory = |index: usize| {
+            let value = account.memory.get(index).map(|(_, kib)| *kib);
+            value.map_or_else(|| "-".to_owned(), |kib| format!("{kib:.0}"))
+        };
+        let resumed = match account.not_resumed {
+            true => "not".to_owned(),
+            false => format!("{:.1}", median(&account.resumed)),
+        };
+        println!(
+            "{:<14} {:>9.1} {resumed:>9} {:>9.2} {:>9.1} {:>9.0} {:>8.0} {:>8.0} {:>9} {:>9} {:>9} {:>7.1}",
+            account.label(),
+            median(&account.full),
+            median(&account.request),
+            median(&account.bulk),
+            median(&account.per_second),
+            median(&account.p50),
+            median(&account.p99),
+            memory(0),
+            memory(1),
+            memory(2),
+            account.per_idle().unwrap_or(f64::NAN),
+        );
+    }
+}
+
+/// Handshakes per round.
+const HANDSHAKES: u32 = 800;
+/// Connections that ask at the same time.
+const CONNECTIONS: u32 = 64;
+/// Requests per connection and round.
+const REQUESTS: u32 = 200;
+/// Fetches of the big file per round.
+const DOWNLOADS: u32 = 8;
+const MEGABYTES: u32 = 10;
+const BODY: usize = (MEGABYTES as usize) << 20;
+/// Idle connections, first.
+const FEW: u32 = 1_000;
+/// And then, if the host grants a process the descriptors for both sides of so many.
+const MANY: u32 = 10_000;
+/// Descriptors of a proxy besides those of connections.
+const SPARE: u64 = 200;

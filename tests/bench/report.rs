@@ -1,0 +1,130 @@
+//! What every benchmark reports: bars that are met or not, as a table, as JSON, as a picture.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// A ratio that has to be met.
+pub(crate) struct Bar {
+    name: String,
+    value: f64,
+    limit: f64,
+    at_most: bool,
+}
+
+impl Bar {
+    /// A value that must not be above the limit.
+    pub(crate) fn at_most(name: impl Into<String>, value: f64, limit: f64) -> Self {
+        Self {
+            name: name.into(),
+            value,
+            limit,
+            at_most: true,
+        }
+    }
+
+    /// A value that must not be below the limit.
+    pub(crate) fn at_least(name: impl Into<String>, value: f64, limit: f64) -> Self {
+        Self {
+            at_most: false,
+            ..Self::at_most(name, value, limit)
+        }
+    }
+
+    fn met(&self) -> bool {
+        if self.at_most {
+            self.value <= self.limit
+        } else {
+            self.value >= self.limit
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({"name": self.name, "value": self.value, "limit": self.limit, "met": self.met()})
+    }
+}
+
+/// Prints the bars.
+pub(crate) fn print(bars: &[Bar]) {
+    println!("\n{:<54} {:>7} {:>9}", "bar", "value", "limit");
+    for bar in bars {
+        let (sign, met) = (
+            if bar.at_most { "≤" } else { "≥" },
+            if bar.met() { "met" } else { "NOT MET" },
+        );
+        println!(
+            "{:<54} {:>7.2} {sign} {:>7.2}  {met}",
+            bar.name, bar.value, bar.limit
+        );
+    }
+}
+
+/// Writes `target/bench/<name>.json` and `.svg`, and the JSON to `json` as well.
+pub(crate) fn write(name: &str, report: &Value, bars: &[Bar], json: Option<&Path>) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&directory).unwrap();
+    let text = format!("{report:#}\n");
+    fs::write(directory.join(format!("{name}.json")), &text).unwrap();
+    fs::write(directory.join(format!("{name}.svg")), svg(bars)).unwrap();
+    if let Some(path) = json {
+        fs::write(path, text).unwrap();
+    }
+}
+
+/// The bars as a picture: the part of the limit that is used, green if it is met.
+fn svg(bars: &[Bar]) -> String {
+    let height = 30 * bars.len() + 20;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"13\">\n<line x1=\"700\" x2=\"700\" y1=\"0\" \
+         y2=\"{height}\" stroke=\"gray\"/>\n"
+    );
+    for (index, bar) in bars.iter().enumerate() {
+        let y = 30 * index + 10;
+        let part = if bar.at_most {
+            bar.value / bar.limit
+        } else {
+            bar.limit / bar.value
+        };
+        let width = (part.clamp(0.0, 1.5) * 300.0).max(1.0);
+        let colour = if bar.met() { "seagreen" } else { "firebrick" };
+        writeln!(
+            svg,
+            "<text x=\"10\" y=\"{}\">{}: {:.2} of {:.2}</text><rect x=\"400\" y=\"{y}\" \
+             width=\"{width:.0}\" height=\"20\" fill=\"{colour}\"/>",
+            y + 15,
+            bar.name,
+            bar.value,
+            bar.limit
+        )
+        .unwrap();
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// The median.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The tenth and the ninetieth percentile.
+pub(crate) fn spread(values: &[f64]) -> [f64; 2] {
+    [quantile(values, 0.1), quantile(values, 0.9)]
+}
+
+/// The value below which this part of all values lies.
+pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1) as f64;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index"
+    )]
+    let index = (last * part).round() as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,361 @@
+//! TLS proxies that do the gate's job: Debian's nginx, HAProxy, hitch and stunnel, each demanding a
+//! client certificate, and pullgate itself.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::daemon::binary;
+use crate::eventually;
+use crate::net::{Host, Network};
+use crate::pki::{Pki, SHOP};
+
+/// Which proxy, and how it relays.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Ours.
+    Pullgate,
+    /// nginx's stream module.
+    NginxStream,
+    /// nginx as an HTTP proxy.
+    NginxHttp,
+    /// HAProxy, relaying bytes.
+    HaproxyTcp,
+    /// HAProxy as an HTTP proxy.
+    HaproxyHttp,
+    /// hitch.
+    Hitch,
+    /// stunnel.
+    Stunnel,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Pullgate,
+        Self::NginxStream,
+        Self::NginxHttp,
+        Self::HaproxyTcp,
+        Self::HaproxyHttp,
+        Self::Hitch,
+        Self::Stunnel,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Pullgate => "pullgate",
+            Self::NginxStream => "nginx stream",
+            Self::NginxHttp => "nginx http",
+            Self::HaproxyTcp => "haproxy tcp",
+            Self::HaproxyHttp => "haproxy http",
+            Self::Hitch => "hitch",
+            Self::Stunnel => "stunnel",
+        }
+    }
+
+    /// The program, where Debian puts it.
+    #[must_use]
+    pub fn is_installed(self) -> bool {
+        let path = match self {
+            Self::Pullgate => return true,
+            Self::NginxStream => "/usr/lib/nginx/modules/ngx_stream_module.so",
+            Self::NginxHttp => "/usr/sbin/nginx",
+            Self::HaproxyTcp | Self::HaproxyHttp => "/usr/sbin/haproxy",
+            Self::Hitch => "/usr/sbin/hitch",
+            Self::Stunnel => "/usr/bin/stunnel4",
+        };
+        Path::new(path).exists()
+    }
+
+    fn port(self) -> u16 {
+        4430 + self as u16
+    }
+
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Pullgate => &["--config", "@FILE@", "run", "--only", "gate"],
+            Self::NginxStream | Self::NginxHttp => &["-c", "@FILE@"],
+            Self::HaproxyTcp | Self::HaproxyHttp => &["-db", "-f", "@FILE@"],
+            Self::Hitch => &["--config=@FILE@"],
+            Self::Stunnel => &["@FILE@"],
+        }
+    }
+
+    fn program(self) -> std::path::PathBuf {
+        match self {
+            Self::Pullgate => binary(),
+            Self::NginxStream | Self::NginxHttp => "/usr/sbin/nginx".into(),
+            Self::HaproxyTcp | Self::HaproxyHttp => "/usr/sbin/haproxy".into(),
+            Self::Hitch => "/usr/sbin/hitch".into(),
+            Self::Stunnel => "/usr/bin/stunnel4".into(),
+        }
+    }
+
+    fn configuration(self) -> &'static str {
+        match self {
+            Self::Pullgate => PULLGATE,
+            Self::NginxStream => NGINX_STREAM,
+            Self::NginxHttp => NGINX_HTTP,
+            Self::HaproxyTcp => HAPROXY_TCP,
+            Self::HaproxyHttp => HAPROXY_HTTP,
+            Self::Hitch => HITCH,
+            Self::Stunnel => STUNNEL,
+        }
+    }
+}
+
+/// A running proxy in the origin; it stops when dropped.
+pub struct Proxy {
+    child: Child,
+    kind: Kind,
+}
+
+impl Proxy {
+    /// Starts a proxy in front of the web server at [`crate::web::ADDRESS`].
+    #[must_use]
+    pub fn start(network: &Network, pki: &Pki, kind: Kind) -> Self {
+        let directory = network.path(kind.label().replace(' ', "-"));
+        fs::create_dir(&directory).unwrap();
+        let pem = |name: &str| fs::read_to_string(pki.path(name)).unwrap();
+        let both = format!("{}.pem", SHOP);
+        let both = format!("{}{}", pem(&both), pem(&format!("{SHOP}.key")));
+        pki.write("both.pem", &both);
+        let file = directory.join("proxy.conf");
+        let text = kind
+            .configuration()
+            .replace("@DIR@", &directory.display().to_string())
+            .replace("@PKI@", &pki.path("").display().to_string())
+            .replace("@PORT@", &kind.port().to_string())
+            .replace("@NAME@", SHOP)
+            .replace("@IP@", &Host::Origin.addresses()[0].to_string());
+        fs::write(&file, text).unwrap();
+        let log = fs::File::create(directory.join("output.log")).unwrap();
+        let words = kind.words().iter();
+        let child = network
+            .command(Host::Origin, kind.program())
+            .args(words.map(|word| word.replace("@FILE@", &file.display().to_string())))
+            .env("PULLGATE_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let proxy = Self { child, kind };
+        eventually(kind.label(), || {
+            network.on(Host::Origin, || TcpStream::connect(proxy.address()).ok())
+        });
+        proxy
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(Host::Origin.addresses()[0], self.kind.port())
+    }
+
+    /// Its processes: itself, and those that it has started.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        let first = i32::try_from(self.child.id()).unwrap();
+        let mut found = vec![first];
+        let all = fs::read_dir("/proc").unwrap();
+        for entry in all.filter_map(Result::ok) {
+            let pid = entry.file_name().to_string_lossy().parse::<i32>();
+            // It may have ended meanwhile.
+            let stat = fs::read_to_string(entry.path().join("stat"));
+            if let (Ok(pid), Ok(stat)) = (pid, stat) {
+                let behind_name = stat.rsplit(')').next().unwrap_or_default();
+                let parent = behind_name.split_whitespace().nth(1);
+                if parent.and_then(|parent| parent.parse().ok()) == Some(first) {
+                    found.push(pid);
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Children first: hitch's do not follow a parent that is killed.
+        for pid in self.processes().into_iter().rev() {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+        self.child.wait().ok();
+    }
+}
+
+const PULLGATE: &str = r#"
+[paths]
+state = "@DIR@/state"
+run = "@DIR@/run"
+bpf = "@DIR@/bpf"
+[ranges]
+allow = ["173.245.48.0/20", "127.0.0.1/32"]
+unsafe_documentation_ranges = true
+[gate]
+listen = ["@IP@:@PORT@"]
+max_connections = 9960
+max_handshakes = 20000
+[gate.per_source]
+connections = 20000
+handshakes = 20000
+handshakes_per_second = 100000
+[gate.per_network]
+connections = 20000
+handshakes = 20000
+handshakes_per_second = 100000
+[[gate.host]]
+names = ["@NAME@"]
+certificate = "@PKI@/@NAME@.pem"
+key = "@PKI@/@NAME@.key"
+trust = ["@PKI@/rsa-ca.pem"]
+upstream = "127.0.0.1:8080"
+proxy_protocol = "none"
+"#;
+
+const NGINX_STREAM: &str = r#"
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+daemon off;
+user root;
+worker_processes 2;
+pid @DIR@/nginx.pid;
+error_log @DIR@/error.log crit;
+events { worker_connections 19900; }
+stream {
+    ssl_session_cache shared:tls:4m;
+    server {
+        listen @IP@:@PORT@ ssl backlog=4096;
+        ssl_certificate @PKI@/@NAME@.pem;
+        ssl_certificate_key @PKI@/@NAME@.key;
+        ssl_client_certificate @PKI@/rsa-ca.pem;
+        ssl_verify_client on;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        proxy_pass 127.0.0.1:8080;
+        proxy_timeout 1000s;
+        tcp_nodelay on;
+    }
+}
+"#;
+
+const NGINX_HTTP: &str = r#"
+daemon off;
+user root;
+worker_processes 2;
+pid @DIR@/nginx.pid;
+error_log @DIR@/error.log crit;
+events { worker_connections 19900; }
+http {
+    access_log off;
+    client_body_temp_path @DIR@/body;
+    proxy_temp_path @DIR@/proxy;
+    fastcgi_temp_path @DIR@/fastcgi;
+    uwsgi_temp_path @DIR@/uwsgi;
+    scgi_temp_path @DIR@/scgi;
+    ssl_session_cache shared:tls:4m;
+    keepalive_timeout 1000s;
+    keepalive_requests 10000000;
+    upstream web {
+        server 127.0.0.1:8080;
+        keepalive 64;
+        keepalive_requests 10000000;
+        keepalive_timeout 1000s;
+    }
+    server {
+        listen @IP@:@PORT@ ssl backlog=4096;
+        ssl_certificate @PKI@/@NAME@.pem;
+        ssl_certificate_key @PKI@/@NAME@.key;
+        ssl_client_certificate @PKI@/rsa-ca.pem;
+        ssl_verify_client on;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        location / {
+            proxy_pass http://web;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_max_temp_file_size 0;
+        }
+    }
+}
+"#;
+
+const HAPROXY_TCP: &str = r#"
+global
+    maxconn 9950
+    nbthread 2
+    tune.ssl.default-dh-param 2048
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1000s
+    timeout server 1000s
+    timeout client-fin 5s
+    timeout tunnel 1000s
+listen gate
+    bind @IP@:@PORT@ ssl crt @PKI@/both.pem ca-file @PKI@/rsa-ca.pem verify required backlog 4096
+    server web 127.0.0.1:8080
+"#;
+
+const HAPROXY_HTTP: &str = r#"
+global
+    maxconn 9950
+    nbthread 2
+    tune.ssl.default-dh-param 2048
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 1000s
+    timeout server 1000s
+    timeout http-keep-alive 1000s
+listen gate
+    bind @IP@:@PORT@ ssl crt @PKI@/both.pem ca-file @PKI@/rsa-ca.pem verify required backlog 4096
+    http-reuse always
+    server web 127.0.0.1:8080
+"#;
+
+const HITCH: &str = r#"
+frontend = {
+    host = "@IP@"
+    port = "@PORT@"
+}
+backend = "[127.0.0.1]:8080"
+pem-file = "@PKI@/both.pem"
+client-verify = required
+client-verify-ca = "@PKI@/rsa-ca.pem"
+tls-protos = TLSv1.2 TLSv1.3
+workers = 2
+backlog = 4096
+keepalive = 3600
+write-proxy-v2 = off
+daemon = off
+user = "nobody"
+group = "nogroup"
+quiet = on
+"#;
+
+const STUNNEL: &str = r#"
+foreground = yes
+pid =
+debug = 3
+socket = l:TCP_NODELAY=1
+socket = r:TCP_NODELAY=1
+[gate]
+accept = @IP@:@PORT@
+connect = 127.0.0.1:8080
+cert = @PKI@/both.pem
+CAfile = @PKI@/rsa-ca.pem
+verifyChain = yes
+TIMEOUTidle = 1000
+TIMEOUTclose = 0
+"#;
