@@ -42,9 +42,9 @@ enum What {
         /// Rounds of each measurement.
         #[arg(long, default_value_t = 5)]
         rounds: u32,
-        /// Without the 1,000 and 10,000 idle connections.
-        #[arg(long)]
-        no_idle: bool,
+        /// Only this measurement.
+        #[arg(long, value_enum, default_value_t = gate::Part::All)]
+        part: gate::Part,
     },
 }
 
@@ -55,12 +55,12 @@ fn main() {
             json,
             only,
             rounds,
-            no_idle,
+            part,
         } => gate::run(&gate::Options {
             json,
             only,
             rounds,
-            idle: !no_idle,
+            part,
         }),
     }
 }

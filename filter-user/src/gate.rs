@@ -8,6 +8,7 @@
 
 mod connection;
 mod credentials;
+mod ending;
 mod greeting;
 mod lint;
 mod listener;
@@ -32,9 +33,9 @@ use ipnet::IpNet;
 use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 
 pub use self::credentials::pin;
+use self::ending::{Ending, Word};
 pub use self::lint::{Lint, listeners};
 pub use self::listener::{bind, listen, serve};
 use self::pace::Pace;
@@ -63,10 +64,8 @@ pub struct Gate {
     refusals: Budget,
     sampling: Pace,
     ids: Ids,
-    /// Cancelled when connections are to end as soon as no answer is being waited for.
-    drain: CancellationToken,
-    /// Cancelled when live connections have had their time to drain.
-    abort: CancellationToken,
+    /// Said when the gate stops.
+    ending: Ending,
 }
 
 /// What a reload replaces: the policies, and how long and how many.
@@ -131,8 +130,7 @@ impl Gate {
             refusals: Budget::new(REFUSALS_PER_SECOND),
             sampling: Pace::new(),
             ids: Ids::default(),
-            drain: CancellationToken::new(),
-            abort: CancellationToken::new(),
+            ending: Ending::default(),
         }
     }
 
@@ -147,7 +145,7 @@ impl Gate {
             let is_same = successor.is_some_and(|new| new.has_terms_of(old));
             let closes = |policy: &Policy| policy.on_trust_change == OnTrustChange::Close;
             if !is_same && (closes(old) || successor.is_some_and(|new| closes(new))) {
-                old.ended().cancel();
+                old.ended().say(Word::End);
             }
         }
     }
@@ -175,12 +173,12 @@ impl Gate {
 
     /// Lets every connection end as soon as no answer is being waited for.
     pub fn drain(&self) {
-        self.drain.cancel();
+        self.ending.say(Word::Drain);
     }
 
     /// Closes every live connection.
     pub fn abort(&self) {
-        self.abort.cancel();
+        self.ending.say(Word::End);
     }
 }
 

@@ -24,7 +24,30 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     pub(crate) only: String,
     pub(crate) rounds: u32,
-    pub(crate) idle: bool,
+    pub(crate) part: Part,
+}
+
+/// Which measurements.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// All of them.
+    All,
+    /// Full handshakes.
+    Full,
+    /// Resumed handshakes.
+    Resumed,
+    /// Keep-alive requests.
+    Requests,
+    /// Downloads.
+    Bulk,
+    /// Idle connections.
+    Idle,
+}
+
+impl Part {
+    fn covers(self, part: Self) -> bool {
+        self == Self::All || self == part
+    }
 }
 
 /// What was measured of one proxy.
@@ -135,20 +158,21 @@ pub(crate) fn run(options: &Options) {
         .collect();
 
     let load = Load::new(&pki, &identity);
-    network.on(Host::Edge, || {
+    // Over loopback: what the network costs is the same for all, and hides what differs.
+    network.on(Host::Origin, || {
         for _ in 0..options.rounds {
             for account in &mut accounts {
-                round(account, &load);
+                round(account, &load, options.part);
             }
         }
-        if options.idle {
+        if options.part.covers(Part::Idle) {
             for account in &mut accounts {
                 hold(account, &load, [FEW, many]);
             }
         }
     });
 
-    let bars = bars(&accounts, options.idle);
+    let bars = bars(&accounts, options.part);
     print(&accounts);
     report::print(&bars);
     let report = json!({
@@ -158,32 +182,40 @@ pub(crate) fn run(options: &Options) {
     report::write("gate", &report, &bars, options.json.as_deref());
 }
 
-fn round(account: &mut Account, load: &Load) {
+fn round(account: &mut Account, load: &Load, part: Part) {
     let to = account.proxy.address();
-    let (cost, ()) = account.cost(HANDSHAKES, || load.full_handshakes(to, HANDSHAKES));
-    account.full.push(cost);
-    let (cost, part) = account.cost(HANDSHAKES, || load.resumed_handshakes(to, HANDSHAKES));
-    // The first of each chain is a full one.
-    account.not_resumed |= part < 0.99;
-    account.resumed.push(cost);
-
-    let connections = load.open(to, CONNECTIONS);
-    let (connections, _) = load.requests(connections, REQUESTS / 10);
-    let begun = Instant::now();
-    let (cost, (mut connections, times)) = account.cost(CONNECTIONS * REQUESTS, || {
-        load.requests(connections, REQUESTS)
-    });
-    account.request.push(cost);
-    let per_second = f64::from(CONNECTIONS * REQUESTS) / begun.elapsed().as_secs_f64();
-    account.per_second.push(per_second);
-    account.p50.push(quantile(&times, 0.5) * 1e6);
-    account.p99.push(quantile(&times, 0.99) * 1e6);
-
-    let one = connections.pop().unwrap();
-    let (cost, one) = account.cost(DOWNLOADS * MEGABYTES, || load.bulk(one, DOWNLOADS));
-    account.bulk.push(cost);
-    connections.push(one);
-    load.close(connections);
+    if part.covers(Part::Full) {
+        let (cost, ()) = account.cost(HANDSHAKES, || load.full_handshakes(to, HANDSHAKES));
+        account.full.push(cost);
+    }
+    if part.covers(Part::Resumed) {
+        let (cost, part) = account.cost(HANDSHAKES, || load.resumed_handshakes(to, HANDSHAKES));
+        // The first of each chain is a full one.
+        account.not_resumed |= part < 0.99;
+        account.resumed.push(cost);
+    }
+    if part.covers(Part::Requests) {
+        let connections = load.open(to, CONNECTIONS).unwrap();
+        let (connections, _) = load.requests(connections, REQUESTS / 10);
+        let begun = Instant::now();
+        let (cost, (connections, times)) = account.cost(CONNECTIONS * REQUESTS, || {
+            load.requests(connections, REQUESTS)
+        });
+        account.request.push(cost);
+        let per_second = f64::from(CONNECTIONS * REQUESTS) / begun.elapsed().as_secs_f64();
+        account.per_second.push(per_second);
+        account.p50.push(quantile(&times, 0.5) * 1e6);
+        account.p99.push(quantile(&times, 0.99) * 1e6);
+        load.close(connections);
+    }
+    if part.covers(Part::Bulk) {
+        let mut one = load.open(to, 1).unwrap();
+        let connection = one.remove(0);
+        let (cost, connection) =
+            account.cost(DOWNLOADS * MEGABYTES, || load.bulk(connection, DOWNLOADS));
+        account.bulk.push(cost);
+        load.close(vec![connection]);
+    }
 }
 
 /// Memory with more and more idle connections.
@@ -192,7 +224,11 @@ fn hold(account: &mut Account, load: &Load, counts: [u32; 2]) {
     let mut held = Vec::new();
     for count in counts {
         let have = u32::try_from(held.len()).unwrap();
-        held.extend(load.open(account.proxy.address(), count - have));
+        let Some(more) = load.open(account.proxy.address(), count - have) else {
+            println!("{} does not take {count} connections", account.label());
+            break;
+        };
+        held.extend(more);
         account.memory.push((count, account.memory()));
     }
     load.close(held);
@@ -209,7 +245,7 @@ fn idle_connections() -> u32 {
     possible.min(MANY)
 }
 
-fn bars(accounts: &[Account], idle: bool) -> Vec<Bar> {
+fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
     let (ours, peers): (Vec<_>, Vec<_>) = accounts
         .iter()
         .partition(|account| account.proxy.kind() == Kind::Pullgate);
@@ -222,18 +258,31 @@ fn bars(accounts: &[Account], idle: bool) -> Vec<Bar> {
         let value = values(ours).unwrap_or(f64::NAN) / best(values);
         Bar::at_most(format!("{name}, pullgate / best peer"), value, limit)
     };
-    let mut bars = vec![
-        ratio("CPU per keep-alive request", 0.8, &|a| {
-            Some(median(&a.request))
-        }),
-        ratio("CPU per full handshake", 0.45, &|a| Some(median(&a.full))),
-        ratio("CPU per resumed handshake", 0.5, &|a| {
-            (!a.not_resumed).then(|| median(&a.resumed))
-        }),
-        ratio("CPU per MB", 0.9, &|a| Some(median(&a.bulk))),
-        ratio("p99 under load", 1.0, &|a| Some(median(&a.p99))),
-    ];
-    if idle {
+    let mut bars = Vec::new();
+    if part.covers(Part::Requests) {
+        let values = |account: &Account| Some(median(&account.request));
+        bars.push(ratio("CPU per keep-alive request", 0.8, &values));
+    }
+    if part.covers(Part::Full) {
+        let values = |account: &Account| Some(median(&account.full));
+        bars.push(ratio("CPU per full handshake", 0.45, &values));
+    }
+    if part.covers(Part::Resumed) {
+        let values = |account: &Account| {
+            let is_one = !account.not_resumed;
+            is_one.then(|| median(&account.resumed))
+        };
+        bars.push(ratio("CPU per resumed handshake", 0.5, &values));
+    }
+    if part.covers(Part::Bulk) {
+        let values = |account: &Account| Some(median(&account.bulk));
+        bars.push(ratio("CPU per MB", 0.9, &values));
+    }
+    if part.covers(Part::Requests) {
+        let values = |account: &Account| Some(median(&account.p99));
+        bars.push(ratio("p99 under load", 1.0, &values));
+    }
+    if part.covers(Part::Idle) {
         bars.push(ratio("memory per idle connection", 0.5, &Account::per_idle));
     }
     bars

@@ -133,7 +133,7 @@ impl Proxy {
             .replace("@PKI@", &pki.path("").display().to_string())
             .replace("@PORT@", &kind.port().to_string())
             .replace("@NAME@", SHOP)
-            .replace("@IP@", &Host::Origin.addresses()[0].to_string());
+            .replace("@IP@", "127.0.0.1");
         fs::write(&file, text).unwrap();
         let log = fs::File::create(directory.join("output.log")).unwrap();
         let words = kind.words().iter();
@@ -162,7 +162,7 @@ impl Proxy {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::new(Host::Origin.addresses()[0], self.kind.port())
+        SocketAddr::from(([127, 0, 0, 1], self.kind.port()))
     }
 
     /// Its processes: itself, and those that it has started.
@@ -203,7 +203,7 @@ state = "@DIR@/state"
 run = "@DIR@/run"
 bpf = "@DIR@/bpf"
 [ranges]
-allow = ["173.245.48.0/20", "127.0.0.1/32"]
+allow = ["127.0.0.1/32"]
 unsafe_documentation_ranges = true
 [gate]
 listen = ["@IP@:@PORT@"]

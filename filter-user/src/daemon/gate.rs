@@ -120,7 +120,12 @@ impl GateRole {
     fn start_workers(&self, sockets: &[TcpListener], tasks: &Tasks) -> std::io::Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         for number in 0..cores {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                // Before it sleeps, it lets those run who are ready to: what they send is then
+                // taken without being woken for it.
+                .on_thread_park(std::thread::yield_now)
+                .build()?;
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
             let (gate, connections) = (Arc::clone(&self.gate), self.connections.clone());

@@ -132,9 +132,8 @@ impl Gate {
         } = admitted;
         let until = Until {
             idle,
+            stopped: &self.ending,
             trust_changed: policy.ended(),
-            drain: &self.drain,
-            abort: &self.abort,
         };
         let relayed = relay(client, upstream, until).await;
         self.metrics.relayed(relayed.up, relayed.down);

@@ -19,9 +19,9 @@ use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use super::credentials::{self, Authority, Certified, Crl};
+use super::ending::Ending;
 use super::peer::{PeerVerifier, VerifiedPeer};
 use super::refusal::Refusal;
 use super::trust::{Anchor, Seen, Trusted};
@@ -121,8 +121,8 @@ struct Terms {
     digest: [u8; 32],
     tickets: Option<Arc<dyn ProducesTickets>>,
     sessions: Arc<dyn StoresServerSessions>,
-    /// Cancelled when live connections are to end because others hold.
-    ended: CancellationToken,
+    /// Said when live connections are to end because others hold.
+    ended: Arc<Ending>,
 }
 
 /// What policies are built with.
@@ -233,8 +233,8 @@ impl Policy {
         self.terms.digest == other.terms.digest
     }
 
-    /// Cancelled when live connections are to end because other terms hold.
-    pub(super) fn ended(&self) -> &CancellationToken {
+    /// Said when live connections are to end because other terms hold.
+    pub(super) fn ended(&self) -> &Ending {
         &self.terms.ended
     }
 
@@ -330,7 +330,7 @@ impl Terms {
                     Resumption::Verified => ServerSessionMemoryCache::new(SESSIONS),
                     Resumption::Off => Arc::new(NoServerSessionStorage {}),
                 },
-                ended: CancellationToken::new(),
+                ended: Arc::default(),
             }),
         }
     }

@@ -7,16 +7,16 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
+use super::ending::{Ending, Word};
 use super::refusal::{Outcome, is_disconnect};
 
 /// How a relay ended, and how much it relayed.
@@ -30,15 +30,14 @@ pub(super) struct Relayed {
 }
 
 /// When a relay is to end although both sides are well.
+#[derive(Clone, Copy)]
 pub(super) struct Until<'a> {
     /// Neither side has sent a byte for this long; noticed before twice that time is over.
     pub(super) idle: Duration,
-    /// At once, because the host's trust has changed.
-    pub(super) trust_changed: &'a CancellationToken,
-    /// As soon as no answer is being waited for.
-    pub(super) drain: &'a CancellationToken,
-    /// At once.
-    pub(super) abort: &'a CancellationToken,
+    /// The gate stops.
+    pub(super) stopped: &'a Ending,
+    /// The host's trust has changed.
+    pub(super) trust_changed: &'a Ending,
 }
 
 /// Relays between `client` and `upstream`.
@@ -54,42 +53,7 @@ where
         down: 0,
         last: Direction::Down,
     };
-    let mut patience = until.idle;
-    let mut silence = std::pin::pin!(tokio::time::sleep(patience));
-    let mut before = relay.moved();
-    let outcome = loop {
-        tokio::select! {
-            biased;
-            ended = poll_fn(|context| relay.poll(context)) => break match ended {
-                Ok(()) => Outcome::Relayed,
-                Err(error) if error.kind() == ErrorKind::InvalidData => {
-                    debug!(%error, "client misused TLS");
-                    Outcome::Misused
-                }
-                Err(error) => {
-                    debug!(%error, "relay broke off");
-                    Outcome::Aborted
-                }
-            },
-            () = until.abort.cancelled() => break Outcome::Stopped,
-            () = until.trust_changed.cancelled() => break Outcome::TrustChanged,
-            () = until.drain.cancelled(), if patience != QUIET => {
-                patience = QUIET;
-                silence.as_mut().reset(Instant::now() + patience);
-            }
-            () = &mut silence => {
-                let after = relay.moved();
-                if before == after && patience == QUIET && relay.owes_nothing() {
-                    break Outcome::Stopped;
-                }
-                if before == after && patience != QUIET {
-                    break Outcome::Idle;
-                }
-                before = after;
-                silence.as_mut().reset(Instant::now() + patience);
-            }
-        }
-    };
+    let outcome = relay.run(until).await;
     let (up, down) = relay.moved();
     // A client that is told the end can tell it from somebody who cut the line.
     if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
@@ -99,6 +63,16 @@ where
         }
     }
     Relayed { outcome, up, down }
+}
+
+/// What a relay has to think about.
+enum Event {
+    /// Both sides are done, or one has broken off.
+    Ended(io::Result<()>),
+    /// Somebody wants it to end.
+    Word,
+    /// The time is up in which a byte should have come.
+    Silence,
 }
 
 struct Relay<C, U> {
@@ -121,6 +95,67 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
+    async fn run(&mut self, until: Until<'_>) -> Outcome {
+        let mut drains = false;
+        let mut silence = pin!(tokio::time::sleep(until.idle));
+        let mut before = self.moved();
+        loop {
+            let event = self.next_event(until, drains, silence.as_mut()).await;
+            let after = self.moved();
+            match event {
+                Event::Ended(Ok(())) => return Outcome::Relayed,
+                Event::Ended(Err(error)) if error.kind() == ErrorKind::InvalidData => {
+                    debug!(%error, "client misused TLS");
+                    return Outcome::Misused;
+                }
+                Event::Ended(Err(error)) => {
+                    debug!(%error, "relay broke off");
+                    return Outcome::Aborted;
+                }
+                Event::Word if until.trust_changed.word() == Word::End => {
+                    return Outcome::TrustChanged;
+                }
+                Event::Word if until.stopped.word() == Word::End => return Outcome::Stopped,
+                Event::Word => drains = true,
+                Event::Silence if before != after => {}
+                Event::Silence if !drains => return Outcome::Idle,
+                Event::Silence if self.owes_nothing() => return Outcome::Stopped,
+                Event::Silence => {}
+            }
+            before = after;
+            let patience = if drains { QUIET } else { until.idle };
+            silence.as_mut().reset(Instant::now() + patience);
+        }
+    }
+
+    async fn next_event(
+        &mut self,
+        until: Until<'_>,
+        drains: bool,
+        mut silence: Pin<&mut Sleep>,
+    ) -> Event {
+        let mut stopped = pin!(until.stopped.changed());
+        let mut trust_changed = pin!(until.trust_changed.changed());
+        let mut listens = false;
+        poll_fn(|context| {
+            if let Poll::Ready(ended) = self.poll(context) {
+                return Poll::Ready(Event::Ended(ended));
+            }
+            // Once: from then on they wake us, and the words tell why.
+            if !listens {
+                listens = true;
+                let _word = stopped.as_mut().poll(context);
+                let _word = trust_changed.as_mut().poll(context);
+            }
+            let known = if drains { Word::Drain } else { Word::GoOn };
+            if until.stopped.word() > known || until.trust_changed.word() > Word::GoOn {
+                return Poll::Ready(Event::Word);
+            }
+            silence.as_mut().poll(context).map(|()| Event::Silence)
+        })
+        .await
+    }
+
     fn moved(&self) -> (u64, u64) {
         (self.up, self.down)
     }
@@ -356,19 +391,27 @@ impl<S: AsyncRead + Unpin> Read for Nonblocking<'_, '_, S> {
 
 impl<S: AsyncWrite + Unpin> Write for Nonblocking<'_, '_, S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
+        written(Pin::new(&mut *self.stream).poll_write(self.context, bytes))
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match Pin::new(&mut *self.stream).poll_write_vectored(self.context, slices) {
-            Poll::Ready(Ok(0)) => Err(ErrorKind::WriteZero.into()),
-            Poll::Ready(written) => written,
-            Poll::Pending => Err(ErrorKind::WouldBlock.into()),
+        match slices {
+            // send(2) costs less than writev(2).
+            [one] => self.write(one),
+            _ => written(Pin::new(&mut *self.stream).poll_write_vectored(self.context, slices)),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+fn written(poll: Poll<io::Result<usize>>) -> io::Result<usize> {
+    match poll {
+        Poll::Ready(Ok(0)) => Err(ErrorKind::WriteZero.into()),
+        Poll::Ready(written) => written,
+        Poll::Pending => Err(ErrorKind::WouldBlock.into()),
     }
 }
 
@@ -396,6 +439,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::task::JoinHandle;
 
@@ -441,7 +486,7 @@ mod tests {
     async fn a_stop_closes_live_connections() {
         let rig = Rig::new();
 
-        rig.abort.cancel();
+        rig.ending.say(Word::End);
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Stopped);
@@ -452,7 +497,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.client.write_all(b"question").await.unwrap();
         rig.server.read_exact(&mut [0; 8]).await.unwrap();
-        rig.drain.cancel();
+        rig.ending.say(Word::Drain);
 
         // However long the answer takes.
         tokio::time::sleep(QUIET * 20).await;
@@ -489,22 +534,20 @@ mod tests {
         client: DuplexStream,
         server: DuplexStream,
         relaying: JoinHandle<Relayed>,
-        drain: CancellationToken,
-        abort: CancellationToken,
+        ending: Arc<Ending>,
     }
 
     impl Rig {
         fn new() -> Self {
             let (client, gate_client) = duplex(PIPE);
             let (server, gate_server) = duplex(PIPE);
-            let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
-            let (draining, aborting) = (drain.clone(), abort.clone());
+            let ending = Arc::new(Ending::default());
+            let stopped = Arc::clone(&ending);
             let relaying = tokio::spawn(async move {
                 let until = Until {
                     idle: IDLE,
-                    trust_changed: &CancellationToken::new(),
-                    drain: &draining,
-                    abort: &aborting,
+                    stopped: &stopped,
+                    trust_changed: &Ending::default(),
                 };
                 relay(End::clear(gate_client), End::clear(gate_server), until).await
             });
@@ -512,8 +555,7 @@ mod tests {
                 client,
                 server,
                 relaying,
-                drain,
-                abort,
+                ending,
             }
         }
     }
