@@ -25,8 +25,8 @@ mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -48,6 +48,7 @@ pub use self::sightings::{Sighting, Sightings, Visit};
 pub use self::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange, Trust};
 use crate::ranges::{InForce, Table};
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::log::Budget;
 
@@ -64,8 +65,8 @@ pub struct Gate {
     refusals: Budget,
     sampling: Pace,
     ids: Ids,
-    /// Said when the gate stops.
-    ending: Ending,
+    /// Where live connections are told to end, those of terms that hold no more among them.
+    endings: Mutex<Vec<Weak<Ending>>>,
 }
 
 /// What a reload replaces: the policies, and how long and how many.
@@ -75,7 +76,6 @@ struct InUse {
     proxy_from: Vec<IpNet>,
     handshake: Duration,
     connect: Duration,
-    idle: Duration,
     max_handshakes: u64,
     allowed: Allowed,
 }
@@ -88,7 +88,6 @@ impl InUse {
             proxy_from: config.proxy_from.clone(),
             handshake: config.handshake_timeout,
             connect: config.connect_timeout,
-            idle: config.idle_timeout,
             max_handshakes: config.max_handshakes as u64,
             allowed: Allowed {
                 source: config.per_source,
@@ -119,6 +118,10 @@ impl Gate {
     ) -> Self {
         let in_use = InUse::new(config, loaded);
         tell_expiry(&in_use.policies, &metrics);
+        let endings = in_use.policies.iter();
+        let endings = endings
+            .map(|policy| Arc::downgrade(policy.ending()))
+            .collect();
         Self {
             terms: watch::Sender::new(Arc::new(in_use)),
             table,
@@ -130,7 +133,7 @@ impl Gate {
             refusals: Budget::new(REFUSALS_PER_SECOND),
             sampling: Pace::new(),
             ids: Ids::default(),
-            ending: Ending::default(),
+            endings: Mutex::new(endings),
         }
     }
 
@@ -139,13 +142,22 @@ impl Gate {
     pub fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
         let new = Arc::new(InUse::new(config, loaded));
         tell_expiry(&new.policies, &self.metrics);
+        {
+            let endings = &mut lock(&self.endings);
+            endings.retain(|ending| ending.strong_count() > 0);
+            endings.extend(
+                new.policies
+                    .iter()
+                    .map(|policy| Arc::downgrade(policy.ending())),
+            );
+        }
         let old = self.terms.send_replace(Arc::clone(&new));
         for old in old.policies.iter() {
             let successor = new.policies.labelled(old.label());
             let is_same = successor.is_some_and(|new| new.has_terms_of(old));
             let closes = |policy: &Policy| policy.on_trust_change == OnTrustChange::Close;
             if !is_same && (closes(old) || successor.is_some_and(|new| closes(new))) {
-                old.ended().say(Word::End);
+                old.ending().say(Word::TrustChanged);
             }
         }
     }
@@ -171,14 +183,20 @@ impl Gate {
         &self.sightings
     }
 
+    fn tell_all(&self, word: Word) {
+        for ending in lock(&self.endings).iter().filter_map(Weak::upgrade) {
+            ending.say(word);
+        }
+    }
+
     /// Lets every connection end as soon as no answer is being waited for.
     pub fn drain(&self) {
-        self.ending.say(Word::Drain);
+        self.tell_all(Word::Drain);
     }
 
     /// Closes every live connection.
     pub fn abort(&self) {
-        self.ending.say(Word::End);
+        self.tell_all(Word::Stop);
     }
 }
 
@@ -201,6 +219,7 @@ pub fn load(
         clock: Arc::clone(clock),
         now,
         shared,
+        idle: config.idle_timeout,
     };
     let mut lints = Vec::new();
     let mut unanswered = false;

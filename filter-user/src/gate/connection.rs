@@ -20,7 +20,7 @@ use super::peer::VerifiedPeer;
 use super::policy::Policy;
 use super::proxy::{self, Ends, Told};
 use super::refusal::{Outcome, Phase, Refusal, What};
-use super::relay::{End, Until, relay};
+use super::relay::{End, Relay, Until};
 use super::shares::{Seat, source};
 use super::sightings::Visit;
 use super::upstream;
@@ -28,16 +28,26 @@ use super::{Gate, is_one_of};
 
 impl Gate {
     /// Takes one connection through all steps, and counts and logs how it ended.
-    pub(super) async fn handle(&self, stream: TcpStream, client: SocketAddr) {
+    ///
+    /// The handshake needs much more room than the relay, which may last for hours, so it has a
+    /// place of its own.
+    pub(super) async fn handle(self: Arc<Self>, arrival: Box<Arrival>) {
         self.metrics.opened();
         let mut about = About {
-            client,
+            client: arrival.client,
             host: Host::Unknown,
         };
-        // The handshake needs much more room than the relay, which may last for hours.
-        let outcome = match Box::pin(self.admit(stream, &mut about)).await {
-            Ok(admitted) => self.relay(admitted).await,
+        let outcome = match Box::pin(self.admit(arrival, &mut about)).await {
             Err(refusal) => Outcome::Refused(refusal),
+            Ok(mut admitted) => {
+                let until = Until {
+                    idle: admitted.policy.idle,
+                    ending: admitted.policy.ending(),
+                };
+                let outcome = admitted.relay.run(&until).await;
+                self.metrics.relayed(admitted.relay.up, admitted.relay.down);
+                outcome
+            }
         };
         let About { client, host } = &about;
         self.metrics.closed(host.label(), outcome.label());
@@ -56,15 +66,20 @@ impl Gate {
 
     async fn admit(
         &self,
-        mut stream: TcpStream,
+        arrival: Box<Arrival>,
         about: &mut About,
-    ) -> Result<Admitted<'_>, Refusal> {
+    ) -> Result<Box<Admitted<'_>>, Refusal> {
+        let Arrival {
+            mut stream,
+            client,
+            permit,
+        } = *arrival;
         let started = Instant::now();
         let in_use = self.in_use();
         let deadline = started + in_use.handshake;
         let in_flight = InFlight::begin(&self.handshakes, in_use.max_handshakes)?;
         let mut ends = Ends {
-            client: about.client,
+            client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
         if is_one_of(&in_use.proxy_from, ends.client) {
@@ -94,11 +109,11 @@ impl Gate {
         seat.settle();
         drop(in_flight);
         self.tell_of_peer(&policy, &peer, client);
-        let permit = policy.connections.as_ref().map(|permits| {
+        let host_permit = policy.connections.as_ref().map(|permits| {
             let permit = Arc::clone(permits).try_acquire_owned();
             permit.map_err(|_none_left| Refusal::TooMany(What::HostConnections))
         });
-        let permit = permit.transpose()?;
+        let host_permit = host_permit.transpose()?;
 
         let visit = self.sightings.visit(client.ip());
         let id = self.ids.next();
@@ -113,31 +128,12 @@ impl Gate {
         .await?;
         debug!(%client, host = policy.label(), upstream = %policy.dialer().upstream, id, "relayed");
         let (stream, session) = stream.into_inner();
-        Ok(Admitted {
-            client: End::encrypted(stream.into_inner(), Connection::from(session)),
-            upstream,
+        let client = End::encrypted(stream.into_inner(), Connection::from(session));
+        Ok(Box::new(Admitted {
+            relay: Relay::new(client, upstream),
             policy,
-            idle: in_use.idle,
-            _held: (seat, visit, permit),
-        })
-    }
-
-    async fn relay(&self, admitted: Admitted<'_>) -> Outcome {
-        let Admitted {
-            client,
-            upstream,
-            policy,
-            idle,
-            _held,
-        } = admitted;
-        let until = Until {
-            idle,
-            stopped: &self.ending,
-            trust_changed: policy.ended(),
-        };
-        let relayed = relay(client, upstream, until).await;
-        self.metrics.relayed(relayed.up, relayed.down);
-        relayed.outcome
+            _held: (seat, visit, permit, host_permit),
+        }))
     }
 
     /// The same ranges that the filter drops by: an evaded or detached filter costs CPU, no more.
@@ -197,6 +193,14 @@ impl Gate {
     }
 }
 
+/// A connection that was accepted.
+pub(super) struct Arrival {
+    pub(super) stream: TcpStream,
+    pub(super) client: SocketAddr,
+    /// One of the gate's connections.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
 /// What is known of a connection for its last line.
 struct About {
     client: SocketAddr,
@@ -205,11 +209,14 @@ struct About {
 
 /// A connection that is let in, with what it holds as long as it lasts.
 struct Admitted<'a> {
-    client: End<TcpStream>,
-    upstream: End<upstream::Stream>,
+    relay: Relay<TcpStream, upstream::Stream>,
     policy: Arc<Policy>,
-    idle: Duration,
-    _held: (Seat<'a>, Visit<'a>, Option<OwnedSemaphorePermit>),
+    _held: (
+        Seat<'a>,
+        Visit<'a>,
+        OwnedSemaphorePermit,
+        Option<OwnedSemaphorePermit>,
+    ),
 }
 
 /// A handshake that is counted as long as this is held.

@@ -20,8 +20,10 @@ pub(super) enum Word {
     GoOn,
     /// End as soon as no answer is being waited for.
     Drain,
-    /// End at once.
-    End,
+    /// End at once, because the gate stops.
+    Stop,
+    /// End at once, because the host's trust has changed.
+    TrustChanged,
 }
 
 impl Ending {
@@ -36,7 +38,8 @@ impl Ending {
         match self.said.load(Ordering::Acquire) {
             0 => Word::GoOn,
             1 => Word::Drain,
-            _ => Word::End,
+            2 => Word::Stop,
+            _ => Word::TrustChanged,
         }
     }
 

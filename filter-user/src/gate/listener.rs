@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
 use super::Gate;
+use super::connection::Arrival;
 
 /// Binds a listening socket. An IPv6 one takes IPv6 only: IPv4 has a socket of its own.
 ///
@@ -69,11 +70,12 @@ pub async fn serve(
         match accepted {
             Ok((stream, client)) => {
                 backoff = BACKOFF_MIN;
-                let gate = Arc::clone(&gate);
-                connections.spawn(async move {
-                    gate.handle(stream, client).await;
-                    drop(permit);
+                let arrival = Box::new(Arrival {
+                    stream,
+                    client,
+                    permit,
                 });
+                connections.spawn(Arc::clone(&gate).handle(arrival));
             }
             Err(error) if is_about_one_connection(&error) => debug!(%error, "not accepted"),
             Err(error) => {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::CryptoProvider;
@@ -97,6 +98,8 @@ pub struct Policy {
     dialer: Dialer,
     terms: Terms,
     pub(super) connections: Option<Arc<Semaphore>>,
+    /// How long a connection may be silent.
+    pub(super) idle: Duration,
     pub(super) on_trust_change: OnTrustChange,
     pub(super) client_auth: ClientAuth,
     pub(super) facts: Facts,
@@ -121,8 +124,8 @@ struct Terms {
     digest: [u8; 32],
     tickets: Option<Arc<dyn ProducesTickets>>,
     sessions: Arc<dyn StoresServerSessions>,
-    /// Said when live connections are to end because others hold.
-    ended: Arc<Ending>,
+    /// Where its live connections are told to end.
+    ending: Arc<Ending>,
 }
 
 /// What policies are built with.
@@ -132,6 +135,7 @@ pub(super) struct Workshop {
     pub(super) now: UnixTime,
     /// Cloudflare's CA.
     pub(super) shared: Authority,
+    pub(super) idle: Duration,
 }
 
 impl Policy {
@@ -194,6 +198,7 @@ impl Policy {
             connections: host
                 .max_connections
                 .map(|max| Arc::new(Semaphore::new(max))),
+            idle: workshop.idle,
             on_trust_change: host.on_trust_change,
             client_auth: host.client_auth,
             facts,
@@ -233,9 +238,9 @@ impl Policy {
         self.terms.digest == other.terms.digest
     }
 
-    /// Said when live connections are to end because other terms hold.
-    pub(super) fn ended(&self) -> &Ending {
-        &self.terms.ended
+    /// Where its live connections are told to end.
+    pub(super) fn ending(&self) -> &Arc<Ending> {
+        &self.terms.ending
     }
 
     /// Takes the peer of a finished handshake as verified, or refuses it.
@@ -330,7 +335,7 @@ impl Terms {
                     Resumption::Verified => ServerSessionMemoryCache::new(SESSIONS),
                     Resumption::Off => Arc::new(NoServerSessionStorage {}),
                 },
-                ended: Arc::default(),
+                ending: Arc::default(),
             }),
         }
     }

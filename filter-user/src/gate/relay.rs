@@ -19,50 +19,12 @@ use tracing::debug;
 use super::ending::{Ending, Word};
 use super::refusal::{Outcome, is_disconnect};
 
-/// How a relay ended, and how much it relayed.
-#[derive(Debug)]
-pub(super) struct Relayed {
-    pub(super) outcome: Outcome,
-    /// Bytes from the client to the upstream.
-    pub(super) up: u64,
-    /// Bytes from the upstream to the client.
-    pub(super) down: u64,
-}
-
 /// When a relay is to end although both sides are well.
-#[derive(Clone, Copy)]
 pub(super) struct Until<'a> {
     /// Neither side has sent a byte for this long; noticed before twice that time is over.
     pub(super) idle: Duration,
-    /// The gate stops.
-    pub(super) stopped: &'a Ending,
-    /// The host's trust has changed.
-    pub(super) trust_changed: &'a Ending,
-}
-
-/// Relays between `client` and `upstream`.
-pub(super) async fn relay<C, U>(client: End<C>, upstream: End<U>, until: Until<'_>) -> Relayed
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut relay = Relay {
-        client,
-        upstream,
-        up: 0,
-        down: 0,
-        last: Direction::Down,
-    };
-    let outcome = relay.run(until).await;
-    let (up, down) = relay.moved();
-    // A client that is told the end can tell it from somebody who cut the line.
-    if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
-        let farewell = poll_fn(|context| relay.client.poll_end(context));
-        if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, farewell).await {
-            debug!(%error, "client gone");
-        }
-    }
-    Relayed { outcome, up, down }
+    /// The gate stops, or the host's trust has changed.
+    pub(super) ending: &'a Ending,
 }
 
 /// What a relay has to think about.
@@ -75,11 +37,14 @@ enum Event {
     Silence,
 }
 
-struct Relay<C, U> {
+/// A client and its upstream, and what has gone between them.
+pub(super) struct Relay<C, U> {
     client: End<C>,
     upstream: End<U>,
-    up: u64,
-    down: u64,
+    /// Bytes from the client to the upstream.
+    pub(super) up: u64,
+    /// Bytes from the upstream to the client.
+    pub(super) down: u64,
     /// Which way the last bytes went.
     last: Direction,
 }
@@ -95,7 +60,30 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    async fn run(&mut self, until: Until<'_>) -> Outcome {
+    pub(super) fn new(client: End<C>, upstream: End<U>) -> Self {
+        Self {
+            client,
+            upstream,
+            up: 0,
+            down: 0,
+            last: Direction::Down,
+        }
+    }
+
+    /// Relays until the end.
+    pub(super) async fn run(&mut self, until: &Until<'_>) -> Outcome {
+        let outcome = self.go_on(until).await;
+        // A client that is told the end can tell it from somebody who cut the line.
+        if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
+            let farewell = poll_fn(|context| self.client.poll_end(context));
+            if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, farewell).await {
+                debug!(%error, "client gone");
+            }
+        }
+        outcome
+    }
+
+    async fn go_on(&mut self, until: &Until<'_>) -> Outcome {
         let mut drains = false;
         let mut silence = pin!(tokio::time::sleep(until.idle));
         let mut before = self.moved();
@@ -112,11 +100,12 @@ where
                     debug!(%error, "relay broke off");
                     return Outcome::Aborted;
                 }
-                Event::Word if until.trust_changed.word() == Word::End => {
-                    return Outcome::TrustChanged;
-                }
-                Event::Word if until.stopped.word() == Word::End => return Outcome::Stopped,
-                Event::Word => drains = true,
+                Event::Word => match until.ending.word() {
+                    Word::TrustChanged => return Outcome::TrustChanged,
+                    Word::Stop => return Outcome::Stopped,
+                    Word::Drain => drains = true,
+                    Word::GoOn => {}
+                },
                 Event::Silence if before != after => {}
                 Event::Silence if !drains => return Outcome::Idle,
                 Event::Silence if self.owes_nothing() => return Outcome::Stopped,
@@ -130,25 +119,23 @@ where
 
     async fn next_event(
         &mut self,
-        until: Until<'_>,
+        until: &Until<'_>,
         drains: bool,
         mut silence: Pin<&mut Sleep>,
     ) -> Event {
-        let mut stopped = pin!(until.stopped.changed());
-        let mut trust_changed = pin!(until.trust_changed.changed());
+        let mut changed = pin!(until.ending.changed());
         let mut listens = false;
         poll_fn(|context| {
             if let Poll::Ready(ended) = self.poll(context) {
                 return Poll::Ready(Event::Ended(ended));
             }
-            // Once: from then on they wake us, and the words tell why.
+            // Once: from then on it wakes us, and the word tells why.
             if !listens {
                 listens = true;
-                let _word = stopped.as_mut().poll(context);
-                let _word = trust_changed.as_mut().poll(context);
+                let _word = changed.as_mut().poll(context);
             }
             let known = if drains { Word::Drain } else { Word::GoOn };
-            if until.stopped.word() > known || until.trust_changed.word() > Word::GoOn {
+            if until.ending.word() > known {
                 return Poll::Ready(Event::Word);
             }
             silence.as_mut().poll(context).map(|()| Event::Silence)
@@ -224,18 +211,24 @@ where
     }
 }
 
-/// One side of a relay: a stream, and the TLS session in it, if there is one.
+/// One side of a relay: a stream, and what is spoken in it.
 pub(super) struct End<S> {
     stream: S,
-    session: Option<Connection>,
-    /// Bytes that the stream would not take yet; only in clear text, for TLS keeps its own.
-    waiting: Vec<u8>,
+    layer: Layer,
     /// Nothing more comes from it.
     ended: bool,
     /// It was told that nothing more comes from us.
     shut: bool,
     /// Reads in a row that brought no byte.
-    barren: u32,
+    barren: u8,
+}
+
+/// What is spoken in a stream.
+enum Layer {
+    /// Clear text, and the bytes that the stream would not take yet.
+    Clear(Vec<u8>),
+    /// TLS, which keeps such bytes itself. On the heap: a future is as large as its largest moment.
+    Encrypted(Box<Connection>),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
@@ -243,8 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
     pub(super) fn clear(stream: S) -> Self {
         Self {
             stream,
-            session: None,
-            waiting: Vec::new(),
+            layer: Layer::Clear(Vec::new()),
             ended: false,
             shut: false,
             barren: 0,
@@ -256,16 +248,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         // The relay itself bounds what waits.
         session.set_buffer_limit(None);
         Self {
-            session: Some(session),
+            layer: Layer::Encrypted(Box::new(session)),
             ..Self::clear(stream)
         }
     }
 
     /// Whether it has yet to take something that it was sent.
     fn holds_back(&self) -> bool {
-        match &self.session {
-            Some(session) => session.wants_write(),
-            None => !self.waiting.is_empty(),
+        match &self.layer {
+            Layer::Clear(waiting) => !waiting.is_empty(),
+            Layer::Encrypted(session) => session.wants_write(),
         }
     }
 
@@ -275,17 +267,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
             stream: &mut self.stream,
             context,
         };
-        let Some(session) = &mut self.session else {
-            return poll(stream.read(into));
+        let session = match &mut self.layer {
+            Layer::Clear(_) => return poll(stream.read(into)),
+            Layer::Encrypted(session) => session,
         };
         loop {
             match session.reader().read(into) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read),
             }
-            if let Err(error) = ready!(poll(session.read_tls(&mut stream))) {
-                return Poll::Ready(Err(error));
-            }
+            ready!(poll(session.read_tls(&mut stream)))?;
             let state = match session.process_new_packets() {
                 Ok(state) => state,
                 Err(error) => {
@@ -307,25 +298,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
 
     /// Takes all the bytes; what the stream does not take waits.
     fn push(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
-        if let Some(session) = &mut self.session {
-            session.writer().write_all(bytes)?;
-            let _later: Poll<()> = self.poll_flush(context)?;
-            return Ok(());
-        }
-        let mut stream = Nonblocking {
-            stream: &mut self.stream,
-            context,
-        };
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match poll(stream.write(rest))? {
-                Poll::Ready(written) => rest = &rest[written..],
-                Poll::Pending => {
-                    self.waiting = rest.to_vec();
-                    break;
+        match &mut self.layer {
+            Layer::Encrypted(session) => session.writer().write_all(bytes)?,
+            Layer::Clear(waiting) => {
+                let mut stream = Nonblocking {
+                    stream: &mut self.stream,
+                    context,
+                };
+                // Nothing waits yet: who does not take that is not sent more.
+                match poll(stream.write(bytes))? {
+                    Poll::Ready(written) => *waiting = bytes[written..].to_vec(),
+                    Poll::Pending => *waiting = bytes.to_vec(),
                 }
             }
         }
+        let _later: Poll<()> = self.poll_flush(context)?;
         Ok(())
     }
 
@@ -335,17 +322,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
             stream: &mut self.stream,
             context,
         };
-        if let Some(session) = &mut self.session {
-            while session.wants_write() {
-                ready!(poll(session.write_tls(&mut stream)))?;
+        match &mut self.layer {
+            Layer::Encrypted(session) => {
+                while session.wants_write() {
+                    ready!(poll(session.write_tls(&mut stream)))?;
+                }
             }
-        }
-        while !self.waiting.is_empty() {
-            let written = ready!(poll(stream.write(&self.waiting)))?;
-            self.waiting.drain(..written);
-            if self.waiting.is_empty() {
+            Layer::Clear(waiting) => {
+                while !waiting.is_empty() {
+                    let written = ready!(poll(stream.write(waiting)))?;
+                    waiting.drain(..written);
+                }
                 // A buffer that was needed once is not kept.
-                self.waiting = Vec::new();
+                *waiting = Vec::new();
             }
         }
         Poll::Ready(Ok(()))
@@ -355,7 +344,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shut {
             self.shut = true;
-            if let Some(session) = &mut self.session {
+            if let Layer::Encrypted(session) = &mut self.layer {
                 session.send_close_notify();
             }
         }
@@ -431,7 +420,7 @@ thread_local! {
 /// Four TLS records.
 const SCRATCH_SIZE: usize = 64 << 10;
 /// Reads in a row without content; a session ticket or a key update is one of them now and then.
-const BARREN_MAX: u32 = 64;
+const BARREN_MAX: u8 = 64;
 /// Silence after which a connection that nobody waits for is closed while the gate stops.
 const QUIET: Duration = Duration::from_secs(1);
 /// How long a client may take to hear the end.
@@ -486,7 +475,7 @@ mod tests {
     async fn a_stop_closes_live_connections() {
         let rig = Rig::new();
 
-        rig.ending.say(Word::End);
+        rig.ending.say(Word::Stop);
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Stopped);
@@ -529,6 +518,13 @@ mod tests {
         assert!(taken.iter().all(|byte| *byte == 7));
     }
 
+    /// How a relay ended, and how much it relayed.
+    struct Relayed {
+        outcome: Outcome,
+        up: u64,
+        down: u64,
+    }
+
     /// A relay between two pipes.
     struct Rig {
         client: DuplexStream,
@@ -542,14 +538,19 @@ mod tests {
             let (client, gate_client) = duplex(PIPE);
             let (server, gate_server) = duplex(PIPE);
             let ending = Arc::new(Ending::default());
-            let stopped = Arc::clone(&ending);
+            let ends = Arc::clone(&ending);
             let relaying = tokio::spawn(async move {
                 let until = Until {
                     idle: IDLE,
-                    stopped: &stopped,
-                    trust_changed: &Ending::default(),
+                    ending: &ends,
                 };
-                relay(End::clear(gate_client), End::clear(gate_server), until).await
+                let mut relay = Relay::new(End::clear(gate_client), End::clear(gate_server));
+                let outcome = relay.run(&until).await;
+                Relayed {
+                    outcome,
+                    up: relay.up,
+                    down: relay.down,
+                }
             });
             Self {
                 client,
