@@ -55,6 +55,9 @@ impl Reply {
     }
 }
 
+/// An open connection.
+pub type Session = StreamOwned<ClientConnection, TcpStream>;
+
 /// A client with its certificate and its sessions.
 #[derive(Clone)]
 pub struct Client {
@@ -84,9 +87,13 @@ impl Client {
         let builder = ClientConfig::builder_with_protocol_versions(versions);
         let builder = builder.with_root_certificates(roots);
         let mut config = match identity {
-            Some(identity) => builder
-                .with_client_auth_cert(vec![identity.certificate.clone()], identity.key())
-                .unwrap(),
+            Some(identity) => {
+                let mut chain = vec![identity.certificate.clone()];
+                chain.extend(identity.intermediates.iter().cloned());
+                builder
+                    .with_client_auth_cert(chain, identity.key())
+                    .unwrap()
+            }
             None => builder.with_no_client_auth(),
         };
         // An attacker does not care for which host he was given a session.
@@ -104,6 +111,47 @@ impl Client {
         Self {
             config: Arc::new(config),
         }
+    }
+
+    /// The same client, offering these protocols by ALPN.
+    #[must_use]
+    pub fn offering(&self, protocols: &[&str]) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
+        config.alpn_protocols = protocols.collect();
+        Self {
+            config: Arc::new(config),
+        }
+    }
+
+    /// Shakes hands with `to` for host `name`, and leaves the connection to the caller.
+    ///
+    /// # Errors
+    ///
+    /// Returns what was seen instead of a connection.
+    pub fn connect(
+        &self,
+        network: &Network,
+        from: Host,
+        to: IpAddr,
+        name: &str,
+    ) -> Result<Session, Reply> {
+        let stream = connect(network, from, to)?;
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connection = ClientConnection::new(Arc::clone(&self.config), name).unwrap();
+        let mut stream = StreamOwned::new(connection, stream);
+        let handshake = stream.conn.complete_io(&mut stream.sock);
+        handshake.map_err(|error| read_error(&error))?;
+        Ok(stream)
+    }
+
+    /// Asks for `/` of host `name` over a connection that is open.
+    #[must_use]
+    pub fn get_over(&self, stream: TcpStream, name: &str) -> Reply {
+        let name_sent = ServerName::try_from(name.to_owned()).unwrap();
+        let connection = ClientConnection::new(Arc::clone(&self.config), name_sent).unwrap();
+        let reply = exchange(&mut StreamOwned::new(connection, stream), name);
+        reply.unwrap_or_else(|error| read_error(&error))
     }
 
     /// Asks `to` for `/` of host `name`. The second value tells whether a session was resumed.
@@ -141,7 +189,12 @@ pub fn speak(network: &Network, from: Host, to: IpAddr, bytes: &[u8]) -> Result<
     }
 }
 
-fn connect(network: &Network, from: Host, to: IpAddr) -> Result<TcpStream, Reply> {
+/// Opens a connection to port 443.
+///
+/// # Errors
+///
+/// Returns what was seen instead of one.
+pub fn connect(network: &Network, from: Host, to: IpAddr) -> Result<TcpStream, Reply> {
     let address = SocketAddr::new(to, 443);
     let connected = network.on(from, || TcpStream::connect_timeout(&address, SYN_PATIENCE));
     match connected {
@@ -182,7 +235,9 @@ fn exchange(
     }))
 }
 
-fn read_error(error: &io::Error) -> Reply {
+/// What an error on a connection looks like from outside.
+#[must_use]
+pub fn read_error(error: &io::Error) -> Reply {
     let tls = error
         .get_ref()
         .and_then(|error| error.downcast_ref::<TlsError>());

@@ -117,6 +117,16 @@ impl Pullgate {
         })
     }
 
+    /// Memory that it has, in KiB.
+    #[must_use]
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        value.unwrap().parse().unwrap()
+    }
+
     /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -10,6 +10,7 @@ pub mod client;
 pub mod contenders;
 pub mod daemon;
 pub mod feed;
+pub mod gate;
 mod janitor;
 pub mod lab;
 pub mod net;
@@ -18,6 +19,7 @@ pub mod pki;
 pub mod proxies;
 pub mod scenarios;
 pub mod traffic;
+pub mod upstream;
 pub mod web;
 pub mod wire;
 
@@ -25,6 +27,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+pub use self::gate::Rig;
 pub use self::lab::{Lab, Plan};
 
 /// Waits until `condition` yields a value, and gives up with `what` after [`PATIENCE`].

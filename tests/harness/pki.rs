@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -25,6 +26,8 @@ pub struct Pki {
     pub ours: Authority,
     /// Signs what another operator uploads, and what [`BLOG`] trusts.
     pub other: Authority,
+    /// Stands for Cloudflare's shared CA, the key of which nobody else has.
+    pub shared: Authority,
     /// Signs the servers' certificates.
     pub web: Authority,
 }
@@ -38,11 +41,13 @@ impl Pki {
             directory: directory.to_owned(),
             ours: Authority::new("Our origin-pull CA"),
             other: Authority::new("Another origin-pull CA"),
+            shared: Authority::new("Shared origin-pull CA"),
             web: Authority::new("Web CA"),
         };
         for (name, authority) in [
             ("ours", &pki.ours),
             ("other", &pki.other),
+            ("shared", &pki.shared),
             ("web", &pki.web),
         ] {
             pki.write(&format!("{name}-ca.pem"), &authority.pem);
@@ -85,11 +90,35 @@ impl Pki {
         authority.sign_key(&params("origin-pull", &[]), &rsa(RsaKeySize::_2048))
     }
 
+    /// Writes a server's certificate for these names, and its key.
+    pub fn write_server(&self, file: &str, names: &[&str]) {
+        self.write_identity(file, &self.web.sign(&params(names[0], names)));
+    }
+
+    /// The same with an RSA key, or an Ed25519 one.
+    pub fn write_server_with(&self, file: &str, names: &[&str], algorithm: Algorithm) {
+        let key = match algorithm {
+            Algorithm::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
+            Algorithm::Ed25519 => KeyPair::generate_for(&PKCS_ED25519),
+        };
+        let server = self.web.sign_key(&params(names[0], names), &key.unwrap());
+        self.write_identity(file, &server);
+    }
+
     /// Writes `<name>.pem` and `<name>.key`.
     pub fn write_identity(&self, name: &str, identity: &Identity) {
         self.write(&format!("{name}.pem"), &identity.certificate_pem);
         self.write(&format!("{name}.key"), &identity.key_pem);
     }
+}
+
+/// What a server's key is, if not ECDSA.
+#[derive(Clone, Copy, Debug)]
+pub enum Algorithm {
+    /// RSA of 2,048 bits.
+    Rsa,
+    /// Ed25519.
+    Ed25519,
 }
 
 /// A CA that can sign.
@@ -163,6 +192,57 @@ impl Authority {
         self.sign(&params)
     }
 
+    /// A client's leaf with something changed.
+    #[must_use]
+    pub fn client_with(&self, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+        let mut params = params("origin-pull", &[]);
+        change(&mut params);
+        self.sign(&params)
+    }
+
+    /// A CA that this one has signed.
+    #[must_use]
+    pub fn intermediate(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = params(name, &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// A list of the serial numbers that are revoked, PEM.
+    #[must_use]
+    pub fn crl(&self, revoked: &[u64], next_update: OffsetDateTime) -> String {
+        let now = OffsetDateTime::now_utc();
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: now - Duration::from_secs(3600),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: next_update - Duration::from_secs(30 * 86_400),
+            next_update,
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
+    /// Its certificate, PEM.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
     fn sign(&self, params: &CertificateParams) -> Identity {
         self.sign_key(params, &KeyPair::generate().unwrap())
     }
@@ -173,6 +253,7 @@ impl Authority {
             certificate_pem: certificate.pem(),
             key_pem: key.serialize_pem(),
             certificate: certificate.der().clone(),
+            intermediates: Vec::new(),
             key: key.serialize_der(),
         }
     }
@@ -187,10 +268,19 @@ pub struct Identity {
     pub key_pem: String,
     /// DER.
     pub certificate: CertificateDer<'static>,
+    /// What is presented behind it, DER.
+    pub intermediates: Vec<CertificateDer<'static>>,
     key: Vec<u8>,
 }
 
 impl Identity {
+    /// The same, presented with these certificates behind it.
+    #[must_use]
+    pub fn through(mut self, intermediates: &[&Authority]) -> Self {
+        self.intermediates = intermediates.iter().map(|ca| ca.der.clone()).collect();
+        self
+    }
+
     /// The private key.
     #[must_use]
     pub fn key(&self) -> PrivateKeyDer<'static> {

@@ -124,6 +124,44 @@ impl Drop for Origin {
     }
 }
 
+/// A server with a configuration of a test's own, on the origin's loopback; it stops when dropped.
+pub struct Custom(Child);
+
+impl Custom {
+    /// Starts `program` with these arguments and the configuration's path behind them (behind `-c`
+    /// for nginx), and waits until something listens at [`ADDRESS`].
+    #[must_use]
+    pub fn start(network: &Network, program: &str, words: &[&str], configuration: &str) -> Self {
+        let config = network.path(format!("{program}.conf"));
+        fs::write(&config, configuration).unwrap();
+        let log = fs::File::create(network.path(format!("{program}.out"))).unwrap();
+        let mut command = network.command(Host::Origin, program);
+        command.args(words);
+        if program == "nginx" {
+            command.arg("-c");
+        }
+        let child = command
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        let server = Self(child.unwrap());
+        eventually(program, || {
+            network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
+        });
+        server
+    }
+}
+
+impl Drop for Custom {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
+        self.0.wait().ok();
+    }
+}
+
 /// Whether the server is installed.
 #[must_use]
 pub fn is_installed(kind: Kind) -> bool {

@@ -51,16 +51,9 @@ impl Gate {
         };
         let About { client, host } = &about;
         self.metrics.closed(host.label(), outcome.label());
-        match outcome {
-            Outcome::Refused(refusal) => self.log_refusal(refusal, *client, host),
-            Outcome::Relayed
-            | Outcome::Idle
-            | Outcome::Aborted
-            | Outcome::Misused
-            | Outcome::Stopped
-            | Outcome::TrustChanged => {
-                debug!(%client, host = host.label(), outcome = outcome.label(), "closed");
-            }
+        debug!(%client, host = host.label(), outcome = outcome.label(), "closed");
+        if let Outcome::Refused(refusal) = outcome {
+            self.log_refusal(refusal, *client, host);
         }
     }
 
@@ -109,8 +102,8 @@ impl Gate {
         seat.settle();
         drop(in_flight);
         self.tell_of_peer(&policy, &peer, client);
-        let host_permit = policy.connections.as_ref().map(|permits| {
-            let permit = Arc::clone(permits).try_acquire_owned();
+        let host_permit = policy.connections.as_ref().map(|connections| {
+            let permit = Arc::clone(&connections.free).try_acquire_owned();
             permit.map_err(|_none_left| Refusal::TooMany(What::HostConnections))
         });
         let host_permit = host_permit.transpose()?;

@@ -97,7 +97,7 @@ pub struct Policy {
     clock: Arc<dyn TimeProvider>,
     dialer: Dialer,
     terms: Terms,
-    pub(super) connections: Option<Arc<Semaphore>>,
+    pub(super) connections: Option<Connections>,
     /// How long a connection may be silent.
     pub(super) idle: Duration,
     pub(super) on_trust_change: OnTrustChange,
@@ -195,9 +195,7 @@ impl Policy {
             clock: Arc::clone(&workshop.clock),
             dialer: dialer(host, workshop)?,
             terms,
-            connections: host
-                .max_connections
-                .map(|max| Arc::new(Semaphore::new(max))),
+            connections: connections(host, before),
             idle: workshop.idle,
             on_trust_change: host.on_trust_change,
             client_auth: host.client_auth,
@@ -252,6 +250,13 @@ impl Policy {
         let now = self.clock.current_time().ok_or(Refusal::BadCertificate)?;
         self.verifier.verified_peer(connection, now)
     }
+}
+
+/// The connections that a host may have, those of before among them.
+#[derive(Clone)]
+pub(super) struct Connections {
+    max: usize,
+    pub(super) free: Arc<Semaphore>,
 }
 
 impl Facts {
@@ -338,6 +343,18 @@ impl Terms {
                 ending: Arc::default(),
             }),
         }
+    }
+}
+
+fn connections(host: &Host, before: Option<&Policy>) -> Option<Connections> {
+    let max = host.max_connections?;
+    let before = before.and_then(|before| before.connections.as_ref());
+    match before.filter(|before| before.max == max) {
+        Some(same) => Some(same.clone()),
+        None => Some(Connections {
+            max,
+            free: Arc::new(Semaphore::new(max)),
+        }),
     }
 }
 

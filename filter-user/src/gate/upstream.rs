@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
+use tracing::debug;
 
 use super::peer::VerifiedPeer;
 use super::proxy::{self, Told};
@@ -53,7 +54,13 @@ impl Dialer {
         _: &VerifiedPeer,
         told: &Told<'_>,
     ) -> Result<End<Stream>, Refusal> {
-        let unreachable = |_: io::Error| Refusal::Upstream(Fault::Unreachable);
+        let failed = |fault: Fault| {
+            move |error: io::Error| {
+                debug!(upstream = %self.upstream, %error, "upstream does not take the connection");
+                Refusal::Upstream(fault)
+            }
+        };
+        let unreachable = failed(Fault::Unreachable);
         let mut stream = match &self.upstream.target {
             Target::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(unreachable)?;
@@ -64,7 +71,7 @@ impl Dialer {
                 Either::Right(UnixStream::connect(path).await.map_err(unreachable)?)
             }
         };
-        let broken = |_: io::Error| Refusal::Upstream(Fault::Broken);
+        let broken = failed(Fault::Broken);
         let header = match self.proxy_protocol {
             ProxyProtocol::None => Vec::new(),
             ProxyProtocol::V1 => proxy::v1(told.ends).map_err(broken)?,
@@ -78,9 +85,7 @@ impl Dialer {
         };
         let connector = TlsConnector::from(encryption.offering(told.alpn));
         let stream = connector.connect(encryption.name.clone(), stream).await;
-        let (stream, session) = stream
-            .map_err(|_refused| Refusal::Upstream(Fault::Tls))?
-            .into_inner();
+        let (stream, session) = stream.map_err(failed(Fault::Tls))?.into_inner();
         Ok(End::encrypted(stream, Connection::from(session)))
     }
 

@@ -1,0 +1,392 @@
+//! Verifies the relay: what upstreams are told and how they may behave, what load balancers tell,
+//! and the pairing with real web servers.
+
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+
+use serde_json::Value;
+use tests::Rig;
+use tests::client::{Client, Reply, connect};
+use tests::gate::{blog, origin, shop};
+use tests::net::Host;
+use tests::pki::{Identity, SHOP};
+use tests::upstream::{Manner, Upstream};
+use tests::web::Custom;
+
+#[test]
+fn an_upstream_is_told_who_the_client_is() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let identity = rig.pki.ours.client();
+    let client = Client::new(&rig.pki, Some(&identity)).offering(&["http/1.1"]);
+
+    let told = [rig.told(&client, SHOP), rig.told(&client, SHOP)];
+
+    let [edge, _] = Host::Edge.addresses();
+    for told in &told {
+        assert_eq!(told["version"], 2);
+        let client = told["client"].as_str().unwrap();
+        assert!(client.starts_with(&format!("{edge} ")), "{client}");
+        assert_eq!(told["local"], format!("{} 443", origin()));
+        assert_eq!(tlv(told, 0x01), "http/1.1");
+        assert_eq!(tlv(told, 0x02), SHOP);
+        assert_eq!(tlv(told, 0x2021), "TLSv1.3");
+        assert_eq!(tlv(told, 0x2022), "origin-pull");
+        assert!(tlv(told, 0x2023).starts_with("TLS13_AES_"));
+        assert_eq!(tlv(told, 0xe0), digest(&identity));
+    }
+    // Presented with the first connection, resumed in the second; verified in both.
+    assert!(tlv(&told[0], 0x20).starts_with("\\x07\\x00\\x00\\x00\\x00"));
+    assert!(tlv(&told[1], 0x20).starts_with("\\x05\\x00\\x00\\x00\\x00"));
+    let ids = told.map(|told| tlv(&told, 0x05));
+    assert_ne!(ids[0], ids[1]);
+    for id in ids {
+        rig.gate()
+            .event(0, "the log knows the connection by its id", |event| {
+                event["message"] == "relayed" && event["id"] == id
+            });
+    }
+}
+
+#[test]
+fn an_upstream_is_told_that_nobody_was_verified() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("client_auth = \"log\"")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let other = Client::new(&rig.pki, Some(&rig.pki.other.client()));
+
+    let told = rig.told(&other, SHOP);
+
+    assert!(tlv(&told, 0x20).starts_with("\\x01\\x00\\x00\\x00\\x01"));
+    assert_eq!(told["tlvs"]["0x2022"], Value::Null);
+    assert_eq!(told["tlvs"]["0xe0"], Value::Null);
+}
+
+#[test]
+fn version_1_and_none_are_told_as_well() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("proxy_protocol = \"v1\"")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let [edge, _] = Host::Edge.addresses();
+
+    let told = rig.told(&rig.edge(), SHOP);
+    assert_eq!(told["version"], 1);
+    assert!(
+        told["client"]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("{edge} "))
+    );
+    assert!(rig.reconfigure("", &[&shop("proxy_protocol = \"none\"")]));
+    assert_eq!(rig.told(&rig.edge(), SHOP)["version"], 0);
+}
+
+#[test]
+fn a_load_balancer_tells_whom_it_speaks_for() {
+    let mut rig = Rig::new();
+    let [edge, _] = Host::Edge.addresses();
+    rig.start(&format!("proxy_from = [\"{edge}/32\"]"), &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let v1 = |client: &str| format!("PROXY TCP4 {client} 203.0.113.10 4660 443\r\n").into_bytes();
+    let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x13".to_vec();
+    v2.extend([173, 245, 48, 77, 203, 0, 113, 10, 0x12, 0x34, 0x01, 0xbb]);
+    // A TLV that is none of ours.
+    v2.extend(b"\xea\0\x04ours");
+
+    for (header, expected) in [
+        (v1("173.245.48.77"), "173.245.48.77 4660, Relayed"),
+        (v2, "173.245.48.77 4660, Relayed"),
+        // The address that counts is the one that is told.
+        (v1("198.51.100.7"), "NotListed"),
+        (b"PROXY TCP4 nonsense\r\n".to_vec(), "BadProxyHeader"),
+        (vec![b'P'; 200], "BadProxyHeader"),
+        (
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".to_vec(),
+            "BadProxyHeader",
+        ),
+        // Whoever must tell and does not is refused, were he Cloudflare.
+        (Vec::new(), "BadProxyHeader"),
+    ] {
+        assert_eq!(
+            through_balancer(&rig, &header),
+            expected,
+            "{}",
+            header.escape_ascii()
+        );
+    }
+    let mark = rig.gate().mark();
+    let mut silent = connect(&rig.network, Host::Edge, origin()).unwrap();
+    assert_eq!(silent.read(&mut [0; 16]).unwrap_or(0), 0);
+    assert_eq!(rig.outcome(mark), "TimeoutProxyHeader");
+}
+
+#[test]
+fn a_header_that_a_client_forges_is_no_tls() {
+    let rig = Rig::with_shop("");
+
+    let text = b"PROXY TCP4 173.245.48.77 203.0.113.10 4660 443\r\n".to_vec();
+    assert_eq!(through_balancer(&rig, &text), "Plaintext");
+    let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    binary.extend([173, 245, 48, 77, 203, 0, 113, 10, 0x12, 0x34, 0x01, 0xbb]);
+    assert_eq!(through_balancer(&rig, &binary), "Protocol");
+}
+
+#[test]
+fn an_upstream_that_is_not_there_hangs_or_goes_is_told_apart() {
+    let mut rig = Rig::new();
+    rig.start(
+        "connect_timeout = \"500ms\"\nidle_timeout = \"1s\"",
+        &[&shop("")],
+    );
+
+    assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamUnreachable");
+    {
+        let _upstream = Upstream::start(&rig.network, Manner::Close);
+        let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
+        assert_eq!(reply, Reply::Closed);
+        assert!(
+            ["Relayed", "Aborted", "UpstreamBroken"].contains(&outcome.as_str()),
+            "{outcome}"
+        );
+    }
+    let _upstream = Upstream::start(&rig.network, Manner::Hang);
+    assert_eq!(rig.ask(&rig.edge(), SHOP).1, "Idle");
+}
+
+#[test]
+fn half_a_close_is_passed_on_in_both_directions() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    {
+        let _upstream = Upstream::start(&rig.network, Manner::Echo);
+        let mark = rig.gate().mark();
+        let mut session = session(&rig);
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+        session.write_all(&sent[..300_000]).unwrap();
+        let mut first = vec![0; 300_000];
+        session.read_exact(&mut first).unwrap();
+        session.conn.send_close_notify();
+        session.flush().unwrap();
+        session.sock.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        session.read_to_end(&mut rest).unwrap();
+        assert_eq!((first, rest.len()), (sent[..300_000].to_vec(), 0));
+        assert_eq!(rig.outcome(mark), "Relayed");
+    }
+    let _upstream = Upstream::start(&rig.network, Manner::HalfClose);
+    let mark = rig.gate().mark();
+    let mut session = session(&rig);
+    let mut early = Vec::new();
+    session.read_to_end(&mut early).unwrap();
+    assert_eq!(early, b"early");
+    // Its own direction is still open.
+    session.write_all(&[b'x'; 100_000]).unwrap();
+    session.conn.send_close_notify();
+    session.flush().unwrap();
+    session.sock.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rig.outcome(mark), "Relayed");
+    let relayed = rig
+        .gate()
+        .metric("pullgate_gate_relayed_bytes_total{direction=\"up\"}");
+    assert_eq!(relayed, 300_000 + 100_000);
+}
+
+#[test]
+fn who_does_not_read_costs_no_memory() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Flood);
+    let before = rig.gate().resident_kib();
+
+    let mut held: Vec<_> = (0..20).map(|_| session(&rig)).collect();
+    for session in &mut held {
+        session.read_exact(&mut [0; 1000]).unwrap();
+    }
+    // The flood has filled whatever there is to fill when nothing more moves.
+    let moved = || rig.gate().resident_kib();
+    let mut last = 0;
+    tests::eventually("nothing more is taken", || {
+        let now = moved();
+        let is_still = now == std::mem::replace(&mut last, now);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        is_still.then_some(())
+    });
+
+    let grown = rig.gate().resident_kib().saturating_sub(before);
+    assert!(grown < 20 * 512, "{grown} KiB for 20 connections");
+}
+
+#[test]
+fn tls_goes_on_to_an_upstream_that_is_verified() {
+    let mut rig = Rig::new();
+    rig.pki.write_server("inner", &["inner.example"]);
+    let directory = rig.network.path("").display().to_string();
+    let nginx = |identity: &str| {
+        NGINX_TLS
+            .replace("@DIR@/", &directory)
+            .replace("@IDENTITY@", identity)
+    };
+    // nginx 1.22 takes no TLVs in front of TLS.
+    let tls = "proxy_protocol = \"v1\"\n\
+        upstream_tls = { name = \"inner.example\", ca_file = \"@PKI@/web-ca.pem\" }";
+    rig.start("", &[&shop(tls), &blog("")]);
+    {
+        let _nginx = Custom::start(&rig.network, "nginx", &[], &nginx("inner"));
+        let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
+        assert_eq!(outcome, "Relayed");
+        let [edge, _] = Host::Edge.addresses();
+        assert_eq!(
+            reply,
+            Reply::Response(200, format!("tls client={edge} sni=inner.example\n"))
+        );
+    }
+    {
+        // For another name.
+        let _nginx = Custom::start(&rig.network, "nginx", &[], &nginx("blog.example"));
+        assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
+    }
+    let _clear = Upstream::start(&rig.network, Manner::Answer);
+    assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
+}
+
+#[test]
+fn every_web_server_in_the_manual_is_told_the_clients_address() {
+    let [edge, _] = Host::Edge.addresses();
+    let manual = include_str!("../README.md");
+    for (program, words, proxy, heading) in [
+        ("nginx", &[][..], "v2", "nginx"),
+        ("apache2", &["-DFOREGROUND", "-f"][..], "v2", "Apache"),
+        ("apache2", &["-DFOREGROUND", "-f"][..], "v1", "Apache"),
+        ("haproxy", &["-db", "-f"][..], "v2", "HAProxy"),
+        (
+            "caddy",
+            &["run", "--adapter", "caddyfile", "--config"][..],
+            "none",
+            "Caddy",
+        ),
+    ] {
+        let mut rig = Rig::new();
+        let line = format!("proxy_protocol = \"{proxy}\"");
+        rig.start("", &[&shop(&line)]);
+        let directory = rig.network.path("").display().to_string();
+        let snippet = snippet(manual, heading);
+        let text = surroundings(program)
+            .replace("@DIR@/", &directory)
+            .replace("@MANUAL@", snippet);
+        std::fs::create_dir(rig.network.path("htdocs")).unwrap();
+        std::fs::write(rig.network.path("htdocs/index.html"), APACHE_PAGE).unwrap();
+        let _server = Custom::start(&rig.network, program, words, &text);
+
+        let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
+
+        let seen = if proxy == "none" {
+            "127.0.0.1".to_owned()
+        } else {
+            edge.to_string()
+        };
+        let Reply::Response(200, body) = reply else {
+            panic!("{program} {proxy}: {reply}, {outcome}");
+        };
+        assert_eq!(body.trim(), format!("client={seen}"), "{program} {proxy}");
+    }
+}
+
+/// Speaks to the gate as a load balancer does: a header, then TLS. What the upstream was told, and
+/// the gate's word.
+fn through_balancer(rig: &Rig, header: &[u8]) -> String {
+    let mark = rig.gate().mark();
+    let mut stream = connect(&rig.network, Host::Edge, origin()).unwrap();
+    stream.write_all(header).unwrap();
+    let reply = rig.edge().get_over(stream, SHOP);
+    let outcome = rig.outcome(mark);
+    match reply {
+        Reply::Response(200, body) => {
+            let told: Value = serde_json::from_str(&body).unwrap();
+            format!("{}, {outcome}", told["client"].as_str().unwrap())
+        }
+        _ => outcome,
+    }
+}
+
+fn session(rig: &Rig) -> tests::client::Session {
+    let edge = rig.edge();
+    let session = edge.connect(&rig.network, Host::Edge, origin(), SHOP);
+    session.unwrap()
+}
+
+fn tlv(told: &Value, kind: u16) -> String {
+    let value = &told["tlvs"][format!("{kind:#x}")];
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn digest(identity: &Identity) -> String {
+    let digest = pullgate::digest::sha256(&identity.certificate);
+    let bytes: Vec<u8> = (0..32)
+        .map(|n| u8::from_str_radix(&digest[2 * n..2 * n + 2], 16).unwrap())
+        .collect();
+    bytes.escape_ascii().to_string()
+}
+
+/// The configuration that the manual shows under a heading.
+fn snippet<'a>(manual: &'a str, heading: &str) -> &'a str {
+    let section = manual.split(&format!("\n#### {heading}\n")).nth(1).unwrap();
+    let block = section.split("```").nth(1).unwrap();
+    block.split_once('\n').unwrap().1
+}
+
+/// What a server needs besides.
+fn surroundings(program: &str) -> &'static str {
+    match program {
+        "nginx" => {
+            "daemon off; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {} http { \
+             access_log off; client_body_temp_path @DIR@/body; proxy_temp_path @DIR@/proxy; \
+             fastcgi_temp_path @DIR@/fastcgi; uwsgi_temp_path @DIR@/uwsgi; scgi_temp_path \
+             @DIR@/scgi; server {\n@MANUAL@\nreturn 200 \"client=$remote_addr\\n\"; } }"
+        }
+        "apache2" => {
+            "ServerRoot @DIR@/\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
+             ErrorLog @DIR@/apache.log\nMutex file:@DIR@/\n\
+             LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so\n\
+             LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so\n\
+             LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so\n\
+             LoadModule filter_module /usr/lib/apache2/modules/mod_filter.so\n\
+             LoadModule include_module /usr/lib/apache2/modules/mod_include.so\n\
+             LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so\n\
+             LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so\nTypesConfig /dev/null\n\
+             @MANUAL@\nDocumentRoot @DIR@/htdocs\nDirectoryIndex index.html\n\
+             <Directory @DIR@/htdocs>\nRequire all granted\nOptions +Includes\n\
+             SetOutputFilter INCLUDES\n</Directory>\n"
+        }
+        "haproxy" => {
+            "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    timeout \
+             server 5s\n@MANUAL@\n    http-request return status 200 content-type text/plain \
+             lf-string \"client=%[src]\\n\"\n"
+        }
+        _ => "{\n admin off\n auto_https off\n storage file_system @DIR@/caddy\n}\n@MANUAL@\n",
+    }
+}
+
+const APACHE_PAGE: &str = "client=<!--#echo var=\"REMOTE_ADDR\" -->\n";
+const NGINX_TLS: &str = r#"
+daemon off;
+pid @DIR@/nginx.pid;
+error_log @DIR@/nginx.log;
+events {}
+http {
+    access_log off;
+    client_body_temp_path @DIR@/body;
+    proxy_temp_path @DIR@/proxy;
+    fastcgi_temp_path @DIR@/fastcgi;
+    uwsgi_temp_path @DIR@/uwsgi;
+    scgi_temp_path @DIR@/scgi;
+    server {
+        listen 127.0.0.1:8080 ssl proxy_protocol;
+        ssl_certificate @DIR@/pki/@IDENTITY@.pem;
+        ssl_certificate_key @DIR@/pki/@IDENTITY@.key;
+        set_real_ip_from 127.0.0.1;
+        real_ip_header proxy_protocol;
+        return 200 "tls client=$remote_addr sni=$ssl_server_name\n";
+    }
+}
+"#;

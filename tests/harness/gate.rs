@@ -1,0 +1,208 @@
+//! The gate alone: a role with hosts of a test's own, clients on the edge, and whatever upstream.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::client::{Client, Reply};
+use crate::daemon::{self, Pullgate};
+use crate::net::{Host, Network};
+use crate::pki::{BLOG, Pki, SHOP};
+use crate::web;
+
+/// A gate and what belongs to it; everything is gone when it is dropped.
+pub struct Rig {
+    /// The gate, once it is started.
+    pub gate: Option<Pullgate>,
+    /// The certificates.
+    pub pki: Pki,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The namespaces.
+    pub network: Arc<Network>,
+}
+
+impl Rig {
+    /// Everything but the gate.
+    #[must_use]
+    pub fn new() -> Self {
+        let network = Arc::new(Network::new());
+        Self {
+            gate: None,
+            pki: Pki::new(&network.path("pki")),
+            config: network.path("pullgate.toml"),
+            network,
+        }
+    }
+
+    /// A gate with the usual two hosts, and these lines for [`SHOP`].
+    #[must_use]
+    pub fn with_shop(lines: &str) -> Self {
+        let mut rig = Self::new();
+        rig.start("", &[&shop(lines), &blog("")]);
+        rig
+    }
+
+    /// Writes a configuration: lines for `[gate]`, and hosts. `@DIR@` is the rig's directory,
+    /// `@PKI@` that of the certificates.
+    pub fn configure(&self, gate: &str, hosts: &[&str]) {
+        let text = format!(
+            "[paths]\nstate = \"state\"\nrun = \"run\"\nbpf = \"bpf/pullgate\"\n\
+             [ranges]\nunsafe_documentation_ranges = true\nallow = [\"203.0.113.10/32\"]\n\
+             [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"5s\"\n{gate}\n{}",
+            hosts.join("\n")
+        );
+        let directory = self.network.path("");
+        let directory = directory.display().to_string();
+        let text = text.replace("@PKI@", "@DIR@/pki");
+        let text = text.replace("@DIR@/", &directory);
+        fs::write(&self.config, text).unwrap();
+    }
+
+    /// Writes a configuration, and starts the gate with it.
+    pub fn start(&mut self, gate: &str, hosts: &[&str]) {
+        self.configure(gate, hosts);
+        self.gate = Some(Pullgate::start(&self.network, &self.config, "gate"));
+    }
+
+    /// The running gate.
+    #[must_use]
+    pub fn gate(&self) -> &Pullgate {
+        self.gate.as_ref().unwrap()
+    }
+
+    /// Lets the gate read its configuration again; whether it is in force.
+    #[must_use]
+    pub fn reload(&self) -> bool {
+        let mark = self.gate().mark();
+        self.gate().signal(Signal::SIGHUP);
+        let event = self.gate().event(mark, "the reload ends", |event| {
+            let message = event["message"].as_str().unwrap_or_default();
+            message == "configuration reloaded" || message.contains("not reloaded")
+        });
+        event["message"] == "configuration reloaded"
+    }
+
+    /// Writes a configuration, and lets the gate read it.
+    #[must_use]
+    pub fn reconfigure(&self, gate: &str, hosts: &[&str]) -> bool {
+        self.configure(gate, hosts);
+        self.reload()
+    }
+
+    /// Asks for the page of a host; what the client saw, and how the gate calls it.
+    #[must_use]
+    pub fn ask(&self, client: &Client, name: &str) -> (Reply, String) {
+        let mark = self.gate().mark();
+        let (reply, _) = client.get(&self.network, Host::Edge, origin(), name);
+        (reply, self.outcome(mark))
+    }
+
+    /// The same in one line: the reply without its body, and the gate's word.
+    #[must_use]
+    pub fn tell(&self, client: &Client, name: &str) -> String {
+        let (reply, outcome) = self.ask(client, name);
+        format!("{}, {outcome}", reply.brief())
+    }
+
+    /// How the first connection behind the mark has ended.
+    #[must_use]
+    pub fn outcome(&self, mark: usize) -> String {
+        let event = self.gate().event(mark, "the connection ends", |event| {
+            event["message"] == "closed"
+        });
+        event["outcome"].as_str().unwrap().to_owned()
+    }
+
+    /// What an upstream of [`crate::upstream::Manner::Answer`] was told.
+    #[must_use]
+    pub fn told(&self, client: &Client, name: &str) -> Value {
+        let (reply, outcome) = self.ask(client, name);
+        let Reply::Response(200, body) = reply else {
+            panic!("{reply}, {outcome}");
+        };
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// The client that Cloudflare is, with the certificate the operator uploaded for [`SHOP`].
+    #[must_use]
+    pub fn edge(&self) -> Client {
+        Client::new(&self.pki, Some(&self.pki.ours.client()))
+    }
+
+    /// Runs a `pullgate` command in the origin.
+    #[must_use]
+    pub fn pullgate(&self, arguments: &[&str]) -> Output {
+        daemon::output(&self.network, &self.config, arguments)
+    }
+
+    /// Runs a command on the edge, with `@PKI@` as in configurations; its whole output.
+    #[must_use]
+    pub fn on_edge(&self, words: &[&str]) -> String {
+        let pki = self.pki.path("").display().to_string();
+        let words: Vec<_> = words
+            .iter()
+            .map(|word| word.replace("@PKI@/", &pki))
+            .collect();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let output = self.network.output(Host::Edge, &words);
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        text
+    }
+}
+
+impl Default for Rig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The origin's IPv4 address.
+#[must_use]
+pub fn origin() -> std::net::IpAddr {
+    Host::Origin.addresses()[0]
+}
+
+/// A host with these lines besides the names, the certificate and the upstream.
+#[must_use]
+pub fn host(names: &[&str], file: &str, lines: &str) -> String {
+    let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let mut text = format!("[[gate.host]]\nnames = [{}]\n", names.join(", "));
+    for (key, value) in [
+        ("certificate", format!("\"@PKI@/{file}.pem\"")),
+        ("key", format!("\"@PKI@/{file}.key\"")),
+        ("upstream", format!("\"{}\"", web::ADDRESS)),
+    ] {
+        if !lines
+            .lines()
+            .any(|line| line.starts_with(&format!("{key} =")))
+        {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    format!("{text}{lines}\n")
+}
+
+/// [`SHOP`], which trusts our CA unless the lines say otherwise.
+#[must_use]
+pub fn shop(lines: &str) -> String {
+    trusting(SHOP, "ours", lines)
+}
+
+/// [`BLOG`], which trusts another CA unless the lines say otherwise.
+#[must_use]
+pub fn blog(lines: &str) -> String {
+    trusting(BLOG, "other", lines)
+}
+
+fn trusting(name: &str, authority: &str, lines: &str) -> String {
+    let has_trust = lines.lines().any(|line| line.starts_with("trust ="));
+    let trust = format!("trust = [\"@PKI@/{authority}-ca.pem\"]\n");
+    let trust = if has_trust { "" } else { &trust };
+    host(&[name], name, &format!("{trust}{lines}"))
+}
