@@ -1,5 +1,6 @@
 //! Verifies the relay: what upstreams are told and how they may behave, what load balancers tell,
 //! and the pairing with real web servers.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -246,7 +247,7 @@ fn tls_goes_on_to_an_upstream_that_is_verified() {
         let _nginx = Custom::start(&rig.network, "nginx", &[], &nginx("blog.example"));
         assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
     }
-    let _clear = Upstream::start(&rig.network, Manner::Answer);
+    let _none = Upstream::start(&rig.network, Manner::Close);
     assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
 }
 
@@ -300,13 +301,11 @@ fn through_balancer(rig: &Rig, header: &[u8]) -> String {
     stream.write_all(header).unwrap();
     let reply = rig.edge().get_over(stream, SHOP);
     let outcome = rig.outcome(mark);
-    match reply {
-        Reply::Response(200, body) => {
-            let told: Value = serde_json::from_str(&body).unwrap();
-            format!("{}, {outcome}", told["client"].as_str().unwrap())
-        }
-        _ => outcome,
-    }
+    let Reply::Response(200, body) = reply else {
+        return outcome;
+    };
+    let told: Value = serde_json::from_str(&body).unwrap();
+    format!("{}, {outcome}", told["client"].as_str().unwrap())
 }
 
 fn session(rig: &Rig) -> tests::client::Session {

@@ -1,1 +1,484 @@
-//! x
+//! Verifies reloads and restarts: nothing is lost, nothing that is bad comes into force, and what
+//! was granted by older terms is worth nothing.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rustls::version::{TLS12, TLS13};
+use tests::Rig;
+use tests::client::{Client, connect};
+use tests::daemon::Pullgate;
+use tests::gate::{blog, host, origin, shop};
+use tests::net::Host;
+use tests::pki::SHOP;
+use tests::upstream::{Manner, Upstream};
+use time::OffsetDateTime;
+
+#[test]
+fn tickets_are_worthless_once_the_trust_has_changed_and_not_before() {
+    let mut rig = Rig::new();
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
+    let pin = format!("sha256:{}", "0".repeat(64));
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let changes = [
+        // Another certificate to show, another limit: whom to trust is the same.
+        (shop("proxy_protocol = \"v1\""), true),
+        (
+            shop("trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/other-ca.pem\"]"),
+            false,
+        ),
+        (
+            shop(&format!("trust = [\"@PKI@/ours-ca.pem\", \"{pin}\"]")),
+            false,
+        ),
+        (shop("crl = [\"@PKI@/crl.pem\"]"), false),
+        (shop("crl = [\"@PKI@/crl.pem\"]\nmax_depth = 1"), false),
+        (shop(""), false),
+    ];
+
+    for (change, survives) in changes {
+        let identity = rig.pki.ours.client();
+        for version in [&TLS13, &TLS12] {
+            let client = Client::speaking(&rig.pki, Some(&identity), &[version]);
+            let get = || {
+                let (reply, resumed) = client.get(&rig.network, Host::Edge, origin(), SHOP);
+                (reply.brief(), resumed)
+            };
+            assert_eq!(get(), ("200".to_owned(), false));
+            assert_eq!(get(), ("200".to_owned(), true));
+            let before = fs::read_to_string(&rig.config).unwrap();
+            assert!(rig.reconfigure("", &[&change]));
+            assert_eq!(get(), ("200".to_owned(), survives), "{change}");
+            fs::write(&rig.config, before).unwrap();
+            assert!(rig.reload());
+        }
+        assert!(rig.reconfigure("", &[&change]));
+    }
+}
+
+#[test]
+fn without_resumption_there_are_no_tickets() {
+    let rig = Rig::with_shop("resumption = \"off\"");
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    for version in [&TLS13, &TLS12] {
+        let client = Client::speaking(&rig.pki, Some(&rig.pki.ours.client()), &[version]);
+        for _ in 0..2 {
+            let (reply, resumed) = client.get(&rig.network, Host::Edge, origin(), SHOP);
+            assert_eq!((reply.brief().as_str(), resumed), ("200", false));
+        }
+    }
+}
+
+#[test]
+fn live_connections_end_with_their_trust_if_that_is_wanted() {
+    let mut rig = Rig::new();
+    let close = "on_trust_change = \"close\"";
+    rig.start(
+        "",
+        &[&shop(close), &blog("trust = [\"@PKI@/ours-ca.pem\"]")],
+    );
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let open = |name: &str| {
+        let edge = rig.edge();
+        let mut session = edge
+            .connect(&rig.network, Host::Edge, origin(), name)
+            .unwrap();
+        session.write_all(b"once").unwrap();
+        session.read_exact(&mut [0; 4]).unwrap();
+        session
+    };
+    let (mut ending, mut staying) = (open(SHOP), open("blog.example"));
+    let both = "trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/other-ca.pem\"]";
+
+    // A reload that changes no trust ends nothing.
+    assert!(rig.reload());
+    ending.write_all(b"more").unwrap();
+    ending.read_exact(&mut [0; 4]).unwrap();
+    let mark = rig.gate().mark();
+    assert!(rig.reconfigure("", &[&shop(&format!("{close}\n{both}")), &blog(both)]));
+
+    let mut rest = Vec::new();
+    ending.read_to_end(&mut rest).unwrap();
+    assert_eq!(rig.outcome(mark), "TrustChanged");
+    staying.write_all(b"more").unwrap();
+    staying.read_exact(&mut [0; 4]).unwrap();
+}
+
+#[test]
+fn a_bad_file_keeps_what_was_and_says_so() {
+    let mut rig = Rig::new();
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
+    rig.start("", &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let files = [
+        "shop.example.pem",
+        "shop.example.key",
+        "ours-ca.pem",
+        "crl.pem",
+    ];
+
+    for (count, (file, defect)) in files
+        .iter()
+        .flat_map(|file| DEFECTS.iter().map(move |defect| (*file, *defect)))
+        .enumerate()
+    {
+        let path = rig.pki.path(file);
+        let good = fs::read(&path).unwrap();
+        spoil(&rig, file, defect);
+        assert!(!rig.reload(), "{file} {defect:?}");
+        assert_eq!(
+            rig.tell(&rig.edge(), SHOP),
+            "200, Relayed",
+            "{file} {defect:?}"
+        );
+        let status = rig.gate().status();
+        let warnings = status["warnings"].to_string();
+        assert!(
+            warnings.contains("not what is in force"),
+            "{file} {defect:?}: {warnings}"
+        );
+        assert!(warnings.contains(file), "{file} {defect:?}: {warnings}");
+        let failed = rig
+            .gate()
+            .metric("pullgate_gate_reload_total{outcome=\"Failed\"}");
+        assert!(failed > count as u64, "{file} {defect:?}");
+
+        fs::remove_dir(&path).ok();
+        rig.pki.write(file, &String::from_utf8(good).unwrap());
+        assert!(rig.reload(), "{file} {defect:?}");
+        let warnings = rig.gate().status()["warnings"].to_string();
+        assert!(!warnings.contains("not what is in force"), "{warnings}");
+    }
+    // So does a configuration that is none, and one without a gate.
+    for bad in ["[gate", "[ranges]\n"] {
+        let good = fs::read_to_string(&rig.config).unwrap();
+        fs::write(&rig.config, bad).unwrap();
+        assert!(!rig.reload());
+        assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+        fs::write(&rig.config, good).unwrap();
+    }
+}
+
+#[test]
+fn a_bad_file_at_the_start_is_refused_before_any_port_is_bound() {
+    let rig = Rig::new();
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
+    rig.configure("", &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog("")]);
+
+    for file in [
+        "shop.example.pem",
+        "shop.example.key",
+        "ours-ca.pem",
+        "crl.pem",
+    ] {
+        for defect in DEFECTS {
+            let path = rig.pki.path(file);
+            let good = fs::read_to_string(&path).unwrap();
+            spoil(&rig, file, defect);
+
+            let output = rig.pullgate(&["run", "--only", "gate"]);
+
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(78), "{file} {defect:?}: {text}");
+            assert!(text.contains(file), "{text}");
+            assert!(!text.contains("listening"), "{text}");
+            fs::remove_dir(&path).ok();
+            rig.pki.write(file, &good);
+        }
+    }
+    // A list of a CA that is not trusted would be without effect.
+    rig.pki.write("crl.pem", &rig.pki.other.crl(&[7], tomorrow));
+    let output = rig.pullgate(&["run", "--only", "gate"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is of no CA in `trust`"));
+}
+
+#[test]
+fn a_key_that_the_group_may_read_is_fine_if_it_is_our_own() {
+    let rig = Rig::new();
+    rig.configure("", &[&shop("")]);
+    let key = rig.pki.path("shop.example.key");
+    let check = |mode: u32, group: u32| {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        nix::unistd::chown(&key, None, Some(nix::unistd::Gid::from_raw(group))).unwrap();
+        rig.pullgate(&["check"]).status.success()
+    };
+
+    assert!(check(0o600, 54_321));
+    assert!(check(0o640, 0));
+    assert!(!check(0o640, 54_321));
+    assert!(!check(0o604, 0));
+}
+
+#[test]
+fn a_certificate_that_is_replaced_is_shown_without_a_signal() {
+    let rig = Rig::with_shop("");
+    let shown = || {
+        let edge = rig.edge();
+        let session = edge
+            .connect(&rig.network, Host::Edge, origin(), SHOP)
+            .unwrap();
+        session.conn.peer_certificates().unwrap()[0].to_vec()
+    };
+    let before = shown();
+
+    // The certificate alone does not belong to the key: it takes both.
+    rig.pki.write_server("new", &[SHOP]);
+    let mark = rig.gate().mark();
+    fs::rename(rig.pki.path("new.pem"), rig.pki.path("shop.example.pem")).unwrap();
+    rig.gate().event(mark, "half of it is not used", |event| {
+        event["message"] == "files not used, what was read before stays in force"
+    });
+    assert_eq!(shown(), before);
+    let mark = rig.gate().mark();
+    fs::rename(rig.pki.path("new.key"), rig.pki.path("shop.example.key")).unwrap();
+    rig.gate().event(mark, "the new pair is in force", |event| {
+        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+    });
+
+    assert_ne!(shown(), before);
+}
+
+#[test]
+fn a_certificate_that_is_revoked_meanwhile_is_refused() {
+    let mut rig = Rig::new();
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+    let identity = rig.pki.ours.client_with(|params| {
+        params.serial_number = Some(rcgen::SerialNumber::from(7));
+    });
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[], tomorrow));
+    rig.start("", &[&shop("crl = [\"@PKI@/crl.pem\"]")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let client = Client::new(&rig.pki, Some(&identity));
+    assert_eq!(rig.tell(&client, SHOP), "200, Relayed");
+
+    let mark = rig.gate().mark();
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
+    rig.gate().event(mark, "the list is read", |event| {
+        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+    });
+
+    // Its ticket is of another trust; its certificate is seen to be revoked.
+    assert_eq!(rig.tell(&client, SHOP), "alert CertificateRevoked, Revoked");
+}
+
+#[test]
+fn a_hundred_reloads_under_load_fail_no_request() {
+    let mut rig = Rig::new();
+    let plenty = "[gate.per_source]\nhandshakes_per_second = 100000\n\
+        [gate.per_network]\nhandshakes_per_second = 100000";
+    let configurations = [
+        [shop(""), blog("")],
+        [
+            shop("trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/other-ca.pem\"]"),
+            blog(""),
+        ],
+    ];
+    rig.start(plenty, &[&configurations[0][0], &configurations[0][1]]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+
+    let served = under_load(&rig, || {
+        for n in 0..100 {
+            let [shop, blog] = &configurations[n % 2];
+            assert!(rig.reconfigure(plenty, &[shop, blog]));
+        }
+    });
+
+    assert!(served > 20, "{served} requests");
+}
+
+#[test]
+fn twenty_restarts_under_load_fail_no_request() {
+    let mut rig = Rig::new();
+    let plenty = "[gate.per_source]\nhandshakes_per_second = 100000\n\
+        [gate.per_network]\nhandshakes_per_second = 100000";
+    rig.start(plenty, &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    // The role has handed its sockets over; each successor is given them.
+    let mut words = vec!["--only".to_owned(), "gate".to_owned()];
+    for descriptor in rig.gate().stored() {
+        words.extend(["--listen-fd".to_owned(), descriptor.to_string()]);
+    }
+    assert_eq!(words.len(), 2 + 2 * 2, "two sockets, one per family");
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let gate = std::sync::Mutex::new(rig.gate.take());
+
+    let served = under_load(&rig, || {
+        for _ in 0..20 {
+            let old = gate.lock().unwrap().take().unwrap();
+            assert_eq!(old.stop(), Some(0));
+            let new = Pullgate::start_with(&rig.network, &rig.config, "gate", &words);
+            assert!(
+                new.stored().is_empty(),
+                "what was handed over is not handed back"
+            );
+            *gate.lock().unwrap() = Some(new);
+        }
+    });
+
+    assert!(served > 20, "{served} requests");
+}
+
+#[test]
+fn who_waits_while_nobody_accepts_is_served_by_the_next() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let gate = rig.gate.take().unwrap();
+    let descriptors: Vec<_> = gate.stored().iter().map(ToString::to_string).collect();
+    gate.kill();
+    let waiting = connect(&rig.network, Host::Edge, origin()).unwrap();
+
+    let words = [
+        "--only",
+        "gate",
+        "--listen-fd",
+        &descriptors[0],
+        "--listen-fd",
+        &descriptors[1],
+    ];
+    rig.gate = Some(Pullgate::start_with(
+        &rig.network,
+        &rig.config,
+        "gate",
+        &words,
+    ));
+
+    assert_eq!(rig.edge().get_over(waiting, SHOP).brief(), "200");
+}
+
+#[test]
+fn a_descriptor_that_is_no_listener_is_refused() {
+    let rig = Rig::new();
+    rig.configure("", &[&shop("")]);
+
+    for descriptor in ["0", "999"] {
+        let output = rig.pullgate(&["run", "--only", "gate", "--listen-fd", descriptor]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        assert!(
+            text.contains(&format!("descriptor {descriptor} was handed over")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_gate_that_stops_lets_answers_come_and_tells_the_others() {
+    let mut rig = Rig::new();
+    rig.start(
+        "",
+        &[&host(
+            &[SHOP],
+            SHOP,
+            "trust = [\"@PKI@/ours-ca.pem\"]\nproxy_protocol = \"none\"",
+        )],
+    );
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let open = || {
+        let edge = rig.edge();
+        edge.connect(&rig.network, Host::Edge, origin(), SHOP)
+            .unwrap()
+    };
+    let mut idle = open();
+    idle.write_all(b"a question and its answer").unwrap();
+    idle.read_exact(&mut [0; 25]).unwrap();
+
+    let gate = rig.gate.take().unwrap();
+    gate.signal(Signal::SIGTERM);
+    // The end is told by close_notify: nothing was cut off.
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).unwrap();
+
+    assert_eq!(gate.stop(), Some(0));
+}
+
+/// Requests without pause from two clients, while something happens; how many were served. Each
+/// must be.
+fn under_load(rig: &Rig, work: impl FnOnce()) -> u32 {
+    let (stop, served) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let client = rig.edge();
+                    let (reply, _) = client.get(&rig.network, Host::Edge, origin(), SHOP);
+                    assert_eq!(reply.brief(), "200");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        tests::eventually("the load has begun", || {
+            (served.load(Ordering::Relaxed) > 2).then_some(())
+        });
+        let stop_at_the_end = StopAtTheEnd(&stop);
+        work();
+        drop(stop_at_the_end);
+    });
+    served.into_inner()
+}
+
+/// Ends the load also if the work fails.
+struct StopAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a file may be that it should not be.
+#[derive(Clone, Copy, Debug)]
+enum Defect {
+    Missing,
+    Empty,
+    Html,
+    Directory,
+    Truncated,
+    /// PEM, of something else.
+    Other,
+}
+
+const DEFECTS: [Defect; 6] = [
+    Defect::Missing,
+    Defect::Empty,
+    Defect::Html,
+    Defect::Directory,
+    Defect::Truncated,
+    Defect::Other,
+];
+
+fn spoil(rig: &Rig, file: &str, defect: Defect) {
+    let path = rig.pki.path(file);
+    let good = fs::read_to_string(&path).unwrap();
+    match defect {
+        Defect::Missing => fs::remove_file(&path).unwrap(),
+        Defect::Empty => rig.pki.write(file, ""),
+        Defect::Html => rig
+            .pki
+            .write(file, "<!DOCTYPE html><title>Just a moment…</title>"),
+        Defect::Directory => {
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+        }
+        Defect::Truncated => rig.pki.write(file, &good[..good.len() / 2]),
+        Defect::Other => {
+            let other = if file.ends_with("ca.pem") {
+                "blog.example.pem"
+            } else {
+                "ours-ca.pem"
+            };
+            let other = fs::read_to_string(rig.pki.path(other)).unwrap();
+            rig.pki.write(file, &other);
+        }
+    }
+}

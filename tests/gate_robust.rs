@@ -1,1 +1,273 @@
-//! x
+//! Verifies that the gate holds out: floods of half-open handshakes, many idle connections, misuse
+//! of TLS, a host without descriptors. Somebody legitimate is served meanwhile.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::io::{Read as _, Write as _};
+use std::net::IpAddr;
+
+use rustls::version::TLS13;
+use tests::Rig;
+use tests::client::{Client, connect_from};
+use tests::gate::{blog, origin, shop};
+use tests::net::Host;
+use tests::pki::SHOP;
+use tests::upstream::{Manner, Upstream};
+
+#[test]
+fn five_thousand_half_open_handshakes_keep_nobody_out() {
+    let mut rig = Rig::new();
+    rig.start("handshake_timeout = \"60s\"", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let networks = [
+        [173, 245, 49],
+        [173, 245, 50],
+        [173, 245, 51],
+        [173, 245, 52],
+    ];
+    let sources = rig.network.add_edges(&networks, 10);
+
+    let mut held = Vec::new();
+    for n in 0..5_000 {
+        let mut stream = connect_from(&rig.network, sources[n % sources.len()], origin());
+        // The beginning of a ClientHello, or of a record, or nothing.
+        let begun: &[u8] = [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"[..], b"\x16", b""][n % 3];
+        stream.write_all(begun).unwrap();
+        held.push(stream);
+    }
+    tests::eventually("all are taken", || {
+        (rig.gate().metric("pullgate_gate_active_connections") >= 5_000).then_some(())
+    });
+
+    for _ in 0..50 {
+        assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+    }
+    // They were there all the time, and cost little.
+    assert!(rig.gate().metric("pullgate_gate_active_connections") >= 5_000);
+    let each = rig.gate().resident_kib() / 5_000;
+    assert!(each < 40, "{each} KiB for each");
+}
+
+#[test]
+fn one_source_takes_no_more_than_its_share() {
+    let mut rig = Rig::new();
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let sources = rig.network.add_edges(&[[173, 245, 49], [173, 245, 50]], 2);
+    let [a, b, elsewhere] = [sources[0], sources[1], sources[2]];
+    rig.start(
+        "handshake_timeout = \"60s\"\n[gate.per_source]\nhandshakes = 3\n\
+        [gate.per_network]\nhandshakes = 5",
+        &[&shop("")],
+    );
+    let half_open = |source: IpAddr| connect_from(&rig.network, source, origin());
+    let active = |count: u64| {
+        tests::eventually("they are taken", || {
+            (rig.gate().metric("pullgate_gate_active_connections") == count).then_some(())
+        });
+    };
+
+    let _held = [half_open(a), half_open(a), half_open(a)];
+    active(3);
+    assert_eq!(outcome_from(&rig, a), "TooManySourceHandshakes");
+    let _more = [half_open(b), half_open(b)];
+    active(5);
+    assert_eq!(outcome_from(&rig, b), "TooManyNetworkHandshakes");
+    assert_eq!(outcome_from(&rig, elsewhere), "Relayed");
+}
+
+#[test]
+fn handshakes_per_second_and_connections_are_bounded_per_source() {
+    let mut rig = Rig::new();
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let sources = rig.network.add_edges(&[[173, 245, 49]], 2);
+    rig.start(
+        "[gate.per_source]\nhandshakes_per_second = 2\nconnections = 1",
+        &[&shop("")],
+    );
+
+    let held = connect_from(&rig.network, sources[0], origin());
+    tests::eventually("it is taken", || {
+        (rig.gate().metric("pullgate_gate_active_connections") == 1).then_some(())
+    });
+    assert_eq!(outcome_from(&rig, sources[0]), "TooManySourceConnections");
+    drop(held);
+    let outcomes: Vec<_> = (0..10).map(|_| outcome_from(&rig, sources[1])).collect();
+    assert_eq!(outcomes[0], "Relayed");
+    assert!(
+        outcomes
+            .iter()
+            .any(|outcome| outcome == "TooManySourcePerSecond"),
+        "{outcomes:?}"
+    );
+}
+
+#[test]
+fn handshakes_in_flight_are_bounded_in_all() {
+    let mut rig = Rig::new();
+    let sources = rig.network.add_edges(&[[173, 245, 49]], 3);
+    rig.start(
+        "handshake_timeout = \"60s\"\nmax_handshakes = 2",
+        &[&shop("")],
+    );
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+
+    let held = [sources[0], sources[1]].map(|source| connect_from(&rig.network, source, origin()));
+    tests::eventually("they are taken", || {
+        (rig.gate().metric("pullgate_gate_active_connections") == 2).then_some(())
+    });
+    assert_eq!(outcome_from(&rig, sources[2]), "TooManyHandshakes");
+    drop(held);
+    tests::eventually("there is room again", || {
+        (outcome_from(&rig, sources[2]) == "Relayed").then_some(())
+    });
+}
+
+#[test]
+fn ten_thousand_idle_connections_are_held_and_answer() {
+    let mut rig = Rig::new();
+    let hosts = shop("proxy_protocol = \"none\"");
+    let plenty = "connections = 20000\nhandshakes_per_second = 100000";
+    rig.start(
+        &format!("[gate.per_source]\n{plenty}\n[gate.per_network]\n{plenty}"),
+        &[&hosts],
+    );
+    let _web = tests::web::Origin::start(&rig.network, 1);
+    let (_, limit) =
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    // The gate needs two descriptors for each; what a host does not grant cannot be shown on it.
+    let count = (limit.saturating_sub(200) / 2).min(10_000);
+    if count < 10_000 {
+        tests::skip(
+            "ten_thousand_idle_connections_are_held_and_answer",
+            &format!("{count} instead of 10,000: a process may open {limit} files here"),
+        );
+    }
+    let before = rig.gate().resident_kib();
+
+    let held = std::thread::scope(|scope| {
+        let opening: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let edge = rig.edge();
+                    let mut held = Vec::new();
+                    for _ in 0..count / 2 {
+                        let session = edge.connect(&rig.network, Host::Edge, origin(), SHOP);
+                        held.push(session.unwrap());
+                    }
+                    held
+                })
+            })
+            .collect();
+        let opened = opening.into_iter().map(|opening| opening.join().unwrap());
+        opened.flatten().collect::<Vec<_>>()
+    });
+
+    tests::eventually("all are relayed", || {
+        (rig.gate().metric("pullgate_gate_active_connections") >= count).then_some(())
+    });
+    let each = (rig.gate().resident_kib() - before) / count;
+    assert!(each < 30, "{each} KiB for each");
+    let mut held = held;
+    for session in held.iter_mut().step_by(500) {
+        write!(session, "GET / HTTP/1.1\r\nHost: {SHOP}\r\n\r\n").unwrap();
+        let mut answer = [0; 15];
+        session.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    }
+    drop(held);
+    tests::eventually("all have ended", || {
+        (rig.gate().metric("pullgate_gate_active_connections") == 0).then_some(())
+    });
+}
+
+#[test]
+fn a_flood_of_key_updates_ends_the_connection() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let mark = rig.gate().mark();
+    let client = Client::speaking(&rig.pki, Some(&rig.pki.ours.client()), &[&TLS13]);
+    let mut session = client
+        .connect(&rig.network, Host::Edge, origin(), SHOP)
+        .unwrap();
+    session.write_all(b"once").unwrap();
+    session.read_exact(&mut [0; 4]).unwrap();
+
+    // A few are nothing to mind.
+    for _ in 0..5 {
+        session.conn.refresh_traffic_keys().unwrap();
+    }
+    session.write_all(b"more").unwrap();
+    session.read_exact(&mut [0; 4]).unwrap();
+    let flood = (0..100_000)
+        .find(|_| session.conn.refresh_traffic_keys().is_err() || session.flush().is_err());
+
+    assert!(flood.is_some(), "100,000 key updates were taken");
+    assert_eq!(rig.outcome(mark), "Misused");
+}
+
+#[test]
+fn renegotiation_and_early_data_are_refused() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("client_auth = \"off\""), &blog("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let openssl = format!(
+        "openssl s_client -connect {}:443 -servername {SHOP}",
+        origin()
+    );
+
+    // `R` at the beginning of a line asks for it.
+    let script = format!("(sleep 1; echo R; sleep 2) | timeout 20 {openssl} -tls1_2");
+    let text = rig.on_edge(&["sh", "-c", &script]);
+    assert!(text.contains("RENEGOTIATING"), "{text}");
+    assert!(text.contains("no renegotiation"), "{text}");
+
+    let script = format!("(sleep 2) | timeout 20 {openssl} -tls1_3");
+    let text = rig.on_edge(&["sh", "-c", &script]);
+    assert!(text.contains("Max Early Data: 0"), "{text}");
+}
+
+#[test]
+fn a_host_without_descriptors_backs_off_and_goes_on() {
+    let mut rig = Rig::new();
+    rig.start("handshake_timeout = \"60s\"", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let pid = rig.gate().pid().to_string();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count();
+    let limit = format!("--nofile={0}:{0}", descriptors + 10);
+    let limited = rig
+        .network
+        .output(Host::Origin, &["prlimit", &limit, "--pid", &pid]);
+    assert!(limited.status.success());
+    let mark = rig.gate().mark();
+
+    let edge = Host::Edge.addresses()[0];
+    let held: Vec<_> = (0..30)
+        .map(|_| connect_from(&rig.network, edge, origin()))
+        .collect();
+    rig.gate().event(mark, "it says what it lacks", |event| {
+        event["message"] == "cannot accept connections, will try again"
+    });
+    drop(held);
+
+    assert_eq!(
+        rig.edge()
+            .get(&rig.network, Host::Edge, origin(), SHOP)
+            .0
+            .brief(),
+        "200"
+    );
+}
+
+/// How a client with the right certificate fares that comes from this address.
+fn outcome_from(rig: &Rig, source: IpAddr) -> String {
+    let mark = rig.gate().mark();
+    let stream = connect_from(&rig.network, source, origin());
+    let port = stream.local_addr().unwrap();
+    let _reply = rig.edge().get_over(stream, SHOP);
+    let event = rig.gate().event(mark, "the connection ends", |event| {
+        event["message"] == "closed" && event["client"] == port.to_string()
+    });
+    event["outcome"].as_str().unwrap().to_owned()
+}

@@ -191,6 +191,8 @@ impl Running {
         if config.paths != self.config.borrow().paths {
             warn!("`paths` has changed, which takes effect at the next start");
         }
+        let role = self.gate.clone();
+        let _turn = role.as_ref().map(GateRole::turn);
         // All that can be refused is looked at before any of it is in force.
         let loaded = match self.load_gate(&config) {
             Ok(loaded) => loaded,

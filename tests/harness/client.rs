@@ -209,6 +209,24 @@ pub fn connect(network: &Network, from: Host, to: IpAddr) -> Result<TcpStream, R
     }
 }
 
+/// Opens a connection to port 443 from an address of the edge's.
+#[must_use]
+pub fn connect_from(network: &Network, source: IpAddr, to: IpAddr) -> TcpStream {
+    network.on(Host::Edge, || {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(SocketAddr::new(source, 0)),
+            socket2::Type::STREAM,
+            None,
+        )
+        .unwrap();
+        socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+        socket.connect(&SocketAddr::new(to, 443).into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(crate::PATIENCE)).unwrap();
+        stream
+    })
+}
+
 fn exchange(
     stream: &mut StreamOwned<ClientConnection, TcpStream>,
     name: &str,

@@ -1,6 +1,7 @@
 //! pullgate as a process: started, watched by its log events, signalled, killed.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, IoSliceMut};
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -19,6 +21,7 @@ pub struct Pullgate {
     child: Child,
     events: Arc<Events>,
     socket: PathBuf,
+    stored: Vec<RawFd>,
 }
 
 impl Pullgate {
@@ -61,14 +64,23 @@ impl Pullgate {
             }
         });
 
-        let is_ready = is_ready(&ready, &mut child);
+        let mut stored = Vec::new();
+        let is_ready = is_ready(&ready, &mut child, &mut stored);
         assert!(is_ready, "{role} is not ready: {:?}", events.all());
         let socket = network.path(format!("run/{role}.sock"));
         Self {
             child,
             events,
             socket,
+            stored,
         }
+    }
+
+    /// Descriptors that it has handed over for safekeeping, by their numbers here; processes that
+    /// are started from now on inherit them.
+    #[must_use]
+    pub fn stored(&self) -> &[RawFd] {
+        &self.stored
     }
 
     /// A mark in the log, to wait for what comes behind it.
@@ -166,14 +178,27 @@ impl Drop for Pullgate {
     }
 }
 
-/// Waits until the process says that it is ready, or ends without a word.
-fn is_ready(socket: &UnixDatagram, child: &mut Child) -> bool {
+/// Waits until the process says that it is ready, or ends without a word; keeps what it hands over,
+/// as a service manager does.
+fn is_ready(socket: &UnixDatagram, child: &mut Child, stored: &mut Vec<RawFd>) -> bool {
     let deadline = Instant::now() + PATIENCE;
-    let mut word = [0; 64];
     while Instant::now() < deadline {
+        let mut word = [0; 64];
+        let mut space = nix::cmsg_space!([RawFd; 8]);
+        let mut parts = [IoSliceMut::new(&mut word)];
+        let flags = MsgFlags::empty();
         // A machine that was frozen and thawed ends waits as well, signal(7).
-        if socket.recv(&mut word).is_ok() {
-            return true;
+        let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags);
+        if let Ok(message) = received {
+            let length = message.bytes;
+            for control in message.cmsgs().unwrap() {
+                if let ControlMessageOwned::ScmRights(descriptors) = control {
+                    stored.extend(descriptors);
+                }
+            }
+            if word[..length].starts_with(b"READY=1") {
+                return true;
+            }
         }
         if child.try_wait().unwrap().is_some() {
             return false;

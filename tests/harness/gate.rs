@@ -53,7 +53,11 @@ impl Rig {
         let text = format!(
             "[paths]\nstate = \"state\"\nrun = \"run\"\nbpf = \"bpf/pullgate\"\n\
              [ranges]\nunsafe_documentation_ranges = true\nallow = [\"203.0.113.10/32\"]\n\
-             [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"5s\"\n{gate}\n{}",
+             [gate]\ndrain_timeout = \"5s\"\n{}{gate}\n{}",
+            match gate.contains("handshake_timeout") {
+                true => "",
+                false => "handshake_timeout = \"2s\"\n",
+            },
             hosts.join("\n")
         );
         let directory = self.network.path("");

@@ -145,6 +145,23 @@ impl Network {
         }
     }
 
+    /// Gives the edge further addresses: these networks' first ones, so many of each /24.
+    pub fn add_edges(&self, networks: &[[u8; 3]], each: u8) -> Vec<IpAddr> {
+        let [edge, origin] = [Host::Edge, Host::Origin].map(|host| self.namespace(host));
+        let mut all = Vec::new();
+        for [a, b, c] in networks {
+            let network = format!("{a}.{b}.{c}.0/24");
+            ip(&["-n", &origin, "route", "add", &network, "dev", INTERFACE]);
+            for d in 1..=each {
+                let address = IpAddr::from([*a, *b, *c, d]);
+                let host_only = format!("{address}/32");
+                ip(&["-n", &edge, "addr", "add", &host_only, "dev", INTERFACE]);
+                all.push(address);
+            }
+        }
+        all
+    }
+
     /// Connects the stranger to the origin by a pair of interfaces of their own, [`DIRECT`] at both
     /// ends, past the bridge: as fast as the kernel can be.
     pub fn connect_directly(&self) {

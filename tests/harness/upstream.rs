@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
+use crate::eventually;
 use crate::net::{Host, Network};
 use crate::web::ADDRESS;
 
@@ -43,7 +44,10 @@ impl Upstream {
     /// Starts to listen at [`ADDRESS`].
     #[must_use]
     pub fn start(network: &Arc<Network>, manner: Manner) -> Self {
-        let listener = network.on(Host::Origin, || TcpListener::bind(ADDRESS).unwrap());
+        // One that was here before lives on for a moment in a process that another test forks.
+        let listener = eventually("the upstream's port is free", || {
+            network.on(Host::Origin, || TcpListener::bind(ADDRESS).ok())
+        });
         let address = listener.local_addr().unwrap();
         let (stop, accepted) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&accepted));

@@ -185,6 +185,7 @@ impl StartError {
             | Self::Load(_)
             | Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
+            | Self::ListenFd { .. }
             | Self::Table(_)
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
@@ -197,7 +198,6 @@ impl StartError {
             Self::Snapshot(error) => error.exit_code(),
             Self::Socket { .. }
             | Self::Bind { .. }
-            | Self::ListenFd { .. }
             | Self::Workers { .. }
             | Self::TaskEnded
             | Self::NoRangesRole { .. }

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,6 +21,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::file::Watch;
 use crate::gate::{self, Gate, Lint, Loaded};
 use crate::report::chain;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 /// The running gate; clones are the same one.
@@ -35,6 +36,8 @@ pub(super) struct GateRole {
     trouble: watch::Sender<Option<String>>,
     /// Whether some upstream could not be asked what it speaks.
     unanswered: watch::Sender<bool>,
+    /// Held from reading files until what was read is in force, so that the last reading counts.
+    turn: Arc<Mutex<()>>,
 }
 
 impl GateRole {
@@ -104,6 +107,7 @@ impl GateRole {
             drain: settings.drain_timeout,
             trouble: watch::Sender::new(None),
             unanswered: watch::Sender::new(unanswered),
+            turn: Arc::default(),
         };
         let looking = Arc::clone(&role.gate);
         tasks.spawn(async move { looking.sightings().follow().await });
@@ -146,6 +150,11 @@ impl GateRole {
         Ok(())
     }
 
+    /// Whoever holds it is the only one to read files and to put them in force.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
+    }
+
     /// Reads the files of a configuration as [`gate::load`] does; what is in force is kept as far
     /// as it is the same.
     pub(super) fn load(&self, config: &config::Gate) -> Result<Loaded, ConfigError> {
@@ -186,7 +195,7 @@ impl GateRole {
             let mut watch = watch_files(settings);
             // What has changed while nobody looked.
             if watch.is_some() {
-                self.read_again(settings);
+                let _in_force = self.read_again(&config);
             }
             loop {
                 tokio::select! {
@@ -194,26 +203,37 @@ impl GateRole {
                         Ok(()) => break,
                         Err(_) => return,
                     },
-                    () = settled(&mut watch) => {
-                        info!("files of the gate have changed");
-                        self.read_again(settings);
-                    }
+                    () = settled(&mut watch) => if self.read_again(&config) {
+                        info!("certificates, keys, CAs and revocation lists are read again");
+                    },
                     () = tokio::time::sleep(ASK_AGAIN), if *self.unanswered.borrow() => {
-                        self.read_again(settings);
+                        let _in_force = self.read_again(&config);
                     }
                 }
             }
         }
     }
 
-    fn read_again(&self, settings: &config::Gate) {
-        match tokio::task::block_in_place(|| self.load(settings)) {
-            Ok(loaded) => {
-                self.put_in_force(settings, loaded);
-                info!("certificates, keys, CAs and revocation lists are read again");
+    /// Whether what was read is in force.
+    fn read_again(&self, config: &watch::Receiver<Arc<Config>>) -> bool {
+        tokio::task::block_in_place(|| {
+            let _turn = self.turn();
+            // The one of now: a reload may have had its turn before.
+            let config = Arc::clone(&config.borrow());
+            let Some(settings) = &config.gate else {
+                return false;
+            };
+            match self.load(settings) {
+                Ok(loaded) => {
+                    self.put_in_force(settings, loaded);
+                    true
+                }
+                Err(error) => {
+                    error!(%error, "files not used, what was read before stays in force");
+                    false
+                }
             }
-            Err(error) => error!(%error, "files not used, what was read before stays in force"),
-        }
+        })
     }
 
     /// Waits for live connections, and closes those that take too long.
