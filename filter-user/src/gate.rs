@@ -76,6 +76,7 @@ struct InUse {
     proxy_from: Vec<IpNet>,
     handshake: Duration,
     connect: Duration,
+    idle: Duration,
     max_handshakes: u64,
     allowed: Allowed,
 }
@@ -88,6 +89,7 @@ impl InUse {
             proxy_from: config.proxy_from.clone(),
             handshake: config.handshake_timeout,
             connect: config.connect_timeout,
+            idle: config.idle_timeout,
             max_handshakes: config.max_handshakes as u64,
             allowed: Allowed {
                 source: config.per_source,
@@ -142,15 +144,7 @@ impl Gate {
     pub fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
         let new = Arc::new(InUse::new(config, loaded));
         tell_expiry(&new.policies, &self.metrics);
-        {
-            let endings = &mut lock(&self.endings);
-            endings.retain(|ending| ending.strong_count() > 0);
-            endings.extend(
-                new.policies
-                    .iter()
-                    .map(|policy| Arc::downgrade(policy.ending())),
-            );
-        }
+        self.remember_endings(&new.policies);
         let old = self.terms.send_replace(Arc::clone(&new));
         for old in old.policies.iter() {
             let successor = new.policies.labelled(old.label());
@@ -183,20 +177,46 @@ impl Gate {
         &self.sightings
     }
 
-    fn tell_all(&self, word: Word) {
-        for ending in lock(&self.endings).iter().filter_map(Weak::upgrade) {
-            ending.say(word);
+    /// Each once, or time would pass twice for its connections.
+    fn remember_endings(&self, policies: &Policies) {
+        let endings = &mut lock(&self.endings);
+        endings.retain(|ending| ending.strong_count() > 0);
+        for policy in policies.iter() {
+            let ending = Arc::downgrade(policy.ending());
+            if !endings.iter().any(|known| known.ptr_eq(&ending)) {
+                endings.push(ending);
+            }
         }
+    }
+
+    fn tell_all(&self, tell: impl Fn(&Ending)) {
+        for ending in lock(&self.endings).iter().filter_map(Weak::upgrade) {
+            tell(&ending);
+        }
+    }
+
+    /// Ends connections that are silent, over and over.
+    pub async fn watch_silence(&self) {
+        loop {
+            tokio::time::sleep(self.in_use().idle).await;
+            self.tick();
+        }
+    }
+
+    /// Tells live connections that time has passed: one that was silent since the last time ends,
+    /// or, while they drain, one that waits for no answer.
+    pub fn tick(&self) {
+        self.tell_all(Ending::tick);
     }
 
     /// Lets every connection end as soon as no answer is being waited for.
     pub fn drain(&self) {
-        self.tell_all(Word::Drain);
+        self.tell_all(|ending| ending.say(Word::Drain));
     }
 
     /// Closes every live connection.
     pub fn abort(&self) {
-        self.tell_all(Word::Stop);
+        self.tell_all(|ending| ending.say(Word::Stop));
     }
 }
 
@@ -219,7 +239,6 @@ pub fn load(
         clock: Arc::clone(clock),
         now,
         shared,
-        idle: config.idle_timeout,
     };
     let mut lints = Vec::new();
     let mut unanswered = false;

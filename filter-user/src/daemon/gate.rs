@@ -111,6 +111,8 @@ impl GateRole {
         };
         let looking = Arc::clone(&role.gate);
         tasks.spawn(async move { looking.sightings().follow().await });
+        let watching = Arc::clone(&role.gate);
+        tasks.spawn(async move { watching.watch_silence().await });
         let following = role.clone();
         tasks.spawn(async move { following.follow_files(config).await });
         role.start_workers(sockets, tasks)
@@ -240,8 +242,15 @@ impl GateRole {
     pub(super) async fn drain(&self) {
         self.connections.close();
         self.gate.drain();
-        let drained = tokio::time::timeout(self.drain, self.connections.wait());
-        if drained.await.is_err() {
+        let draining = async {
+            while tokio::time::timeout(QUIET, self.connections.wait())
+                .await
+                .is_err()
+            {
+                self.gate.tick();
+            }
+        };
+        if tokio::time::timeout(self.drain, draining).await.is_err() {
             warn!(
                 left = self.connections.len(),
                 "closing connections that did not end in time"
@@ -342,6 +351,8 @@ fn raise_descriptor_limit(connections: usize) {
     }
 }
 
+/// Silence after which a connection that waits for no answer is closed while the gate stops.
+const QUIET: Duration = Duration::from_secs(1);
 /// For listeners, sockets and files besides the connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// How long no file may change before all are read.

@@ -20,7 +20,7 @@ use super::peer::VerifiedPeer;
 use super::policy::Policy;
 use super::proxy::{self, Ends, Told};
 use super::refusal::{Outcome, Phase, Refusal, What};
-use super::relay::{End, Relay, Until};
+use super::relay::{End, Relay};
 use super::shares::{Seat, source};
 use super::sightings::Visit;
 use super::upstream;
@@ -40,11 +40,7 @@ impl Gate {
         let outcome = match Box::pin(self.admit(arrival, &mut about)).await {
             Err(refusal) => Outcome::Refused(refusal),
             Ok(mut admitted) => {
-                let until = Until {
-                    idle: admitted.policy.idle,
-                    ending: admitted.policy.ending(),
-                };
-                let outcome = admitted.relay.run(&until).await;
+                let outcome = admitted.relay.run(admitted.policy.ending()).await;
                 self.metrics.relayed(admitted.relay.up, admitted.relay.down);
                 outcome
             }

@@ -1,15 +1,17 @@
-//! The word that live connections are to end, which each of them looks at whenever it is woken: so
-//! looking must cost next to nothing.
+//! What live connections are told together: that they are to end, and that time has passed. Each
+//! looks at it whenever it is woken, so looking must cost next to nothing; and there may be many of
+//! them, so none has a clock of its own.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// What was said; it only ever becomes more.
+/// What was said; the word only ever becomes more.
 #[derive(Debug, Default)]
 pub(super) struct Ending {
     said: AtomicU8,
+    ticks: AtomicU32,
     changed: Notify,
 }
 
@@ -43,8 +45,19 @@ impl Ending {
         }
     }
 
+    /// Says that time has passed.
+    pub(super) fn tick(&self) {
+        self.ticks.fetch_add(1, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// How often time has passed so far; it wraps around.
+    pub(super) fn ticks(&self) -> u32 {
+        self.ticks.load(Ordering::Acquire)
+    }
+
     /// Ready when more is said after the first poll; who has polled once may look at
-    /// [`Self::word`] instead when it is woken for another reason.
+    /// [`Self::word`] and [`Self::ticks`] instead when it is woken for another reason.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::CryptoProvider;
@@ -98,8 +97,6 @@ pub struct Policy {
     dialer: Dialer,
     terms: Terms,
     pub(super) connections: Option<Connections>,
-    /// How long a connection may be silent.
-    pub(super) idle: Duration,
     pub(super) on_trust_change: OnTrustChange,
     pub(super) client_auth: ClientAuth,
     pub(super) facts: Facts,
@@ -135,7 +132,6 @@ pub(super) struct Workshop {
     pub(super) now: UnixTime,
     /// Cloudflare's CA.
     pub(super) shared: Authority,
-    pub(super) idle: Duration,
 }
 
 impl Policy {
@@ -196,7 +192,6 @@ impl Policy {
             dialer: dialer(host, workshop)?,
             terms,
             connections: connections(host, before),
-            idle: workshop.idle,
             on_trust_change: host.on_trust_change,
             client_auth: host.client_auth,
             facts,
@@ -236,7 +231,7 @@ impl Policy {
         self.terms.digest == other.terms.digest
     }
 
-    /// Where its live connections are told to end.
+    /// Where its live connections are told what concerns them all.
     pub(super) fn ending(&self) -> &Arc<Ending> {
         &self.terms.ending
     }

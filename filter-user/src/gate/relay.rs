@@ -13,19 +13,10 @@ use std::time::Duration;
 
 use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
 use super::ending::{Ending, Word};
 use super::refusal::{Outcome, is_disconnect};
-
-/// When a relay is to end although both sides are well.
-pub(super) struct Until<'a> {
-    /// Neither side has sent a byte for this long; noticed before twice that time is over.
-    pub(super) idle: Duration,
-    /// The gate stops, or the host's trust has changed.
-    pub(super) ending: &'a Ending,
-}
 
 /// What a relay has to think about.
 enum Event {
@@ -33,8 +24,8 @@ enum Event {
     Ended(io::Result<()>),
     /// Somebody wants it to end.
     Word,
-    /// The time is up in which a byte should have come.
-    Silence,
+    /// Time has passed.
+    Tick,
 }
 
 /// A client and its upstream, and what has gone between them.
@@ -70,9 +61,10 @@ where
         }
     }
 
-    /// Relays until the end.
-    pub(super) async fn run(&mut self, until: &Until<'_>) -> Outcome {
-        let outcome = self.go_on(until).await;
+    /// Relays until the end, or until it is told to end: when it is said, or when no byte has come
+    /// between two ticks.
+    pub(super) async fn run(&mut self, ending: &Ending) -> Outcome {
+        let outcome = self.go_on(ending).await;
         // A client that is told the end can tell it from somebody who cut the line.
         if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
             let farewell = poll_fn(|context| self.client.poll_end(context));
@@ -83,14 +75,14 @@ where
         outcome
     }
 
-    async fn go_on(&mut self, until: &Until<'_>) -> Outcome {
+    async fn go_on(&mut self, ending: &Ending) -> Outcome {
         let mut drains = false;
-        let mut silence = pin!(tokio::time::sleep(until.idle));
-        let mut before = self.moved();
+        let mut ticks = ending.ticks();
+        // The first tick comes at any time, so it only begins to measure.
+        let mut before = None;
         loop {
-            let event = self.next_event(until, drains, silence.as_mut()).await;
-            let after = self.moved();
-            match event {
+            let known = if drains { Word::Drain } else { Word::GoOn };
+            match self.next_event(ending, known, ticks).await {
                 Event::Ended(Ok(())) => return Outcome::Relayed,
                 Event::Ended(Err(error)) if error.kind() == ErrorKind::InvalidData => {
                     debug!(%error, "client misused TLS");
@@ -100,51 +92,47 @@ where
                     debug!(%error, "relay broke off");
                     return Outcome::Aborted;
                 }
-                Event::Word => match until.ending.word() {
+                Event::Word => match ending.word() {
                     Word::TrustChanged => return Outcome::TrustChanged,
                     Word::Stop => return Outcome::Stopped,
                     Word::Drain => drains = true,
                     Word::GoOn => {}
                 },
-                Event::Silence if before != after => {}
-                Event::Silence if !drains => return Outcome::Idle,
-                Event::Silence if self.owes_nothing() => return Outcome::Stopped,
-                Event::Silence => {}
+                Event::Tick => {
+                    ticks = ending.ticks();
+                    let after = Some((self.up, self.down));
+                    let is_silent = after == std::mem::replace(&mut before, after);
+                    match (is_silent, drains) {
+                        (true, false) => return Outcome::Idle,
+                        (true, true) if self.owes_nothing() => return Outcome::Stopped,
+                        (_, _) => {}
+                    }
+                }
             }
-            before = after;
-            let patience = if drains { QUIET } else { until.idle };
-            silence.as_mut().reset(Instant::now() + patience);
         }
     }
 
-    async fn next_event(
-        &mut self,
-        until: &Until<'_>,
-        drains: bool,
-        mut silence: Pin<&mut Sleep>,
-    ) -> Event {
-        let mut changed = pin!(until.ending.changed());
+    async fn next_event(&mut self, ending: &Ending, known: Word, ticks: u32) -> Event {
+        let mut changed = pin!(ending.changed());
         let mut listens = false;
         poll_fn(|context| {
             if let Poll::Ready(ended) = self.poll(context) {
                 return Poll::Ready(Event::Ended(ended));
             }
-            // Once: from then on it wakes us, and the word tells why.
+            // Once: from then on it wakes us, and what was said is there to see.
             if !listens {
                 listens = true;
-                let _word = changed.as_mut().poll(context);
+                let _said = changed.as_mut().poll(context);
             }
-            let known = if drains { Word::Drain } else { Word::GoOn };
-            if until.ending.word() > known {
+            if ending.word() > known {
                 return Poll::Ready(Event::Word);
             }
-            silence.as_mut().poll(context).map(|()| Event::Silence)
+            if ending.ticks() != ticks {
+                return Poll::Ready(Event::Tick);
+            }
+            Poll::Pending
         })
         .await
-    }
-
-    fn moved(&self) -> (u64, u64) {
-        (self.up, self.down)
     }
 
     /// Whether the last word was the upstream's, and has arrived: no answer is being waited for.
@@ -155,7 +143,7 @@ where
     /// Moves what can be moved; ready when both directions have ended.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let (up, down) = self.moved();
+            let (up, down) = (self.up, self.down);
             let (client, upstream) = (&mut self.client, &mut self.upstream);
             let upwards = pump(client, upstream, &mut self.up, scratch, context)?;
             let downwards = pump(upstream, client, &mut self.down, scratch, context)?;
@@ -421,8 +409,6 @@ thread_local! {
 const SCRATCH_SIZE: usize = 64 << 10;
 /// Reads in a row without content; a session ticket or a key update is one of them now and then.
 const BARREN_MAX: u8 = 64;
-/// Silence after which a connection that nobody waits for is closed while the gate stops.
-const QUIET: Duration = Duration::from_secs(1);
 /// How long a client may take to hear the end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -457,14 +443,19 @@ mod tests {
         assert_eq!((relayed.up, relayed.down), (8, 7));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_is_closed_and_one_that_speaks_is_not() {
+    #[tokio::test]
+    async fn a_connection_that_is_silent_between_two_ticks_is_closed_and_no_other() {
         let mut rig = Rig::new();
 
+        rig.ending.tick();
         for _ in 0..3 {
-            tokio::time::advance(IDLE.mul_f64(0.9)).await;
             rig.client.write_all(b".").await.unwrap();
+            rig.server.read_exact(&mut [0]).await.unwrap();
+            rig.ending.tick();
+            tokio::task::yield_now().await;
+            assert!(!rig.relaying.is_finished());
         }
+        rig.ending.tick();
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Idle);
@@ -481,7 +472,7 @@ mod tests {
         assert_eq!(relayed.outcome, Outcome::Stopped);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn while_it_drains_a_connection_ends_once_its_answer_has_come() {
         let mut rig = Rig::new();
         rig.client.write_all(b"question").await.unwrap();
@@ -489,13 +480,21 @@ mod tests {
         rig.ending.say(Word::Drain);
 
         // However long the answer takes.
-        tokio::time::sleep(QUIET * 20).await;
+        for _ in 0..20 {
+            rig.ending.tick();
+            tokio::task::yield_now().await;
+        }
         assert!(!rig.relaying.is_finished());
         rig.server.write_all(b"answer").await.unwrap();
+        rig.client.read_exact(&mut [0; 6]).await.unwrap();
+        for _ in 0..2 {
+            rig.ending.tick();
+            tokio::task::yield_now().await;
+        }
         let mut answer = String::new();
         rig.client.read_to_string(&mut answer).await.unwrap();
 
-        assert_eq!(answer, "answer");
+        assert_eq!(answer, "");
         assert_eq!(rig.relaying.await.unwrap().outcome, Outcome::Stopped);
     }
 
@@ -540,12 +539,8 @@ mod tests {
             let ending = Arc::new(Ending::default());
             let ends = Arc::clone(&ending);
             let relaying = tokio::spawn(async move {
-                let until = Until {
-                    idle: IDLE,
-                    ending: &ends,
-                };
                 let mut relay = Relay::new(End::clear(gate_client), End::clear(gate_server));
-                let outcome = relay.run(&until).await;
+                let outcome = relay.run(&ends).await;
                 Relayed {
                     outcome,
                     up: relay.up,
@@ -562,5 +557,4 @@ mod tests {
     }
 
     const PIPE: usize = 64;
-    const IDLE: Duration = Duration::from_secs(1000);
 }
