@@ -293,6 +293,31 @@ fn every_web_server_in_the_manual_is_told_the_clients_address() {
     }
 }
 
+#[test]
+fn haproxy_reads_the_name_and_the_id_that_it_is_told() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let text = "defaults\n mode http\n timeout connect 5s\n timeout client 5s\n timeout server 5s\n\
+        frontend web\n bind 127.0.0.1:8080 accept-proxy\n http-request return status 200 \
+        content-type text/plain lf-string \"%[fc_pp_authority] %[fc_pp_unique_id] %[src]\\n\"\n";
+    let _haproxy = Custom::start(&rig.network, "haproxy", &["-db", "-f"], text);
+
+    let (reply, _) = rig.ask(&rig.edge(), SHOP);
+
+    let Reply::Response(200, body) = reply else {
+        panic!("{reply}");
+    };
+    let words: Vec<_> = body.split_whitespace().collect();
+    assert_eq!(
+        [words[0], words[2]],
+        [SHOP, &Host::Edge.addresses()[0].to_string()]
+    );
+    rig.gate()
+        .event(0, "the log knows the connection by its id", |event| {
+            event["message"] == "relayed" && event["id"] == words[1]
+        });
+}
+
 /// Speaks to the gate as a load balancer does: a header, then TLS. What the upstream was told, and
 /// the gate's word.
 fn through_balancer(rig: &Rig, header: &[u8]) -> String {

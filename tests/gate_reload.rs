@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use rustls::version::{TLS12, TLS13};
 use tests::Rig;
 use tests::client::{Client, connect};
-use tests::daemon::Pullgate;
+use tests::daemon::{Pullgate, Stored};
 use tests::gate::{blog, host, origin, shop};
 use tests::net::Host;
 use tests::pki::SHOP;
@@ -301,11 +301,11 @@ fn twenty_restarts_under_load_fail_no_request() {
     let mut rig = Rig::new();
     let plenty = "[gate.per_source]\nhandshakes_per_second = 100000\n\
         [gate.per_network]\nhandshakes_per_second = 100000";
-    rig.start(plenty, &[&shop("")]);
+    let stored = start_keeping(&mut rig, plenty);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     // The role has handed its sockets over; each successor is given them.
     let mut words = vec!["--only".to_owned(), "gate".to_owned()];
-    for descriptor in rig.gate().stored() {
+    for descriptor in &stored.0 {
         words.extend(["--listen-fd".to_owned(), descriptor.to_string()]);
     }
     assert_eq!(words.len(), 2 + 2 * 2, "two sockets, one per family");
@@ -316,9 +316,9 @@ fn twenty_restarts_under_load_fail_no_request() {
         for _ in 0..20 {
             let old = gate.lock().unwrap().take().unwrap();
             assert_eq!(old.stop(), Some(0));
-            let new = Pullgate::start_with(&rig.network, &rig.config, "gate", &words);
+            let (new, again) = Pullgate::start_keeping(&rig.network, &rig.config, "gate", &words);
             assert!(
-                new.stored().is_empty(),
+                again.0.is_empty(),
                 "what was handed over is not handed back"
             );
             *gate.lock().unwrap() = Some(new);
@@ -331,10 +331,10 @@ fn twenty_restarts_under_load_fail_no_request() {
 #[test]
 fn who_waits_while_nobody_accepts_is_served_by_the_next() {
     let mut rig = Rig::new();
-    rig.start("", &[&shop("")]);
+    let stored = start_keeping(&mut rig, "");
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let gate = rig.gate.take().unwrap();
-    let descriptors: Vec<_> = gate.stored().iter().map(ToString::to_string).collect();
+    let descriptors: Vec<_> = stored.0.iter().map(ToString::to_string).collect();
     gate.kill();
     let waiting = connect(&rig.network, Host::Edge, origin()).unwrap();
 
@@ -400,6 +400,15 @@ fn a_gate_that_stops_lets_answers_come_and_tells_the_others() {
     idle.read_to_end(&mut rest).unwrap();
 
     assert_eq!(gate.stop(), Some(0));
+}
+
+/// Starts a gate, and keeps what it hands over.
+fn start_keeping(rig: &mut Rig, lines: &str) -> Stored {
+    rig.configure(lines, &[&shop("")]);
+    let words = ["--only", "gate"];
+    let (gate, stored) = Pullgate::start_keeping(&rig.network, &rig.config, "gate", &words);
+    rig.gate = Some(gate);
+    stored
 }
 
 /// Requests without pause from two clients, while something happens; how many were served. Each

@@ -5,7 +5,9 @@
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::TLS13;
+use rustls::{ConnectionTrafficSecrets, StreamOwned};
 use tests::Rig;
 use tests::client::{Client, connect_from};
 use tests::gate::{blog, origin, shop};
@@ -206,6 +208,32 @@ fn a_flood_of_key_updates_ends_the_connection() {
 }
 
 #[test]
+fn a_flood_of_empty_records_ends_the_connection() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let mark = rig.gate().mark();
+    let client = Client::speaking(&rig.pki, Some(&rig.pki.ours.client()), &[&TLS13]);
+    let client = client.giving_away_keys();
+    let mut session = client
+        .connect(&rig.network, Host::Edge, origin(), SHOP)
+        .unwrap();
+    session.write_all(b"once").unwrap();
+    session.read_exact(&mut [0; 4]).unwrap();
+    let StreamOwned { conn, mut sock } = session;
+    let (mut number, secrets) = conn.dangerous_extract_secrets().unwrap().tx;
+
+    let flood = (0..200_000).find(|_| {
+        let record = empty_record(&secrets, number);
+        number += 1;
+        sock.write_all(&record).is_err()
+    });
+
+    assert!(flood.is_some(), "200,000 empty records were taken");
+    assert_eq!(rig.outcome(mark), "Misused");
+}
+
+#[test]
 fn renegotiation_and_early_data_are_refused() {
     let mut rig = Rig::new();
     rig.start("", &[&shop("client_auth = \"off\""), &blog("")]);
@@ -258,6 +286,28 @@ fn a_host_without_descriptors_backs_off_and_goes_on() {
             .brief(),
         "200"
     );
+}
+
+/// A record of application data without any, RFC 8446 §5.2.
+fn empty_record(secrets: &ConnectionTrafficSecrets, number: u64) -> Vec<u8> {
+    let (algorithm, key, iv) = match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+        _ => panic!("a suite that the gate does not prefer"),
+    };
+    let mut nonce = [0; 12];
+    nonce.copy_from_slice(iv.as_ref());
+    for (byte, part) in nonce[4..].iter_mut().zip(number.to_be_bytes()) {
+        *byte ^= part;
+    }
+    let header = [23, 3, 3, 0, 1 + 16];
+    // All that there is is the content type.
+    let mut content = vec![23];
+    let key = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).unwrap());
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    key.seal_in_place_append_tag(nonce, Aad::from(header), &mut content)
+        .unwrap();
+    [&header[..], &content].concat()
 }
 
 /// How a client with the right certificate fares that comes from this address.

@@ -124,6 +124,16 @@ impl Client {
         }
     }
 
+    /// The same client, whose connections give away their keys: to send what no library would.
+    #[must_use]
+    pub fn giving_away_keys(&self) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.enable_secret_extraction = true;
+        Self {
+            config: Arc::new(config),
+        }
+    }
+
     /// Shakes hands with `to` for host `name`, and leaves the connection to the caller.
     ///
     /// # Errors

@@ -21,7 +21,19 @@ pub struct Pullgate {
     child: Child,
     events: Arc<Events>,
     socket: PathBuf,
-    stored: Vec<RawFd>,
+}
+
+/// Descriptors that were handed over, by their numbers here; processes that are started inherit
+/// them. Closed when dropped.
+#[derive(Default)]
+pub struct Stored(pub Vec<RawFd>);
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        for descriptor in self.0.drain(..) {
+            nix::unistd::close(descriptor).ok();
+        }
+    }
 }
 
 impl Pullgate {
@@ -40,6 +52,30 @@ impl Pullgate {
     /// Starts roles with these arguments of `run`; `role` is one of them, whose status counts.
     #[must_use]
     pub fn start_with(network: &Network, config: &Path, role: &str, arguments: &[&str]) -> Self {
+        Self::start_and(network, config, role, arguments, None)
+    }
+
+    /// The same, and keeps what it hands over for safekeeping, beyond its end too.
+    #[must_use]
+    pub fn start_keeping(
+        network: &Network,
+        config: &Path,
+        role: &str,
+        arguments: &[&str],
+    ) -> (Self, Stored) {
+        let mut stored = Stored::default();
+        let kept = Some(&mut stored);
+        let pullgate = Self::start_and(network, config, role, arguments, kept);
+        (pullgate, stored)
+    }
+
+    fn start_and(
+        network: &Network,
+        config: &Path,
+        role: &str,
+        arguments: &[&str],
+        stored: Option<&mut Stored>,
+    ) -> Self {
         let notify = network.path(format!("{role}.notify"));
         if notify.exists() {
             std::fs::remove_file(&notify).unwrap();
@@ -64,23 +100,14 @@ impl Pullgate {
             }
         });
 
-        let mut stored = Vec::new();
-        let is_ready = is_ready(&ready, &mut child, &mut stored);
+        let is_ready = is_ready(&ready, &mut child, stored);
         assert!(is_ready, "{role} is not ready: {:?}", events.all());
         let socket = network.path(format!("run/{role}.sock"));
         Self {
             child,
             events,
             socket,
-            stored,
         }
-    }
-
-    /// Descriptors that it has handed over for safekeeping, by their numbers here; processes that
-    /// are started from now on inherit them.
-    #[must_use]
-    pub fn stored(&self) -> &[RawFd] {
-        &self.stored
     }
 
     /// A mark in the log, to wait for what comes behind it.
@@ -178,22 +205,24 @@ impl Drop for Pullgate {
     }
 }
 
-/// Waits until the process says that it is ready, or ends without a word; keeps what it hands over,
-/// as a service manager does.
-fn is_ready(socket: &UnixDatagram, child: &mut Child, stored: &mut Vec<RawFd>) -> bool {
+/// Waits until the process says that it is ready, or ends without a word. What it hands over is
+/// closed, unless somebody keeps it.
+fn is_ready(socket: &UnixDatagram, child: &mut Child, mut stored: Option<&mut Stored>) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let mut word = [0; 64];
         let mut space = nix::cmsg_space!([RawFd; 8]);
         let mut parts = [IoSliceMut::new(&mut word)];
-        let flags = MsgFlags::empty();
+        let space = stored.is_some().then_some(&mut space[..]);
         // A machine that was frozen and thawed ends waits as well, signal(7).
-        let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags);
-        if let Ok(message) = received {
+        let (descriptor, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+        if let Ok(message) = recvmsg::<()>(descriptor, &mut parts, space, flags) {
             let length = message.bytes;
-            for control in message.cmsgs().unwrap() {
-                if let ControlMessageOwned::ScmRights(descriptors) = control {
-                    stored.extend(descriptors);
+            if let Some(stored) = &mut stored {
+                for control in message.cmsgs().unwrap() {
+                    if let ControlMessageOwned::ScmRights(descriptors) = control {
+                        stored.0.extend(descriptors);
+                    }
                 }
             }
             if word[..length].starts_with(b"READY=1") {
