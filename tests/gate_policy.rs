@@ -270,6 +270,88 @@ fn revoked_certificates_are_refused_and_others_are_not() {
 }
 
 #[test]
+fn lists_go_by_the_key_of_a_ca_and_not_by_its_name() {
+    let mut rig = Rig::new();
+    // Another CA of the same name, as a rotation makes it.
+    let namesake = rig.pki.namesake_of_ours();
+    rig.pki.write("namesake-ca.pem", namesake.pem());
+    let revoked = |params: &mut rcgen::CertificateParams| {
+        params.serial_number = Some(SerialNumber::from(2));
+    };
+    let clients = [
+        (rig.pki.ours.client(), "200, Relayed"),
+        (namesake.client(), "200, Relayed"),
+        (
+            rig.pki.ours.client_with(revoked),
+            "alert CertificateRevoked, Revoked",
+        ),
+        (namesake.client_with(revoked), "200, Relayed"),
+        (
+            rig.pki.ours.expired_client(),
+            "alert CertificateExpired, Expired",
+        ),
+        (
+            namesake.expired_client(),
+            "alert CertificateExpired, Expired",
+        ),
+    ];
+    rig.pki
+        .write("crl.pem", &rig.pki.ours.crl(&[2], tomorrow()));
+    rig.pki
+        .write("namesake-crl.pem", &namesake.crl(&[], tomorrow()));
+    let trust = "trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/namesake-ca.pem\"]";
+    rig.start("", &[&shop(&format!("{trust}\ncrl = [\"@PKI@/crl.pem\"]"))]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+
+    for lists in [
+        "\"@PKI@/crl.pem\"",
+        "\"@PKI@/namesake-crl.pem\", \"@PKI@/crl.pem\"",
+    ] {
+        let host = shop(&format!("{trust}\ncrl = [{lists}]"));
+        assert!(rig.reconfigure("", &[&host]));
+        for (identity, expected) in &clients {
+            let client = Client::new(&rig.pki, Some(identity));
+            assert_eq!(rig.tell(&client, SHOP), *expected, "{lists}");
+        }
+    }
+    // A list that bears a trusted name and is signed by nobody is refused at once.
+    assert!(!rig.reconfigure("", &[&shop("crl = [\"@PKI@/namesake-crl.pem\"]")]));
+}
+
+#[test]
+fn a_ca_that_has_expired_keeps_nothing_else_out() {
+    let mut rig = Rig::new();
+    let soon = OffsetDateTime::now_utc() + Duration::from_secs(3);
+    let short = rig
+        .pki
+        .ours
+        .intermediate("short", |params| params.not_after = soon);
+    rig.pki.write("short-ca.pem", short.pem());
+    let old = short.client();
+    rig.start(
+        "",
+        &[&shop(
+            "trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/short-ca.pem\"]",
+        )],
+    );
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    // The one thing to wait for here is time itself.
+    std::thread::sleep(Duration::from_secs(4));
+
+    assert_ne!(
+        rig.tell(&Client::new(&rig.pki, Some(&old)), SHOP),
+        "200, Relayed"
+    );
+    assert!(rig.reload());
+    assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+    let warnings = rig.gate().status()["warnings"].to_string();
+    assert!(
+        warnings.contains("a CA in `trust` expired 1 days ago"),
+        "{warnings}"
+    );
+}
+
+#[test]
 fn an_expired_list_is_worth_what_the_operator_says() {
     let mut rig = Rig::new();
     let yesterday = OffsetDateTime::now_utc() - Duration::from_secs(3600);
@@ -401,7 +483,7 @@ fn old_versions_of_tls_are_refused() {
 fn h2_is_offered_only_to_an_upstream_that_speaks_it() {
     let mut rig = Rig::new();
     let alpn = "alpn = [\"h2\", \"http/1.1\"]";
-    let upstream = Upstream::start(&rig.network, Manner::Close);
+    let upstream = Upstream::start(&rig.network, Manner::Answer);
     rig.start("", &[&shop(alpn)]);
     let negotiated = |rig: &Rig| {
         let client = rig.edge().offering(&["h2", "http/1.1"]);

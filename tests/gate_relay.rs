@@ -106,6 +106,8 @@ fn a_load_balancer_tells_whom_it_speaks_for() {
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".to_vec(),
             "BadProxyHeader",
         ),
+        // A health check of its own.
+        (b"PROXY UNKNOWN\r\n".to_vec(), "Closed"),
         // Whoever must tell and does not is refused, were he Cloudflare.
         (Vec::new(), "BadProxyHeader"),
     ] {
@@ -127,10 +129,10 @@ fn a_header_that_a_client_forges_is_no_tls() {
     let rig = Rig::with_shop("");
 
     let text = b"PROXY TCP4 173.245.48.77 203.0.113.10 4660 443\r\n".to_vec();
-    assert_eq!(through_balancer(&rig, &text), "Plaintext");
+    assert_eq!(through_balancer(&rig, &text), "BadProxyHeader");
     let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
     binary.extend([173, 245, 48, 77, 203, 0, 113, 10, 0x12, 0x34, 0x01, 0xbb]);
-    assert_eq!(through_balancer(&rig, &binary), "Protocol");
+    assert_eq!(through_balancer(&rig, &binary), "BadProxyHeader");
 }
 
 #[test]
@@ -146,10 +148,7 @@ fn an_upstream_that_is_not_there_hangs_or_goes_is_told_apart() {
         let _upstream = Upstream::start(&rig.network, Manner::Close);
         let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
         assert_eq!(reply, Reply::Closed);
-        assert!(
-            ["Relayed", "Aborted", "UpstreamBroken"].contains(&outcome.as_str()),
-            "{outcome}"
-        );
+        assert!(outcome.starts_with("Upstream"), "{outcome}");
     }
     let _upstream = Upstream::start(&rig.network, Manner::Hang);
     assert_eq!(rig.ask(&rig.edge(), SHOP).1, "Idle");
@@ -216,6 +215,26 @@ fn who_does_not_read_costs_no_memory() {
 
     let grown = rig.gate().resident_kib().saturating_sub(before);
     assert!(grown < 20 * 512, "{grown} KiB for 20 connections");
+}
+
+#[test]
+fn an_early_answer_arrives_although_the_upload_is_not_taken() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("proxy_protocol = \"none\"")]);
+    let _upstream = Upstream::start(&rig.network, Manner::TooLarge);
+
+    for _ in 0..20 {
+        let mut session = session(&rig);
+        // More than the sockets hold between here and there.
+        let _cut_short = session.write_all(&vec![b'x'; 1 << 20]);
+        let mut answer = Vec::new();
+        let _end = session.read_to_end(&mut answer);
+        assert!(
+            answer.starts_with(b"HTTP/1.1 413"),
+            "{}",
+            answer.escape_ascii()
+        );
+    }
 }
 
 #[test]

@@ -272,6 +272,130 @@ fn a_certificate_that_is_revoked_meanwhile_is_refused() {
 }
 
 #[test]
+fn who_connected_before_a_reload_is_judged_by_what_holds_after_it() {
+    let mut rig = Rig::new();
+    rig.start("handshake_timeout = \"30s\"", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let early = connect(&rig.network, Host::Edge, origin()).unwrap();
+    tests::eventually("it is accepted", || {
+        (rig.gate().metric("pullgate_gate_active_connections") == 1).then_some(())
+    });
+
+    let other = "trust = [\"@PKI@/other-ca.pem\"]";
+    assert!(rig.reconfigure("handshake_timeout = \"30s\"", &[&shop(other)]));
+
+    let reply = rig.edge().get_over(early, SHOP).to_string();
+    assert_eq!(reply, "alert UnknownCA");
+}
+
+#[test]
+fn connections_live_on_over_reloads() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("proxy_protocol = \"none\"")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let edge = rig.edge();
+    let mut session = edge
+        .connect(&rig.network, Host::Edge, origin(), SHOP)
+        .unwrap();
+
+    let mut ask = || {
+        session.write_all(b"a question and its answer").unwrap();
+        session.read_exact(&mut [0; 25]).unwrap();
+    };
+    ask();
+
+    for trust in ["other", "ours", "other", "ours"] {
+        let lines = format!("proxy_protocol = \"none\"\ntrust = [\"@PKI@/{trust}-ca.pem\"]");
+        assert!(rig.reconfigure("", &[&shop(&lines)]));
+        ask();
+    }
+}
+
+#[test]
+fn a_certificate_behind_links_is_followed_wherever_they_lead() {
+    let mut rig = Rig::new();
+    let at = |name: &str| rig.pki.path(name);
+    for release in ["a", "b"] {
+        rig.pki.write_server(release, &[SHOP]);
+        fs::create_dir(at(&format!("release-{release}"))).unwrap();
+        for kind in ["pem", "key"] {
+            let file = format!("release-{release}/shop.{kind}");
+            fs::rename(at(&format!("{release}.{kind}")), at(&file)).unwrap();
+        }
+    }
+    // As a volume of secrets is: a link to a directory, and links through it.
+    std::os::unix::fs::symlink("release-a", at("current")).unwrap();
+    for kind in ["pem", "key"] {
+        let through = format!("current/shop.{kind}");
+        std::os::unix::fs::symlink(through, at(&format!("linked.{kind}"))).unwrap();
+    }
+    let files = "certificate = \"@PKI@/linked.pem\"\nkey = \"@PKI@/linked.key\"";
+    rig.start("", &[&shop(files)]);
+
+    let mark = rig.gate().mark();
+    std::os::unix::fs::symlink("release-b", rig.pki.path("next")).unwrap();
+    fs::rename(rig.pki.path("next"), rig.pki.path("current")).unwrap();
+
+    rig.gate().event(mark, "the swap is seen", |event| {
+        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+    });
+}
+
+#[test]
+fn a_gate_that_drains_leaves_its_port_to_the_next() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("proxy_protocol = \"none\"")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Hang);
+    let edge = rig.edge();
+    let mut waiting = edge
+        .connect(&rig.network, Host::Edge, origin(), SHOP)
+        .unwrap();
+    waiting.write_all(b"a question").unwrap();
+    tests::eventually("it is relayed", || {
+        (rig.gate().metric("pullgate_gate_active_connections") == 1).then_some(())
+    });
+
+    let mut old = rig.gate.take().unwrap();
+    let mark = old.mark();
+    old.signal(Signal::SIGTERM);
+    old.event(mark, "it stops", |event| event["message"] == "stopping");
+    tests::eventually("its port is closed", || {
+        connect(&rig.network, Host::Edge, origin())
+            .is_err()
+            .then_some(())
+    });
+    rig.gate = Some(Pullgate::start(&rig.network, &rig.config, "gate"));
+    assert!(old.is_running(), "an answer is being waited for");
+
+    // The end of the old one takes nothing of the new one's away.
+    assert_eq!(old.stop(), Some(0));
+    assert!(rig.gate().is_answering());
+}
+
+#[test]
+fn a_socket_that_nobody_asked_for_is_closed() {
+    let mut rig = Rig::new();
+    let stored = start_keeping(&mut rig, "");
+    rig.gate.take().unwrap().kill();
+    assert!(connect(&rig.network, Host::Edge, origin()).is_ok());
+
+    let words = ["--only", "gate", "--listen-fd", &stored.0[0].to_string()];
+    rig.configure("listen = [\"127.0.0.1:444\"]", &[&shop("")]);
+    rig.gate = Some(Pullgate::start_with(
+        &rig.network,
+        &rig.config,
+        "gate",
+        &words,
+    ));
+
+    let refused = connect(&rig.network, Host::Edge, origin()).err();
+    assert_eq!(
+        refused.map(|reply| reply.to_string()).as_deref(),
+        Some("connection refused")
+    );
+}
+
+#[test]
 fn a_hundred_reloads_under_load_fail_no_request() {
     let mut rig = Rig::new();
     let plenty = "[gate.per_source]\nhandshakes_per_second = 100000\n\

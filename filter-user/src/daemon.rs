@@ -17,6 +17,7 @@ mod view;
 
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -242,11 +243,24 @@ impl Running {
 
 /// The status sockets' paths, removed when dropped.
 #[derive(Default)]
-struct Sockets(Vec<PathBuf>);
+struct Sockets(Vec<(PathBuf, Option<Mark>)>);
+
+/// What one file is told from another by that has its name: the inode, and when it was made, for
+/// inodes are used again.
+type Mark = (u64, i64, i64);
+
+fn mark(path: &Path) -> Option<Mark> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.ino(), found.ctime(), found.ctime_nsec()))
+}
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        for socket in &self.0 {
+        for (socket, ours) in &self.0 {
+            // A successor may have put its own there while we were draining.
+            if mark(socket) != *ours {
+                continue;
+            }
             if let Err(error) = std::fs::remove_file(socket) {
                 warn!(socket = %socket.display(), %error, "socket not removed");
             }

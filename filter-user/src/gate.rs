@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::credentials::pin;
 use self::ending::{Ending, Word};
 pub use self::lint::{Lint, listeners};
-pub use self::listener::{bind, listen, serve};
+pub use self::listener::{bind, serve};
 use self::pace::Pace;
 pub use self::peer::VerifiedPeer;
 use self::policy::Workshop;
@@ -73,6 +73,7 @@ pub struct Gate {
 struct InUse {
     policies: Policies,
     lints: Vec<Lint>,
+    unanswered: Vec<String>,
     proxy_from: Vec<IpNet>,
     handshake: Duration,
     connect: Duration,
@@ -86,6 +87,7 @@ impl InUse {
         Self {
             policies: loaded.policies,
             lints: loaded.lints,
+            unanswered: loaded.unanswered,
             proxy_from: config.proxy_from.clone(),
             handshake: config.handshake_timeout,
             connect: config.connect_timeout,
@@ -104,8 +106,8 @@ pub struct Loaded {
     policies: Policies,
     /// What is in order and could be better.
     pub lints: Vec<Lint>,
-    /// Whether some upstream could not be asked what it speaks.
-    pub unanswered: bool,
+    /// The hosts whose upstream could not be asked what it speaks.
+    unanswered: Vec<String>,
 }
 
 impl Gate {
@@ -165,6 +167,15 @@ impl Gate {
     #[must_use]
     pub fn lints(&self) -> Vec<Lint> {
         self.in_use().lints.clone()
+    }
+
+    /// Whether an upstream that could not be asked what it speaks can be by now.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        let in_use = self.in_use();
+        let labels = in_use.unanswered.iter();
+        let mut policies = labels.filter_map(|label| in_use.policies.labelled(label));
+        policies.any(|policy| policy.dialer().speaks_h2().is_ok())
     }
 
     fn in_use(&self) -> Arc<InUse> {
@@ -237,32 +248,23 @@ pub fn load(
     let workshop = Workshop {
         provider: Arc::new(aws_lc_rs::default_provider()),
         clock: Arc::clone(clock),
-        now,
         shared,
     };
     let mut lints = Vec::new();
-    let mut unanswered = false;
+    let mut unanswered = Vec::new();
     let mut policies = Vec::new();
     for host in &config.hosts {
         let known = before.and_then(|before| before.labelled(&host.label()));
-        let known = known.map(AsRef::as_ref);
-        let mut policy = Policy::load(host, &workshop, known)?;
+        let mut policy = Policy::load(host, &workshop, known.map(AsRef::as_ref))?;
         if policy.offers(b"h2") {
             let speaks = policy.dialer().speaks_h2();
             if let Some(lint) = Lint::of_h2(host, &speaks) {
-                let without = config::Host {
-                    alpn: host
-                        .alpn
-                        .iter()
-                        .filter(|name| *name != "h2")
-                        .cloned()
-                        .collect(),
-                    ..host.clone()
-                };
-                policy = Policy::load(&without, &workshop, known)?;
+                policy.withhold_h2();
                 lints.push(lint);
             }
-            unanswered |= speaks.is_err();
+            if speaks.is_err() {
+                unanswered.push(host.label());
+            }
         }
         policies.push(policy);
     }

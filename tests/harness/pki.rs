@@ -80,6 +80,12 @@ impl Pki {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
+    /// Another CA with the name of [`Self::ours`].
+    #[must_use]
+    pub fn namesake_of_ours(&self) -> Authority {
+        Authority::new("Our origin-pull CA")
+    }
+
     /// Makes an RSA CA of 4,096 bits, as Cloudflare's is, writes it, and returns an RSA client of
     /// 2,048 bits.
     #[must_use]

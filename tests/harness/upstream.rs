@@ -25,6 +25,8 @@ pub enum Manner {
     Close,
     /// Answer at once, close that side, and go on reading to the end.
     HalfClose,
+    /// Answer 413 to the beginning of a request, and close without reading the rest.
+    TooLarge,
     /// Send back what comes, to its end.
     Echo,
     /// Send without end.
@@ -126,6 +128,11 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
             let mut all = Vec::new();
             stream.read_to_end(&mut all)?;
             Ok(())
+        }
+        Manner::TooLarge => {
+            let mut beginning = [0; 100];
+            stream.read_exact(&mut beginning)?;
+            stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\n\r\n")
         }
         Manner::Echo => {
             let told = Told::read(&mut stream)?;

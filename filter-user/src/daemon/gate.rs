@@ -2,11 +2,14 @@
 //! comes to an end.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use tokio::runtime::{Builder, Runtime};
@@ -19,7 +22,7 @@ use super::tasks::Tasks;
 use super::{LoadError, StartError};
 use crate::config::{self, Config, ConfigError};
 use crate::file::Watch;
-use crate::gate::{self, Gate, Lint, Loaded};
+use crate::gate::{self, Gate, Loaded};
 use crate::report::chain;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -34,8 +37,8 @@ pub(super) struct GateRole {
     drain: Duration,
     /// Why what is on disk is not what is in force, if that is so.
     trouble: watch::Sender<Option<String>>,
-    /// Whether some upstream could not be asked what it speaks.
-    unanswered: watch::Sender<bool>,
+    /// What the files were like when they were last read.
+    read: Arc<Mutex<Vec<Stamp>>>,
     /// Held from reading files until what was read is in force, so that the last reading counts.
     turn: Arc<Mutex<()>>,
 }
@@ -72,11 +75,18 @@ impl GateRole {
             })?);
             sockets.push(socket);
         }
-        for (local, _) in inherited {
+        for (local, socket) in inherited {
             let Some(local) = local.filter(|local| !config.listen.contains(local)) else {
                 continue;
             };
-            warn!(address = %local, "a socket was handed over that `gate.listen` does not name");
+            warn!(
+                address = %local,
+                "a socket was handed over that `gate.listen` does not name, and is closed"
+            );
+            // Nobody shall wait in it.
+            if let Err(error) = shutdown(&socket, Shutdown::Both) {
+                warn!(%error, address = %local, "a listening socket cannot be closed");
+            }
         }
         super::notify::store(&bound);
         Ok(sockets)
@@ -86,8 +96,8 @@ impl GateRole {
     pub(super) fn start(
         config: watch::Receiver<Arc<Config>>,
         gate: Gate,
-        unanswered: bool,
-        sockets: &[TcpListener],
+        read: Vec<Stamp>,
+        sockets: Vec<TcpListener>,
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
@@ -106,7 +116,7 @@ impl GateRole {
             connections: TaskTracker::new(),
             drain: settings.drain_timeout,
             trouble: watch::Sender::new(None),
-            unanswered: watch::Sender::new(unanswered),
+            read: Arc::new(Mutex::new(read)),
             turn: Arc::default(),
         };
         let looking = Arc::clone(&role.gate);
@@ -115,8 +125,10 @@ impl GateRole {
         tasks.spawn(async move { watching.watch_silence().await });
         let following = role.clone();
         tasks.spawn(async move { following.follow_files(config).await });
-        role.start_workers(sockets, tasks)
+        role.start_workers(&sockets, tasks)
             .map_err(|source| StartError::Workers { source })?;
+        // The workers have them, and close them when they stop.
+        drop(sockets);
         info!(listen = role.addresses, "gate is listening");
         Ok(role)
     }
@@ -141,7 +153,7 @@ impl GateRole {
             std::thread::Builder::new()
                 .name(format!("gate-{number}"))
                 .spawn(move || {
-                    work(&runtime, &gate, &sockets, &connections, &stop);
+                    work(&runtime, gate, sockets, &connections, stop);
                     drop(alive);
                 })?;
             tasks.spawn_until(async move {
@@ -160,6 +172,7 @@ impl GateRole {
     /// Reads the files of a configuration as [`gate::load`] does; what is in force is kept as far
     /// as it is the same.
     pub(super) fn load(&self, config: &config::Gate) -> Result<Loaded, ConfigError> {
+        *lock(&self.read) = stamps(config);
         self.gate
             .with_policies(|before| load(config, Some(before)))
             .inspect_err(|error| {
@@ -170,8 +183,9 @@ impl GateRole {
 
     /// Puts in force what was loaded.
     pub(super) fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
-        warn_of(&loaded.lints);
-        self.unanswered.send_replace(loaded.unanswered);
+        let known = self.gate.lints();
+        let news = loaded.lints.iter().filter(|lint| !known.contains(lint));
+        warn_of(news);
         self.gate.put_in_force(config, loaded);
         self.trouble.send_replace(None);
         self.metrics.gate_reloaded("Reloaded");
@@ -195,22 +209,20 @@ impl GateRole {
             let now = Arc::clone(&config.borrow_and_update());
             let Some(settings) = &now.gate else { return };
             let mut watch = watch_files(settings);
-            // What has changed while nobody looked.
-            if watch.is_some() {
-                let _in_force = self.read_again(&config);
-            }
             loop {
                 tokio::select! {
                     changed = config.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
                     },
-                    () = settled(&mut watch) => if self.read_again(&config) {
-                        info!("certificates, keys, CAs and revocation lists are read again");
-                    },
-                    () = tokio::time::sleep(ASK_AGAIN), if *self.unanswered.borrow() => {
-                        let _in_force = self.read_again(&config);
-                    }
+                    () = settled(&mut watch) => {}
+                    // What no watch tells of: a directory that is replaced, a link to a link.
+                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                }
+                let has_changed = stamps(settings) != *lock(&self.read);
+                let is_answered = || tokio::task::block_in_place(|| self.gate.is_answered());
+                if (has_changed || is_answered()) && self.read_again(&config) {
+                    info!("certificates, keys, CAs and revocation lists are read again");
                 }
             }
         }
@@ -256,7 +268,12 @@ impl GateRole {
                 "closing connections that did not end in time"
             );
             self.gate.abort();
-            self.connections.wait().await;
+            if tokio::time::timeout(ABORT, self.connections.wait())
+                .await
+                .is_err()
+            {
+                warn!(left = self.connections.len(), "connections cut off");
+            }
         }
     }
 }
@@ -271,38 +288,48 @@ pub(super) fn load(
 }
 
 /// Tells the log what could be better.
-pub(super) fn warn_of(lints: &[Lint]) {
+pub(super) fn warn_of(lints: impl IntoIterator<Item = impl Display>) {
     for lint in lints {
         warn!("{lint}");
     }
 }
 
-/// A worker: accepts until the stop, and serves what it has accepted to its end.
+/// A worker: accepts until the stop, when it closes the sockets, and serves what it has accepted to
+/// its end.
 fn work(
     runtime: &Runtime,
-    gate: &Arc<Gate>,
-    sockets: &[TcpListener],
+    gate: Arc<Gate>,
+    sockets: Vec<TcpListener>,
     connections: &TaskTracker,
-    stop: &CancellationToken,
+    stop: CancellationToken,
 ) {
     runtime.block_on(async {
-        let accepting = TaskTracker::new();
-        for socket in sockets {
-            match gate::listen(socket) {
-                Ok(listener) => {
-                    let (gate, connections) = (Arc::clone(gate), connections.clone());
-                    accepting.spawn(gate::serve(gate, listener, connections, stop.clone()));
-                }
-                Err(error) => {
-                    error!(%error, "a listening socket cannot be used");
-                    return;
-                }
+        let listeners = sockets.into_iter().map(tokio::net::TcpListener::from_std);
+        let listeners: std::io::Result<Vec<_>> = listeners.collect();
+        match listeners {
+            Ok(listeners) => gate::serve(gate, listeners, connections.clone(), stop).await,
+            Err(error) => {
+                error!(%error, "a listening socket cannot be used");
+                return;
             }
         }
-        accepting.close();
-        accepting.wait().await;
         connections.wait().await;
     });
+}
+
+/// What a file was like: its device, inode, time of change and size, behind all links; `None` if
+/// there is none.
+pub(super) type Stamp = Option<(u64, u64, i64, i64, u64)>;
+
+/// What the files of the gate are like.
+pub(super) fn stamps(config: &config::Gate) -> Vec<Stamp> {
+    let files = gate::files(config).into_iter();
+    let stamps = files.map(|file| {
+        let found = std::fs::metadata(file).ok()?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
+    });
+    stamps.collect()
 }
 
 fn watch_files(settings: &config::Gate) -> Option<Watch> {
@@ -352,12 +379,18 @@ fn raise_descriptor_limit(connections: usize) {
 }
 
 /// Silence after which a connection that waits for no answer is closed while the gate stops.
-const QUIET: Duration = Duration::from_secs(1);
+///
+/// An answer that pauses for longer is cut off, so it must not be short; connections to come wait
+/// for it, so it must not be long.
+const QUIET: Duration = Duration::from_secs(3);
+/// How long connections may take to end that are told to end at once.
+const ABORT: Duration = Duration::from_secs(2);
 /// For listeners, sockets and files besides the connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// How long no file may change before all are read.
 const SETTLE: Duration = Duration::from_millis(300);
 /// However often files change, they are read after as many changes.
 const SETTLE_MAX: u32 = 20;
-/// How long until an upstream that did not answer is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How long until files are looked at that nobody says have changed, and upstreams are asked that
+/// did not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);

@@ -10,11 +10,11 @@ use tracing::warn;
 
 use super::error::StartError;
 use super::filter::FilterRole;
-use super::gate::{GateRole, warn_of};
+use super::gate::{GateRole, stamps, warn_of};
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Options, Running, Sockets, ask, described, notify, socket};
+use super::{Options, Running, Sockets, ask, described, mark, notify, socket};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges};
 use crate::feed;
@@ -99,7 +99,8 @@ impl Plan {
                 source,
             })?;
             listeners.push((*role, listener));
-            running.sockets.0.push(path);
+            let ours = mark(&path);
+            running.sockets.0.push((path, ours));
         }
 
         // A port that is taken must be known before anything is attached.
@@ -150,11 +151,10 @@ impl Plan {
                         continue;
                     };
                     let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
-                    let (metrics, unanswered) = (&self.metrics, loaded.unanswered);
+                    let (metrics, read) = (&self.metrics, stamps(gate));
                     let shared = Gate::new(gate, loaded, table, in_force.clone(), metrics.clone());
                     let config = running.config.subscribe();
-                    let gate_role =
-                        GateRole::start(config, shared, unanswered, &bound, metrics, tasks)?;
+                    let gate_role = GateRole::start(config, shared, read, bound, metrics, tasks)?;
                     view.gate = Some(gate_role.clone());
                     running.gate = Some(gate_role);
                 }

@@ -72,7 +72,7 @@ impl Gate {
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
         if is_one_of(&in_use.proxy_from, ends.client) {
-            let reading = timeout_at(deadline, proxy::read(&mut stream, ends)).await;
+            let reading = timeout_at(deadline, proxy::read(&mut stream)).await;
             ends = reading.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?;
             about.client = ends.client;
         }
@@ -83,6 +83,8 @@ impl Gate {
         let hello = timeout_at(deadline, read_hello(stream)).await;
         let hello = hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))?;
         let name = hello.client_hello().server_name().map(str::to_owned);
+        // Who was slow to greet is judged by what is in force now.
+        let in_use = self.in_use();
         let policy = match in_use.policies.find(name.as_deref()) {
             Ok(policy) => Arc::clone(policy),
             Err(refusal) => {
@@ -94,6 +96,7 @@ impl Gate {
         debug!(%client, host = policy.label(), "server certificate shown");
 
         let (stream, peer) = shake_hands(hello, &policy, deadline).await?;
+        let (policy, peer) = self.judge_anew(policy, peer, name.as_deref(), &stream)?;
         self.metrics.handshake(started.elapsed().as_secs_f64());
         seat.settle();
         drop(in_flight);
@@ -123,6 +126,23 @@ impl Gate {
             policy,
             _held: (seat, visit, permit, host_permit),
         }))
+    }
+
+    /// Judges a peer by the policy of now, if another was put in force during its handshake.
+    fn judge_anew(
+        &self,
+        policy: Arc<Policy>,
+        peer: VerifiedPeer,
+        name: Option<&str>,
+        stream: &TlsStream<Bounded>,
+    ) -> Result<(Arc<Policy>, VerifiedPeer), Refusal> {
+        let in_use = self.in_use();
+        let now = in_use.policies.find(name)?;
+        if Arc::ptr_eq(now, &policy) {
+            return Ok((policy, peer));
+        }
+        let peer = now.verified_peer(stream.get_ref().1)?;
+        Ok((Arc::clone(now), peer))
     }
 
     /// The same ranges that the filter drops by: an evaded or detached filter costs CPU, no more.

@@ -50,9 +50,19 @@ pub(super) struct Crl {
 }
 
 impl Crl {
-    /// Whether the CA with this distinguished name has issued it.
-    pub(super) fn is_of(&self, subject: &[u8]) -> bool {
-        self.issuer == subject
+    /// Whether it says that it is this CA's; another may have the same name.
+    pub(super) fn names(&self, authority: &Authority) -> bool {
+        self.issuer == authority.subject
+    }
+
+    /// Whether this CA has signed it.
+    pub(super) fn is_of(&self, authority: &Authority) -> bool {
+        let crl = ParsedCrl::from_der(&self.der);
+        let authority_key = X509Certificate::from_der(&authority.certificate);
+        let (Ok((_, crl)), Ok((_, certificate))) = (crl, authority_key) else {
+            return false;
+        };
+        self.names(authority) && crl.verify_signature(certificate.public_key()).is_ok()
     }
 }
 
@@ -101,21 +111,12 @@ pub(super) fn seconds(time: UnixTime) -> i64 {
 /// Reads a server's certificate chain and its key.
 pub(super) fn certified(
     pair: &KeyPair,
-    now: UnixTime,
     provider: &CryptoProvider,
 ) -> Result<Certified, ConfigError> {
     let Located { value: path, place } = &pair.certificate;
     let certificates = pem_certificates(place, path, &read(place, path)?.0)?;
     let leaf = parse(place, path, &certificates[0])?;
-    let validity = Validity::of(&leaf);
-    if !validity.holds(now) {
-        return Err(place.error(format_args!(
-            "the certificate in {} is valid from {} to {}, not now; renew it, or set the clock",
-            path.display(),
-            leaf.validity().not_before,
-            leaf.validity().not_after
-        )));
-    }
+    let not_after = Validity::of(&leaf).not_after;
     let names = dns_names(&leaf);
 
     let Located {
@@ -141,7 +142,7 @@ pub(super) fn certified(
     }
     Ok(Certified {
         key: Arc::new(key),
-        not_after: validity.not_after,
+        not_after,
         names,
     })
 }
@@ -204,16 +205,11 @@ fn is_credential(path: &Path) -> bool {
 pub(super) fn authorities(
     trust: &Located<Trust>,
     shared: &Authority,
-    now: UnixTime,
 ) -> Result<Vec<Authority>, ConfigError> {
     let Located { value, place } = trust;
     match value {
         Trust::Pin(_) => Ok(Vec::new()),
-        Trust::CaFile(path) => authorities_of(place, path, &read(place, path)?.0, Some(now)),
-        Trust::Cloudflare if !shared.validity.holds(now) => Err(place.error(
-            "Cloudflare's origin-pull CA is not valid now: has it expired? Is the clock right? A \
-             newer one is named by `gate.cloudflare_ca_file`",
-        )),
+        Trust::CaFile(path) => authorities_of(place, path, &read(place, path)?.0),
         Trust::Cloudflare => Ok(vec![Authority {
             certificate: shared.certificate.clone(),
             label: shared.label.clone(),
@@ -232,11 +228,11 @@ pub(super) fn shared_authority(
     let found = match file {
         None => {
             let place = Place::nowhere();
-            authorities_of(&place, label, CLOUDFLARE_CA, None)?.pop()
+            authorities_of(&place, label, CLOUDFLARE_CA)?.pop()
         }
         Some(Located { value, place }) => {
             let path = value.as_ref();
-            let mut all = authorities_of(place, path, &read(place, path)?.0, None)?;
+            let mut all = authorities_of(place, path, &read(place, path)?.0)?;
             if all.len() > 1 {
                 return Err(place.error(format_args!(
                     "{} holds {} CAs; name the file of Cloudflare's origin-pull CA alone",
@@ -256,16 +252,12 @@ pub(super) fn shared_authority(
     }
 }
 
-/// The CAs in a file, which must be valid at the time, if one is given.
-fn authorities_of(
-    place: &Place,
-    path: &Path,
-    pem: &[u8],
-    now: Option<UnixTime>,
-) -> Result<Vec<Authority>, ConfigError> {
+/// The CAs in a file. One that has expired is none, which is seen whenever it is gone by: a file
+/// that names it among others must not keep a new one, or a revocation, out.
+fn authorities_of(place: &Place, path: &Path, pem: &[u8]) -> Result<Vec<Authority>, ConfigError> {
     let certificates = pem_certificates(place, path, pem)?.into_iter();
     certificates
-        .map(|certificate| authority(place, path, certificate, now))
+        .map(|certificate| authority(place, path, certificate))
         .collect()
 }
 
@@ -273,7 +265,6 @@ fn authority(
     place: &Place,
     path: &Path,
     certificate: CertificateDer<'static>,
-    now: Option<UnixTime>,
 ) -> Result<Authority, ConfigError> {
     let parsed = parse(place, path, &certificate)?;
     let subject = parsed.subject().to_string();
@@ -287,21 +278,10 @@ fn authority(
             path.display()
         )));
     }
-    // webpki does not look at a root's own validity.
-    let validity = Validity::of(&parsed);
-    if now.is_some_and(|now| !validity.holds(now)) {
-        return Err(place.error(format_args!(
-            "the CA `{}` in {} is valid from {} to {}, not now; replace it",
-            subject.escape_debug(),
-            path.display(),
-            parsed.validity().not_before,
-            parsed.validity().not_after
-        )));
-    }
     Ok(Authority {
         label: path.display().to_string(),
         subject: parsed.subject().as_raw().to_vec(),
-        validity,
+        validity: Validity::of(&parsed),
         certificate,
     })
 }

@@ -47,7 +47,17 @@ impl Ending {
 
     /// Says that time has passed.
     pub(super) fn tick(&self) {
+        self.count_tick();
+        self.wake();
+    }
+
+    /// The first half of a tick.
+    pub(super) fn count_tick(&self) {
         self.ticks.fetch_add(1, Ordering::Release);
+    }
+
+    /// The second half of a tick.
+    pub(super) fn wake(&self) {
         self.changed.notify_waiters();
     }
 
@@ -56,8 +66,7 @@ impl Ending {
         self.ticks.load(Ordering::Acquire)
     }
 
-    /// Ready when more is said after the first poll; who has polled once may look at
-    /// [`Self::word`] and [`Self::ticks`] instead when it is woken for another reason.
+    /// Ready when more is said after the first poll.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }

@@ -11,16 +11,23 @@ use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::StartHandshake;
 
+use super::proxy;
 use super::refusal::{Refusal, What};
 
 /// Reads the ClientHello.
 pub(super) async fn read_hello(stream: TcpStream) -> Result<StartHandshake<Bounded>, Refusal> {
-    let mut first = [0; 1];
-    match stream.peek(&mut first).await {
+    let mut first = [0; proxy::HEADER_BEGINS];
+    let first = match stream.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(Refusal::Closed),
-        Ok(_) if first == [HANDSHAKE_RECORD] => {}
-        Ok(_) if first[0].is_ascii_graphic() => return Err(Refusal::Plaintext),
-        Ok(_) => return Err(Refusal::Protocol),
+        Ok(length) => &first[..length],
+    };
+    if proxy::begins(first) {
+        return Err(Refusal::BadProxyHeader);
+    }
+    match first {
+        [HANDSHAKE_RECORD, ..] => {}
+        [byte, ..] if byte.is_ascii_graphic() => return Err(Refusal::Plaintext),
+        _ => return Err(Refusal::Protocol),
     }
     stream.set_nodelay(true).map_err(|_gone| Refusal::Closed)?;
     let bounded = Bounded {

@@ -89,12 +89,14 @@ pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Li
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
     }
-    for (index, (first, policy)) in config.hosts.iter().zip(policies).enumerate() {
-        let others = config.hosts.iter().zip(policies).skip(index + 1);
-        for (second, other) in others.filter(|(_, other)| !policy.has_terms_of(other)) {
-            lints.extend(shared_certificate((first, policy), (second, other)));
-            lints.extend(shared_upstream(first, second));
-        }
+    // One line for each host that shares with others, not for each pair.
+    for (index, (second, other)) in config.hosts.iter().zip(policies).enumerate() {
+        let before = || {
+            let all = config.hosts.iter().zip(policies).take(index);
+            all.filter(|(_, policy)| !policy.has_terms_of(other))
+        };
+        lints.extend(before().find_map(|first| shared_certificate(first, (second, other))));
+        lints.extend(before().find_map(|(first, _)| shared_upstream(first, second)));
     }
     lints
 }
@@ -138,15 +140,29 @@ fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Lint> {
     let mut lints = Vec::new();
     if let Some(left) = within(Some(facts.certificate_expires), CERTIFICATE_DAYS) {
         let place = host.place().of("gate.host.certificate");
-        let text = format_args!("the certificate expires in {left} days; renew it");
+        let text = match left {
+            0.. => format!("the certificate expires in {left} days; renew it"),
+            _ => format!(
+                "the certificate expired {} days ago, which Cloudflare's Full (strict) answers \
+                 with error 526; renew it",
+                -left
+            ),
+        };
         lints.push(Lint::new(host, &place, text));
     }
     if let Some(left) = within(facts.authority_expires, AUTHORITY_DAYS) {
         let place = host.place().of("gate.host.trust");
-        let text = format_args!(
-            "a CA in `trust` expires in {left} days; make a new one, and let `trust` name both \
-             until Cloudflare presents a certificate of the new one"
-        );
+        let text = match left {
+            0.. => format!(
+                "a CA in `trust` expires in {left} days; make a new one, and let `trust` name both \
+                 until Cloudflare presents a certificate of the new one"
+            ),
+            _ => format!(
+                "a CA in `trust` expired {} days ago, so whatever it has signed is refused; take \
+                 it out, and upload a certificate of another to Cloudflare",
+                -left
+            ),
+        };
         lints.push(Lint::new(host, &place, text));
     }
     if let Some(left) = within(facts.crl_expires, 0) {

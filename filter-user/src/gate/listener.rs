@@ -1,13 +1,15 @@
 //! Listening: sockets in, one task per accepted connection out.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
@@ -36,26 +38,20 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Takes a listening socket into the runtime of the calling thread.
+/// Accepts connections from any of the sockets until `stop`, each in a task of its own.
 ///
-/// Several may listen on one socket: whoever has time accepts. A socket each (SO_REUSEPORT) would
+/// Several may accept from one socket: whoever has time does. A socket each (SO_REUSEPORT) would
 /// give a busy thread as many as an idle one, and lose what waits in it when it is closed.
 ///
-/// # Errors
-///
-/// Returns the operating system's error.
-pub fn listen(socket: &std::net::TcpListener) -> io::Result<TcpListener> {
-    TcpListener::from_std(socket.try_clone()?)
-}
-
-/// Accepts connections until `stop`, each in a task of its own.
+/// One permit waits for all of them: a permit each would keep as many connections out.
 pub async fn serve(
     gate: Arc<Gate>,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     connections: TaskTracker,
     stop: CancellationToken,
 ) {
     let mut backoff = BACKOFF_MIN;
+    let mut first = 0;
     loop {
         // The permit first: what cannot be served stays in the kernel's queue.
         let permit = tokio::select! {
@@ -63,8 +59,10 @@ pub async fn serve(
             () = stop.cancelled() => return,
         };
         let Ok(permit) = permit else { return };
+        // Each socket in turn comes first.
+        first = (first + 1) % listeners.len().max(1);
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(|context| accept(&listeners, first, context)) => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
@@ -85,6 +83,20 @@ pub async fn serve(
             }
         }
     }
+}
+
+fn accept(
+    listeners: &[TcpListener],
+    first: usize,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    let (before, after) = listeners.split_at(first.min(listeners.len()));
+    for listener in after.iter().chain(before) {
+        if let Poll::Ready(accepted) = listener.poll_accept(context) {
+            return Poll::Ready(accepted);
+        }
+    }
+    Poll::Pending
 }
 
 /// accept(2): errors that are already pending on the new socket, and concern no other.

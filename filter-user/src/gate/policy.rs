@@ -10,7 +10,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::pki_types::{ServerName, UnixTime};
+use rustls::pki_types::ServerName;
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, ServerConfig,
     ServerConnection, ServerSessionMemoryCache, StoresServerSessions,
@@ -129,7 +129,6 @@ struct Terms {
 pub(super) struct Workshop {
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) clock: Arc<dyn TimeProvider>,
-    pub(super) now: UnixTime,
     /// Cloudflare's CA.
     pub(super) shared: Authority,
 }
@@ -145,12 +144,11 @@ impl Policy {
         let blame = |problem: TlsError| host.place().error(problem);
         let certified = host.certificates.iter();
         let certified = certified
-            .map(|pair| credentials::certified(pair, workshop.now, &workshop.provider))
+            .map(|pair| credentials::certified(pair, &workshop.provider))
             .collect::<Result<Vec<_>, _>>()?;
         let mut authorities = Vec::new();
         for trust in &host.trust {
-            let shared = &workshop.shared;
-            authorities.extend(credentials::authorities(trust, shared, workshop.now)?);
+            authorities.extend(credentials::authorities(trust, &workshop.shared)?);
         }
         let crls = load_crls(host, &authorities)?;
 
@@ -224,6 +222,13 @@ impl Policy {
             .alpn_protocols
             .iter()
             .any(|offered| offered == protocol)
+    }
+
+    /// Offers HTTP/2 to nobody, for its upstream is not known to speak it.
+    pub(super) fn withhold_h2(&mut self) {
+        let mut tls = ServerConfig::clone(&self.tls);
+        tls.alpn_protocols.retain(|protocol| protocol != b"h2");
+        self.tls = Arc::new(tls);
     }
 
     /// Whether sessions and connections of one are worth as much at the other.
@@ -354,21 +359,32 @@ fn connections(host: &Host, before: Option<&Policy>) -> Option<Connections> {
 }
 
 fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Arc<Crl>>, ConfigError> {
-    let mut crls = Vec::new();
+    let mut all = Vec::new();
+    let mut are_useful = false;
     for file in &host.crls {
-        crls.extend(credentials::crls(file)?);
+        for crl in credentials::crls(file)? {
+            let mut namesakes = authorities.iter().filter(|ca| crl.names(ca)).peekable();
+            let is_named = namesakes.peek().is_some();
+            let is_signed = namesakes.any(|ca| crl.is_of(ca));
+            if is_named && !is_signed {
+                return Err(file.place.error(format_args!(
+                    "{} bears the name of a CA in `trust` and is not signed by it; fetch it again \
+                     from the CA itself",
+                    file.value.display()
+                )));
+            }
+            are_useful |= is_signed;
+            all.push(crl);
+        }
     }
-    let is_useful = |crl: &Arc<Crl>| authorities.iter().any(|ca| crl.is_of(&ca.subject));
-    if let Some(first) = host.crls.first()
-        && !crls.iter().any(is_useful)
-    {
+    if let (Some(first), false) = (host.crls.first(), are_useful) {
         return Err(first.place.error(format_args!(
             "{} is of no CA in `trust`, so it would be without effect; name the list of the CA \
              that signs your client certificates",
             first.value.display()
         )));
     }
-    Ok(crls)
+    Ok(all)
 }
 
 fn trusted(
@@ -377,7 +393,7 @@ fn trusted(
     authorities: &[Authority],
     crls: &[Arc<Crl>],
 ) -> Result<Trusted, ConfigError> {
-    let anchor = |authority: &Authority, crls: &[Arc<Crl>]| {
+    let anchor = |authority: &Authority, crls: Vec<Arc<Crl>>| {
         Anchor::new(authority, crls).map_err(|error| {
             host.place().error(format_args!(
                 "the CA {} cannot be used: {error}",
@@ -385,7 +401,19 @@ fn trusted(
             ))
         })
     };
-    let anchors = authorities.iter().map(|authority| anchor(authority, crls));
+    // Lists of intermediates count for all; a CA that has none of its own goes without.
+    let of_intermediates = |crl: &&Arc<Crl>| !authorities.iter().any(|ca| crl.names(ca));
+    let anchors = authorities.iter().map(|authority| {
+        let mut own: Vec<_> = crls
+            .iter()
+            .filter(|crl| crl.is_of(authority))
+            .cloned()
+            .collect();
+        if !own.is_empty() {
+            own.extend(crls.iter().filter(of_intermediates).cloned());
+        }
+        anchor(authority, own)
+    });
     let pins = host.trust.iter().filter_map(|trust| match trust.value {
         Trust::Pin(pin) => Some(pin),
         Trust::Cloudflare | Trust::CaFile(_) => None,
@@ -396,7 +424,7 @@ fn trusted(
         crl_expired: host.crl_expired,
         max_depth: host.max_depth,
         require_eku: host.require_client_eku,
-        shared: anchor(&workshop.shared, &[])?,
+        shared: anchor(&workshop.shared, Vec::new())?,
         algorithms: workshop.provider.signature_verification_algorithms,
         seen: Seen::default(),
     })

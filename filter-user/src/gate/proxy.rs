@@ -24,9 +24,9 @@ pub(super) struct Ends {
 
 /// Reads the header that a load balancer must send first, and not a byte more.
 ///
-/// One that speaks for nobody (v1 `UNKNOWN`, v2 `LOCAL`: its own health checks) leaves `ends` as
-/// they are.
-pub(super) async fn read(stream: &mut TcpStream, ends: Ends) -> Result<Ends, Refusal> {
+/// One that speaks for nobody (v1 `UNKNOWN`, v2 `LOCAL`) is a health check: it has seen that we
+/// are here, and is as good as gone.
+pub(super) async fn read(stream: &mut TcpStream) -> Result<Ends, Refusal> {
     let header = read_header(stream).await.map_err(|error| {
         let is_gone = super::refusal::is_disconnect(error.kind());
         if is_gone {
@@ -35,7 +35,7 @@ pub(super) async fn read(stream: &mut TcpStream, ends: Ends) -> Result<Ends, Ref
             Refusal::BadProxyHeader
         }
     })?;
-    parse(&header, ends).ok_or(Refusal::BadProxyHeader)
+    parse(&header)
 }
 
 async fn read_header(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
@@ -68,7 +68,7 @@ async fn read_header(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-fn parse(header: &[u8], ends: Ends) -> Option<Ends> {
+fn parse(header: &[u8]) -> Result<Ends, Refusal> {
     let (client, local) = match HeaderResult::parse(header) {
         HeaderResult::V1(Ok(header)) => match header.addresses {
             v1::Addresses::Tcp4(ip) => (
@@ -79,9 +79,11 @@ fn parse(header: &[u8], ends: Ends) -> Option<Ends> {
                 SocketAddr::from((ip.source_address, ip.source_port)),
                 SocketAddr::from((ip.destination_address, ip.destination_port)),
             ),
-            v1::Addresses::Unknown => return Some(ends),
+            v1::Addresses::Unknown => return Err(Refusal::Closed),
         },
-        HeaderResult::V2(Ok(header)) if header.command == Command::Local => return Some(ends),
+        HeaderResult::V2(Ok(header)) if header.command == Command::Local => {
+            return Err(Refusal::Closed);
+        }
         HeaderResult::V2(Ok(header)) if header.protocol == Protocol::Stream => {
             match header.addresses {
                 v2::Addresses::IPv4(ip) => (
@@ -92,12 +94,20 @@ fn parse(header: &[u8], ends: Ends) -> Option<Ends> {
                     SocketAddr::from((ip.source_address, ip.source_port)),
                     SocketAddr::from((ip.destination_address, ip.destination_port)),
                 ),
-                v2::Addresses::Unspecified | v2::Addresses::Unix(_) => return None,
+                v2::Addresses::Unspecified | v2::Addresses::Unix(_) => {
+                    return Err(Refusal::BadProxyHeader);
+                }
             }
         }
-        HeaderResult::V1(Err(_)) | HeaderResult::V2(_) => return None,
+        HeaderResult::V1(Err(_)) | HeaderResult::V2(_) => return Err(Refusal::BadProxyHeader),
     };
-    Some(Ends { client, local })
+    Ok(Ends { client, local })
+}
+
+/// Whether these first bytes are those of a header, of either version.
+pub(super) fn begins(bytes: &[u8]) -> bool {
+    let begins_with = |whole: &[u8]| bytes.starts_with(&whole[..whole.len().min(HEADER_BEGINS)]);
+    begins_with(b"PROXY ") || begins_with(v2::PROTOCOL_PREFIX)
 }
 
 /// What the upstream is told of a client.
@@ -199,6 +209,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// Bytes by which a header is told from anything else.
+pub(super) const HEADER_BEGINS: usize = 6;
 /// Bytes of a header of version 1, with its line's end; section 2.1.
 const V1_MAX: usize = 107;
 /// Bytes behind the fixed part of a header of version 2; section 2.2 asks for 520 at least.
@@ -255,7 +267,7 @@ mod tests {
             let tlv = tlvs.iter().find(|tlv| tlv.kind == kind);
             tlv.map(|tlv| tlv.value.to_vec()).unwrap_or_default()
         };
-        assert_eq!(parse(&header, told(ends).ends), Some(ends));
+        assert_eq!(parse(&header), Ok(ends));
         assert_eq!(value(Type::ALPN as u8), b"h2");
         assert_eq!(value(Type::Authority as u8), b"shop.example");
         assert_eq!(value(Type::UniqueId as u8), b"1-2");
@@ -286,32 +298,40 @@ mod tests {
 
     #[test]
     fn headers_of_either_version_are_read_and_others_refused() {
-        let ours = ends("192.0.2.8:1", "192.0.2.9:443");
         let theirs = ends("198.51.100.1:4660", "203.0.113.1:443");
-        let cases: [(&[u8], Option<Ends>); 9] = [
+        let cases: [(&[u8], Result<Ends, Refusal>); 9] = [
             (
                 b"PROXY TCP4 198.51.100.1 203.0.113.1 4660 443\r\n",
-                Some(theirs),
+                Ok(theirs),
             ),
-            (b"PROXY UNKNOWN\r\n", Some(ours)),
-            (b"PROXY TCP4 198.51.100.1\r\n", None),
-            (b"PROXY UDP4 198.51.100.1 203.0.113.1 4660 443\r\n", None),
+            (b"PROXY UNKNOWN\r\n", Err(Refusal::Closed)),
+            (b"PROXY TCP4 198.51.100.1\r\n", Err(Refusal::BadProxyHeader)),
+            (
+                b"PROXY UDP4 198.51.100.1 203.0.113.1 4660 443\r\n",
+                Err(Refusal::BadProxyHeader),
+            ),
             (
                 b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb",
-                Some(theirs),
+                Ok(theirs),
             ),
-            (&V2_LOCAL, Some(ours)),
+            (&V2_LOCAL, Err(Refusal::Closed)),
             // A datagram, an address that is cut off, another version.
             (
                 b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb",
-                None,
+                Err(Refusal::BadProxyHeader),
             ),
-            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x04\xc6\x33\x64\x01", None),
-            (b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0", None),
+            (
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x04\xc6\x33\x64\x01",
+                Err(Refusal::BadProxyHeader),
+            ),
+            (
+                b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0",
+                Err(Refusal::BadProxyHeader),
+            ),
         ];
 
         for (header, expected) in cases {
-            assert_eq!(parse(header, ours), expected, "{}", header.escape_ascii());
+            assert_eq!(parse(header), expected, "{}", header.escape_ascii());
         }
     }
 

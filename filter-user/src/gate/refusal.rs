@@ -47,7 +47,8 @@ impl Outcome {
 pub enum Refusal {
     /// We received a certificate that is none, or of a kind that is not accepted.
     BadCertificate,
-    /// We received no PROXY header from a load balancer that must send one, or a damaged one.
+    /// We received no PROXY header from a load balancer that must send one, a damaged one, or one
+    /// from somebody who may not.
     BadProxyHeader,
     /// We received a signature that its key did not make, or that proves too little: SHA-1, RSA
     /// of less than 2,048 bits.
@@ -142,7 +143,7 @@ pub enum Fault {
     Unreachable,
     /// Its certificate does not verify, or its TLS fails.
     Tls,
-    /// It went away before it had taken the PROXY header.
+    /// It went away without an answer.
     Broken,
 }
 
@@ -215,7 +216,13 @@ impl Refusal {
             WebpkiError::CertNotValidYet { .. } => Self::NotYetValid,
             WebpkiError::CertRevoked => Self::Revoked,
             WebpkiError::CrlExpired { .. } => Self::CrlExpired,
-            WebpkiError::UnknownRevocationStatus => Self::CrlMissing,
+            WebpkiError::UnknownRevocationStatus
+            | WebpkiError::InvalidCrlSignatureForPublicKey
+            | WebpkiError::IssuerNotCrlSigner
+            | WebpkiError::UnsupportedCrlSignatureAlgorithmContext(_)
+            | WebpkiError::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_) => {
+                Self::CrlMissing
+            }
             WebpkiError::UnknownIssuer | WebpkiError::MaximumPathDepthExceeded => {
                 Self::UnknownIssuer
             }
@@ -359,7 +366,8 @@ impl Refusal {
             }
             Self::Upstream(Fault::Tls) => {
                 "is the web server's certificate from `upstream_tls.ca_file`, valid, and for \
-                 `upstream_tls.name`?"
+                 `upstream_tls.name`? Does it take the header of `proxy_protocol` (nginx before \
+                 1.23.2: \"v1\")?"
             }
             Self::Upstream(Fault::Broken) => {
                 "the web server closed at once: does it expect the PROXY header of \
@@ -367,7 +375,8 @@ impl Refusal {
             }
             Self::Plaintext => "is the encryption mode Full or Full (strict), not Flexible or Off?",
             Self::BadProxyHeader | Self::Timeout(Phase::ProxyHeader) => {
-                "does the load balancer in `gate.proxy_from` send the PROXY protocol?"
+                "does each load balancer in `gate.proxy_from` send the PROXY protocol, and is each \
+                 that sends it named there?"
             }
             Self::TooMany(What::Handshakes) => {
                 "a flood, or `max_handshakes` is too low for this host"

@@ -12,11 +12,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::Connection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tracing::debug;
 
 use super::ending::{Ending, Word};
-use super::refusal::{Outcome, is_disconnect};
+use super::refusal::{Fault, Outcome, Refusal, is_disconnect};
 
 /// What a relay has to think about.
 enum Event {
@@ -38,6 +38,8 @@ pub(super) struct Relay<C, U> {
     pub(super) down: u64,
     /// Which way the last bytes went.
     last: Direction,
+    /// The upstream takes nothing more: it may have answered already.
+    deaf: bool,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -58,13 +60,21 @@ where
             up: 0,
             down: 0,
             last: Direction::Down,
+            deaf: false,
         }
     }
 
     /// Relays until the end, or until it is told to end: when it is said, or when no byte has come
     /// between two ticks.
     pub(super) async fn run(&mut self, ending: &Ending) -> Outcome {
-        let outcome = self.go_on(ending).await;
+        let mut outcome = self.go_on(ending).await;
+        let is_over = matches!(outcome, Outcome::Relayed | Outcome::Aborted);
+        if is_over && self.is_unanswered() {
+            outcome = Outcome::Refused(Refusal::Upstream(Fault::Broken));
+        }
+        if self.deaf {
+            self.client.linger().await;
+        }
         // A client that is told the end can tell it from somebody who cut the line.
         if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
             let farewell = poll_fn(|context| self.client.poll_end(context));
@@ -114,15 +124,14 @@ where
 
     async fn next_event(&mut self, ending: &Ending, known: Word, ticks: u32) -> Event {
         let mut changed = pin!(ending.changed());
-        let mut listens = false;
         poll_fn(|context| {
             if let Poll::Ready(ended) = self.poll(context) {
                 return Poll::Ready(Event::Ended(ended));
             }
-            // Once: from then on it wakes us, and what was said is there to see.
-            if !listens {
-                listens = true;
-                let _said = changed.as_mut().poll(context);
+            // What is said is there to see before it wakes us, so we may have seen it already; who
+            // was woken listens again in any case.
+            while changed.as_mut().poll(context).is_ready() {
+                changed.set(ending.changed());
             }
             if ending.word() > known {
                 return Poll::Ready(Event::Word);
@@ -135,6 +144,11 @@ where
         .await
     }
 
+    /// Whether the upstream has hung up on a client that was still there, without a word.
+    fn is_unanswered(&self) -> bool {
+        self.up > 0 && self.down == 0 && !self.client.ended && (self.upstream.ended || self.deaf)
+    }
+
     /// Whether the last word was the upstream's, and has arrived: no answer is being waited for.
     fn owes_nothing(&self) -> bool {
         self.last == Direction::Down && !self.client.holds_back()
@@ -145,8 +159,23 @@ where
         SCRATCH.with_borrow_mut(|scratch| {
             let (up, down) = (self.up, self.down);
             let (client, upstream) = (&mut self.client, &mut self.upstream);
-            let upwards = pump(client, upstream, &mut self.up, scratch, context)?;
-            let downwards = pump(upstream, client, &mut self.down, scratch, context)?;
+            let mut upwards = Poll::Ready(());
+            if !self.deaf {
+                upwards = match pump(client, upstream, &mut self.up, scratch, context) {
+                    Poll::Ready(Err(Broken::Writing(error))) if is_disconnect(error.kind()) => {
+                        debug!(%error, "upstream takes nothing more");
+                        self.deaf = true;
+                        Poll::Ready(())
+                    }
+                    Poll::Ready(moved) => Poll::Ready(moved.map_err(Broken::into_inner)?),
+                    Poll::Pending => Poll::Pending,
+                };
+            }
+            let downwards = pump(upstream, client, &mut self.down, scratch, context);
+            if let Poll::Ready(Err(Broken::Reading(_))) = &downwards {
+                upstream.ended = true;
+            }
+            let downwards = downwards.map_err(Broken::into_inner)?;
             // What TLS has to say for itself while it is being read: an answer to a key update.
             if upstream.holds_back() {
                 let _later: Poll<()> = upstream.poll_flush(context)?;
@@ -172,30 +201,47 @@ fn pump<F, T>(
     moved: &mut u64,
     scratch: &mut [u8],
     context: &mut Context<'_>,
-) -> Poll<io::Result<()>>
+) -> Poll<Result<(), Broken>>
 where
     F: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
 {
     loop {
         // First what it was sent already: who does not take that is not sent more.
-        ready!(to.poll_flush(context))?;
+        ready!(to.poll_flush(context)).map_err(Broken::Writing)?;
         if from.ended {
-            return to.poll_end(context);
+            return to.poll_end(context).map_err(Broken::Writing);
         }
         let read = match ready!(from.poll_read(context, scratch)) {
             Ok(read) => read,
             // Once it has our end, a peer may just go away; before that, a stream without a
             // close_notify may have been cut by somebody on the way.
             Err(error) if from.shut && is_disconnect(error.kind()) => 0,
-            Err(error) => return Poll::Ready(Err(error)),
+            Err(error) => return Poll::Ready(Err(Broken::Reading(error))),
         };
         if read == 0 {
             from.ended = true;
             continue;
         }
         *moved += read as u64;
-        to.push(context, &scratch[..read])?;
+        to.push(context, &scratch[..read])
+            .map_err(Broken::Writing)?;
+    }
+}
+
+/// Which side broke off.
+enum Broken {
+    /// The one that was to be read.
+    Reading(io::Error),
+    /// The one that was to be written.
+    Writing(io::Error),
+}
+
+impl Broken {
+    fn into_inner(self) -> io::Error {
+        match self {
+            Self::Reading(error) | Self::Writing(error) => error,
+        }
     }
 }
 
@@ -207,8 +253,8 @@ pub(super) struct End<S> {
     ended: bool,
     /// It was told that nothing more comes from us.
     shut: bool,
-    /// Reads in a row that brought no byte.
-    barren: u8,
+    /// Bytes on the wire since the last that meant something.
+    barren: usize,
 }
 
 /// What is spoken in a stream.
@@ -241,6 +287,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         }
     }
 
+    /// Reads what it still sends, for a while: bytes that nobody has read would turn the close into
+    /// a reset, which discards an answer on its way.
+    async fn linger(&mut self) {
+        let mut sink = [0; 4096];
+        let discarding = async { while matches!(self.stream.read(&mut sink).await, Ok(1..)) {} };
+        if tokio::time::timeout(FAREWELL, discarding).await.is_err() {
+            debug!("client goes on sending");
+        }
+    }
+
     /// Whether it has yet to take something that it was sent.
     fn holds_back(&self) -> bool {
         match &self.layer {
@@ -264,7 +320,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read),
             }
-            ready!(poll(session.read_tls(&mut stream)))?;
+            let read = ready!(poll(session.read_tls(&mut stream)))?;
             let state = match session.process_new_packets() {
                 Ok(state) => state,
                 Err(error) => {
@@ -274,7 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
                 }
             };
             self.barren = match state.plaintext_bytes_to_read() {
-                0 => self.barren + 1,
+                0 => self.barren + read,
                 _ => 0,
             };
             if self.barren > BARREN_MAX {
@@ -407,8 +463,8 @@ thread_local! {
 
 /// Four TLS records.
 const SCRATCH_SIZE: usize = 64 << 10;
-/// Reads in a row without content; a session ticket or a key update is one of them now and then.
-const BARREN_MAX: u8 = 64;
+/// Bytes on the wire without content: some records of the greatest size, or thousands of empty ones.
+const BARREN_MAX: usize = 128 << 10;
 /// How long a client may take to hear the end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -416,7 +472,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 mod tests {
     use std::sync::Arc;
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -515,6 +571,36 @@ mod tests {
         let mut taken = vec![0; sent];
         rig.client.read_exact(&mut taken).await.unwrap();
         assert!(taken.iter().all(|byte| *byte == 7));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_passed_on_although_its_question_is_not_taken() {
+        let mut rig = Rig::new();
+
+        rig.server.write_all(b"413").await.unwrap();
+        drop(rig.server);
+        rig.client.write_all(&[0; 50]).await.unwrap();
+        let mut answer = String::new();
+        rig.client.read_to_string(&mut answer).await.unwrap();
+
+        assert_eq!(answer, "413");
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_before_it_woke_somebody_is_not_listened_to_twice() {
+        let mut rig = Rig::new();
+        rig.ending.tick();
+        tokio::task::yield_now().await;
+
+        // Bytes wake the relay between the two halves of a tick.
+        rig.ending.count_tick();
+        rig.client.write_all(b".").await.unwrap();
+        rig.server.read_exact(&mut [0]).await.unwrap();
+        rig.ending.wake();
+        tokio::task::yield_now().await;
+        rig.ending.say(Word::Stop);
+
+        assert_eq!(rig.relaying.await.unwrap().outcome, Outcome::Stopped);
     }
 
     /// How a relay ended, and how much it relayed.

@@ -54,19 +54,18 @@ pub(super) struct Anchor {
     label: String,
     validity: Validity,
     anchor: TrustAnchor<'static>,
-    /// All lists of the policy, if one of them is this CA's; then each certificate needs one.
+    /// Its own lists and those of intermediates; if there are any, each certificate needs one.
     crls: Vec<Arc<Crl>>,
 }
 
 impl Anchor {
-    pub(super) fn new(authority: &Authority, crls: &[Arc<Crl>]) -> Result<Self, WebpkiError> {
+    pub(super) fn new(authority: &Authority, crls: Vec<Arc<Crl>>) -> Result<Self, WebpkiError> {
         let anchor = webpki::anchor_from_trusted_cert(&authority.certificate)?.to_owned();
-        let has_one = crls.iter().any(|crl| crl.is_of(&authority.subject));
         Ok(Self {
             label: authority.label.clone(),
             validity: authority.validity,
             anchor,
-            crls: if has_one { crls.to_vec() } else { Vec::new() },
+            crls,
         })
     }
 }
@@ -137,7 +136,7 @@ impl Trusted {
             let validity = Validity::of(parsed);
             match validity.refuse(now) {
                 None => return Ok(("a pin".to_owned(), Some(validity))),
-                Some(refused) => refusal = refused,
+                Some(refused) => refusal = telling_more(refusal, refused),
             }
         }
         // An anchor that has expired is none.
@@ -148,8 +147,7 @@ impl Trusted {
                     let validity = validity_of_all(anchor, parsed, rest, self.crl_expired);
                     return Ok((anchor.label.clone(), validity));
                 }
-                Err(Refusal::UnknownIssuer) => {}
-                Err(refused) => refusal = refused,
+                Err(refused) => refusal = telling_more(refusal, refused),
             }
         }
         let is_strange = matches!(refusal, Refusal::UnknownIssuer | Refusal::PinMismatch);
@@ -223,6 +221,25 @@ impl Identity {
             trust,
             digest: sha256,
         }
+    }
+}
+
+/// The refusal that tells more. A CA of the same name as the issuer's finds the signature bad, and
+/// one of another name knows nothing.
+fn telling_more(first: Refusal, second: Refusal) -> Refusal {
+    let vague = [
+        Refusal::UnknownIssuer,
+        Refusal::PinMismatch,
+        Refusal::BadSignature,
+    ];
+    let weight = |refusal: Refusal| {
+        let rank = vague.iter().position(|vague| *vague == refusal);
+        rank.unwrap_or(vague.len())
+    };
+    if weight(second) > weight(first) {
+        second
+    } else {
+        first
     }
 }
 

@@ -3,12 +3,16 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream as StdTcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, Connection, StreamOwned};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError, StreamOwned,
+};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -106,7 +110,10 @@ impl Dialer {
                 Box::new(stream)
             }
             Target::Unix(path) => {
-                let stream = StdUnixStream::connect(path)?;
+                // A listener whose queue is full holds connect(2) up.
+                let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+                socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)?;
+                let stream = StdUnixStream::from(OwnedFd::from(socket));
                 stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
                 stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
                 Box::new(stream)
@@ -117,16 +124,18 @@ impl Dialer {
             ProxyProtocol::V1 => stream.write_all(proxy::V1_UNKNOWN)?,
             ProxyProtocol::V2 => stream.write_all(&proxy::V2_LOCAL)?,
         }
-        if let Some(encryption) = &self.encryption {
-            let config = encryption.offering(Some(b"h2"));
-            let session = ClientConnection::new(config, encryption.name.clone());
-            let session = session.map_err(io::Error::other)?;
-            stream = Box::new(StreamOwned::new(session, stream));
-        }
-        match ask_for_settings(&mut stream) {
-            Ok(answer) => Ok(answer),
-            // It did answer: by hanging up, or by waiting for the rest of an HTTP/1 request.
-            Err(error) if is_no(error.kind()) => Ok(false),
+        let Some(encryption) = &self.encryption else {
+            return ask_for_settings(&mut stream);
+        };
+        let config = encryption.offering(Some(b"h2"));
+        let session = ClientConnection::new(config, encryption.name.clone());
+        let mut session = session.map_err(io::Error::other)?;
+        match session.complete_io(&mut stream) {
+            Ok(_) if session.alpn_protocol() == Some(b"h2") => {
+                ask_for_settings(&mut StreamOwned::new(session, stream))
+            }
+            Ok(_) => Ok(false),
+            Err(error) if is_alpn_refused(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -136,27 +145,28 @@ trait Duplex: Read + Write {}
 
 impl<T: Read + Write> Duplex for T {}
 
-/// Whether the answer to the connection preface begins with a SETTINGS frame, RFC 9113 §3.4.
+/// Whether the answer to the connection preface begins with a SETTINGS frame, RFC 9113 §3.4. Who
+/// says nothing, or hangs up, has not answered.
 fn ask_for_settings(stream: &mut dyn Duplex) -> io::Result<bool> {
     stream.write_all(PREFACE)?;
     stream.flush()?;
     let mut frame = [0; 9];
-    stream.read_exact(&mut frame)?;
+    let read = stream.read(&mut frame)?;
+    if read == 0 {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    if read < frame.len() {
+        stream.read_exact(&mut frame[read..])?;
+    }
     let [_, _, _, kind, flags, stream_id @ ..] = frame;
     Ok(kind == SETTINGS && flags == 0 && stream_id == [0; 4])
 }
 
-fn is_no(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::UnexpectedEof
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::BrokenPipe
-            | ErrorKind::WouldBlock
-            | ErrorKind::TimedOut
-            | ErrorKind::InvalidData
-    )
+/// RFC 7301 §3.2.
+fn is_alpn_refused(error: &io::Error) -> bool {
+    let source = error.get_ref();
+    let refused = TlsError::AlertReceived(AlertDescription::NoApplicationProtocol);
+    source.and_then(|source| source.downcast_ref::<TlsError>()) == Some(&refused)
 }
 
 /// RFC 9113 §3.4, with an empty SETTINGS frame.
