@@ -125,6 +125,8 @@ fn a_client_that_dribbles_has_no_more_time_than_another() {
     }
 
     assert_eq!(rig.outcome(mark), "TimeoutHello");
+    // Dribbled over half a minute, had each byte its own time.
+    assert!(begun.elapsed() < tests::PATIENCE / 2);
 }
 
 #[test]

@@ -481,6 +481,37 @@ fn who_waits_while_nobody_accepts_is_served_by_the_next() {
 }
 
 #[test]
+fn sockets_that_the_service_manager_announces_are_taken() {
+    let mut rig = Rig::new();
+    let stored = start_keeping(&mut rig, "");
+    rig.gate.take().unwrap().kill();
+    // sd_listen_fds(3): from the third on, for the process that is named.
+    let announced = |pid: &str| {
+        let script = format!(
+            "LISTEN_PID={pid} LISTEN_FDS=1 exec {} --config {} run --only gate 3<&{}",
+            tests::daemon::binary().display(),
+            rig.config.display(),
+            stored.0[0]
+        );
+        let words = ["timeout", "--signal=TERM", "2", "sh", "-c", &script];
+        let output = rig.network.output(Host::Origin, &words);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+
+    let text = announced("$$");
+    assert!(
+        text.contains("the listening socket was handed over"),
+        "{text}"
+    );
+    let text = announced("1");
+    assert!(
+        !text.contains("the listening socket was handed over"),
+        "{text}"
+    );
+    assert!(text.contains("Address already in use"), "{text}");
+}
+
+#[test]
 fn a_descriptor_that_is_no_listener_is_refused() {
     let rig = Rig::new();
     rig.configure("", &[&shop("")]);

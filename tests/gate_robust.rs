@@ -124,6 +124,24 @@ fn handshakes_in_flight_are_bounded_in_all() {
 }
 
 #[test]
+fn few_connections_are_shared_by_all_sockets_and_threads() {
+    let mut rig = Rig::new();
+    rig.start("max_connections = 1", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+
+    for _ in 0..4 {
+        for (edge, origin) in Host::Edge
+            .addresses()
+            .into_iter()
+            .zip(Host::Origin.addresses())
+        {
+            let stream = connect_from(&rig.network, edge, origin);
+            assert_eq!(rig.edge().get_over(stream, SHOP).brief(), "200");
+        }
+    }
+}
+
+#[test]
 fn ten_thousand_idle_connections_are_held_and_answer() {
     let mut rig = Rig::new();
     let hosts = shop("proxy_protocol = \"none\"");
