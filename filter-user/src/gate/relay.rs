@@ -73,7 +73,8 @@ where
             outcome = Outcome::Refused(Refusal::Upstream(Fault::Broken));
         }
         if self.deaf {
-            self.client.linger().await;
+            // Rare, and large: it has a place of its own.
+            Box::pin(self.client.linger()).await;
         }
         // A client that is told the end can tell it from somebody who cut the line.
         if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
