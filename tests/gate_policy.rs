@@ -206,6 +206,8 @@ fn with_log_everybody_enters_and_is_told_of() {
         let metric =
             format!("pullgate_gate_would_refuse_total{{host=\"{SHOP}\",reason=\"{reason}\"}}");
         assert_eq!(rig.gate().metric(&metric), 1);
+        let status = rig.pullgate(&["status"]);
+        assert!(String::from_utf8_lossy(&status.stdout).contains(&metric));
     }
     // A certificate that does is not told of; at another host nobody else enters.
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");

@@ -300,13 +300,17 @@ impl Display for FilterStatus {
 
 /// The counters of a role that say something at a glance.
 fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
-    let family = match role.role.as_str() {
-        "filter" => "pullgate_filter_reattached_total",
-        "gate" => "pullgate_gate_connections_total",
-        _ => "pullgate_ranges_refresh_total",
+    let families: &[&str] = match role.role.as_str() {
+        "filter" => &["pullgate_filter_reattached_total"],
+        "gate" => &[
+            "pullgate_gate_connections_total",
+            "pullgate_gate_would_refuse_total",
+        ],
+        _ => &["pullgate_ranges_refresh_total"],
     };
+    let is_shown = |name: &str| families.iter().any(|family| name.starts_with(family));
     let counters = role.metrics.iter();
-    let counters = counters.filter(move |(name, value)| **value != 0.0 && name.starts_with(family));
+    let counters = counters.filter(move |(name, value)| **value != 0.0 && is_shown(name));
     counters.map(|(name, value)| (name.as_str(), *value))
 }
 
