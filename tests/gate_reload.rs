@@ -373,6 +373,25 @@ fn a_gate_that_drains_leaves_its_port_to_the_next() {
 }
 
 #[test]
+fn what_waits_for_the_next_start_is_named_at_each_reload() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let named = |lines: &str| {
+        let mark = rig.gate().mark();
+        assert!(rig.reconfigure(lines, &[&shop("")]));
+        let events = rig.gate().events();
+        let text = events[mark..].iter().map(ToString::to_string);
+        text.collect::<String>()
+            .contains("`gate.listen` is not what")
+    };
+
+    let other = "listen = [\"127.0.0.1:444\"]";
+    assert!(named(other));
+    assert!(named(other));
+    assert!(!named(""));
+}
+
+#[test]
 fn a_socket_that_nobody_asked_for_is_closed() {
     let mut rig = Rig::new();
     let stored = start_keeping(&mut rig, "");

@@ -225,16 +225,10 @@ impl Running {
         let Some(gate) = &config.gate else {
             return Err(StartError::NotDescribed { role: Role::Gate });
         };
-        let before = Arc::clone(&self.config.borrow());
-        if let Some(before) = &before.gate {
-            let restart =
-                |what| warn!("`{what}` has changed, which takes effect at the next start");
-            if before.listen != gate.listen {
-                restart("gate.listen");
-            }
-            if before.max_connections != gate.max_connections {
-                restart("gate.max_connections");
-            }
+        for what in role.waits_for_a_start(gate) {
+            warn!(
+                "`{what}` is not what the gate was started with; it takes effect at the next start"
+            );
         }
         let loaded = tokio::task::block_in_place(|| role.load(gate))?;
         Ok(Some(loaded))

@@ -32,6 +32,8 @@ use crate::telemetry::Metrics;
 pub(super) struct GateRole {
     pub(super) gate: Arc<Gate>,
     pub(super) addresses: String,
+    /// What it was started with.
+    started: Arc<(Vec<SocketAddr>, usize)>,
     metrics: Metrics,
     connections: TaskTracker,
     drain: Duration,
@@ -112,6 +114,7 @@ impl GateRole {
         let role = Self {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
+            started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),
             drain: settings.drain_timeout,
@@ -195,6 +198,23 @@ impl GateRole {
     pub(super) fn note_bad_configuration(&self, error: &LoadError) {
         self.metrics.gate_reloaded("Failed");
         self.trouble.send_replace(Some(chain(error)));
+    }
+
+    /// The settings that differ from those that it was started with, and that only a start changes.
+    pub(super) fn waits_for_a_start(
+        &self,
+        config: &config::Gate,
+    ) -> impl Iterator<Item = &'static str> {
+        let (listen, max_connections) = &*self.started;
+        let differs = [
+            ("gate.listen", *listen != config.listen),
+            (
+                "gate.max_connections",
+                *max_connections != config.max_connections,
+            ),
+        ];
+        let differing = differs.into_iter().filter(|(_, differs)| *differs);
+        differing.map(|(what, _)| what)
     }
 
     /// Why what is on disk is not what is in force.
