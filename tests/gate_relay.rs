@@ -12,7 +12,7 @@ use tests::gate::{blog, origin, shop};
 use tests::net::Host;
 use tests::pki::{Identity, SHOP};
 use tests::upstream::{Manner, Upstream};
-use tests::web::Custom;
+use tests::web::Server;
 
 #[test]
 fn an_upstream_is_told_who_the_client_is() {
@@ -241,18 +241,13 @@ fn an_early_answer_arrives_although_the_upload_is_not_taken() {
 fn tls_goes_on_to_an_upstream_that_is_verified() {
     let mut rig = Rig::new();
     rig.pki.write_server("inner", &["inner.example"]);
-    let directory = rig.network.path("").display().to_string();
-    let nginx = |identity: &str| {
-        NGINX_TLS
-            .replace("@DIR@/", &directory)
-            .replace("@IDENTITY@", identity)
-    };
+    let nginx = |identity: &str| NGINX_TLS.replace("@IDENTITY@", identity);
     // nginx 1.22 takes no TLVs in front of TLS.
     let tls = "proxy_protocol = \"v1\"\n\
         upstream_tls = { name = \"inner.example\", ca_file = \"@PKI@/web-ca.pem\" }";
     rig.start("", &[&shop(tls), &blog("")]);
     {
-        let _nginx = Custom::start(&rig.network, "nginx", &[], &nginx("inner"));
+        let _nginx = Server::start(&rig.network, "nginx", &[], &nginx("inner"));
         let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
         assert_eq!(outcome, "Relayed");
         let [edge, _] = Host::Edge.addresses();
@@ -263,7 +258,7 @@ fn tls_goes_on_to_an_upstream_that_is_verified() {
     }
     {
         // For another name.
-        let _nginx = Custom::start(&rig.network, "nginx", &[], &nginx("blog.example"));
+        let _nginx = Server::start(&rig.network, "nginx", &[], &nginx("blog.example"));
         assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
     }
     let _none = Upstream::start(&rig.network, Manner::Close);
@@ -289,14 +284,10 @@ fn every_web_server_in_the_manual_is_told_the_clients_address() {
         let mut rig = Rig::new();
         let line = format!("proxy_protocol = \"{proxy}\"");
         rig.start("", &[&shop(&line)]);
-        let directory = rig.network.path("").display().to_string();
-        let snippet = snippet(manual, heading);
-        let text = surroundings(program)
-            .replace("@DIR@/", &directory)
-            .replace("@MANUAL@", snippet);
+        let text = surroundings(program).replace("@MANUAL@", snippet(manual, heading));
         std::fs::create_dir(rig.network.path("htdocs")).unwrap();
         std::fs::write(rig.network.path("htdocs/index.html"), APACHE_PAGE).unwrap();
-        let _server = Custom::start(&rig.network, program, words, &text);
+        let _server = Server::start(&rig.network, program, words, &text);
 
         let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
 
@@ -319,7 +310,7 @@ fn haproxy_reads_the_name_and_the_id_that_it_is_told() {
     let text = "defaults\n mode http\n timeout connect 5s\n timeout client 5s\n timeout server 5s\n\
         frontend web\n bind 127.0.0.1:8080 accept-proxy\n http-request return status 200 \
         content-type text/plain lf-string \"%[fc_pp_authority] %[fc_pp_unique_id] %[src]\\n\"\n";
-    let _haproxy = Custom::start(&rig.network, "haproxy", &["-db", "-f"], text);
+    let _haproxy = Server::start(&rig.network, "haproxy", &["-db", "-f"], text);
 
     let (reply, _) = rig.ask(&rig.edge(), SHOP);
 
@@ -383,13 +374,11 @@ fn surroundings(program: &str) -> &'static str {
     match program {
         "nginx" => {
             "daemon off; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {} http { \
-             access_log off; client_body_temp_path @DIR@/body; proxy_temp_path @DIR@/proxy; \
-             fastcgi_temp_path @DIR@/fastcgi; uwsgi_temp_path @DIR@/uwsgi; scgi_temp_path \
-             @DIR@/scgi; server {\n@MANUAL@\nreturn 200 \"client=$remote_addr\\n\"; } }"
+             access_log off; @NGINX@ server {\n@MANUAL@\nreturn 200 \"client=$remote_addr\\n\"; } }"
         }
         "apache2" => {
-            "ServerRoot @DIR@/\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
-             ErrorLog @DIR@/apache.log\nMutex file:@DIR@/\n\
+            "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
+             ErrorLog @DIR@/apache.log\nMutex file:@DIR@\n\
              LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so\n\
              LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so\n\
              LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so\n\
@@ -418,11 +407,7 @@ error_log @DIR@/nginx.log;
 events {}
 http {
     access_log off;
-    client_body_temp_path @DIR@/body;
-    proxy_temp_path @DIR@/proxy;
-    fastcgi_temp_path @DIR@/fastcgi;
-    uwsgi_temp_path @DIR@/uwsgi;
-    scgi_temp_path @DIR@/scgi;
+    @NGINX@
     server {
         listen 127.0.0.1:8080 ssl proxy_protocol;
         ssl_certificate @DIR@/pki/@IDENTITY@.pem;

@@ -1,19 +1,16 @@
-//! Verifies reloads and restarts: nothing is lost, nothing that is bad comes into force, and what
+//! Verifies reloads: nothing is lost, nothing that is bad comes into force, and what
 //! was granted by older terms is worth nothing.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use rustls::version::{TLS12, TLS13};
 use tests::Rig;
 use tests::client::{Client, connect};
-use tests::daemon::{Pullgate, Stored};
-use tests::gate::{blog, host, origin, shop};
+use tests::gate::{PLENTY, blog, origin, shop};
 use tests::net::Host;
 use tests::pki::SHOP;
 use tests::upstream::{Manner, Upstream};
@@ -342,37 +339,6 @@ fn a_certificate_behind_links_is_followed_wherever_they_lead() {
 }
 
 #[test]
-fn a_gate_that_drains_leaves_its_port_to_the_next() {
-    let mut rig = Rig::new();
-    rig.start("", &[&shop("proxy_protocol = \"none\"")]);
-    let _upstream = Upstream::start(&rig.network, Manner::Hang);
-    let edge = rig.edge();
-    let mut waiting = edge
-        .connect(&rig.network, Host::Edge, origin(), SHOP)
-        .unwrap();
-    waiting.write_all(b"a question").unwrap();
-    tests::eventually("it is relayed", || {
-        (rig.gate().metric("pullgate_gate_active_connections") == 1).then_some(())
-    });
-
-    let mut old = rig.gate.take().unwrap();
-    let mark = old.mark();
-    old.signal(Signal::SIGTERM);
-    old.event(mark, "it stops", |event| event["message"] == "stopping");
-    tests::eventually("its port is closed", || {
-        connect(&rig.network, Host::Edge, origin())
-            .is_err()
-            .then_some(())
-    });
-    rig.gate = Some(Pullgate::start(&rig.network, &rig.config, "gate"));
-    assert!(old.is_running(), "an answer is being waited for");
-
-    // The end of the old one takes nothing of the new one's away.
-    assert_eq!(old.stop(), Some(0));
-    assert!(rig.gate().is_answering());
-}
-
-#[test]
 fn what_waits_for_the_next_start_is_named_at_each_reload() {
     let mut rig = Rig::new();
     rig.start("", &[&shop("")]);
@@ -392,33 +358,8 @@ fn what_waits_for_the_next_start_is_named_at_each_reload() {
 }
 
 #[test]
-fn a_socket_that_nobody_asked_for_is_closed() {
-    let mut rig = Rig::new();
-    let stored = start_keeping(&mut rig, "");
-    rig.gate.take().unwrap().kill();
-    assert!(connect(&rig.network, Host::Edge, origin()).is_ok());
-
-    let words = ["--only", "gate", "--listen-fd", &stored.0[0].to_string()];
-    rig.configure("listen = [\"127.0.0.1:444\"]", &[&shop("")]);
-    rig.gate = Some(Pullgate::start_with(
-        &rig.network,
-        &rig.config,
-        "gate",
-        &words,
-    ));
-
-    let refused = connect(&rig.network, Host::Edge, origin()).err();
-    assert_eq!(
-        refused.map(|reply| reply.to_string()).as_deref(),
-        Some("connection refused")
-    );
-}
-
-#[test]
 fn a_hundred_reloads_under_load_fail_no_request() {
     let mut rig = Rig::new();
-    let plenty = "[gate.per_source]\nhandshakes_per_second = 100000\n\
-        [gate.per_network]\nhandshakes_per_second = 100000";
     let configurations = [
         [shop(""), blog("")],
         [
@@ -426,197 +367,17 @@ fn a_hundred_reloads_under_load_fail_no_request() {
             blog(""),
         ],
     ];
-    rig.start(plenty, &[&configurations[0][0], &configurations[0][1]]);
+    rig.start(PLENTY, &[&configurations[0][0], &configurations[0][1]]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
 
-    let served = under_load(&rig, || {
+    let served = rig.under_load(|| {
         for n in 0..100 {
             let [shop, blog] = &configurations[n % 2];
-            assert!(rig.reconfigure(plenty, &[shop, blog]));
+            assert!(rig.reconfigure(PLENTY, &[shop, blog]));
         }
     });
 
     assert!(served > 20, "{served} requests");
-}
-
-#[test]
-fn twenty_restarts_under_load_fail_no_request() {
-    let mut rig = Rig::new();
-    let plenty = "[gate.per_source]\nhandshakes_per_second = 100000\n\
-        [gate.per_network]\nhandshakes_per_second = 100000";
-    let stored = start_keeping(&mut rig, plenty);
-    let _upstream = Upstream::start(&rig.network, Manner::Answer);
-    // The role has handed its sockets over; each successor is given them.
-    let mut words = vec!["--only".to_owned(), "gate".to_owned()];
-    for descriptor in &stored.0 {
-        words.extend(["--listen-fd".to_owned(), descriptor.to_string()]);
-    }
-    assert_eq!(words.len(), 2 + 2 * 2, "two sockets, one per family");
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    let gate = std::sync::Mutex::new(rig.gate.take());
-
-    let served = under_load(&rig, || {
-        for _ in 0..20 {
-            let old = gate.lock().unwrap().take().unwrap();
-            assert_eq!(old.stop(), Some(0));
-            let (new, again) = Pullgate::start_keeping(&rig.network, &rig.config, "gate", &words);
-            assert!(
-                again.0.is_empty(),
-                "what was handed over is not handed back"
-            );
-            *gate.lock().unwrap() = Some(new);
-        }
-    });
-
-    assert!(served > 20, "{served} requests");
-}
-
-#[test]
-fn who_waits_while_nobody_accepts_is_served_by_the_next() {
-    let mut rig = Rig::new();
-    let stored = start_keeping(&mut rig, "");
-    let _upstream = Upstream::start(&rig.network, Manner::Answer);
-    let gate = rig.gate.take().unwrap();
-    let descriptors: Vec<_> = stored.0.iter().map(ToString::to_string).collect();
-    gate.kill();
-    let waiting = connect(&rig.network, Host::Edge, origin()).unwrap();
-
-    let words = [
-        "--only",
-        "gate",
-        "--listen-fd",
-        &descriptors[0],
-        "--listen-fd",
-        &descriptors[1],
-    ];
-    rig.gate = Some(Pullgate::start_with(
-        &rig.network,
-        &rig.config,
-        "gate",
-        &words,
-    ));
-
-    assert_eq!(rig.edge().get_over(waiting, SHOP).brief(), "200");
-}
-
-#[test]
-fn sockets_that_the_service_manager_announces_are_taken() {
-    let mut rig = Rig::new();
-    let stored = start_keeping(&mut rig, "");
-    rig.gate.take().unwrap().kill();
-    // sd_listen_fds(3): from the third on, for the process that is named.
-    let announced = |pid: &str| {
-        let script = format!(
-            "LISTEN_PID={pid} LISTEN_FDS=1 exec {} --config {} run --only gate 3<&{}",
-            tests::daemon::binary().display(),
-            rig.config.display(),
-            stored.0[0]
-        );
-        let words = ["timeout", "--signal=TERM", "2", "sh", "-c", &script];
-        let output = rig.network.output(Host::Origin, &words);
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-
-    let text = announced("$$");
-    assert!(
-        text.contains("the listening socket was handed over"),
-        "{text}"
-    );
-    let text = announced("1");
-    assert!(
-        !text.contains("the listening socket was handed over"),
-        "{text}"
-    );
-    assert!(text.contains("Address already in use"), "{text}");
-}
-
-#[test]
-fn a_descriptor_that_is_no_listener_is_refused() {
-    let rig = Rig::new();
-    rig.configure("", &[&shop("")]);
-
-    for descriptor in ["0", "999"] {
-        let output = rig.pullgate(&["run", "--only", "gate", "--listen-fd", descriptor]);
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(78), "{text}");
-        assert!(
-            text.contains(&format!("descriptor {descriptor} was handed over")),
-            "{text}"
-        );
-    }
-}
-
-#[test]
-fn a_gate_that_stops_lets_answers_come_and_tells_the_others() {
-    let mut rig = Rig::new();
-    rig.start(
-        "",
-        &[&host(
-            &[SHOP],
-            SHOP,
-            "trust = [\"@PKI@/ours-ca.pem\"]\nproxy_protocol = \"none\"",
-        )],
-    );
-    let _upstream = Upstream::start(&rig.network, Manner::Echo);
-    let open = || {
-        let edge = rig.edge();
-        edge.connect(&rig.network, Host::Edge, origin(), SHOP)
-            .unwrap()
-    };
-    let mut idle = open();
-    idle.write_all(b"a question and its answer").unwrap();
-    idle.read_exact(&mut [0; 25]).unwrap();
-
-    let gate = rig.gate.take().unwrap();
-    gate.signal(Signal::SIGTERM);
-    // The end is told by close_notify: nothing was cut off.
-    let mut rest = Vec::new();
-    idle.read_to_end(&mut rest).unwrap();
-
-    assert_eq!(gate.stop(), Some(0));
-}
-
-/// Starts a gate, and keeps what it hands over.
-fn start_keeping(rig: &mut Rig, lines: &str) -> Stored {
-    rig.configure(lines, &[&shop("")]);
-    let words = ["--only", "gate"];
-    let (gate, stored) = Pullgate::start_keeping(&rig.network, &rig.config, "gate", &words);
-    rig.gate = Some(gate);
-    stored
-}
-
-/// Requests without pause from two clients, while something happens; how many were served. Each
-/// must be.
-fn under_load(rig: &Rig, work: impl FnOnce()) -> u32 {
-    let (stop, served) = (AtomicBool::new(false), AtomicU32::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let client = rig.edge();
-                    let (reply, _) = client.get(&rig.network, Host::Edge, origin(), SHOP);
-                    assert_eq!(reply.brief(), "200");
-                    served.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        tests::eventually("the load has begun", || {
-            (served.load(Ordering::Relaxed) > 2).then_some(())
-        });
-        let stop_at_the_end = StopAtTheEnd(&stop);
-        work();
-        drop(stop_at_the_end);
-    });
-    served.into_inner()
-}
-
-/// Ends the load also if the work fails.
-struct StopAtTheEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtTheEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// What a file may be that it should not be.

@@ -150,7 +150,7 @@ fn ten_thousand_idle_connections_are_held_and_answer() {
         &format!("[gate.per_source]\n{plenty}\n[gate.per_network]\n{plenty}"),
         &[&hosts],
     );
-    let _web = tests::web::Origin::start(&rig.network, 1);
+    let _web = tests::web::plain(&rig.network, 1);
     let (_, limit) =
         nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
     // The gate needs two descriptors for each; what a host does not grant cannot be shown on it.

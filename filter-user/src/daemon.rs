@@ -17,7 +17,6 @@ mod view;
 
 use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +34,7 @@ use self::plan::Plan;
 use self::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
+use crate::file::{self, Stamp};
 use crate::gate::{Lint, Loaded};
 use crate::report::chain;
 
@@ -183,7 +183,7 @@ impl Running {
                     filter.note_bad_configuration(&error);
                 }
                 if let Some(gate) = &self.gate {
-                    gate.note_bad_configuration(&error);
+                    gate.note_failure(&error);
                 }
                 error!(error = %chain(&error), "configuration not reloaded, the old one stays");
                 return false;
@@ -237,22 +237,13 @@ impl Running {
 
 /// The status sockets' paths, removed when dropped.
 #[derive(Default)]
-struct Sockets(Vec<(PathBuf, Option<Mark>)>);
-
-/// What one file is told from another by that has its name: the inode, and when it was made, for
-/// inodes are used again.
-type Mark = (u64, i64, i64);
-
-fn mark(path: &Path) -> Option<Mark> {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.ino(), found.ctime(), found.ctime_nsec()))
-}
+struct Sockets(Vec<(PathBuf, Option<Stamp>)>);
 
 impl Drop for Sockets {
     fn drop(&mut self) {
         for (socket, ours) in &self.0 {
             // A successor may have put its own there while we were draining.
-            if mark(socket) != *ours {
+            if file::stamp(socket) != *ours {
                 continue;
             }
             if let Err(error) = std::fs::remove_file(socket) {

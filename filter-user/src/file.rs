@@ -2,7 +2,7 @@
 
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
@@ -43,6 +43,18 @@ pub fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, 
         return Err(io::Error::new(ErrorKind::FileTooLarge, text));
     }
     Ok((content, metadata))
+}
+
+/// What one file, behind all links, is told from another by that has its name or its inode:
+/// device, inode, time of change and size.
+pub type Stamp = (u64, u64, i64, i64, u64);
+
+/// The stamp of a file; `None` if there is none.
+#[must_use]
+pub fn stamp(path: &Path) -> Option<Stamp> {
+    let found = std::fs::metadata(path).ok()?;
+    let changed = (found.ctime(), found.ctime_nsec());
+    Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
 }
 
 /// A watch on some files, whether they exist or not; their directories must.

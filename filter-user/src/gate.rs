@@ -8,6 +8,7 @@
 
 mod connection;
 mod credentials;
+mod end;
 mod ending;
 mod greeting;
 mod lint;
@@ -54,7 +55,7 @@ use crate::telemetry::log::Budget;
 
 /// What all connections share.
 pub struct Gate {
-    terms: watch::Sender<Arc<InUse>>,
+    in_use: watch::Sender<Arc<InUse>>,
     table: watch::Receiver<Arc<Table>>,
     sightings: Sightings,
     shares: Shares,
@@ -122,12 +123,8 @@ impl Gate {
     ) -> Self {
         let in_use = InUse::new(config, loaded);
         tell_expiry(&in_use.policies, &metrics);
-        let endings = in_use.policies.iter();
-        let endings = endings
-            .map(|policy| Arc::downgrade(policy.ending()))
-            .collect();
-        Self {
-            terms: watch::Sender::new(Arc::new(in_use)),
+        let gate = Self {
+            in_use: watch::Sender::new(Arc::new(in_use)),
             table,
             sightings: Sightings::new(in_force),
             shares: Shares::new(),
@@ -137,8 +134,10 @@ impl Gate {
             refusals: Budget::new(REFUSALS_PER_SECOND),
             sampling: Pace::new(),
             ids: Ids::default(),
-            endings: Mutex::new(endings),
-        }
+            endings: Mutex::default(),
+        };
+        gate.with_policies(|policies| gate.remember_endings(policies));
+        gate
     }
 
     /// Puts other policies and limits in force for connections to come; live ones go on, unless
@@ -147,7 +146,7 @@ impl Gate {
         let new = Arc::new(InUse::new(config, loaded));
         tell_expiry(&new.policies, &self.metrics);
         self.remember_endings(&new.policies);
-        let old = self.terms.send_replace(Arc::clone(&new));
+        let old = self.in_use.send_replace(Arc::clone(&new));
         for old in old.policies.iter() {
             let successor = new.policies.labelled(old.label());
             let is_same = successor.is_some_and(|new| new.has_terms_of(old));
@@ -179,7 +178,7 @@ impl Gate {
     }
 
     fn in_use(&self) -> Arc<InUse> {
-        Arc::clone(&self.terms.borrow())
+        Arc::clone(&self.in_use.borrow())
     }
 
     /// What is seen of ranges that have vanished.

@@ -145,7 +145,7 @@ pub(crate) fn run(options: &Options) {
     let pki = Pki::new(&network.path("pki"));
     let identity = pki.write_rsa_authority("rsa-ca.pem");
     let many = idle_connections();
-    let _web = web::Origin::start(&network, BODY);
+    let _web = web::plain(&network, BODY);
     let kinds = Kind::ALL.into_iter().filter(|kind| {
         let wanted = kind.label().contains(&options.only) || *kind == Kind::Pullgate;
         if wanted && !kind.is_installed() {

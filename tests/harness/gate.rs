@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -138,6 +139,32 @@ impl Rig {
         Client::new(&self.pki, Some(&self.pki.ours.client()))
     }
 
+    /// Requests without pause from two clients, while something happens; how many were served. Each
+    /// must be.
+    #[must_use]
+    pub fn under_load(&self, work: impl FnOnce()) -> u32 {
+        let (stop, served) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let client = self.edge();
+                        let (reply, _) = client.get(&self.network, Host::Edge, origin(), SHOP);
+                        assert_eq!(reply.brief(), "200");
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            crate::eventually("the load has begun", || {
+                (served.load(Ordering::Relaxed) > 2).then_some(())
+            });
+            let stop_at_the_end = StopAtTheEnd(&stop);
+            work();
+            drop(stop_at_the_end);
+        });
+        served.into_inner()
+    }
+
     /// Runs a `pullgate` command in the origin.
     #[must_use]
     pub fn pullgate(&self, arguments: &[&str]) -> Output {
@@ -165,6 +192,19 @@ impl Default for Rig {
         Self::new()
     }
 }
+
+/// Ends the load also if the work fails.
+struct StopAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Limits of `[gate]` for more handshakes from one address than any edge needs.
+pub const PLENTY: &str = "[gate.per_source]\nhandshakes_per_second = 100000\n\
+    [gate.per_network]\nhandshakes_per_second = 100000";
 
 /// The origin's IPv4 address.
 #[must_use]

@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +13,7 @@ use crate::daemon::binary;
 use crate::eventually;
 use crate::net::{Host, Network};
 use crate::pki::{Pki, SHOP};
+use crate::web::{spawn, within};
 
 /// Which proxy, and how it relays.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -127,25 +128,18 @@ impl Proxy {
         let both = format!("{}{}", pem(&both), pem(&format!("{SHOP}.key")));
         pki.write("both.pem", &both);
         let file = directory.join("proxy.conf");
-        let text = kind
-            .configuration()
-            .replace("@DIR@", &directory.display().to_string())
+        let text = within(kind.configuration(), &directory.display().to_string())
             .replace("@PKI@", &pki.path("").display().to_string())
             .replace("@PORT@", &kind.port().to_string())
             .replace("@NAME@", SHOP)
             .replace("@IP@", "127.0.0.1");
         fs::write(&file, text).unwrap();
-        let log = fs::File::create(directory.join("output.log")).unwrap();
         let words = kind.words().iter();
-        let child = network
-            .command(Host::Origin, kind.program())
+        let mut command = network.command(Host::Origin, kind.program());
+        command
             .args(words.map(|word| word.replace("@FILE@", &file.display().to_string())))
-            .env("PULLGATE_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .env("PULLGATE_LOG", "warn");
+        let child = spawn(&mut command, &directory.join("output.log"));
         let proxy = Self { child, kind };
         eventually(kind.label(), || {
             network.on(Host::Origin, || TcpStream::connect(proxy.address()).ok())
@@ -259,11 +253,7 @@ error_log @DIR@/error.log crit;
 events { worker_connections 19900; }
 http {
     access_log off;
-    client_body_temp_path @DIR@/body;
-    proxy_temp_path @DIR@/proxy;
-    fastcgi_temp_path @DIR@/fastcgi;
-    uwsgi_temp_path @DIR@/uwsgi;
-    scgi_temp_path @DIR@/scgi;
+    @NGINX@
     ssl_session_cache shared:tls:4m;
     keepalive_timeout 1000s;
     keepalive_requests 10000000;

@@ -3,8 +3,11 @@
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::eventually;
 use crate::net::{Host, Network};
@@ -20,7 +23,7 @@ pub enum Kind {
 
 /// A running web server; it stops when dropped.
 pub struct Web {
-    child: Child,
+    _server: Server,
     kind: Kind,
     /// How often the counters were asked for, which they count as well.
     asked: AtomicU64,
@@ -32,40 +35,19 @@ impl Web {
     pub fn start(network: &Network, kind: Kind) -> Self {
         let directory = network.path("web");
         fs::create_dir(&directory).unwrap();
-        let config = directory.join("server.conf");
-        let shown = directory.display().to_string();
-        let mut command = match kind {
-            Kind::Nginx => {
-                fs::write(&config, NGINX.replace("@DIR@", &shown)).unwrap();
-                let mut command = network.command(Host::Origin, "nginx");
-                command.arg("-c").arg(&config);
-                command
-            }
+        let server = match kind {
+            Kind::Nginx => Server::start(network, "nginx", &[], NGINX),
             Kind::Apache => {
                 fs::create_dir(directory.join("htdocs")).unwrap();
                 fs::write(directory.join("htdocs/index.html"), APACHE_PAGE).unwrap();
-                fs::write(&config, APACHE.replace("@DIR@", &shown)).unwrap();
-                let mut command = network.command(Host::Origin, "apache2");
-                command.arg("-f").arg(&config).arg("-DFOREGROUND");
-                command
+                Server::start(network, "apache2", &["-DFOREGROUND", "-f"], APACHE)
             }
         };
-        let log = fs::File::create(directory.join("output.log")).unwrap();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let web = Self {
-            child,
+        Self {
+            _server: server,
             kind,
             asked: AtomicU64::new(0),
-        };
-        eventually("the web server listens", || {
-            network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
-        });
-        web
+        }
     }
 
     /// Connections that the server has accepted so far (nginx only).
@@ -84,69 +66,37 @@ impl Web {
     }
 }
 
-impl Drop for Web {
-    fn drop(&mut self) {
-        // It may have been killed already, with its namespace.
-        self.child.kill().and_then(|()| self.child.wait()).ok();
-    }
+/// Starts a plain nginx for benchmarks: a small page, and a big one of so many bytes at `/big`.
+#[must_use]
+pub fn plain(network: &Network, big: usize) -> Server {
+    let directory = network.path("web");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("big"), vec![b'x'; big]).unwrap();
+    fs::write(directory.join("index.html"), "x".repeat(1024)).unwrap();
+    Server::start(network, "nginx", &[], PLAIN)
 }
 
-/// A plain nginx for benchmarks: a small page, and a big one of so many bytes at `/big`.
-pub struct Origin(Child);
+/// A server on the origin's loopback; it stops when dropped.
+pub struct Server(Child);
 
-impl Origin {
-    /// Starts it at [`ADDRESS`].
-    #[must_use]
-    pub fn start(network: &Network, big: usize) -> Self {
-        let directory = network.path("web");
-        fs::create_dir(&directory).unwrap();
-        fs::write(directory.join("big"), vec![b'x'; big]).unwrap();
-        fs::write(directory.join("index.html"), "x".repeat(1024)).unwrap();
-        let config = directory.join("server.conf");
-        let text = ORIGIN.replace("@DIR@", &directory.display().to_string());
-        fs::write(&config, text).unwrap();
-        let mut command = network.command(Host::Origin, "nginx");
-        let child = command.arg("-c").arg(&config).stdin(Stdio::null()).spawn();
-        let origin = Self(child.unwrap());
-        eventually("the web server listens", || {
-            network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
-        });
-        origin
-    }
-}
-
-impl Drop for Origin {
-    fn drop(&mut self) {
-        // Its workers follow a master that is asked to go.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
-        self.0.wait().ok();
-    }
-}
-
-/// A server with a configuration of a test's own, on the origin's loopback; it stops when dropped.
-pub struct Custom(Child);
-
-impl Custom {
-    /// Starts `program` with these arguments and the configuration's path behind them (behind `-c`
-    /// for nginx), and waits until something listens at [`ADDRESS`].
+impl Server {
+    /// Starts `program` with these arguments and the path of a configuration behind them (behind
+    /// `-c` for nginx), and waits until something listens at [`ADDRESS`]. In the configuration,
+    /// `@DIR@` is the network's directory, and `@NGINX@` what every nginx needs besides.
     #[must_use]
     pub fn start(network: &Network, program: &str, words: &[&str], configuration: &str) -> Self {
         let config = network.path(format!("{program}.conf"));
-        fs::write(&config, configuration).unwrap();
-        let log = fs::File::create(network.path(format!("{program}.out"))).unwrap();
+        let directory = network.path("").display().to_string();
+        let text = within(configuration, directory.trim_end_matches('/'));
+        fs::write(&config, text).unwrap();
         let mut command = network.command(Host::Origin, program);
         command.args(words);
         if program == "nginx" {
             command.arg("-c");
         }
-        let child = command
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
-        let server = Self(child.unwrap());
+        command.arg(&config);
+        let child = spawn(&mut command, &network.path(format!("{program}.out")));
+        let server = Self(child);
         eventually(program, || {
             network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
         });
@@ -154,12 +104,28 @@ impl Custom {
     }
 }
 
-impl Drop for Custom {
+impl Drop for Server {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
+        // Workers follow a master that is asked to go; it may have been killed with its namespace.
+        let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        kill(pid, Signal::SIGTERM).ok();
         self.0.wait().ok();
     }
+}
+
+/// A configuration with its placeholders filled in.
+pub(crate) fn within(configuration: &str, directory: &str) -> String {
+    let text = configuration.replace("@NGINX@", NGINX_PATHS);
+    text.replace("@DIR@", directory)
+}
+
+/// Starts a server whose words go to a file.
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
+    let log = fs::File::create(log).unwrap();
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap());
+    command.stderr(log).spawn().unwrap()
 }
 
 /// Whether the server is installed.
@@ -176,6 +142,10 @@ pub fn is_installed(kind: Kind) -> bool {
 pub const ADDRESS: &str = "127.0.0.1:8080";
 const STATUS_ADDRESS: &str = "127.0.0.1:8081";
 
+/// Where nginx would else write as its own user.
+const NGINX_PATHS: &str = "client_body_temp_path @DIR@/body; proxy_temp_path @DIR@/proxy; \
+    fastcgi_temp_path @DIR@/fastcgi; uwsgi_temp_path @DIR@/uwsgi; scgi_temp_path @DIR@/scgi;";
+
 const NGINX: &str = r#"
 daemon off;
 worker_processes 1;
@@ -184,14 +154,10 @@ error_log @DIR@/error.log warn;
 events { worker_connections 512; }
 http {
     access_log @DIR@/access.log;
-    client_body_temp_path @DIR@/body;
-    proxy_temp_path @DIR@/proxy;
-    fastcgi_temp_path @DIR@/fastcgi;
-    uwsgi_temp_path @DIR@/uwsgi;
-    scgi_temp_path @DIR@/scgi;
+    @NGINX@
     server {
         listen 127.0.0.1:8080 proxy_protocol;
-        listen unix:@DIR@/web.sock proxy_protocol;
+        listen unix:@DIR@/web/web.sock proxy_protocol;
         set_real_ip_from 127.0.0.1;
         set_real_ip_from unix:;
         real_ip_header proxy_protocol;
@@ -205,7 +171,7 @@ http {
 }
 "#;
 
-const ORIGIN: &str = r#"
+const PLAIN: &str = r#"
 daemon off;
 user root;
 worker_processes 2;
@@ -217,14 +183,10 @@ http {
     sendfile on;
     keepalive_timeout 1000s;
     keepalive_requests 10000000;
-    client_body_temp_path @DIR@/body;
-    proxy_temp_path @DIR@/proxy;
-    fastcgi_temp_path @DIR@/fastcgi;
-    uwsgi_temp_path @DIR@/uwsgi;
-    scgi_temp_path @DIR@/scgi;
+    @NGINX@
     server {
         listen 127.0.0.1:8080 backlog=16384;
-        root @DIR@;
+        root @DIR@/web;
     }
 }
 "#;
@@ -245,9 +207,9 @@ LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so
 TypesConfig /dev/null
 Listen 127.0.0.1:8080
 RemoteIPProxyProtocol On
-DocumentRoot @DIR@/htdocs
+DocumentRoot @DIR@/web/htdocs
 DirectoryIndex index.html
-<Directory @DIR@/htdocs>
+<Directory @DIR@/web/htdocs>
     Require all granted
     Options +Includes
     SetOutputFilter INCLUDES

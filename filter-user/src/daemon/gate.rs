@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use super::StartError;
 use super::tasks::Tasks;
-use super::{LoadError, StartError};
 use crate::config::{self, Config, ConfigError};
-use crate::file::Watch;
+use crate::file::{self, Stamp, Watch};
 use crate::gate::{self, Gate, Loaded};
 use crate::report::chain;
 use crate::sync::lock;
@@ -40,7 +39,7 @@ pub(super) struct GateRole {
     /// Why what is on disk is not what is in force, if that is so.
     trouble: watch::Sender<Option<String>>,
     /// What the files were like when they were last read.
-    read: Arc<Mutex<Vec<Stamp>>>,
+    read: Arc<Mutex<Vec<Option<Stamp>>>>,
     /// Held from reading files until what was read is in force, so that the last reading counts.
     turn: Arc<Mutex<()>>,
 }
@@ -98,7 +97,7 @@ impl GateRole {
     pub(super) fn start(
         config: watch::Receiver<Arc<Config>>,
         gate: Gate,
-        read: Vec<Stamp>,
+        read: Vec<Option<Stamp>>,
         sockets: Vec<TcpListener>,
         metrics: &Metrics,
         tasks: &Tasks,
@@ -178,10 +177,7 @@ impl GateRole {
         *lock(&self.read) = stamps(config);
         self.gate
             .with_policies(|before| load(config, Some(before)))
-            .inspect_err(|error| {
-                self.metrics.gate_reloaded("Failed");
-                self.trouble.send_replace(Some(error.to_string()));
-            })
+            .inspect_err(|error| self.note_failure(error))
     }
 
     /// Puts in force what was loaded.
@@ -194,8 +190,8 @@ impl GateRole {
         self.metrics.gate_reloaded("Reloaded");
     }
 
-    /// Remembers that the configuration on disk is not the one in force.
-    pub(super) fn note_bad_configuration(&self, error: &LoadError) {
+    /// Remembers why what is on disk is not what is in force.
+    pub(super) fn note_failure(&self, error: &dyn std::error::Error) {
         self.metrics.gate_reloaded("Failed");
         self.trouble.send_replace(Some(chain(error)));
     }
@@ -337,19 +333,10 @@ fn work(
     });
 }
 
-/// What a file was like: its device, inode, time of change and size, behind all links; `None` if
-/// there is none.
-pub(super) type Stamp = Option<(u64, u64, i64, i64, u64)>;
-
 /// What the files of the gate are like.
-pub(super) fn stamps(config: &config::Gate) -> Vec<Stamp> {
-    let files = gate::files(config).into_iter();
-    let stamps = files.map(|file| {
-        let found = std::fs::metadata(file).ok()?;
-        let changed = (found.ctime(), found.ctime_nsec());
-        Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
-    });
-    stamps.collect()
+pub(super) fn stamps(config: &config::Gate) -> Vec<Option<Stamp>> {
+    let files = gate::files(config);
+    files.iter().map(|path| file::stamp(path)).collect()
 }
 
 fn watch_files(settings: &config::Gate) -> Option<Watch> {

@@ -14,10 +14,11 @@ use super::gate::{GateRole, stamps, warn_of};
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Options, Running, Sockets, ask, described, mark, notify, socket};
+use super::{Options, Running, Sockets, ask, described, notify, socket};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges};
 use crate::feed;
+use crate::file;
 use crate::gate::{Gate, Loaded};
 use crate::ranges::InForce;
 use crate::ranges::guard::Documentation;
@@ -99,7 +100,7 @@ impl Plan {
                 source,
             })?;
             listeners.push((*role, listener));
-            let ours = mark(&path);
+            let ours = file::stamp(&path);
             running.sockets.0.push((path, ours));
         }
 

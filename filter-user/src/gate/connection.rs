@@ -15,12 +15,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tracing::{debug, info, warn};
 
+use super::end::End;
 use super::greeting::{Bounded, read_hello};
 use super::peer::VerifiedPeer;
 use super::policy::Policy;
 use super::proxy::{self, Ends, Told};
 use super::refusal::{Outcome, Phase, Refusal, What};
-use super::relay::{End, Relay};
+use super::relay::Relay;
 use super::shares::{Seat, source};
 use super::sightings::Visit;
 use super::upstream;
@@ -95,8 +96,14 @@ impl Gate {
         about.host = Host::Known(Arc::clone(&policy));
         debug!(%client, host = policy.label(), "server certificate shown");
 
-        let (stream, peer) = shake_hands(hello, &policy, deadline).await?;
-        let (policy, peer) = self.judge_anew(policy, peer, name.as_deref(), &stream)?;
+        let stream = shake_hands(hello, &policy, deadline).await?;
+        let (policy, peer) = match self.judge(name.as_deref(), &stream) {
+            Ok(judged) => judged,
+            Err(refusal) => {
+                linger(stream.into_inner().0).await;
+                return Err(refusal);
+            }
+        };
         self.metrics.handshake(started.elapsed().as_secs_f64());
         seat.settle();
         drop(in_flight);
@@ -128,21 +135,17 @@ impl Gate {
         }))
     }
 
-    /// Judges a peer by the policy of now, if another was put in force during its handshake.
-    fn judge_anew(
+    /// Judges the peer of a finished handshake by the policy of now: another may have been put in
+    /// force meanwhile.
+    fn judge(
         &self,
-        policy: Arc<Policy>,
-        peer: VerifiedPeer,
         name: Option<&str>,
         stream: &TlsStream<Bounded>,
     ) -> Result<(Arc<Policy>, VerifiedPeer), Refusal> {
         let in_use = self.in_use();
-        let now = in_use.policies.find(name)?;
-        if Arc::ptr_eq(now, &policy) {
-            return Ok((policy, peer));
-        }
-        let peer = now.verified_peer(stream.get_ref().1)?;
-        Ok((Arc::clone(now), peer))
+        let policy = in_use.policies.find(name)?;
+        let peer = policy.verified_peer(stream.get_ref().1)?;
+        Ok((Arc::clone(policy), peer))
     }
 
     /// The same ranges that the filter drops by: an evaded or detached filter costs CPU, no more.
@@ -263,27 +266,19 @@ impl Host {
     }
 }
 
-/// Finishes the handshake by the host's policy; the peer is verified when it returns.
+/// Finishes the handshake by the host's policy.
 async fn shake_hands(
     hello: StartHandshake<Bounded>,
     policy: &Policy,
     deadline: Instant,
-) -> Result<(TlsStream<Bounded>, VerifiedPeer), Refusal> {
+) -> Result<TlsStream<Bounded>, Refusal> {
     let accept = hello.into_stream(policy.tls()).into_fallible();
-    let stream = match timeout_at(deadline, accept).await {
-        Err(_) => return Err(Refusal::Timeout(Phase::Handshake)),
-        Ok(Ok(stream)) => stream,
+    match timeout_at(deadline, accept).await {
+        Err(_) => Err(Refusal::Timeout(Phase::Handshake)),
+        Ok(Ok(stream)) => Ok(stream),
         Ok(Err((error, stream))) => {
             let refusal = Refusal::from_handshake(&error);
             debug!(%error, "handshake refused");
-            linger(stream).await;
-            return Err(refusal);
-        }
-    };
-    match policy.verified_peer(stream.get_ref().1) {
-        Ok(peer) => Ok((stream, peer)),
-        Err(refusal) => {
-            let (stream, _) = stream.into_inner();
             linger(stream).await;
             Err(refusal)
         }

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::ServerName;
@@ -29,6 +28,7 @@ use super::upstream::{Dialer, Encryption};
 use crate::config::{
     ClientAuth, ConfigError, Host, MinTls, Name, OnTrustChange, Resumption, Trust,
 };
+use crate::digest::sha256_of_parts;
 
 /// All policies, by server name.
 #[derive(Default)]
@@ -300,22 +300,6 @@ impl Terms {
             proxy_protocol: _,
             max_connections: _,
         } = host;
-        let mut context = Context::new(&SHA256);
-        let mut add = |part: &[u8]| {
-            context.update(&part.len().to_be_bytes());
-            context.update(part);
-        };
-        for authority in authorities {
-            add(&authority.certificate);
-        }
-        for trust in trust {
-            if let Trust::Pin(pin) = &trust.value {
-                add(pin);
-            }
-        }
-        for crl in crls {
-            add(&crl.der);
-        }
         let words = (
             client_auth,
             crl_expired,
@@ -324,9 +308,15 @@ impl Terms {
             require_client_eku,
             resumption,
         );
-        add(format!("{words:?}").as_bytes());
-        let mut digest = [0; 32];
-        digest.copy_from_slice(context.finish().as_ref());
+        let words = format!("{words:?}");
+        let authorities = authorities.iter().map(|ca| ca.certificate.as_ref());
+        let pins = trust.iter().filter_map(|trust| match &trust.value {
+            Trust::Pin(pin) => Some(pin.as_slice()),
+            Trust::Cloudflare | Trust::CaFile(_) => None,
+        });
+        let crls = crls.iter().map(|crl| crl.der.as_ref());
+        let parts = authorities.chain(pins).chain(crls);
+        let digest = sha256_of_parts(parts.chain([words.as_bytes()]));
 
         match before {
             Some(before) if before.terms.digest == digest => Ok(before.terms.clone()),

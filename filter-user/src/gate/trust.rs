@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex};
 
-use aws_lc_rs::digest::{Context, SHA256, digest};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{
@@ -17,6 +16,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::credentials::{Authority, Crl, Validity};
 use super::refusal::Refusal;
 use crate::config::CrlExpired;
+use crate::digest::{sha256_bytes, sha256_of_parts};
 use crate::sync::lock;
 
 /// What a verified client certificate says of its owner.
@@ -95,7 +95,8 @@ impl Trusted {
             return Err(Refusal::NoCertificate);
         };
         let rest = &rest[..rest.len().min(PRESENTED_MAX)];
-        let key = fingerprint(leaf, rest);
+        let presented = std::iter::once(leaf).chain(rest);
+        let key = sha256_of_parts(presented);
         if let Some((validity, identity)) = lock(&self.seen.0).get(&key)
             && validity.holds(now)
         {
@@ -131,8 +132,7 @@ impl Trusted {
             (false, true) => Refusal::PinMismatch,
             (_, _) => Refusal::UnknownIssuer,
         };
-        let spki = digest(&SHA256, parsed.public_key().raw);
-        if self.pins.iter().any(|pin| pin == spki.as_ref()) {
+        if self.pins.contains(&sha256_bytes(parsed.public_key().raw)) {
             let validity = Validity::of(parsed);
             match validity.refuse(now) {
                 None => return Ok(("a pin".to_owned(), Some(validity))),
@@ -211,15 +211,13 @@ impl Debug for Trusted {
 
 impl Identity {
     fn new(leaf: &CertificateDer<'_>, parsed: &X509Certificate<'_>, trust: String) -> Self {
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(digest(&SHA256, leaf).as_ref());
         let common_name = parsed.subject().iter_common_name().next();
         let common_name = common_name.and_then(|name| name.as_str().ok());
         Self {
             subject: parsed.subject().to_string().escape_debug().to_string(),
             common_name: common_name.map(str::to_owned),
             trust,
-            digest: sha256,
+            digest: sha256_bytes(leaf),
         }
     }
 }
@@ -267,18 +265,6 @@ fn validity_of_all(
         }
     }
     Some(validity)
-}
-
-/// What a chain is known again by.
-fn fingerprint(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
-    for certificate in std::iter::once(leaf).chain(rest) {
-        context.update(&certificate.len().to_be_bytes());
-        context.update(certificate);
-    }
-    let mut key = [0; 32];
-    key.copy_from_slice(context.finish().as_ref());
-    key
 }
 
 /// Certificates behind the leaf that are looked at; the rest of what a client sends is ignored.

@@ -19,10 +19,10 @@ use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tracing::debug;
 
+use super::end::End;
 use super::peer::VerifiedPeer;
 use super::proxy::{self, Told};
 use super::refusal::{Fault, Refusal};
-use super::relay::End;
 use crate::config::{ProxyProtocol, Target, Upstream};
 
 /// A connection to the upstream.
