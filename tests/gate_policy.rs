@@ -219,6 +219,10 @@ fn a_host_has_no_more_connections_than_it_may() {
     });
 
     assert_eq!(rig.ask(&rig.edge(), SHOP).1, "TooManyHostConnections");
+    // Those of before count, whatever is said meanwhile.
+    assert!(rig.reconfigure("", &[&shop(""), &blog("")]));
+    assert!(rig.reconfigure("", &[&shop("max_connections = 1"), &blog("")]));
+    assert_eq!(rig.ask(&rig.edge(), SHOP).1, "TooManyHostConnections");
     drop(held);
     tests::eventually("there is room again", || {
         (rig.gate().metric("pullgate_gate_active_connections") == 0).then_some(())
@@ -246,7 +250,22 @@ fn what_could_be_better_is_named() {
     );
     let blog =
         blog("client_auth = \"log\"\ntrust = [\"@PKI@/ours-ca.pem\"]\ncrl = [\"@PKI@/crl.pem\"]");
-    rig.configure("", &[&shop, &blog]);
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400 + 3600);
+    let dying = rig
+        .pki
+        .ours
+        .client_with(|params| params.not_after = tomorrow);
+    rig.pki.write_identity("dying", &dying);
+    let authority = rig
+        .pki
+        .ours
+        .intermediate("dying", |params| params.not_after = tomorrow);
+    rig.pki.write("dying-ca.pem", authority.pem());
+    let trust = "trust = [\"@PKI@/dying-ca.pem\"]";
+    rig.configure(
+        "",
+        &[&shop, &blog, &host(&["dying.example"], "dying", trust)],
+    );
     let text = NGINX_H2.replace("127.0.0.1:8080", "8080");
     let _nginx = tests::web::Server::start(&rig.network, "nginx", &[], &text);
 
@@ -262,6 +281,8 @@ fn what_could_be_better_is_named() {
         "serves `shop.example` as well, whose terms differ",
         "the web server listens on 0.0.0.0:8080 too",
         "a revocation list expired 4 days ago",
+        "the certificate expires in 1 days",
+        "a CA in `trust` expires in 1 days",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }

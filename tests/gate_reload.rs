@@ -113,16 +113,10 @@ fn a_bad_file_keeps_what_was_and_says_so() {
     let mut rig = Rig::new();
     let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
     rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
-    rig.start("", &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog("")]);
+    rig.start(GATE, &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog(BLOG)]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
-    let files = [
-        "shop.example.pem",
-        "shop.example.key",
-        "ours-ca.pem",
-        "crl.pem",
-    ];
 
-    for (count, (file, defect)) in files
+    for (count, (file, defect)) in FILES
         .iter()
         .flat_map(|file| DEFECTS.iter().map(move |defect| (*file, *defect)))
         .enumerate()
@@ -160,6 +154,11 @@ fn a_bad_file_keeps_what_was_and_says_so() {
         fs::write(&rig.config, bad).unwrap();
         assert!(!rig.reload());
         assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+        let warnings = rig.gate().status()["warnings"].to_string();
+        assert!(
+            warnings.contains("not what is in force"),
+            "{bad}: {warnings}"
+        );
         fs::write(&rig.config, good).unwrap();
     }
 }
@@ -169,14 +168,9 @@ fn a_bad_file_at_the_start_is_refused_before_any_port_is_bound() {
     let rig = Rig::new();
     let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
     rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
-    rig.configure("", &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog("")]);
+    rig.configure(GATE, &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog(BLOG)]);
 
-    for file in [
-        "shop.example.pem",
-        "shop.example.key",
-        "ours-ca.pem",
-        "crl.pem",
-    ] {
+    for file in FILES {
         for defect in DEFECTS {
             let path = rig.pki.path(file);
             let good = fs::read_to_string(&path).unwrap();
@@ -392,6 +386,17 @@ enum Defect {
     Other,
 }
 
+/// The files that the gate reads, in a configuration with these lines.
+const FILES: [&str; 6] = [
+    "shop.example.pem",
+    "shop.example.key",
+    "ours-ca.pem",
+    "shared-ca.pem",
+    "web-ca.pem",
+    "crl.pem",
+];
+const GATE: &str = "cloudflare_ca_file = \"@PKI@/shared-ca.pem\"";
+const BLOG: &str = "upstream_tls = { ca_file = \"@PKI@/web-ca.pem\" }";
 const DEFECTS: [Defect; 6] = [
     Defect::Missing,
     Defect::Empty,
@@ -416,10 +421,11 @@ fn spoil(rig: &Rig, file: &str, defect: Defect) {
         }
         Defect::Truncated => rig.pki.write(file, &good[..good.len() / 2]),
         Defect::Other => {
-            let other = if file.ends_with("ca.pem") {
-                "blog.example.pem"
-            } else {
-                "ours-ca.pem"
+            let other = match file {
+                // A web server's own certificate is an authority for itself.
+                "web-ca.pem" => "blog.example.key",
+                _ if file.ends_with("ca.pem") => "blog.example.pem",
+                _ => "ours-ca.pem",
             };
             let other = fs::read_to_string(rig.pki.path(other)).unwrap();
             rig.pki.write(file, &other);

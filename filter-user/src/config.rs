@@ -241,6 +241,15 @@ pub struct Located<T> {
     pub place: Place,
 }
 
+/// Two say the same wherever they stand.
+impl<T: PartialEq> PartialEq for Located<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl<T: Eq> Eq for Located<T> {}
+
 /// A place in the configuration.
 #[derive(Clone)]
 pub struct Place {

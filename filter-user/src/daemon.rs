@@ -223,7 +223,9 @@ impl Running {
             return Ok(None);
         };
         let Some(gate) = &config.gate else {
-            return Err(StartError::NotDescribed { role: Role::Gate });
+            let error = StartError::NotDescribed { role: Role::Gate };
+            role.note_failure(&error);
+            return Err(error);
         };
         for what in role.waits_for_a_start(gate) {
             warn!(

@@ -298,7 +298,7 @@ pub fn files(config: &config::Gate) -> Vec<PathBuf> {
                 .value
                 .tls
                 .iter()
-                .map(|tls| tls.ca_file.clone()),
+                .map(|tls| tls.ca_file.value.clone()),
         );
     }
     files.sort();

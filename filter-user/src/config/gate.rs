@@ -207,7 +207,7 @@ pub enum OnTrustChange {
 }
 
 /// Where accepted connections are relayed to, and how.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Upstream {
     /// Where.
     pub target: Target,
@@ -216,7 +216,7 @@ pub struct Upstream {
 }
 
 /// Where accepted connections are relayed to.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Target {
     /// A TCP address.
     Tcp(SocketAddr),
@@ -225,12 +225,12 @@ pub enum Target {
 }
 
 /// How an upstream's certificate is verified.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Reencryption {
     /// The name that it must be for, which is sent as server name.
     pub name: String,
     /// PEM file of the CAs that it may come from.
-    pub ca_file: PathBuf,
+    pub ca_file: Located<PathBuf>,
 }
 
 impl Display for Upstream {

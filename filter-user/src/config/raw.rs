@@ -25,7 +25,23 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
 fn blame(source: &Source<'_>, error: &toml::de::Error, field: String) -> ConfigError {
     let offset = error.span().map_or(0, |span| span.start);
     let message = error.message().trim_end().replace('\n', ", ");
-    source.place(offset, field).error(message)
+    source.place(offset, field).error(in_plain_words(&message))
+}
+
+/// What serde says in the words of its data model, in those of TOML.
+fn in_plain_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let found = found.replace("type: map", "type: table");
+    let found = found.replace("type: sequence", "type: list");
+    let expected = match expected {
+        "a sequence" => "a list: [\"…\", \"…\"], or [[…]] before each of several sections",
+        "i64" | "u8" | "u16" => "a whole number",
+        structure if structure.starts_with("struct ") => "a section, or a table { … = … }",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// The path to a field without the segments that belong to `Spanned` itself.

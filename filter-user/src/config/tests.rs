@@ -81,6 +81,36 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
 }
 
 #[test]
+fn a_value_of_a_wrong_kind_is_called_as_toml_calls_it() {
+    let host = "[[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"c\"\nkey = \"k\"\n\
+                trust = [\"cloudflare\"]\nupstream = \"127.0.0.1:80\"\n";
+    for (text, words) in [
+        (
+            "[gate]\nmax_connections = \"7\"\n",
+            "expected a whole number",
+        ),
+        ("[gate]\nlisten = \"0.0.0.0:443\"\n", "expected a list"),
+        (
+            "[gate]\nlisten = [\"443\"]\n",
+            "is not an address with a port",
+        ),
+        ("[gate]\nper_source = 7\n", "expected a section, or a table"),
+        ("[gate.host]\nnames = []\n", "type: table, expected a list"),
+        ("[filter]\nudp_ports = [70000]\n", "expected a whole number"),
+    ] {
+        let host = if text.contains("host]") { "" } else { host };
+        let error = error(&format!("{text}{host}"));
+        assert!(error.contains(words), "{error}");
+        for word in ["i64", "u16", "sequence", "struct", "map"] {
+            assert!(!error.contains(word), "{error}");
+        }
+    }
+    let error = error(&format!("{host}upstream_tls = 7\n"));
+    assert!(error.contains(":7: `gate.host"), "{error}");
+    assert!(error.contains("expected a section, or a table"), "{error}");
+}
+
+#[test]
 fn a_misspelt_source_is_refused() {
     for (bad, words) in [
         (

@@ -116,6 +116,20 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize,
         })
 }
 
+/// An address with a port.
+pub(super) struct Address(pub(super) SocketAddr);
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|_not_an_address| {
+            D::Error::custom(format_args!(
+                "`{text}` is not an address with a port; write it as \"0.0.0.0:443\" or \"[::]:443\""
+            ))
+        })
+    }
+}
+
 /// A rule of the operator's.
 #[derive(Clone, Copy)]
 pub(super) struct Rule(pub(super) IpNet);

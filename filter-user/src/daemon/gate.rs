@@ -84,7 +84,8 @@ impl GateRole {
                 address = %local,
                 "a socket was handed over that `gate.listen` does not name, and is closed"
             );
-            // Nobody shall wait in it.
+            // Nobody shall wait in it; and as it hangs up by this, the service manager lets go of it
+            // (sd_notify(3), FDPOLL).
             if let Err(error) = shutdown(&socket, Shutdown::Both) {
                 warn!(%error, address = %local, "a listening socket cannot be closed");
             }

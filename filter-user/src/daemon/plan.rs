@@ -18,7 +18,7 @@ use super::{Options, Running, Sockets, ask, described, notify, socket};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges};
 use crate::feed;
-use crate::file;
+use crate::file::{self, Stamp};
 use crate::gate::{Gate, Loaded};
 use crate::ranges::InForce;
 use crate::ranges::guard::Documentation;
@@ -34,7 +34,7 @@ pub(super) struct Plan {
     roles: Vec<Role>,
     stay: Stay,
     metrics: Metrics,
-    loaded: Option<Loaded>,
+    loaded: Option<(Loaded, Vec<Option<Stamp>>)>,
 }
 
 impl Plan {
@@ -47,7 +47,9 @@ impl Plan {
             Some(role) => vec![role],
             None => described,
         };
-        let loaded = examine(&config, &roles)?;
+        // What changes while it is read is read again.
+        let read = config.gate.as_ref().map(stamps).unwrap_or_default();
+        let loaded = examine(&config, &roles)?.map(|loaded| (loaded, read));
         let stay = match (options.trial, roles.contains(&Role::Filter)) {
             (Some(_), true) => Stay::OnTrial,
             (Some(_), false) => return Err(StartError::TrialWithoutFilter),
@@ -60,7 +62,7 @@ impl Plan {
             check_bind_capability(&gate.listen)?;
         }
         warn_of_weaknesses(&config);
-        if let Some(loaded) = &loaded {
+        if let Some((loaded, _)) = &loaded {
             warn_of(&loaded.lints);
         }
         Ok(Self {
@@ -112,7 +114,7 @@ impl Plan {
 
         let follower = Follower::new(config.paths.snapshot(), running.config.subscribe())?;
         let in_force = follower.subscribe();
-        let mut loaded = self.loaded.map(|loaded| (loaded, bound));
+        let mut loaded = self.loaded.map(|(loaded, read)| (loaded, read, bound));
         for (role, listener) in listeners {
             let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
             match role {
@@ -148,11 +150,12 @@ impl Plan {
                     tasks.spawn(refresher.run(in_force));
                 }
                 Role::Gate => {
-                    let (Some(gate), Some((loaded, bound))) = (&config.gate, loaded.take()) else {
+                    let (Some(gate), Some((loaded, read, bound))) = (&config.gate, loaded.take())
+                    else {
                         continue;
                     };
                     let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
-                    let (metrics, read) = (&self.metrics, stamps(gate));
+                    let metrics = &self.metrics;
                     let shared = Gate::new(gate, loaded, table, in_force.clone(), metrics.clone());
                     let config = running.config.subscribe();
                     let gate_role = GateRole::start(config, shared, read, bound, metrics, tasks)?;

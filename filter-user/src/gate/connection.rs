@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use rustls::{Connection, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tracing::{debug, info, warn};
 
@@ -67,7 +68,8 @@ impl Gate {
         let started = Instant::now();
         let in_use = self.in_use();
         let deadline = started + in_use.handshake;
-        let in_flight = InFlight::begin(&self.handshakes, in_use.max_handshakes)?;
+        let in_flight = Counted::one_more(&self.handshakes, in_use.max_handshakes);
+        let in_flight = in_flight.ok_or(Refusal::TooMany(What::Handshakes))?;
         let mut ends = Ends {
             client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
@@ -89,7 +91,7 @@ impl Gate {
         let policy = match in_use.policies.find(name.as_deref()) {
             Ok(policy) => Arc::clone(policy),
             Err(refusal) => {
-                refuse_name(hello.io).await;
+                refuse_name(hello.io, deadline).await;
                 return Err(refusal);
             }
         };
@@ -100,7 +102,7 @@ impl Gate {
         let (policy, peer) = match self.judge(name.as_deref(), &stream) {
             Ok(judged) => judged,
             Err(refusal) => {
-                linger(stream.into_inner().0).await;
+                linger(stream.into_inner().0, deadline).await;
                 return Err(refusal);
             }
         };
@@ -108,11 +110,8 @@ impl Gate {
         seat.settle();
         drop(in_flight);
         self.tell_of_peer(&policy, &peer, client);
-        let host_permit = policy.connections.as_ref().map(|connections| {
-            let permit = Arc::clone(&connections.free).try_acquire_owned();
-            permit.map_err(|_none_left| Refusal::TooMany(What::HostConnections))
-        });
-        let host_permit = host_permit.transpose()?;
+        let of_host = Counted::one_more(Arc::clone(&policy.connections), policy.max_connections);
+        let of_host = of_host.ok_or(Refusal::TooMany(What::HostConnections))?;
 
         let visit = self.sightings.visit(client.ip());
         let id = self.ids.next();
@@ -131,7 +130,7 @@ impl Gate {
         Ok(Box::new(Admitted {
             relay: Relay::new(client, upstream),
             policy,
-            _held: (seat, visit, permit, host_permit),
+            _held: (seat, visit, permit, of_host),
         }))
     }
 
@@ -227,24 +226,22 @@ struct Admitted<'a> {
         Seat<'a>,
         Visit<'a>,
         OwnedSemaphorePermit,
-        Option<OwnedSemaphorePermit>,
+        Counted<Arc<AtomicU64>>,
     ),
 }
 
-/// A handshake that is counted as long as this is held.
-struct InFlight<'a>(&'a AtomicU64);
+/// One that is counted as long as this is held.
+struct Counted<C: Deref<Target = AtomicU64>>(C);
 
-impl<'a> InFlight<'a> {
-    fn begin(count: &'a AtomicU64, max: u64) -> Result<Self, Refusal> {
-        let begun = Self(count);
-        if count.fetch_add(1, Ordering::Relaxed) >= max {
-            return Err(Refusal::TooMany(What::Handshakes));
-        }
-        Ok(begun)
+impl<C: Deref<Target = AtomicU64>> Counted<C> {
+    /// Counts one more, unless there are `max`.
+    fn one_more(count: C, max: u64) -> Option<Self> {
+        let one = Self(count);
+        (one.0.fetch_add(1, Ordering::Relaxed) < max).then_some(one)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl<C: Deref<Target = AtomicU64>> Drop for Counted<C> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -279,7 +276,7 @@ async fn shake_hands(
         Ok(Err((error, stream))) => {
             let refusal = Refusal::from_handshake(&error);
             debug!(%error, "handshake refused");
-            linger(stream).await;
+            linger(stream, deadline).await;
             Err(refusal)
         }
     }
@@ -314,17 +311,17 @@ async fn dial(
 }
 
 /// Answers a name that is not served, without showing a certificate (RFC 6066 §3).
-async fn refuse_name(mut stream: Bounded) {
-    match timeout(LINGER, stream.write_all(&UNRECOGNIZED_NAME)).await {
-        Ok(Ok(())) => linger(stream).await,
+async fn refuse_name(mut stream: Bounded, deadline: Instant) {
+    match timeout_at(deadline, stream.write_all(&UNRECOGNIZED_NAME)).await {
+        Ok(Ok(())) => linger(stream, deadline).await,
         Ok(Err(error)) => debug!(%error, "alert not sent"),
         Err(_) => debug!("alert not sent in time"),
     }
 }
 
 /// Closes so that the alert arrives: unread bytes would turn the close into a reset, which
-/// discards what the client has not read yet.
-async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+/// discards what the client has not read yet. No last word outlasts the deadline of the handshake.
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, deadline: Instant) {
     let draining = async {
         stream.shutdown().await?;
         let mut sink = [0; 4096];
@@ -335,7 +332,7 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         }
         Ok::<_, io::Error>(())
     };
-    match timeout(LINGER, draining).await {
+    match timeout_at(deadline.min(Instant::now() + LINGER), draining).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "client gone"),
         Err(_) => debug!("client did not close in time"),

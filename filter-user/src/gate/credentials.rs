@@ -3,7 +3,7 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{getegid, getgroups};
@@ -325,7 +325,8 @@ pub(super) fn crls(file: &Located<impl AsRef<Path>>) -> Result<Vec<Arc<Crl>>, Co
 }
 
 /// Reads the CAs that an upstream's certificate may come from.
-pub(super) fn roots(place: &Place, path: &Path) -> Result<RootCertStore, ConfigError> {
+pub(super) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, ConfigError> {
+    let Located { value: path, place } = file;
     let mut roots = RootCertStore::empty();
     for certificate in pem_certificates(place, path, &read(place, path)?.0)? {
         roots.add(certificate).map_err(|error| {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
@@ -17,7 +18,6 @@ use rustls::server::{
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
-use tokio::sync::Semaphore;
 
 use super::credentials::{self, Authority, Certified, Crl};
 use super::ending::Ending;
@@ -96,7 +96,9 @@ pub struct Policy {
     clock: Arc<dyn TimeProvider>,
     dialer: Dialer,
     terms: Terms,
-    pub(super) connections: Option<Connections>,
+    pub(super) max_connections: u64,
+    /// How many there are, those from before a reload among them.
+    pub(super) connections: Arc<AtomicU64>,
     pub(super) on_trust_change: OnTrustChange,
     pub(super) client_auth: ClientAuth,
     pub(super) facts: Facts,
@@ -189,7 +191,8 @@ impl Policy {
             clock: Arc::clone(&workshop.clock),
             dialer: dialer(host, workshop)?,
             terms,
-            connections: connections(host, before),
+            max_connections: host.max_connections.map_or(u64::MAX, |max| max as u64),
+            connections: before.map_or_else(Arc::default, |same| Arc::clone(&same.connections)),
             on_trust_change: host.on_trust_change,
             client_auth: host.client_auth,
             facts,
@@ -250,13 +253,6 @@ impl Policy {
         let now = self.clock.current_time().ok_or(Refusal::BadCertificate)?;
         self.verifier.verified_peer(connection, now)
     }
-}
-
-/// The connections that a host may have, those of before among them.
-#[derive(Clone)]
-pub(super) struct Connections {
-    max: usize,
-    pub(super) free: Arc<Semaphore>,
 }
 
 impl Facts {
@@ -333,18 +329,6 @@ impl Terms {
                 ending: Arc::default(),
             }),
         }
-    }
-}
-
-fn connections(host: &Host, before: Option<&Policy>) -> Option<Connections> {
-    let max = host.max_connections?;
-    let before = before.and_then(|before| before.connections.as_ref());
-    match before.filter(|before| before.max == max) {
-        Some(same) => Some(same.clone()),
-        None => Some(Connections {
-            max,
-            free: Arc::new(Semaphore::new(max)),
-        }),
     }
 }
 
@@ -425,7 +409,7 @@ fn dialer(host: &Host, workshop: &Workshop) -> Result<Dialer, ConfigError> {
     let upstream = host.upstream.value.clone();
     let encryption = upstream.tls.as_ref().map(|tls| {
         let place = place.of("gate.host.upstream_tls");
-        let roots = credentials::roots(&place, &tls.ca_file)?;
+        let roots = credentials::roots(&tls.ca_file)?;
         let name = ServerName::try_from(tls.name.clone());
         let name = name.map_err(|error| place.error(error))?;
         let builder = ClientConfig::builder_with_details(

@@ -425,3 +425,23 @@ pub(super) fn is_disconnect(kind: ErrorKind) -> bool {
             | ErrorKind::NotConnected
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_reason_is_in_the_manual() {
+        let manual = include_str!("../../../README.md");
+        let source = include_str!("refusal.rs");
+        let labels = source.lines().filter_map(|line| {
+            let (_, label) = line.trim().split_once(" => \"")?;
+            let label = label.strip_suffix("\",")?;
+            label.chars().all(char::is_alphanumeric).then_some(label)
+        });
+        let labels: Vec<_> = labels.collect();
+
+        assert!(labels.len() > 30, "{labels:?}");
+        for label in labels {
+            assert!(manual.contains(&format!("`{label}`")), "{label}");
+        }
+    }
+}

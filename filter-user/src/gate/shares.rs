@@ -54,21 +54,19 @@ impl Shares {
                 connections,
                 handshakes,
             } = taken.get(&scope).copied().unwrap_or_default();
+            if connections >= share.connections {
+                return Err(Refusal::TooMany(what(Kind::Connections)));
+            }
+            if handshakes >= share.handshakes {
+                return Err(Refusal::TooMany(what(Kind::Handshakes)));
+            }
+        }
+        // Last, for it counts: who is refused for another reason spends no rate.
+        for (scope, share, what) in scopes {
             let per_second = share.handshakes_per_second as u64;
-            let refused = if connections >= share.connections {
-                Some(Kind::Connections)
-            } else if handshakes >= share.handshakes {
-                Some(Kind::Handshakes)
-            } else if !self
-                .pace
-                .admits(&scope, 1_000_000_000 / per_second.max(1), per_second)
-            {
-                Some(Kind::PerSecond)
-            } else {
-                None
-            };
-            if let Some(kind) = refused {
-                return Err(Refusal::TooMany(what(kind)));
+            let interval = 1_000_000_000 / per_second.max(1);
+            if !self.pace.admits(&scope, interval, per_second) {
+                return Err(Refusal::TooMany(what(Kind::PerSecond)));
             }
         }
         for (scope, _, _) in scopes {

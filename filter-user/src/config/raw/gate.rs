@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::super::gate::{check_names, check_upstreams};
 use super::super::value::{
-    Rule, absolute, count, duration, is_host_name, located, parse_target, rules,
+    Address, Rule, absolute, count, duration, is_host_name, located, parse_target, rules,
 };
 use super::super::{
     ClientAuth, ConfigError, CrlExpired, Gate, Host, KeyPair, Located, MinTls, Name, OnTrustChange,
@@ -21,7 +21,7 @@ use super::super::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Raw {
     #[serde(default = "everywhere")]
-    listen: Spanned<Vec<SocketAddr>>,
+    listen: Spanned<Vec<Address>>,
     #[serde(default)]
     proxy_from: Vec<Spanned<Rule>>,
     cloudflare_ca_file: Option<Spanned<PathBuf>>,
@@ -55,19 +55,20 @@ impl Raw {
             .map(|host| host.convert(source))
             .collect::<Result<Vec<_>, _>>()?;
         check_names(&hosts)?;
-        let listen = self.listen.as_ref();
+        let listen_at = source.place(self.listen.span().start, "gate.listen");
+        let addresses = self.listen.into_inner().into_iter();
+        let listen: Vec<_> = addresses.map(|Address(address)| address).collect();
         let twice = (1..listen.len()).any(|n| listen[..n].contains(&listen[n]));
         if listen.is_empty() || twice || listen.iter().any(|address| address.port() == 0) {
-            let place = source.place(self.listen.span().start, "gate.listen");
-            return Err(place.error(
+            return Err(listen_at.error(
                 "names no address, one twice, or port 0; write each address with its port once, \
                  such as \"0.0.0.0:443\"",
             ));
         }
-        check_upstreams(&hosts, listen)?;
+        check_upstreams(&hosts, &listen)?;
 
         Ok(Gate {
-            listen: self.listen.into_inner(),
+            listen,
             proxy_from: rules(source, self.proxy_from, "gate.proxy_from")?,
             cloudflare_ca: self.cloudflare_ca_file.map(|path| {
                 located(source, path, "gate.cloudflare_ca_file").map(|path| absolute(source, path))
@@ -165,7 +166,7 @@ impl OneOrMore {
 #[serde(deny_unknown_fields)]
 struct RawReencryption {
     name: Option<String>,
-    ca_file: PathBuf,
+    ca_file: Spanned<PathBuf>,
 }
 
 impl RawHost {
@@ -277,8 +278,8 @@ fn convert_certificates(
     let (certificates, keys) = (certificate.into_inner().paths(), key.into_inner().paths());
     if certificates.is_empty() || certificates.len() != keys.len() {
         return Err(key_at.error(format_args!(
-            "there are {} certificates and {} keys; name as many keys, in the same order, and at \
-             least one",
+            "there are {} certificates and {} keys; name as many of each, in the same order, and \
+             at least one",
             certificates.len(),
             keys.len()
         )));
@@ -304,8 +305,8 @@ fn convert_trust(
     let words = raw.map(Spanned::into_inner).unwrap_or_default();
     let trust = words.into_iter().map(|word| {
         let Located { value: word, place } = located(source, word, "gate.host.trust");
-        let value = match word.strip_prefix("sha256:") {
-            Some(digest) => Trust::Pin(parse_digest(digest).ok_or_else(|| {
+        let value = match word.split_once(':').filter(|(kind, _)| is_digest(kind)) {
+            Some((_, digest)) => Trust::Pin(parse_digest(digest).ok_or_else(|| {
                 place.error(format_args!(
                     "`{}` is no pin; write sha256: and the 64 hexadecimal digits that `pullgate \
                      pin <certificate>` prints",
@@ -318,6 +319,10 @@ fn convert_trust(
         Ok(Located { value, place })
     });
     trust.collect()
+}
+
+fn is_digest(kind: &str) -> bool {
+    kind.eq_ignore_ascii_case("sha256")
 }
 
 fn parse_digest(text: &str) -> Option<[u8; 32]> {
@@ -358,7 +363,8 @@ fn convert_upstream(
         })?;
         Ok(Reencryption {
             name,
-            ca_file: absolute(source, ca_file),
+            ca_file: located(source, ca_file, "gate.host.upstream_tls.ca_file")
+                .map(|path| absolute(source, path)),
         })
     });
     Ok(Located {
@@ -383,10 +389,10 @@ fn intermediates() -> Spanned<u8> {
     Spanned::new(0..0, 2)
 }
 
-fn everywhere() -> Spanned<Vec<SocketAddr>> {
+fn everywhere() -> Spanned<Vec<Address>> {
     let v4 = SocketAddr::from(([0, 0, 0, 0], 443));
     let v6 = SocketAddr::from(([0_u16; 8], 443));
-    Spanned::new(0..0, vec![v4, v6])
+    Spanned::new(0..0, vec![Address(v4), Address(v6)])
 }
 
 fn seconds<const N: u64>() -> Duration {
