@@ -175,6 +175,8 @@ where
             let downwards = pump(upstream, client, &mut self.down, scratch, context);
             if let Poll::Ready(Err(Broken::Reading(_))) = &downwards {
                 upstream.ended = true;
+                // A reset: it takes nothing more either, and may have answered before.
+                self.deaf = true;
             }
             let downwards = downwards.map_err(Broken::into_inner)?;
             // What TLS has to say for itself while it is being read: an answer to a key update.
