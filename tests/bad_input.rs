@@ -206,6 +206,7 @@ fn a_missing_capability_is_named() {
     let path = bench.write(&bench.text());
     for (role, without, capability) in [
         ("filter", "-bpf", "CAP_BPF"),
+        ("filter", "-perfmon", "CAP_PERFMON"),
         ("filter", "-net_admin", "CAP_NET_ADMIN"),
         ("gate", "-net_bind_service", "CAP_NET_BIND_SERVICE"),
     ] {

@@ -45,6 +45,9 @@ pub enum Command {
         /// A listening socket of the gate's that was handed over: its number.
         #[arg(long, value_name = "NUMBER")]
         listen_fd: Vec<i32>,
+        /// Keep all privileges that were given, to find out whether it is their loss that hurts.
+        #[arg(long)]
+        unconfined: bool,
     },
     /// Let a filter stay that `run --confirm` has put on trial.
     Confirm,
@@ -135,9 +138,9 @@ pub struct Explain {
 }
 
 /// A part of pullgate that can run as a process of its own.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
 pub enum Role {
-    /// Drops strangers' packets in the kernel. Needs CAP_BPF and CAP_NET_ADMIN.
+    /// Drops strangers' packets in the kernel. Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
     Filter,
     /// Keeps the ranges fresh. Needs no privilege.
     Ranges,

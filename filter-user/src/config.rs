@@ -4,6 +4,7 @@
 //! host is judged here; each later stage gets types, and a [`Place`] to blame if a file that the
 //! configuration names turns out to be unusable.
 
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Display, Formatter};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ pub use self::gate::{
     Reencryption, Resumption, Share, Target, Trust, Upstream,
 };
 pub use self::source::{Before, FeedSource, Location, Way, redacted};
+use crate::cli::Role;
 use crate::ranges::{Limits, RangeSet, Rules};
 
 mod gate;
@@ -40,6 +42,8 @@ pub struct Config {
     pub ranges: Ranges,
     /// `[gate]`, if the host runs that role.
     pub gate: Option<Gate>,
+    /// `[metrics]`: where each role is asked for its metrics, if it is.
+    pub metrics: BTreeMap<Role, Located<Target>>,
 }
 
 impl Config {

@@ -11,6 +11,7 @@ mod gate;
 mod lockout;
 mod notify;
 mod plan;
+mod pulse;
 mod rules;
 mod tasks;
 mod view;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
@@ -29,11 +31,14 @@ pub use self::ask::{approve, confirm, end_trial, held, refresh, status, status_w
 pub use self::error::{LoadError, StartError};
 use self::filter::FilterRole;
 use self::gate::GateRole;
+use self::lockout::Family;
 pub use self::lockout::OwnConnection;
 use self::plan::Plan;
+use self::pulse::Pulse;
 use self::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
+use crate::confine::{self, Confined, Reach};
 use crate::file::{self, Stamp};
 use crate::gate::{Lint, Loaded};
 use crate::report::chain;
@@ -86,6 +91,17 @@ pub struct Options {
     pub own_connection: OwnConnection,
     /// Listening sockets that were handed over, by their numbers.
     pub listen_fds: Vec<RawFd>,
+    /// What becomes of the power that it was given.
+    pub power: Power,
+}
+
+/// What becomes of the power that a process was given.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Power {
+    /// What the roles do not need is given up.
+    AsNeeded,
+    /// It stays as it is.
+    AsGiven,
 }
 
 /// Runs roles until SIGTERM or SIGINT, then lets connections drain.
@@ -94,14 +110,43 @@ pub struct Options {
 ///
 /// Returns what kept a role from starting, before anything on the host but the directories for
 /// state and sockets has changed; or that a role has failed while it ran.
-pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
-    // Before all else: one that comes early shall wait, not kill.
-    let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
-    let plan = Plan::new(load(file)?, &options)?;
-    let tasks = Tasks::default();
-    let running = plan.start(&options, &tasks)?;
+pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
+    let config = load(file)?;
+    let roles = roles(&config, options)?;
+    // Others' processes cannot be looked at any more once we are confined.
+    let family = Family::look();
+    let confined = match options.power {
+        // Threads inherit it, so there must not be any yet.
+        Power::AsNeeded => Some(confine::enter(Reach::of(file, &config, &roles))?),
+        Power::AsGiven => None,
+    };
+    let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
+    let outcome = runtime.block_on(async {
+        // Before all else: one that comes early shall wait, not kill.
+        let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
+        let plan = Plan::new(config, roles, options, confined)?;
+        serve(file, plan, signals, options, &family).await
+    });
+    // A name that is being looked up keeps nobody waiting.
+    runtime.shutdown_background();
+    outcome
+}
 
-    info!(roles = running.sockets.0.len(), "ready");
+/// Runs what is planned until the end.
+async fn serve(
+    file: &Path,
+    plan: Plan,
+    signals: Signals,
+    options: &Options,
+    family: &Family,
+) -> Result<(), StartError> {
+    let tasks = Tasks::default();
+    let running = plan.start(options, family, &tasks)?;
+
+    if let Some(interval) = notify::watchdog() {
+        tasks.spawn(running.pulse().feed_watchdog(interval));
+    }
+    info!(roles = running.roles.len(), "ready");
     notify::ready();
     let mut outcome = tokio::select! {
         () = signals.wait_for_stop(file, &running) => Ok(()),
@@ -114,12 +159,23 @@ pub async fn run(file: &Path, options: Options) -> Result<(), StartError> {
         outcome = Err(StartError::NotConfirmed);
     }
     info!("stopping");
+    notify::stopping();
     tasks.stop();
     if let Some(gate) = &running.gate {
         gate.drain().await;
     }
     tasks.wait().await;
     outcome
+}
+
+/// The roles to run.
+fn roles(config: &Config, options: &Options) -> Result<Vec<Role>, StartError> {
+    let described = described(config);
+    match options.only {
+        Some(role) if !described.contains(&role) => Err(StartError::NotDescribed { role }),
+        Some(role) => Ok(vec![role]),
+        None => Ok(described),
+    }
 }
 
 /// The roles that the configuration describes.
@@ -143,9 +199,18 @@ struct Running {
     gate: Option<GateRole>,
     /// The configuration in force.
     config: watch::Sender<Arc<Config>>,
+    roles: Vec<Role>,
+    confined: Option<Confined>,
 }
 
 impl Running {
+    fn pulse(&self) -> Pulse {
+        Pulse {
+            filter: self.filter.clone(),
+            gate: self.gate.clone(),
+        }
+    }
+
     /// Returns when the time to confirm is over and nobody did.
     async fn trial_is_over(&self, trial: Option<Duration>) {
         let (Some(trial), Some(filter)) = (trial, &self.filter) else {
@@ -195,7 +260,10 @@ impl Running {
         let role = self.gate.clone();
         let _turn = role.as_ref().map(GateRole::turn);
         // All that can be refused is looked at before any of it is in force.
-        let loaded = match self.load_gate(&config) {
+        let loaded = match self
+            .check_reach(file, &config)
+            .and_then(|()| self.load_gate(&config))
+        {
             Ok(loaded) => loaded,
             Err(error) => {
                 error!(error = %chain(&error), "configuration not reloaded, the old one stays");
@@ -215,6 +283,24 @@ impl Running {
             self.config.send_replace(config);
         }
         accepted
+    }
+
+    /// Whether we can still reach what a new configuration wants.
+    fn check_reach(&self, file: &Path, config: &Config) -> Result<(), StartError> {
+        let wanted = Reach::of(file, config, &self.roles);
+        let lacking = self
+            .confined
+            .as_ref()
+            .map(|confined| confined.lacks(&wanted));
+        let what = lacking.unwrap_or_default().join(", ");
+        if what.is_empty() {
+            return Ok(());
+        }
+        let error = StartError::OutOfReach { what };
+        if let Some(gate) = &self.gate {
+            gate.note_failure(&error);
+        }
+        Err(error)
     }
 
     /// Reads what the gate would need, if it runs here.
@@ -289,9 +375,13 @@ impl Signals {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 // A new configuration makes the ranges fresh by itself.
-                _ = self.hang_up.recv() => if !running.reload(file) {
-                    running.wake.notify_one();
-                },
+                _ = self.hang_up.recv() => {
+                    notify::reloading();
+                    if !running.reload(file) {
+                        running.wake.notify_one();
+                    }
+                    notify::ready();
+                }
                 _ = self.refresh.recv() => running.wake.notify_one(),
                 _ = self.approve.recv() => running.approve(),
                 _ = self.user.recv() => {

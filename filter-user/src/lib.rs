@@ -16,6 +16,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod daemon;
 pub mod digest;
 pub mod explain;

@@ -12,7 +12,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 use pullgate::cli::{Cli, Command, LogFormat, RangesCommand};
 use pullgate::config::{Config, ConfigError, Paths};
-use pullgate::daemon::{self, LoadError, OwnConnection, StartError, load};
+use pullgate::daemon::{self, LoadError, OwnConnection, Power, StartError, load};
 use pullgate::explain::{self, ExplainError};
 use pullgate::ranges::export::export;
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
@@ -44,6 +44,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             confirm,
             yes,
             listen_fd,
+            unconfined,
         } => {
             let options = daemon::Options {
                 only: *only,
@@ -54,12 +55,13 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                     OwnConnection::Refuse
                 },
                 listen_fds: listen_fd.clone(),
+                power: if *unconfined {
+                    Power::AsGiven
+                } else {
+                    Power::AsNeeded
+                },
             };
-            let runtime = tokio::runtime::Runtime::new().context("threads")?;
-            let outcome = runtime.block_on(daemon::run(&cli.config, options));
-            // A name that is being looked up keeps nobody waiting.
-            runtime.shutdown_background();
-            outcome?;
+            daemon::run(&cli.config, &options)?;
         }
         Command::Confirm => {
             daemon::confirm(&paths(&cli.config))?;

@@ -2,6 +2,7 @@
 //! role.
 
 pub mod admin;
+pub mod http;
 pub mod log;
 mod metrics;
 pub mod status;

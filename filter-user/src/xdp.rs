@@ -477,6 +477,9 @@ pub fn check_capabilities() -> Result<(), XdpError> {
     for (name, capability) in [
         ("CAP_BPF", CapabilitySet::BPF),
         ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+        // Without it, the verifier neither lets a program subtract one packet pointer from another,
+        // nor spares it the barriers against speculation.
+        ("CAP_PERFMON", CapabilitySet::PERFMON),
     ] {
         if !held.effective.contains(capability) {
             return Err(XdpError::Capability { name });

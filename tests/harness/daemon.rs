@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -21,6 +21,8 @@ pub struct Pullgate {
     child: Child,
     events: Arc<Events>,
     socket: PathBuf,
+    /// What the service manager was told since the start.
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 /// Descriptors that were handed over, by their numbers here; processes that are started inherit
@@ -52,10 +54,19 @@ impl Pullgate {
     /// Starts roles with these arguments of `run`; `role` is one of them, whose status counts.
     #[must_use]
     pub fn start_with(network: &Network, config: &Path, role: &str, arguments: &[&str]) -> Self {
-        Self::start_and(network, config, role, arguments, None)
+        let command = command(network, config);
+        Self::start_and(network, command, role, arguments, None)
     }
 
-    /// The same, and keeps what it hands over for safekeeping, beyond its end too.
+    /// Starts a role whose service manager wants to hear from it within `interval`.
+    #[must_use]
+    pub fn start_watched(network: &Network, config: &Path, role: &str, interval: Duration) -> Self {
+        let mut command = command(network, config);
+        command.env("WATCHDOG_USEC", interval.as_micros().to_string());
+        Self::start_and(network, command, role, &["--only", role], None)
+    }
+
+    /// As [`Self::start_with`], and keeps what it hands over for safekeeping, beyond its end too.
     #[must_use]
     pub fn start_keeping(
         network: &Network,
@@ -65,13 +76,14 @@ impl Pullgate {
     ) -> (Self, Stored) {
         let mut stored = Stored::default();
         let kept = Some(&mut stored);
-        let pullgate = Self::start_and(network, config, role, arguments, kept);
+        let command = command(network, config);
+        let pullgate = Self::start_and(network, command, role, arguments, kept);
         (pullgate, stored)
     }
 
     fn start_and(
         network: &Network,
-        config: &Path,
+        mut command: Command,
         role: &str,
         arguments: &[&str],
         stored: Option<&mut Stored>,
@@ -83,7 +95,7 @@ impl Pullgate {
         let ready = UnixDatagram::bind(&notify).unwrap();
         ready.set_read_timeout(Some(PATIENCE / 100)).unwrap();
 
-        let mut child = command(network, config)
+        let mut child = command
             .args(["--log-format", "json", "run"])
             .args(arguments)
             .env("NOTIFY_SOCKET", &notify)
@@ -102,12 +114,28 @@ impl Pullgate {
 
         let is_ready = is_ready(&ready, &mut child, stored);
         assert!(is_ready, "{role} is not ready: {:?}", events.all());
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let listening = Arc::downgrade(&told);
+        std::thread::spawn(move || listen(&ready, &listening));
         let socket = network.path(format!("run/{role}.sock"));
         Self {
             child,
             events,
             socket,
+            told,
         }
+    }
+
+    /// Waits until the service manager is told this so many times.
+    pub fn tells(&self, word: &str, times: usize) {
+        crate::eventually(word, || {
+            let told = self.told.lock().unwrap();
+            let count = told
+                .iter()
+                .filter(|message| message.starts_with(word))
+                .count();
+            (count >= times).then_some(())
+        });
     }
 
     /// A mark in the log, to wait for what comes behind it.
@@ -234,6 +262,20 @@ fn is_ready(socket: &UnixDatagram, child: &mut Child, mut stored: Option<&mut St
         }
     }
     false
+}
+
+/// Takes what the service manager is told, for as long as somebody may ask for it.
+fn listen(socket: &UnixDatagram, told: &Weak<Mutex<Vec<String>>>) {
+    let mut word = [0; 128];
+    loop {
+        // It ends by its time limit as well.
+        let message = socket.recv(&mut word);
+        let Some(told) = told.upgrade() else { return };
+        if let Ok(length) = message {
+            let text = String::from_utf8_lossy(&word[..length]);
+            told.lock().unwrap().push(text.into_owned());
+        }
+    }
 }
 
 /// Runs `pullgate` in the origin to its end.

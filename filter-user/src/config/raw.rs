@@ -1,11 +1,14 @@
 //! The file as it is written: serde shapes, and their conversion into the typed configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use toml::Spanned;
 
-use super::value::absolute;
-use super::{Config, ConfigError, Located, Paths, Source};
+use super::value::{absolute, parse_target};
+use super::{Config, ConfigError, Located, Paths, Source, Target};
+use crate::cli::Role;
 
 mod filter;
 mod gate;
@@ -69,6 +72,8 @@ struct Raw {
     filter: Option<filter::Raw>,
     ranges: Option<ranges::Raw>,
     gate: Option<gate::Raw>,
+    #[serde(default)]
+    metrics: RawMetrics,
 }
 
 impl Raw {
@@ -78,6 +83,7 @@ impl Raw {
             filter,
             ranges,
             gate,
+            metrics,
         } = self;
         let has_ranges = ranges.is_some();
         let config = Config {
@@ -85,6 +91,7 @@ impl Raw {
             filter: filter.map(|filter| filter.convert(source)).transpose()?,
             ranges: ranges.unwrap_or_default().convert(source)?,
             gate: gate.map(|gate| gate.convert(source)).transpose()?,
+            metrics: metrics.convert(source)?,
         };
         if config.filter.is_none() && config.gate.is_none() && !has_ranges {
             return Err(source.place(0, "").error(
@@ -105,6 +112,48 @@ pub(super) fn paths(source: &Source<'_>) -> Paths {
     }
     let only: PathsOnly = toml::from_str(source.text).unwrap_or_default();
     only.paths.convert(source)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    filter: Option<Spanned<String>>,
+    ranges: Option<Spanned<String>>,
+    gate: Option<Spanned<String>>,
+}
+
+impl RawMetrics {
+    fn convert(self, source: &Source<'_>) -> Result<BTreeMap<Role, Located<Target>>, ConfigError> {
+        let roles = [
+            (Role::Filter, self.filter),
+            (Role::Ranges, self.ranges),
+            (Role::Gate, self.gate),
+        ];
+        let named = roles
+            .into_iter()
+            .filter_map(|(role, text)| Some((role, text?)));
+        let targets = named.map(|(role, text)| {
+            let field = format!("metrics.{}", role.label());
+            let place = source.place(text.span().start, field);
+            let target = parse_target(source, &text).map_err(|problem| place.error(problem))?;
+            if let Target::Tcp(address) = target
+                && !address.ip().to_canonical().is_loopback()
+            {
+                return Err(place.error(format_args!(
+                    "`{address}` is not loopback, and metrics tell which hosts are served; use \
+                     127.0.0.1 or a UNIX socket, and let your monitoring's agent fetch them there"
+                )));
+            }
+            Ok((
+                role,
+                Located {
+                    value: target,
+                    place,
+                },
+            ))
+        });
+        targets.collect()
+    }
 }
 
 #[derive(Default, Deserialize)]

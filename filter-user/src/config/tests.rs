@@ -24,7 +24,7 @@ fn the_smallest_configuration_has_strict_defaults() {
 
 #[test]
 fn the_shipped_configuration_parses_and_shows_the_defaults() {
-    let shipped = parse_text(include_str!("../../dist/pullgate.toml")).unwrap();
+    let shipped = parse_text(include_str!("../../dist/reference.toml")).unwrap();
     let smallest = parse_text(MINIMAL).unwrap();
 
     let (shipped_filter, filter) = (shipped.filter.unwrap(), smallest.filter.unwrap());

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::cli::Role;
 use crate::config::ConfigError;
+use crate::confine::ConfineError;
 use crate::ranges::TableFull;
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE};
 use crate::snapshot::SnapshotError;
@@ -168,6 +169,23 @@ pub enum StartError {
         /// The protected port.
         port: u16,
     },
+    /// The process cannot be confined.
+    #[error("{error}; `--unconfined` runs it with all the power that it was given")]
+    Confine {
+        /// Why not.
+        #[from]
+        #[source]
+        error: ConfineError,
+    },
+    /// A new configuration needs what a confined process gave up.
+    #[error(
+        "{what} is out of reach of this process, which gave up what it did not need at its start; \
+         restart it"
+    )]
+    OutOfReach {
+        /// What is lacking.
+        what: String,
+    },
     /// Signals cannot be received.
     #[error("signals")]
     Signals {
@@ -197,6 +215,8 @@ impl StartError {
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
             Self::Socket { .. }
+            | Self::Confine { .. }
+            | Self::OutOfReach { .. }
             | Self::Bind { .. }
             | Self::Workers { .. }
             | Self::TaskEnded

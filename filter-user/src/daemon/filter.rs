@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use super::error::{LoadError, StartError};
-use super::lockout::{self, OwnConnection};
+use super::lockout::{self, Family, OwnConnection};
 use super::rules::{compile, usable};
 use super::tasks::Tasks;
 use crate::cli::Role;
@@ -46,7 +46,7 @@ impl FilterRole {
         config: &Arc<Config>,
         mut in_force: watch::Receiver<Arc<InForce>>,
         stay: Stay,
-        own: OwnConnection,
+        own: (OwnConnection, &Family),
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
@@ -153,7 +153,7 @@ impl FilterRole {
         let published = Arc::clone(&state.published);
         let table = compile(config, &published)?;
         // Nobody is there to ask, but the log shall tell whose connections end.
-        lockout::check(settings, &table, OwnConnection::Cut)?;
+        lockout::check(settings, &table, (OwnConnection::Cut, &Family::default()))?;
         let rules = config.ranges.rules(published.set());
         state.filter.reload(settings, &rules, &table)?;
         state.config = Arc::clone(config);

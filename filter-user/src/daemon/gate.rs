@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +40,8 @@ pub(super) struct GateRole {
     trouble: watch::Sender<Option<String>>,
     /// What the files were like when they were last read.
     read: Arc<Mutex<Vec<Option<Stamp>>>>,
+    /// Each thread's runtime.
+    workers: Arc<Vec<Handle>>,
     /// Held from reading files until what was read is in force, so that the last reading counts.
     turn: Arc<Mutex<()>>,
 }
@@ -111,7 +113,7 @@ impl GateRole {
         };
         raise_descriptor_limit(settings.max_connections);
         let addresses: Vec<_> = settings.listen.iter().map(SocketAddr::to_string).collect();
-        let role = Self {
+        let mut role = Self {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
             started: Arc::new((settings.listen.clone(), settings.max_connections)),
@@ -121,6 +123,7 @@ impl GateRole {
             trouble: watch::Sender::new(None),
             read: Arc::new(Mutex::new(read)),
             turn: Arc::default(),
+            workers: Arc::default(),
         };
         let looking = Arc::clone(&role.gate);
         tasks.spawn(async move { looking.sightings().follow().await });
@@ -128,8 +131,8 @@ impl GateRole {
         tasks.spawn(async move { watching.watch_silence().await });
         let following = role.clone();
         tasks.spawn(async move { following.follow_files(config).await });
-        role.start_workers(&sockets, tasks)
-            .map_err(|source| StartError::Workers { source })?;
+        let workers = role.start_workers(&sockets, tasks);
+        role.workers = Arc::new(workers.map_err(|source| StartError::Workers { source })?);
         // The workers have them, and close them when they stop.
         drop(sockets);
         info!(listen = role.addresses, "gate is listening");
@@ -138,7 +141,12 @@ impl GateRole {
 
     /// One thread per core, each with connections of its own, which never move: what is relayed
     /// stays in one core's cache, and no lock is taken for it.
-    fn start_workers(&self, sockets: &[TcpListener], tasks: &Tasks) -> std::io::Result<()> {
+    fn start_workers(
+        &self,
+        sockets: &[TcpListener],
+        tasks: &Tasks,
+    ) -> std::io::Result<Vec<Handle>> {
+        let mut workers = Vec::new();
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         for number in 0..cores {
             let runtime = Builder::new_current_thread()
@@ -147,6 +155,7 @@ impl GateRole {
                 // taken without being woken for it.
                 .on_thread_park(std::thread::yield_now)
                 .build()?;
+            workers.push(runtime.handle().clone());
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
             let (gate, connections) = (Arc::clone(&self.gate), self.connections.clone());
@@ -164,7 +173,12 @@ impl GateRole {
                 ended.await.ok();
             });
         }
-        Ok(())
+        Ok(workers)
+    }
+
+    /// The runtime of each thread.
+    pub(super) fn workers(&self) -> &[Handle] {
+        &self.workers
     }
 
     /// Whoever holds it is the only one to read files and to put them in force.

@@ -30,7 +30,7 @@ pub enum OwnConnection {
 pub(super) fn check(
     settings: &config::Filter,
     table: &Table,
-    own: OwnConnection,
+    (own, family): (OwnConnection, &Family),
 ) -> Result<(), StartError> {
     if settings.mode == Mode::Monitor {
         return Ok(());
@@ -57,9 +57,8 @@ pub(super) fn check(
         warn!(%local, %peer, "will be cut");
     }
 
-    let sockets = ancestors_sockets();
     let is_ours =
-        |cut: &&Connection| sockets.contains(&cut.inode) || Some(cut.peer) == ssh_client();
+        |cut: &&Connection| family.sockets.contains(&cut.inode) || Some(cut.peer) == ssh_client();
     let Some(ours) = cut.iter().find(is_ours) else {
         return Ok(());
     };
@@ -92,20 +91,29 @@ fn ssh_client() -> Option<SocketAddr> {
     ))
 }
 
-/// The sockets of all processes that this one descends from: sshd's is among them if the operator
-/// came by SSH, whatever sudo has made of the environment.
-fn ancestors_sockets() -> BTreeSet<u32> {
-    let mut sockets = BTreeSet::new();
-    let mut process = std::process::id();
-    // Bounded: process numbers may be reused while we look.
-    for _ in 0..GENERATIONS {
-        sockets.extend(sockets_of(process).unwrap_or_default());
-        match parent_of(process) {
-            Some(parent) if parent > 1 => process = parent,
-            Some(_) | None => break,
+/// The processes that this one descends from.
+#[derive(Debug, Default)]
+pub(super) struct Family {
+    /// Their sockets, by inode: sshd's is among them if the operator came by SSH, whatever sudo has
+    /// made of the environment.
+    sockets: BTreeSet<u32>,
+}
+
+impl Family {
+    /// Looks at all of them.
+    pub(super) fn look() -> Self {
+        let mut sockets = BTreeSet::new();
+        let mut process = std::process::id();
+        // Bounded: process numbers may be reused while we look.
+        for _ in 0..GENERATIONS {
+            sockets.extend(sockets_of(process).unwrap_or_default());
+            match parent_of(process) {
+                Some(parent) if parent > 1 => process = parent,
+                Some(_) | None => break,
+            }
         }
+        Self { sockets }
     }
-    sockets
 }
 
 fn sockets_of(process: u32) -> io::Result<Vec<u32>> {
@@ -153,6 +161,10 @@ mod tests {
         let ours = sockets_of(std::process::id()).unwrap();
 
         assert!(!ours.is_empty());
-        assert!(ancestors_sockets().is_superset(&ours.into_iter().collect()));
+        assert!(
+            Family::look()
+                .sockets
+                .is_superset(&ours.into_iter().collect())
+        );
     }
 }

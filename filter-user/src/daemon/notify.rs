@@ -9,6 +9,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -20,6 +21,36 @@ use super::StartError;
 /// Tells that all roles are up.
 pub(super) fn ready() {
     tell(b"READY=1", &[]);
+}
+
+/// Tells that a new configuration is being read; [`ready`] ends it.
+pub(super) fn reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
+    tell(
+        format!("RELOADING=1\nMONOTONIC_USEC={microseconds}").as_bytes(),
+        &[],
+    );
+}
+
+/// Tells that the end has begun.
+pub(super) fn stopping() {
+    tell(b"STOPPING=1", &[]);
+}
+
+/// Tells that all is well.
+pub(super) fn alive() {
+    tell(b"WATCHDOG=1", &[]);
+}
+
+/// How often the service manager wants to be told, if it does: half of what it waits for.
+/// sd_watchdog_enabled(3).
+pub(super) fn watchdog() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let microseconds = number("WATCHDOG_USEC").filter(|time| *time > 0)?;
+    let ours = u64::from(std::process::id());
+    let is_for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == ours);
+    is_for_us.then(|| Duration::from_micros(microseconds / 2))
 }
 
 /// Hands listening sockets over for safekeeping (`FileDescriptorStoreMax=`): what waits in them

@@ -1,5 +1,6 @@
 //! The plan: what is to run, examined before the host is touched, and then started.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,12 +12,14 @@ use tracing::warn;
 use super::error::StartError;
 use super::filter::FilterRole;
 use super::gate::{GateRole, stamps, warn_of};
+use super::lockout::Family;
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
-use super::{Options, Running, Sockets, ask, described, notify, socket};
+use super::{Options, Running, Sockets, ask, notify, socket};
 use crate::cli::Role;
-use crate::config::{Config, ConfigError, Located, Ranges};
+use crate::config::{Config, ConfigError, Located, Ranges, Target};
+use crate::confine::Confined;
 use crate::feed;
 use crate::file::{self, Stamp};
 use crate::gate::{Gate, Loaded};
@@ -25,7 +28,7 @@ use crate::ranges::guard::Documentation;
 use crate::refresh::Refresher;
 use crate::report::chain;
 use crate::snapshot::{self, Follower};
-use crate::telemetry::{Metrics, admin};
+use crate::telemetry::{Metrics, admin, http};
 use crate::xdp::{self, Stay, XdpError};
 
 /// Everything that can be known before the host is touched.
@@ -35,18 +38,16 @@ pub(super) struct Plan {
     stay: Stay,
     metrics: Metrics,
     loaded: Option<(Loaded, Vec<Option<Stamp>>)>,
+    confined: Option<Confined>,
 }
 
 impl Plan {
-    pub(super) fn new(config: Config, options: &Options) -> Result<Self, StartError> {
-        let described = described(&config);
-        let roles = match options.only {
-            Some(role) if !described.contains(&role) => {
-                return Err(StartError::NotDescribed { role });
-            }
-            Some(role) => vec![role],
-            None => described,
-        };
+    pub(super) fn new(
+        config: Config,
+        roles: Vec<Role>,
+        options: &Options,
+        confined: Option<Confined>,
+    ) -> Result<Self, StartError> {
         // What changes while it is read is read again.
         let read = config.gate.as_ref().map(stamps).unwrap_or_default();
         let loaded = examine(&config, &roles)?.map(|loaded| (loaded, read));
@@ -71,11 +72,17 @@ impl Plan {
             stay,
             metrics: Metrics::default(),
             loaded,
+            confined,
         })
     }
 
     /// Binds, attaches and serves.
-    pub(super) fn start(self, options: &Options, tasks: &Tasks) -> Result<Running, StartError> {
+    pub(super) fn start(
+        self,
+        options: &Options,
+        family: &Family,
+        tasks: &Tasks,
+    ) -> Result<Running, StartError> {
         let config = &Arc::clone(&self.config.borrow());
         for directory in [&config.paths.state, &config.paths.run] {
             std::fs::create_dir_all(directory).map_err(|source| StartError::Directory {
@@ -92,6 +99,8 @@ impl Plan {
             filter: None,
             gate: None,
             config: self.config,
+            roles: self.roles.clone(),
+            confined: self.confined,
         };
         // The sockets first: a second instance must not get any further.
         let mut listeners = Vec::new();
@@ -106,6 +115,24 @@ impl Plan {
             running.sockets.0.push((path, ours));
         }
 
+        let mut asked = BTreeMap::new();
+        for (role, Located { value, place }) in &config.metrics {
+            if !self.roles.contains(role) {
+                continue;
+            }
+            let listener = match value {
+                Target::Tcp(address) => http::Listener::tcp(*address),
+                Target::Unix(path) => http::Listener::unix(path),
+            };
+            let listener = listener.map_err(|error| {
+                place.error(format_args!("metrics cannot be told there: {error}"))
+            })?;
+            asked.insert(*role, listener);
+            if let Target::Unix(path) = value {
+                running.sockets.0.push((path.clone(), file::stamp(path)));
+            }
+        }
+
         // A port that is taken must be known before anything is attached.
         let bound = match (&config.gate, &self.loaded) {
             (Some(gate), Some(_)) => GateRole::bind(gate, notify::inherited(&options.listen_fds)?)?,
@@ -117,13 +144,14 @@ impl Plan {
         let mut loaded = self.loaded.map(|(loaded, read)| (loaded, read, bound));
         for (role, listener) in listeners {
             let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
+            view.confined.clone_from(&running.confined);
             match role {
                 Role::Filter => {
                     let filter = FilterRole::start(
                         config,
                         in_force.clone(),
                         self.stay,
-                        options.own_connection,
+                        (options.own_connection, family),
                         &self.metrics,
                         tasks,
                     )?;
@@ -162,6 +190,10 @@ impl Plan {
                     view.gate = Some(gate_role.clone());
                     running.gate = Some(gate_role);
                 }
+            }
+            let view = Arc::new(view);
+            if let Some(asked) = asked.remove(&role) {
+                tasks.spawn(asked.serve(Arc::clone(&view)));
             }
             tasks.spawn(admin::serve(listener, move || view.status()));
         }

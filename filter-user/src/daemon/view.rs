@@ -10,8 +10,10 @@ use tokio::time::Instant;
 
 use super::filter::{Account, FilterRole};
 use super::gate::GateRole;
+use super::pulse::Pulse;
 use crate::cli::Role;
 use crate::config::{self, Config, Mode};
+use crate::confine::Confined;
 use crate::gate::{self, Lint};
 use crate::netlink;
 use crate::ranges::guard::Documentation;
@@ -19,6 +21,7 @@ use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
 use crate::refresh::{Held, Progress};
 use crate::report::chain;
 use crate::snapshot::Follower;
+use crate::telemetry::http::Told;
 use crate::telemetry::status::{
     DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus, RangesStatus,
     RefreshStatus, SightingStatus, SourceStatus, Status,
@@ -36,6 +39,7 @@ pub(super) struct View {
     pub(super) filter: Option<FilterRole>,
     pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
     pub(super) gate: Option<GateRole>,
+    pub(super) confined: Option<Confined>,
 }
 
 impl View {
@@ -54,6 +58,7 @@ impl View {
             filter: None,
             progress: None,
             gate: None,
+            confined: None,
         }
     }
 
@@ -80,6 +85,13 @@ impl View {
             }
         }
         self.describe_settings(&mut details);
+        match &self.confined {
+            Some(confined) => {
+                details.push(("confined".to_owned(), confined.to_string()));
+                warnings.extend(confined.weakness());
+            }
+            None => warnings.push("unconfined: this process keeps all its privileges".to_owned()),
+        }
         let refresh = self.refresh(&mut warnings);
         let enforcing = self.describe_gate(&mut warnings, &mut details) && enforcing;
         Status {
@@ -372,6 +384,34 @@ impl View {
             seen_ms_ago: sighting.seen_ago.map(ms),
         });
         statuses.collect()
+    }
+}
+
+impl Told for View {
+    fn metrics(&self) -> String {
+        // Looking at the host is what brings most of them up to date.
+        self.status();
+        self.metrics.text().unwrap_or_default()
+    }
+
+    async fn ailments(&self) -> Vec<String> {
+        let pulse = Pulse {
+            filter: self.filter.clone(),
+            gate: self.gate.clone(),
+        };
+        pulse.ailments().await
+    }
+
+    fn reservations(&self) -> Vec<String> {
+        let mut reservations = Vec::new();
+        if self.role == Role::Ranges {
+            self.describe_lists(&mut reservations);
+        }
+        let status = self.status();
+        if !status.enforcing {
+            reservations.extend(status.warnings);
+        }
+        reservations
     }
 }
 

@@ -1,0 +1,196 @@
+//! What roles need to reach, by their configuration. Pure but for links, which are followed.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use rustix::thread::CapabilitySet;
+
+use crate::cli::Role;
+use crate::config::{Config, Gate, Location, Proxy, Ranges, Target};
+use crate::gate;
+
+/// What a process may reach.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    pub(super) roles: BTreeSet<&'static str>,
+    pub(super) capabilities: CapabilitySet,
+    /// Files and directories to read.
+    pub(super) read: BTreeSet<PathBuf>,
+    /// Directories to write.
+    pub(super) write: BTreeSet<PathBuf>,
+    /// TCP ports to listen on.
+    pub(super) bind: BTreeSet<u16>,
+    /// TCP ports to connect to.
+    pub(super) connect: Ports,
+}
+
+/// TCP ports.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Ports {
+    /// These.
+    These(BTreeSet<u16>),
+    /// The environment says which.
+    Any,
+}
+
+impl Reach {
+    /// What these roles need, with the configuration in `file`.
+    #[must_use]
+    pub fn of(file: &Path, config: &Config, roles: &[Role]) -> Self {
+        let mut reach = Self {
+            roles: roles.iter().map(|role| role.label()).collect(),
+            capabilities: CapabilitySet::empty(),
+            read: SYSTEM.iter().map(PathBuf::from).collect(),
+            write: BTreeSet::new(),
+            bind: BTreeSet::new(),
+            connect: Ports::These(BTreeSet::new()),
+        };
+        reach.reads(file);
+        reach.writes(&config.paths.run);
+        reach.reads(&config.paths.snapshot());
+        for role in roles {
+            match config.metrics.get(role).map(|target| &target.value) {
+                Some(Target::Tcp(address)) => {
+                    reach.bind.insert(address.port());
+                }
+                Some(Target::Unix(path)) => {
+                    reach
+                        .write
+                        .extend(path.parent().and_then(|path| path.canonicalize().ok()));
+                }
+                None => {}
+            }
+            match (role, &config.gate) {
+                (Role::Filter, _) => {
+                    reach.capabilities |=
+                        CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON;
+                    reach.writes(&config.paths.bpf);
+                }
+                (Role::Ranges, _) => reach.fetches(config, &config.ranges),
+                (Role::Gate, Some(gate)) => reach.relays(gate),
+                (Role::Gate, None) => {}
+            }
+        }
+        reach
+    }
+
+    pub(super) fn has(&self, role: Role) -> bool {
+        self.roles.contains(role.label())
+    }
+
+    /// What the other has within reach, and this one does not.
+    pub(super) fn lacks(&self, wanted: &Self) -> Vec<String> {
+        let is_within = |path: &PathBuf| {
+            let mut all = self.read.iter().chain(&self.write);
+            all.any(|known| path.starts_with(known))
+        };
+        let paths = wanted.read.iter().filter(|path| !is_within(path));
+        let mut lacking: Vec<_> = paths.map(|path| path.display().to_string()).collect();
+        if let (Ports::These(known), Ports::These(wanted)) = (&self.connect, &wanted.connect) {
+            let ports = wanted.difference(known);
+            lacking.extend(ports.map(|port| format!("TCP port {port}")));
+        }
+        lacking
+    }
+
+    fn fetches(&mut self, config: &Config, ranges: &Ranges) {
+        self.writes(&config.paths.state);
+        self.read.extend(RESOLVER.iter().map(PathBuf::from));
+        let mut ports = BTreeSet::from([DNS, HTTPS]);
+        for way in ranges.sources.iter().flat_map(|source| &source.value.ways) {
+            match &way.place {
+                Location::File(path) => self.reads(path),
+                Location::Web { urls, ca_file } => {
+                    ports.extend(urls.iter().filter_map(url::Url::port_or_known_default));
+                    if let Some(path) = ca_file {
+                        self.reads(path);
+                    }
+                }
+            }
+        }
+        match &ranges.proxy {
+            Proxy::None => {}
+            Proxy::Environment => self.connect = Ports::Any,
+            Proxy::Url(url) => ports.extend(url.port_or_known_default()),
+        }
+        self.connects(ports);
+    }
+
+    fn relays(&mut self, gate: &Gate) {
+        self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
+        for path in gate::files(gate) {
+            self.reads(&path);
+        }
+        self.bind.extend(gate.listen.iter().map(SocketAddr::port));
+        let ports = gate
+            .hosts
+            .iter()
+            .filter_map(|host| match &host.upstream.value.target {
+                Target::Tcp(address) => Some(address.port()),
+                Target::Unix(_) => None,
+            });
+        self.connects(ports.collect());
+    }
+
+    /// A file, whatever is put in its place: its directory, and where links lead by now.
+    fn reads(&mut self, file: &Path) {
+        let mut next = Some(file.to_owned());
+        for _ in 0..LINKS_MAX {
+            let Some(path) = next else { break };
+            let Some(directory) = path.parent() else {
+                break;
+            };
+            self.read.extend(directory.canonicalize());
+            next = path.read_link().ok().map(|target| directory.join(target));
+        }
+        // And where directories on the way are links.
+        let real = file.canonicalize().ok();
+        self.read
+            .extend(real.and_then(|real| real.parent().map(Path::to_owned)));
+    }
+
+    /// A directory of ours, or where it will be.
+    fn writes(&mut self, directory: &Path) {
+        let existing = directory.ancestors().find(|path| path.exists());
+        self.write
+            .extend(existing.and_then(|path| path.canonicalize().ok()));
+    }
+
+    fn connects(&mut self, more: BTreeSet<u16>) {
+        if let Ports::These(ports) = &mut self.connect {
+            ports.extend(more);
+        }
+    }
+}
+
+/// What every process looks at: itself, and how many cores it may use.
+const SYSTEM: [&str; 4] = [
+    "/proc/self",
+    "/proc/sys",
+    "/sys/fs/cgroup",
+    "/sys/devices/system/cpu",
+];
+/// Names and authorities: resolv.conf(5), nsswitch.conf(5) and the libraries that it names, and
+/// where distributions keep their roots.
+const RESOLVER: [&str; 14] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/nsswitch.conf",
+    "/etc/services",
+    "/etc/ld.so.cache",
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/etc/ssl",
+    "/etc/pki",
+    "/usr/share/ca-certificates",
+];
+const DNS: u16 = 53;
+/// Where every list is that one does not keep oneself.
+const HTTPS: u16 = 443;
+/// As many as the kernel follows (path_resolution(7)).
+const LINKS_MAX: usize = 40;

@@ -1,0 +1,53 @@
+//! Whether the parts of a process go on: what the service manager's watchdog is fed by, and what
+//! `/healthz` tells.
+
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::error;
+
+use super::filter::FilterRole;
+use super::gate::GateRole;
+use super::notify;
+
+/// The parts that can get stuck without an end.
+#[derive(Clone)]
+pub(super) struct Pulse {
+    pub(super) filter: Option<FilterRole>,
+    pub(super) gate: Option<GateRole>,
+}
+
+impl Pulse {
+    /// What does not answer in time. That we can ask is a proof of our own threads and timers.
+    pub(super) async fn ailments(&self) -> Vec<String> {
+        let mut ailments = Vec::new();
+        if let Some(filter) = self.filter.clone() {
+            // Whoever publishes, reloads or counts holds the state, and must let go of it again.
+            let free = spawn_blocking(move || drop(filter.state()));
+            if !matches!(timeout(PATIENCE, free).await, Ok(Ok(()))) {
+                ailments.push("the filter's state is held by something that hangs".to_owned());
+            }
+        }
+        for (number, worker) in self.gate.iter().flat_map(GateRole::workers).enumerate() {
+            if !matches!(timeout(PATIENCE, worker.spawn(async {})).await, Ok(Ok(()))) {
+                ailments.push(format!("the gate's thread {number} does nothing"));
+            }
+        }
+        ailments
+    }
+
+    /// Feeds the service manager's watchdog for as long as nothing ails.
+    pub(super) async fn feed_watchdog(self, interval: Duration) {
+        loop {
+            tokio::time::sleep(interval).await;
+            match self.ailments().await.as_slice() {
+                [] => notify::alive(),
+                ailments => error!(ailments = ailments.join(", "), "the watchdog is not fed"),
+            }
+        }
+    }
+}
+
+/// For a part that is busy.
+const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,0 +1,103 @@
+//! Confines itself as a role does, and tells what it can still do: `attempt <role> <configuration>
+//! <port>`. For the test of the same that is in `confined.rs`.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "it tells a test, which it fails"
+)]
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+
+use clap::ValueEnum as _;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::kill;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::unistd::Pid;
+use pullgate::cli::Role;
+use pullgate::config::Config;
+use pullgate::confine::{self, Reach};
+
+fn main() {
+    let mut words = std::env::args().skip(1);
+    let role = Role::from_str(&words.next().unwrap(), false).unwrap();
+    let file = words.next().unwrap();
+    let port: u16 = words.next().unwrap().parse().unwrap();
+    let file = Path::new(&file);
+    let config = Config::parse(file, &fs::read_to_string(file).unwrap()).unwrap();
+    // What was open before stays open, so nothing may be.
+    confine::enter(Reach::of(file, &config, &[role])).unwrap();
+
+    // Another thread: whoever is started later must not be any freer.
+    std::thread::scope(|scope| {
+        scope.spawn(|| attempt(file, &config, port));
+    });
+}
+
+fn attempt(file: &Path, config: &Config, port: u16) {
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let errno = |outcome: nix::Result<()>| outcome.map_err(io::Error::from);
+    tell("read the configuration", fs::read(file).map(drop));
+    tell("write a status socket's directory", {
+        let path = config.paths.run.join("attempt");
+        fs::write(&path, "").and_then(|()| fs::remove_file(&path))
+    });
+    tell(
+        "write the state",
+        fs::write(config.paths.state.join("attempt"), ""),
+    );
+    tell("read another file", fs::read("/etc/shadow").map(drop));
+    tell(
+        "read other processes",
+        fs::read("/proc/1/environ").map(drop),
+    );
+    tell(
+        "write another file",
+        fs::write("/var/tmp/pullgate-attempt", ""),
+    );
+    tell(
+        "start a program",
+        Command::new("/bin/true").status().map(drop),
+    );
+    tell("use BPF", use_bpf());
+    tell(
+        "listen elsewhere",
+        TcpListener::bind(("127.0.0.1", port)).map(drop),
+    );
+    tell(
+        "connect elsewhere",
+        TcpStream::connect(("127.0.0.1", port)).map(drop),
+    );
+    tell("send datagrams", UdpSocket::bind(free).map(drop));
+    tell("open a raw socket", {
+        let kind = (AddressFamily::Inet, SockType::Raw, SockFlag::empty());
+        errno(socket(kind.0, kind.1, kind.2, None).map(drop))
+    });
+    tell(
+        "make a namespace",
+        errno(unshare(CloneFlags::CLONE_NEWUSER)),
+    );
+    tell("signal another process", errno(kill(Pid::parent(), None)));
+    tell(
+        "become another user",
+        errno(nix::unistd::setuid(65534.into())),
+    );
+}
+
+fn use_bpf() -> io::Result<()> {
+    match aya::programs::loaded_programs().next() {
+        Some(Err(error)) => Err(io::Error::other(error)),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+fn tell(what: &str, outcome: io::Result<()>) {
+    match outcome {
+        Ok(()) => println!("{what}: yes"),
+        Err(error) => println!("{what}: no ({error})"),
+    }
+}

@@ -1,0 +1,94 @@
+//! Verifies that a role keeps no power that it does not need: what it can still do once it is
+//! confined, and that every thread of a running one is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use tests::gate::{blog, shop};
+use tests::{Lab, Plan, Rig};
+
+#[test]
+fn a_confined_role_can_do_what_it_must_and_nothing_else() {
+    let rig = Rig::new();
+    rig.configure("listen = [\"127.0.0.1:8443\"]", &[&shop(""), &blog("")]);
+    for directory in ["state", "run"] {
+        fs::create_dir(rig.network.path(directory)).unwrap();
+    }
+    // Whoever may connect finds somebody.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+
+    for role in ["ranges", "gate"] {
+        let mut attempt = Command::new(tests::daemon::binary().with_file_name("attempt"));
+        attempt.args([role, &rig.config.display().to_string(), &port.to_string()]);
+        let output = attempt.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let told: BTreeMap<_, _> = text
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .collect();
+
+        assert!(
+            output.status.success(),
+            "{role}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let may: &[&str] = match role {
+            "ranges" => &[
+                "read the configuration",
+                "write a status socket's directory",
+                "write the state",
+                "send datagrams",
+            ],
+            _ => &[
+                "read the configuration",
+                "write a status socket's directory",
+            ],
+        };
+        assert_eq!(told.len(), 15, "{text}");
+        for (what, answer) in &told {
+            assert_eq!(
+                *answer == "yes",
+                may.contains(what),
+                "{role}: {what}: {answer}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_thread_of_a_running_role_is_confined() {
+    let lab = Lab::start(&Plan::default());
+
+    for (role, running, capabilities) in [
+        ("filter", lab.filter(), "000000c000001000"),
+        ("ranges", lab.ranges(), "0000000000000000"),
+        ("gate", lab.gate(), "0000000000000400"),
+    ] {
+        let status = running.status();
+        let told = status["details"].to_string();
+        assert!(told.contains("landlock ABI"), "{role}: {told}");
+        let threads = fs::read_dir(format!("/proc/{}/task", running.pid())).unwrap();
+        let mut count = 0;
+        for thread in threads {
+            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            let line = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap_or_default()
+                    .trim_start_matches(':')
+                    .trim()
+                    .to_owned()
+            };
+            assert_eq!(line("CapEff"), capabilities, "{role}");
+            assert_eq!(line("CapPrm"), capabilities, "{role}");
+            assert_eq!(line("CapBnd"), capabilities, "{role}");
+            assert_eq!(line("CapInh"), "0000000000000000", "{role}");
+            assert_eq!(line("NoNewPrivs"), "1", "{role}");
+            assert_eq!(line("Seccomp"), "2", "{role}");
+            count += 1;
+        }
+        assert!(count > 1, "{role}");
+    }
+}

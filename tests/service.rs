@@ -1,0 +1,150 @@
+//! Verifies what the service manager and the monitoring are told, against stand-ins that speak
+//! their protocols: sd_notify(3) and HTTP.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use tests::daemon::Pullgate;
+use tests::gate::{blog, shop};
+use tests::net::Host;
+use tests::{Lab, Plan, Rig};
+
+#[test]
+fn the_service_manager_is_told_of_reloads_and_of_the_end() {
+    let rig = Rig::with_shop("");
+    assert!(rig.reload());
+    rig.gate().tells("RELOADING=1\nMONOTONIC_USEC=", 1);
+    rig.gate().tells("READY=1", 1);
+
+    // One that is refused is over as well.
+    fs::write(&rig.config, "[gate").unwrap();
+    assert!(!rig.reload());
+    rig.gate().tells("RELOADING=1", 2);
+    rig.gate().tells("READY=1", 2);
+
+    rig.gate().signal(nix::sys::signal::Signal::SIGTERM);
+    rig.gate().tells("STOPPING=1", 1);
+}
+
+#[test]
+fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
+    let rig = Rig::new();
+    rig.configure("", &[&shop(""), &blog("")]);
+    let interval = Duration::from_millis(200);
+    let gate = Pullgate::start_watched(&rig.network, &rig.config, "gate", interval);
+
+    gate.tells("WATCHDOG=1", 3);
+}
+
+#[test]
+fn monitoring_is_told_what_the_status_tells() {
+    let mut lab = Lab::start(&Plan::default());
+    let sockets = lab.network.path("run/metrics.sock");
+    let metrics = format!(
+        "\n[metrics]\nfilter = \"127.0.0.1:9143\"\nranges = \"unix:{}\"\ngate = \"[::1]:9145\"\n",
+        sockets.display()
+    );
+    let text = fs::read_to_string(&lab.config).unwrap() + &metrics;
+    fs::write(&lab.config, text).unwrap();
+    for role in [lab.filter.take(), lab.ranges.take(), lab.gate.take()] {
+        assert_eq!(role.unwrap().stop(), Some(0));
+    }
+    lab.start_filter();
+    lab.start_ranges();
+    lab.start_gate();
+
+    let tcp = |address: &str, path: &str| {
+        let stream = lab
+            .network
+            .on(Host::Origin, || TcpStream::connect(address).unwrap());
+        ask(stream, path)
+    };
+    let ranges = |path: &str| ask(UnixStream::connect(&sockets).unwrap(), path);
+    for (answer, metric) in [
+        (
+            tcp("127.0.0.1:9143", "/metrics"),
+            "pullgate_filter_attached",
+        ),
+        (
+            tcp("[::1]:9145", "/metrics"),
+            "pullgate_gate_active_connections",
+        ),
+        (ranges("/metrics"), "pullgate_ranges_age_seconds"),
+    ] {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(
+            answer.contains("openmetrics-text; version=1.0.0"),
+            "{answer}"
+        );
+        assert!(answer.contains(metric), "{answer}");
+        assert!(answer.ends_with("# EOF\n"), "{answer}");
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert!(
+            tcp("127.0.0.1:9143", path).starts_with("HTTP/1.1 200"),
+            "{path}"
+        );
+        assert!(
+            tcp("[::1]:9145", path).starts_with("HTTP/1.1 200"),
+            "{path}"
+        );
+        assert!(ranges(path).starts_with("HTTP/1.1 200"), "{path}");
+    }
+    assert!(ranges("/").starts_with("HTTP/1.1 404"));
+
+    // Ready is who protects, and nobody else.
+    let text = fs::read_to_string(&lab.config).unwrap();
+    let text = text.replace("[filter]", "[filter]\nmode = \"monitor\"");
+    fs::write(&lab.config, text).unwrap();
+    let event = lab.reload();
+    assert!(
+        event["message"].to_string().contains("filter is reloaded"),
+        "{event}"
+    );
+    let answer = tcp("127.0.0.1:9143", "/readyz");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("monitor mode"), "{answer}");
+    assert!(tcp("127.0.0.1:9143", "/healthz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn who_asks_for_metrics_is_bounded() {
+    let rig = Rig::new();
+    rig.configure("", &[&shop(""), &blog("")]);
+    let text = fs::read_to_string(&rig.config).unwrap();
+    fs::write(
+        &rig.config,
+        text + "\n[metrics]\ngate = \"127.0.0.1:9145\"\n",
+    )
+    .unwrap();
+    let _gate = Pullgate::start(&rig.network, &rig.config, "gate");
+    let connect = || {
+        let connecting = || TcpStream::connect("127.0.0.1:9145").unwrap();
+        rig.network.on(Host::Origin, connecting)
+    };
+
+    // A head without an end.
+    let mut endless = connect();
+    let line = format!("x: {}\r\n", "y".repeat(1000));
+    let _cut_short = (0..100).try_for_each(|_| endless.write_all(line.as_bytes()));
+    let mut answer = String::new();
+    let _reset = endless.read_to_string(&mut answer);
+    assert!(!answer.contains("200 OK"), "{answer}");
+
+    // Who says nothing keeps nobody waiting for long.
+    let silent: Vec<_> = (0..40).map(|_| connect()).collect();
+    assert!(ask(connect(), "/healthz").starts_with("HTTP/1.1 200"));
+    drop(silent);
+}
+
+fn ask(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
