@@ -379,13 +379,7 @@ fn surroundings(program: &str) -> &'static str {
         "apache2" => {
             "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
              ErrorLog @DIR@/apache.log\nMutex file:@DIR@\n\
-             LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so\n\
-             LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so\n\
-             LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so\n\
-             LoadModule filter_module /usr/lib/apache2/modules/mod_filter.so\n\
-             LoadModule include_module /usr/lib/apache2/modules/mod_include.so\n\
-             LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so\n\
-             LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so\nTypesConfig /dev/null\n\
+             @APACHE@\n\
              @MANUAL@\nDocumentRoot @DIR@/htdocs\nDirectoryIndex index.html\n\
              <Directory @DIR@/htdocs>\nRequire all granted\nOptions +Includes\n\
              SetOutputFilter INCLUDES\n</Directory>\n"

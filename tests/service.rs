@@ -48,14 +48,7 @@ fn monitoring_is_told_what_the_status_tells() {
         "\n[metrics]\nfilter = \"127.0.0.1:9143\"\nranges = \"unix:{}\"\ngate = \"[::1]:9145\"\n",
         sockets.display()
     );
-    let text = fs::read_to_string(&lab.config).unwrap() + &metrics;
-    fs::write(&lab.config, text).unwrap();
-    for role in [lab.filter.take(), lab.ranges.take(), lab.gate.take()] {
-        assert_eq!(role.unwrap().stop(), Some(0));
-    }
-    lab.start_filter();
-    lab.start_ranges();
-    lab.start_gate();
+    lab.restart_with(&metrics);
 
     let tcp = |address: &str, path: &str| {
         let stream = lab

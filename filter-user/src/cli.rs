@@ -75,6 +75,22 @@ pub enum Command {
         /// PEM file.
         certificate: PathBuf,
     },
+    /// Print a web server's configuration, to paste.
+    Snippet {
+        /// For whom.
+        #[arg(value_enum)]
+        server: Server,
+        /// For a server behind the gate.
+        #[arg(
+            long,
+            required_unless_present = "own_mtls",
+            conflicts_with = "own_mtls"
+        )]
+        behind_gate: bool,
+        /// For a server that demands Cloudflare's certificate itself, behind the filter alone.
+        #[arg(long)]
+        own_mtls: bool,
+    },
     /// Detach the filter and remove all its pins: strangers' packets pass again.
     Unload,
 }
@@ -161,6 +177,28 @@ impl Role {
             Self::Gate => "gate",
         }
     }
+}
+
+/// A web server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Server {
+    /// nginx, from 1.19.4 on.
+    Nginx,
+    /// Apache httpd 2.4.
+    Apache,
+    /// HAProxy.
+    Haproxy,
+    /// Caddy 2.
+    Caddy,
+}
+
+/// How a web server and pullgate share the work.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pairing {
+    /// The gate demands the certificate, and relays.
+    BehindGate,
+    /// The web server demands it, and the filter drops the rest.
+    OwnMtls,
 }
 
 /// How logs are written.

@@ -29,6 +29,7 @@ pub mod ranges;
 pub mod refresh;
 pub mod report;
 pub mod snapshot;
+pub mod snippet;
 mod sync;
 pub mod telemetry;
 pub mod xdp;

@@ -10,13 +10,14 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use pullgate::cli::{Cli, Command, LogFormat, RangesCommand};
+use pullgate::cli::{Cli, Command, LogFormat, Pairing, RangesCommand};
 use pullgate::config::{Config, ConfigError, Paths};
 use pullgate::daemon::{self, LoadError, OwnConnection, Power, StartError, load};
 use pullgate::explain::{self, ExplainError};
 use pullgate::ranges::export::export;
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
 use pullgate::snapshot::{self, SnapshotError};
+use pullgate::snippet::snippet;
 use pullgate::xdp::{self, XdpError};
 use pullgate::{gate, listing, refresh};
 use serde::Serialize;
@@ -97,6 +98,17 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             return ranges(&load(&cli.config)?, command, *json);
         }
         Command::Pin { certificate } => say(&gate::pin(certificate)?)?,
+        Command::Snippet {
+            server, own_mtls, ..
+        } => {
+            let pairing = match own_mtls {
+                true => Pairing::OwnMtls,
+                false => Pairing::BehindGate,
+            };
+            // Without one, it is told in placeholders.
+            let config = cli.config.exists().then(|| load(&cli.config)).transpose()?;
+            print(&snippet(*server, pairing, config.as_ref()))?;
+        }
         Command::Unload => unload(&paths(&cli.config))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -176,6 +176,18 @@ impl Lab {
         self.gate = Some(Pullgate::start(&self.network, &self.config, "gate"));
     }
 
+    /// Starts all roles anew, with these lines at the end of the configuration.
+    pub fn restart_with(&mut self, lines: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        fs::write(&self.config, text + lines).unwrap();
+        for role in [self.filter.take(), self.ranges.take(), self.gate.take()] {
+            assert!(role.is_none_or(|role| role.stop() == Some(0)));
+        }
+        self.start_filter();
+        self.start_ranges();
+        self.start_gate();
+    }
+
     /// The running filter.
     #[must_use]
     pub fn filter(&self) -> &Pullgate {

@@ -82,9 +82,22 @@ pub struct Server(Child);
 impl Server {
     /// Starts `program` with these arguments and the path of a configuration behind them (behind
     /// `-c` for nginx), and waits until something listens at [`ADDRESS`]. In the configuration,
-    /// `@DIR@` is the network's directory, and `@NGINX@` what every nginx needs besides.
+    /// `@DIR@` is the network's directory, `@NGINX@` and `@APACHE@` what every one of these needs
+    /// besides.
     #[must_use]
     pub fn start(network: &Network, program: &str, words: &[&str], configuration: &str) -> Self {
+        Self::start_at(network, program, words, configuration, ADDRESS)
+    }
+
+    /// The same for a server that listens elsewhere.
+    #[must_use]
+    pub fn start_at(
+        network: &Network,
+        program: &str,
+        words: &[&str],
+        configuration: &str,
+        address: &str,
+    ) -> Self {
         let config = network.path(format!("{program}.conf"));
         let directory = network.path("").display().to_string();
         let text = within(configuration, directory.trim_end_matches('/'));
@@ -98,7 +111,7 @@ impl Server {
         let child = spawn(&mut command, &network.path(format!("{program}.out")));
         let server = Self(child);
         eventually(program, || {
-            network.on(Host::Origin, || TcpStream::connect(ADDRESS).ok())
+            network.on(Host::Origin, || TcpStream::connect(address).ok())
         });
         server
     }
@@ -116,6 +129,7 @@ impl Drop for Server {
 /// A configuration with its placeholders filled in.
 pub(crate) fn within(configuration: &str, directory: &str) -> String {
     let text = configuration.replace("@NGINX@", NGINX_PATHS);
+    let text = text.replace("@APACHE@", APACHE_MODULES);
     text.replace("@DIR@", directory)
 }
 
@@ -145,6 +159,18 @@ const STATUS_ADDRESS: &str = "127.0.0.1:8081";
 /// Where nginx would else write as its own user.
 const NGINX_PATHS: &str = "client_body_temp_path @DIR@/body; proxy_temp_path @DIR@/proxy; \
     fastcgi_temp_path @DIR@/fastcgi; uwsgi_temp_path @DIR@/uwsgi; scgi_temp_path @DIR@/scgi;";
+
+/// What is built into other builds of it.
+const APACHE_MODULES: &str = "\
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so
+LoadModule filter_module /usr/lib/apache2/modules/mod_filter.so
+LoadModule include_module /usr/lib/apache2/modules/mod_include.so
+LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so
+LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so
+LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
+TypesConfig /dev/null";
 
 const NGINX: &str = r#"
 daemon off;
@@ -197,14 +223,7 @@ ServerName origin.example
 PidFile @DIR@/apache.pid
 ErrorLog @DIR@/error.log
 Mutex file:@DIR@
-LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
-LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
-LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so
-LoadModule filter_module /usr/lib/apache2/modules/mod_filter.so
-LoadModule include_module /usr/lib/apache2/modules/mod_include.so
-LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so
-LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so
-TypesConfig /dev/null
+@APACHE@
 Listen 127.0.0.1:8080
 RemoteIPProxyProtocol On
 DocumentRoot @DIR@/web/htdocs

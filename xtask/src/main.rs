@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod check;
+mod dist;
 mod exec;
 mod fuzz;
 mod ranges_baseline;
@@ -31,6 +32,8 @@ enum Command {
     Bench(bench::Options),
     /// Build `pullgate` with its XDP program inside.
     Build(build::Options),
+    /// Package `pullgate`: a Debian package, and a static tarball.
+    Dist(dist::Options),
     /// Let a fuzzer look for an input that a target fails on.
     Fuzz(fuzz::Options),
     /// Rewrite the ranges that are embedded, from a file or URL, and show what changes.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Build(options) => build::run(&options),
+        Command::Dist(options) => dist::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::RangesBaseline(options) => ranges_baseline::run(&options),
         Command::Run(options) => run::run(&options),

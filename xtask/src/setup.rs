@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::exec::{EX_UNAVAILABLE, Exit, cargo, exec, is_root, root, say};
 
@@ -28,6 +28,7 @@ fn toolchain() -> anyhow::Result<()> {
         "lib/rustlib/src/rust/library/core",
         "bin/cargo-clippy",
         "bin/rustfmt",
+        "lib/rustlib/x86_64-unknown-linux-musl",
     ]
     .iter()
     .all(|part| sysroot.join(part).exists());
@@ -52,6 +53,43 @@ fn bpf_linker() -> anyhow::Result<()> {
 /// The driver of libFuzzer, which only `cargo xtask fuzz` needs.
 pub(crate) fn cargo_fuzz() -> anyhow::Result<()> {
     tool("cargo-fuzz", CARGO_FUZZ, &[])
+}
+
+/// The maker of Debian packages.
+pub(crate) fn cargo_deb() -> anyhow::Result<()> {
+    tool("cargo-deb", CARGO_DEB, &[])
+}
+
+/// A Debian under `target/debian`, for tests that install in a copy of it; from where this host has
+/// its own packages.
+pub(crate) fn debian() -> anyhow::Result<()> {
+    let tree = root().join("target/debian");
+    if tree.exists() {
+        return Ok(());
+    }
+    let mut targets = Command::new("apt-get");
+    targets.args([
+        "indextargets",
+        "--format",
+        "$(CODENAME) $(REPO_URI)",
+        "Created-By: Packages",
+    ]);
+    let output = targets.output().context("apt-get indextargets")?;
+    let text = String::from_utf8(output.stdout).context("apt-get indextargets")?;
+    let ours = text
+        .lines()
+        .find_map(|line| line.strip_prefix(DEBIAN)?.strip_prefix(' '));
+    let Some(archive) = ours else {
+        bail!("apt knows no archive of {DEBIAN}, which the tests install in");
+    };
+    let unfinished = root().join("target/debian.unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).context("target/debian.unfinished")?;
+    }
+    let mut make = Command::new("debootstrap");
+    make.args(["--variant=minbase", "--include=systemd", DEBIAN]);
+    exec(make.arg(&unfinished).arg(archive))?;
+    fs::rename(&unfinished, &tree).context("target/debian")
 }
 
 /// Installs a tool under `target/tools`, unless that version is there already.
@@ -122,16 +160,21 @@ fn missing() -> Vec<&'static str> {
         .collect()
 }
 
+/// The one that the package is made for.
+const DEBIAN: &str = "bookworm";
 /// The newest that builds with the LLVM inside the pinned toolchain.
 const BPF_LINKER: &str = "0.10.4";
+const CARGO_DEB: &str = "3.8.0";
 const CARGO_FUZZ: &str = "0.13.2";
 /// What the lab, the tests and the benchmarks run.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 24] = [
     "apache2",
     "bpftool",
     "ca-certificates",
     "caddy",
     "curl",
+    "debootstrap",
+    "dpkg-dev",
     "ethtool",
     "haproxy",
     "hitch",
@@ -140,10 +183,13 @@ const PACKAGES: [&str; 19] = [
     "iptables",
     "iputils-ping",
     "libnginx-mod-stream",
+    "musl-tools",
     "nftables",
     "nginx",
     "openssl",
+    "prometheus",
     "stunnel4",
+    "systemd",
     "util-linux",
     "xdp-tools",
 ];

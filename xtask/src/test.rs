@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::build::with_object;
+use crate::dist;
 use crate::exec::{exec, is_root, root, say, shown};
 use crate::setup;
 
@@ -28,7 +29,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         fs::remove_file(&skips).context("target/skipped-tests")?;
     }
 
-    exec(&mut with_object(&["build", "--workspace"])?)?;
+    exec(&mut with_object(&[
+        "build",
+        "--workspace",
+        "--all-targets",
+    ])?)?;
+    dist::for_tests()?;
     let mut test = with_object(&["test", "--workspace"])?;
     test.args(options.filter.iter())
         .env("PULLGATE_SKIPS", &skips);

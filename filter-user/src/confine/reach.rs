@@ -164,8 +164,9 @@ impl Reach {
     }
 }
 
-/// What every process looks at: itself, and how many cores it may use.
-const SYSTEM: [&str; 4] = [
+/// What every process looks at: itself, how many cores it may use, and who may read a key.
+const SYSTEM: [&str; 5] = [
+    "/etc/group",
     "/proc/self",
     "/proc/sys",
     "/sys/fs/cgroup",
@@ -173,7 +174,7 @@ const SYSTEM: [&str; 4] = [
 ];
 /// Names and authorities: resolv.conf(5), nsswitch.conf(5) and the libraries that it names, and
 /// where distributions keep their roots.
-const RESOLVER: [&str; 14] = [
+const RESOLVER: [&str; 15] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/host.conf",
@@ -188,6 +189,7 @@ const RESOLVER: [&str; 14] = [
     "/etc/ssl",
     "/etc/pki",
     "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
 ];
 const DNS: u16 = 53;
 /// Where every list is that one does not keep oneself.

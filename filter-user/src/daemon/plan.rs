@@ -1,7 +1,7 @@
 //! The plan: what is to run, examined before the host is touched, and then started.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -38,6 +38,8 @@ pub(super) struct Plan {
     stay: Stay,
     metrics: Metrics,
     loaded: Option<(Loaded, Vec<Option<Stamp>>)>,
+    /// Listening sockets that were handed over.
+    inherited: Vec<TcpListener>,
     confined: Option<Confined>,
 }
 
@@ -59,8 +61,10 @@ impl Plan {
         if roles.contains(&Role::Filter) {
             xdp::check_capabilities()?;
         }
+        let mut inherited = Vec::new();
         if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
-            check_bind_capability(&gate.listen)?;
+            inherited = notify::inherited(&options.listen_fds)?;
+            check_bind_capability(&gate.listen, &inherited)?;
         }
         warn_of_weaknesses(&config);
         if let Some((loaded, _)) = &loaded {
@@ -72,6 +76,7 @@ impl Plan {
             stay,
             metrics: Metrics::default(),
             loaded,
+            inherited,
             confined,
         })
     }
@@ -135,7 +140,7 @@ impl Plan {
 
         // A port that is taken must be known before anything is attached.
         let bound = match (&config.gate, &self.loaded) {
-            (Some(gate), Some(_)) => GateRole::bind(gate, notify::inherited(&options.listen_fds)?)?,
+            (Some(gate), Some(_)) => GateRole::bind(gate, self.inherited)?,
             (_, _) => Vec::new(),
         };
 
@@ -249,12 +254,17 @@ fn warn_of_weaknesses(config: &Config) {
     }
 }
 
-fn check_bind_capability(listen: &[SocketAddr]) -> Result<(), StartError> {
+fn check_bind_capability(
+    listen: &[SocketAddr],
+    inherited: &[TcpListener],
+) -> Result<(), StartError> {
     // Namespaces and hosts may have moved the border, ip-sysctl.
     let border = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let border = border.ok().and_then(|text| text.trim().parse().ok());
     let border: u16 = border.unwrap_or(1024);
-    let privileged = listen.iter().find(|address| address.port() < border);
+    let bound: Vec<_> = inherited.iter().flat_map(TcpListener::local_addr).collect();
+    let mut to_bind = listen.iter().filter(|address| !bound.contains(address));
+    let privileged = to_bind.find(|address| address.port() < border);
     let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
         source: errno.into(),
     })?;

@@ -1,0 +1,466 @@
+//! Verifies the package on a clean Debian: installed, checked, started as its units do, enforced,
+//! reloaded, upgraded under load, and removed without a trace.
+//!
+//! systemd is not process 1 on test machines, so a stand-in reads the installed units and does what
+//! they say of users, capabilities, sockets and signals.
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::client::{Client, connect};
+use tests::gate::origin;
+use tests::net::{Host, Network};
+use tests::pki::{Pki, SHOP};
+use tests::web::{Kind, Web};
+use tests::{PATIENCE, eventually};
+
+#[test]
+fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
+    let network = Network::new();
+    let pki = Pki::new(&network.path("pki"));
+    let _web = Web::start(&network, Kind::Nginx);
+    let debian = Debian::new(&network);
+    debian.install(1);
+
+    // As it comes, nothing runs, and what is configured is in order and cuts nobody off.
+    assert_eq!(debian.run(&["pullgate", "check"]).status.code(), Some(0));
+    assert!(
+        debian
+            .read("etc/pullgate/pullgate.toml")
+            .contains("mode = \"monitor\"")
+    );
+    debian.configure(&pki);
+    let checked = debian.run(&["pullgate", "check"]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    let sockets = debian.listen();
+    let start = |role: &'static str| debian.start(role, &sockets);
+    let mut roles = vec![start("filter"), start("ranges"), start("gate")];
+    for role in &roles {
+        role.is_as_its_unit_says();
+    }
+    let edge = Client::new(&pki, Some(&pki.ours.client()));
+    let ask = || edge.get(&network, Host::Edge, origin(), SHOP).0.brief();
+    let enters = || connect(&network, Host::Stranger, origin()).is_ok();
+    assert_eq!(ask(), "200");
+    assert!(enters(), "monitor mode");
+
+    let enforced = debian
+        .read("etc/pullgate/pullgate.toml")
+        .replace("\"monitor\"", "\"enforce\"");
+    debian.write("etc/pullgate/pullgate.toml", &enforced);
+    roles[0].reload();
+    assert!(!enters());
+    let status = debian.run(&["pullgate", "status"]);
+    assert_eq!(status.status.code(), Some(0), "{}", text(&status.stdout));
+    assert!(
+        text(&status.stdout).starts_with("PROTECTED"),
+        "{}",
+        text(&status.stdout)
+    );
+
+    let (over, served, tried) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                assert_eq!(ask(), "200");
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                assert!(!enters(), "a stranger got in");
+                tried.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let _over_at_the_end = OverAtTheEnd(&over);
+        eventually("the load has begun", || {
+            (served.load(Ordering::Relaxed) > 5).then_some(())
+        });
+        debian.install(2);
+        // As the package's script has systemd do.
+        for role in &mut roles {
+            let name = role.name;
+            role.stop();
+            *role = start(name);
+        }
+        let before = served.load(Ordering::Relaxed);
+        eventually("the load goes on", || {
+            (served.load(Ordering::Relaxed) > before + 5).then_some(())
+        });
+        eventually("strangers come", || {
+            (tried.load(Ordering::Relaxed) > 1).then_some(())
+        });
+    });
+    let status = text(&debian.run(&["pullgate", "status", "--json"]).stdout);
+    assert!(
+        !status.contains("outcome=\\\"NotListed"),
+        "the gate saw a stranger: {status}"
+    );
+    assert!(served.into_inner() > 10);
+
+    for role in &mut roles {
+        role.stop();
+    }
+    drop(sockets);
+    assert!(debian.has_pins(), "the filter goes on");
+    let removed = debian.run(&["dpkg", "--purge", "pullgate"]);
+    assert!(removed.status.success(), "{}", text(&removed.stderr));
+    assert!(!debian.has_pins());
+    for path in [
+        "etc/pullgate",
+        "var/lib/pullgate",
+        "run/pullgate",
+        "usr/bin/pullgate",
+    ] {
+        assert!(!debian.path(path).exists(), "{path} is left");
+    }
+    let left = debian.run(&[
+        "find",
+        "/etc",
+        "/usr",
+        "/var/lib/pullgate",
+        "-name",
+        "*pullgate*",
+    ]);
+    assert_eq!(text(&left.stdout), "");
+    assert!(matches!(
+        connect(&network, Host::Stranger, origin()),
+        Err(reply) if reply.to_string() == "connection refused"
+    ));
+}
+
+/// A clean Debian in a directory, with the origin's network.
+struct Debian<'a> {
+    network: &'a Network,
+    root: PathBuf,
+    /// Holds the mounts; they go with it.
+    holder: Child,
+}
+
+impl<'a> Debian<'a> {
+    fn new(network: &'a Network) -> Self {
+        let root = network.path("debian");
+        let base = target().join("debian");
+        assert!(
+            base.exists(),
+            "run `cargo xtask test`, which makes a Debian to install in"
+        );
+        let copied = Command::new("cp")
+            .arg("--archive")
+            .args([&base, &root])
+            .status();
+        assert!(copied.unwrap().success());
+        let script = "mount --types proc proc $0/proc && mount --types sysfs sysfs $0/sys \
+                      && mount --types bpf bpf $0/sys/fs/bpf && mount --rbind /dev $0/dev \
+                      && touch $0/mounted && exec sleep infinity";
+        let mut holder = network.command(Host::Origin, "unshare");
+        holder.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        let holder = holder.arg(&root).stdin(Stdio::null()).spawn().unwrap();
+        let debian = Self {
+            network,
+            root,
+            holder,
+        };
+        eventually("Debian is mounted", || {
+            debian.path("mounted").exists().then_some(())
+        });
+        debian
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap()
+    }
+
+    /// Keeps owner and mode, as an editor does.
+    fn write(&self, path: &str, content: &str) {
+        fs::write(self.path(path), content).unwrap();
+    }
+
+    /// A command in it.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args([
+            "--mount",
+            "--net",
+            "--target",
+            &self.holder.id().to_string(),
+        ]);
+        command.arg("chroot").arg(&self.root).args(words);
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn has_pins(&self) -> bool {
+        text(&self.run(&["ls", "/sys/fs/bpf"]).stdout).contains("pullgate")
+    }
+
+    /// Installs the package of this number; the second is the first with a higher version.
+    fn install(&self, number: u32) {
+        let package = format!("pullgate_0.0.{number}_amd64.deb");
+        fs::copy(
+            target().join("dist/test").join(&package),
+            self.path(&package),
+        )
+        .unwrap();
+        let output = self.run(&["dpkg", "--install", &package]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        fs::remove_file(self.path(&package)).unwrap();
+    }
+
+    /// Writes what an operator adds: his interface, and a host.
+    fn configure(&self, pki: &Pki) {
+        for (name, group) in [
+            ("shop.example.pem", None),
+            ("shop.example.key", Some("pullgate-gate")),
+            ("ours-ca.pem", None),
+        ] {
+            let path = format!("etc/pullgate/{name}");
+            fs::copy(pki.path(name), self.path(&path)).unwrap();
+            let mode = if group.is_some() { "640" } else { "644" };
+            let file = format!("/{path}");
+            assert!(
+                self.run(&["chown", &format!("root:{}", group.unwrap_or("root")), &file])
+                    .status
+                    .success()
+            );
+            assert!(self.run(&["chmod", mode, &file]).status.success());
+        }
+        let shipped = self
+            .read("etc/pullgate/pullgate.toml")
+            .replace("\"auto\"", "[\"wan0\"]");
+        let host = format!(
+            "\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n[[gate.host]]\nnames = [\"{SHOP}\"]\n\
+             certificate = \"shop.example.pem\"\nkey = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\n\
+             upstream = \"127.0.0.1:8080\"\n"
+        );
+        self.write("etc/pullgate/pullgate.toml", &(shipped + &host));
+    }
+
+    /// What `pullgate-gate.socket` binds.
+    fn listen(&self) -> Vec<std::net::TcpListener> {
+        let unit = self.read("usr/lib/systemd/system/pullgate-gate.socket");
+        let addresses = values(&unit, "ListenStream");
+        let addresses: Vec<SocketAddr> =
+            addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let sockets = self.network.on(Host::Origin, || {
+            let sockets = addresses
+                .iter()
+                .map(|address| pullgate::gate::bind(*address).unwrap());
+            sockets.collect::<Vec<_>>()
+        });
+        for socket in &sockets {
+            // Processes that are started inherit them.
+            fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        }
+        sockets
+    }
+
+    /// Starts a role as its unit says, and returns when it says that it is ready.
+    fn start(&self, name: &'static str, sockets: &[std::net::TcpListener]) -> Service {
+        let unit = self.read(&format!("usr/lib/systemd/system/pullgate-{name}.service"));
+        let path = format!("run/{name}.notify");
+        let notify = self.path(&path);
+        fs::remove_file(&notify).ok();
+        let manager = UnixDatagram::bind(&notify).unwrap();
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let value = |name: &str, default: &str| {
+            let found = values(&unit, name).pop();
+            found.unwrap_or_else(|| default.to_owned())
+        };
+        let group = value("Group", "root");
+        let groups = match value("SupplementaryGroups", "") {
+            more if more.is_empty() => "--clear-groups".to_owned(),
+            more => format!("--groups={}", self.number_of_group(&more)),
+        };
+        let bounds = value("CapabilityBoundingSet", "");
+        let bounds = bounds
+            .split_whitespace()
+            .map(|it| it.trim_start_matches("CAP_").to_lowercase());
+        let bounds: String = bounds.map(|it| format!(",+{it}")).collect();
+        let mut words = vec![
+            "setpriv".to_owned(),
+            format!("--reuid={}", value("User", "root")),
+            format!("--regid={group}"),
+            groups,
+            format!("--bounding-set=-all{bounds}"),
+            "--inh-caps=-all".to_owned(),
+            "--no-new-privs".to_owned(),
+        ];
+        words.extend(value("ExecStart", "").split_whitespace().map(str::to_owned));
+        // Sockets are numbered from 3 on; the rest of the announcement is the process's own number.
+        let sockets: Vec<RawFd> = match name {
+            "gate" => sockets.iter().map(|socket| socket.as_raw_fd()).collect(),
+            _ => Vec::new(),
+        };
+        let moves = sockets
+            .iter()
+            .enumerate()
+            .map(|(n, it)| format!("exec {}<&{it};", 3 + n));
+        let script = format!(
+            "{} umask {}; {} LISTEN_PID=$BASHPID exec {}",
+            moves.collect::<String>(),
+            value("UMask", "0022"),
+            if sockets.is_empty() {
+                String::new()
+            } else {
+                format!("LISTEN_FDS={}", sockets.len())
+            },
+            words.join(" ")
+        );
+        let mut command = self.command(&["bash", "-c", &script]);
+        command
+            .env("NOTIFY_SOCKET", format!("/{path}"))
+            .stdin(Stdio::null());
+        command.stderr(fs::File::create(self.path(&format!("{name}.log"))).unwrap());
+        let process = command.spawn().unwrap();
+        let service = Service {
+            name,
+            user: value("User", "root"),
+            process,
+            manager,
+        };
+        assert!(
+            service.is_told("READY=1"),
+            "{name}: {}",
+            self.read(&format!("{name}.log"))
+        );
+        service
+    }
+
+    fn number_of_group(&self, name: &str) -> String {
+        let groups = self.read("etc/group");
+        let line = groups
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}:")));
+        line.unwrap().split(':').nth(2).unwrap().to_owned()
+    }
+}
+
+impl Drop for Debian<'_> {
+    fn drop(&mut self) {
+        self.holder.kill().and_then(|()| self.holder.wait()).ok();
+    }
+}
+
+/// A role that was started as its unit says.
+struct Service {
+    name: &'static str,
+    user: String,
+    process: Child,
+    manager: UnixDatagram,
+}
+
+impl Service {
+    fn is_told(&self, word: &str) -> bool {
+        let mut message = [0; 128];
+        loop {
+            match self.manager.recv(&mut message) {
+                Ok(length) if message[..length].starts_with(word.as_bytes()) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(
+            Pid::from_raw(i32::try_from(self.process.id()).unwrap()),
+            signal,
+        )
+        .unwrap();
+    }
+
+    fn reload(&self) {
+        self.signal(Signal::SIGHUP);
+        assert!(self.is_told("RELOADING=1") && self.is_told("READY=1"));
+    }
+
+    fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        assert_eq!(
+            self.process.wait().unwrap().code(),
+            Some(0),
+            "{}",
+            self.name
+        );
+    }
+
+    fn is_as_its_unit_says(&self) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = |name: &str| {
+            let found = status.lines().find_map(|line| line.strip_prefix(name));
+            found.unwrap().trim().to_owned()
+        };
+        assert_eq!(
+            line("Uid:").starts_with("0\t"),
+            self.user == "root",
+            "{}",
+            self.name
+        );
+        let held = line("CapEff:");
+        let expected = if self.name == "filter" {
+            "000000c000001000"
+        } else {
+            "0000000000000000"
+        };
+        assert_eq!(held, expected, "{}", self.name);
+        let kib: u64 = line("VmRSS:")
+            .trim_end_matches(" kB")
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(kib < 128 << 10, "{}: {kib} KiB", self.name);
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.process.kill().and_then(|()| self.process.wait()).ok();
+    }
+}
+
+struct OverAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for OverAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a unit says, each time that it says it.
+fn values(unit: &str, name: &str) -> Vec<String> {
+    let lines = unit.lines().filter_map(|line| line.split_once('='));
+    let named = lines.filter(|(key, _)| *key == name);
+    named.map(|(_, value)| value.to_owned()).collect()
+}
+
+/// Where what was built is.
+fn target() -> PathBuf {
+    let binary = tests::daemon::binary();
+    binary.ancestors().nth(2).unwrap().to_owned()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,198 @@
+//! Verifies what `pullgate snippet` prints: each variant is loaded by the real server, lets in whom it
+//! should and nobody else.
+
+#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+
+use std::fs;
+
+use tests::Rig;
+use tests::client::{Client, Reply};
+use tests::gate::{blog, origin, shop};
+use tests::net::Host;
+use tests::pki::SHOP;
+use tests::web::Server;
+
+#[test]
+fn a_server_behind_the_gate_is_told_who_asks() {
+    for (server, proxy) in [
+        ("nginx", "v2"),
+        ("nginx", "none"),
+        ("apache", "v2"),
+        ("apache", "v1"),
+        ("haproxy", "v2"),
+        ("caddy", "none"),
+    ] {
+        let mut rig = Rig::new();
+        rig.start("", &[&shop(&format!("proxy_protocol = \"{proxy}\""))]);
+        let _server = start(&rig, server, "--behind-gate");
+
+        let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
+
+        let Reply::Response(200, body) = reply else {
+            panic!("{server} {proxy}: {reply}, {outcome}");
+        };
+        let [edge, _] = Host::Edge.addresses();
+        // A file server does not tell whom it serves.
+        let seen = match (server, proxy) {
+            ("caddy", _) => "page".to_owned(),
+            (_, "none") => "127.0.0.1".to_owned(),
+            _ => edge.to_string(),
+        };
+        assert!(body.contains(&seen), "{server} {proxy}: {body}");
+    }
+}
+
+#[test]
+fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
+    for server in ["nginx", "apache", "haproxy", "caddy"] {
+        let rig = Rig::new();
+        rig.configure("", &[&shop("")]);
+        let _server = start(&rig, server, "--own-mtls");
+        let ask = |client: &Client, name: &str| {
+            let (reply, _) = client.get(&rig.network, Host::Edge, origin(), name);
+            reply.brief()
+        };
+        let of =
+            |authority: &tests::pki::Authority| Client::new(&rig.pki, Some(&authority.client()));
+
+        assert_eq!(ask(&rig.edge(), SHOP), "200", "{server}");
+        for (who, client) in [
+            ("nobody", Client::new(&rig.pki, None)),
+            ("another CA's", of(&rig.pki.other)),
+            ("the shared CA's", of(&rig.pki.shared)),
+        ] {
+            assert_ne!(ask(&client, SHOP), "200", "{server}: {who}");
+        }
+        // A name of another customer's, which leads here: he verifies nothing.
+        assert_eq!(ask_without_verifying(&rig, SHOP), "200", "{server}");
+        assert_ne!(
+            ask_without_verifying(&rig, "unknown.example"),
+            "200",
+            "{server}"
+        );
+    }
+}
+
+#[test]
+fn without_a_configuration_there_are_placeholders() {
+    let rig = Rig::new();
+    for server in ["nginx", "apache", "haproxy", "caddy"] {
+        for pairing in ["--behind-gate", "--own-mtls"] {
+            let text = print(&rig, server, pairing);
+            assert!(!text.contains('@'), "{text}");
+            assert!(pairing != "--own-mtls" || text.contains("cloudflare-origin-pull-ca.pem"));
+        }
+    }
+    rig.configure("", &[&shop(""), &blog("")]);
+    let text = print(&rig, "nginx", "--own-mtls");
+    for words in [
+        "server_name shop.example;",
+        "server_name blog.example;",
+        "ours-ca.pem",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+fn ask_without_verifying(rig: &Rig, name: &str) -> String {
+    rig.pki.write_identity("client", &rig.pki.ours.client());
+    let path = |name: &str| rig.pki.path(name).display().to_string();
+    let there = format!("{name}:443:{}:443", origin());
+    let words = [
+        "curl",
+        "--silent",
+        "--insecure",
+        "--max-time",
+        "5",
+        "--output",
+        "/dev/null",
+        "--write-out",
+        "%{http_code}",
+        "--cert",
+        &path("client.pem"),
+        "--key",
+        &path("client.key"),
+        "--connect-to",
+        &there,
+        &format!("https://{name}/"),
+    ];
+    let output = rig.network.output(Host::Edge, &words);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn print(rig: &Rig, server: &str, pairing: &str) -> String {
+    let output = rig.pullgate(&["snippet", server, pairing]);
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Starts a server with what is printed for it, and what it needs besides.
+fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
+    let text = print(rig, server, pairing);
+    // Where HAProxy looks for a key that is not in the certificate's file.
+    fs::copy(
+        rig.pki.path("shop.example.key"),
+        rig.pki.path("shop.example.pem.key"),
+    )
+    .unwrap();
+    let htdocs = rig.network.path("htdocs");
+    fs::create_dir(&htdocs).unwrap();
+    fs::write(htdocs.join("index.html"), APACHE_PAGE).unwrap();
+    let text = text.replace("/var/www/html", &htdocs.display().to_string());
+    // nginx and HAProxy can say whom they serve.
+    let text = text.replace(
+        "    root /",
+        "    location / { return 200 \"$remote_addr\\n\"; }\n    root /",
+    );
+    let text = match server {
+        "caddy" => text.replace("location / { return 200 \"$remote_addr\\n\"; }\n    ", ""),
+        _ => text,
+    };
+    let (program, words): (_, &[&str]) = match server {
+        "apache" => ("apache2", &["-DFOREGROUND", "-f"]),
+        "haproxy" => ("haproxy", &["-db", "-f"]),
+        "caddy" => ("caddy", &["run", "--adapter", "caddyfile", "--config"]),
+        _ => ("nginx", &[]),
+    };
+    let text = match server {
+        "nginx" => format!(
+            "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
+             http {{ access_log off; @NGINX@\n{text}\n}}"
+        ),
+        "apache" => APACHE
+            .replace(
+                "@LISTEN@",
+                if pairing == "--own-mtls" {
+                    "Listen 443"
+                } else {
+                    ""
+                },
+            )
+            .replace("@SNIPPET@", &text),
+        "haproxy" => format!("{HAPROXY}{text}{HAPROXY_APPLICATION}"),
+        _ if pairing == "--own-mtls" => text.replacen(
+            "auto_https",
+            "admin off\n    storage file_system @DIR@/caddy\n    auto_https",
+            1,
+        ),
+        _ => {
+            format!("{{\n admin off\n auto_https off\n storage file_system @DIR@/caddy\n}}\n{text}")
+        }
+    };
+    match pairing {
+        "--own-mtls" => Server::start_at(&rig.network, program, words, &text, "127.0.0.1:443"),
+        _ => Server::start(&rig.network, program, words, &text),
+    }
+}
+
+const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";
+const APACHE: &str = "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
+    ErrorLog @DIR@/apache.log\nMutex file:@DIR@\n\
+    @APACHE@\n\
+    @LISTEN@\nDirectoryIndex index.html\n\
+    <Directory @DIR@/htdocs>\nRequire all granted\nOptions +Includes\n\
+    SetOutputFilter INCLUDES\n</Directory>\n@SNIPPET@\n";
+const HAPROXY: &str = "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    \
+    timeout server 5s\n";
+const HAPROXY_APPLICATION: &str = "backend application\n    http-request return status 200 \
+    content-type text/plain lf-string \"%[src]\\n\"\n";
