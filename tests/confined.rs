@@ -7,6 +7,8 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use tests::gate::{blog, shop};
+use tests::pki::SHOP;
+use tests::upstream::{Manner, Upstream};
 use tests::{Lab, Plan, Rig};
 
 #[test]
@@ -55,6 +57,37 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "{role}: {what}: {answer}"
             );
         }
+    }
+}
+
+#[test]
+fn a_reload_that_wants_more_is_refused_and_what_was_stays() {
+    let rig = Rig::with_shop("");
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    fs::create_dir(rig.network.path("elsewhere")).unwrap();
+    for file in ["shop.example.pem", "shop.example.key"] {
+        let there = rig.network.path(format!("elsewhere/{file}"));
+        fs::copy(rig.pki.path(file), there).unwrap();
+    }
+    // A host's own directory is below the configuration's, which may be read as a whole.
+    let good = shop("").replace("@PKI@/shop", "@DIR@/elsewhere/shop");
+    assert!(rig.reconfigure("", &[&good, &blog("")]));
+
+    for (bad, lacking) in [
+        (
+            shop("upstream = \"127.0.0.1:8090\""),
+            "TCP port 8090 is out of reach",
+        ),
+        (
+            shop("crl = [\"/var/lib/dpkg/status\"]"),
+            "/var/lib/dpkg is out of reach",
+        ),
+    ] {
+        assert!(!rig.reconfigure("", &[&bad, &blog("")]), "{bad}");
+        let warnings = rig.gate().status()["warnings"].to_string();
+        assert!(warnings.contains(lacking), "{warnings}");
+        assert!(warnings.contains("restart it"), "{warnings}");
+        assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
     }
 }
 

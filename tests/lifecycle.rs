@@ -1,8 +1,11 @@
 //! Verifies what survives what: killed roles, a second instance, a stop with live connections.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use tests::daemon::Pullgate;
 use tests::net::{Host, INTERFACE, ip};
@@ -119,20 +122,28 @@ fn a_pin_directory_of_somebody_else_is_refused_and_left_alone() {
     lab.filter.take().unwrap().kill();
     assert!(lab.pullgate(&["unload"]).status.success());
     let theirs = lab.network.path("bpf/pullgate");
-    std::fs::create_dir(&theirs).unwrap();
+    let refuses = || {
+        for arguments in [["run", "--only", "filter"].as_slice(), &["unload"]] {
+            let output = lab.pullgate(arguments);
+
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(70), "{error}");
+            assert!(
+                error.contains("is not a directory that this user alone may open"),
+                "{error}"
+            );
+        }
+        assert!(theirs.exists());
+    };
+
+    fs::create_dir(&theirs).unwrap();
     std::os::unix::fs::chown(&theirs, Some(65_534), None).unwrap();
-
-    for arguments in [["run", "--only", "filter"].as_slice(), &["unload"]] {
-        let output = lab.pullgate(arguments);
-
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(70), "{error}");
-        assert!(
-            error.contains("is not a directory that this user alone may open"),
-            "{error}"
-        );
-    }
-    assert!(theirs.exists());
+    refuses();
+    // Nor is a link followed to where somebody else would have the pins.
+    let elsewhere = lab.network.path("bpf/elsewhere");
+    fs::rename(&theirs, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &theirs).unwrap();
+    refuses();
     assert!(
         !lab.network.path("run/filter.sock").exists(),
         "a failed start leaves no socket"
@@ -171,8 +182,81 @@ fn a_second_instance_is_refused_and_the_first_stays() {
             "{error}"
         );
     }
+    // Nor has it the pins to itself if its sockets are elsewhere.
+    let elsewhere = lab.network.path("elsewhere.toml");
+    let text = fs::read_to_string(&lab.config).unwrap();
+    fs::write(&elsewhere, text.replace("run = ", "run = \"elsewhere\" # ")).unwrap();
+    let words = [
+        "run",
+        "--only",
+        "filter",
+        "--config",
+        &elsewhere.display().to_string(),
+    ];
+    let second = lab.pullgate(&words);
+    let error = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(70), "{error}");
+    assert!(
+        error.contains("another pullgate filter runs with the pins in"),
+        "{error}"
+    );
     assert!(lab.filter.as_mut().unwrap().is_running());
     assert_matched(&scenarios::edge_is_served(&lab, "nginx"));
+}
+
+#[test]
+fn what_others_may_write_is_refused_and_the_running_state_kept() {
+    let mut lab = Lab::start(&Plan::default());
+    let open =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+
+    open(&lab.config, 0o666);
+    let event = lab.reload();
+    assert!(
+        event["message"].to_string().contains("not reloaded"),
+        "{event}"
+    );
+    assert!(
+        event["error"]
+            .to_string()
+            .contains("may be changed by every user"),
+        "{event}"
+    );
+    let checked = lab.pullgate(&["check"]);
+    assert_eq!(checked.status.code(), Some(78));
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    open(&lab.config, 0o640);
+
+    let snapshot = lab.network.path("state/ranges.json");
+    lab.gate.take().unwrap().kill();
+    open(&snapshot, 0o646);
+    lab.start_gate();
+    // As a corrupt one is: the baseline protects, and the role says so.
+    let warnings = lab.gate().status()["warnings"].to_string();
+    assert!(
+        warnings.contains("ranges.json may be changed by every user"),
+        "{warnings}"
+    );
+    assert_matched(&scenarios::edge_is_served(&lab, "nginx"));
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.gate.take().unwrap().kill();
+    let text = fs::read_to_string(&lab.config).unwrap();
+    fs::write(
+        &lab.config,
+        text.replace("run = ", "run = \"/proc/none\" # "),
+    )
+    .unwrap();
+
+    let started = lab.pullgate(&["run", "--only", "gate"]);
+
+    let error = String::from_utf8(started.stderr).unwrap();
+    assert_eq!(started.status.code(), Some(78), "{error}");
+    assert!(error.contains("/proc/none"), "{error}");
 }
 
 #[test]

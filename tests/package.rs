@@ -8,11 +8,12 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, RawFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -40,6 +41,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
             .contains("mode = \"monitor\"")
     );
     debian.configure(&pki);
+    let journal = debian.journal();
     let checked = debian.run(&["pullgate", "check"]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
     let sockets = debian.listen();
@@ -47,6 +49,11 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let mut roles = vec![start("filter"), start("ranges"), start("gate")];
     for role in &roles {
         role.is_as_its_unit_says();
+    }
+    for words in ["SYSLOG_IDENTIFIER", "gate is listening", "F_LISTEN"] {
+        eventually(words, || {
+            journal.lock().unwrap().contains(words).then_some(())
+        });
     }
     let edge = Client::new(&pki, Some(&pki.ours.client()));
     let ask = || edge.get(&network, Host::Edge, origin(), SHOP).0.brief();
@@ -256,6 +263,27 @@ impl<'a> Debian<'a> {
         self.write("etc/pullgate/pullgate.toml", &(shipped + &host));
     }
 
+    /// Where journald would listen.
+    fn journal(&self) -> Arc<Mutex<String>> {
+        fs::create_dir_all(self.path("run/systemd/journal")).unwrap();
+        let socket = self.path("run/systemd/journal/socket");
+        let journal = UnixDatagram::bind(&socket).unwrap();
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+        journal.set_read_timeout(Some(PATIENCE / 100)).unwrap();
+        let entries = Arc::new(Mutex::new(String::new()));
+        let kept = Arc::downgrade(&entries);
+        std::thread::spawn(move || {
+            let mut entry = [0; 4096];
+            while let Some(entries) = kept.upgrade() {
+                // It ends by its time limit as well.
+                if let Ok(length) = journal.recv(&mut entry) {
+                    entries.lock().unwrap().push_str(&text(&entry[..length]));
+                }
+            }
+        });
+        entries
+    }
+
     /// What `pullgate-gate.socket` binds.
     fn listen(&self) -> Vec<std::net::TcpListener> {
         let unit = self.read("usr/lib/systemd/system/pullgate-gate.socket");
@@ -332,7 +360,14 @@ impl<'a> Debian<'a> {
         command
             .env("NOTIFY_SOCKET", format!("/{path}"))
             .stdin(Stdio::null());
-        command.stderr(fs::File::create(self.path(&format!("{name}.log"))).unwrap());
+        // What systemd calls the journal; who is told so speaks the journal's own protocol.
+        let log = fs::File::create(self.path(&format!("{name}.log"))).unwrap();
+        let journal = log.metadata().unwrap();
+        command.env(
+            "JOURNAL_STREAM",
+            format!("{}:{}", journal.dev(), journal.ino()),
+        );
+        command.stderr(log);
         let process = command.spawn().unwrap();
         let service = Service {
             name,

@@ -20,9 +20,9 @@ pub struct Cli {
         default_value = "/etc/pullgate/pullgate.toml"
     )]
     pub config: PathBuf,
-    /// How logs are written.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
+    /// How logs are written; for the journal under systemd, else for people.
+    #[arg(long, global = true, value_enum)]
+    pub log_format: Option<LogFormat>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -208,6 +208,8 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+    /// For systemd's journal, with a field of its own for each of an event's.
+    Journald,
 }
 
 /// How long a trial may take: long enough to be confirmed, short enough to wait for.

@@ -67,7 +67,13 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
         path: file.to_owned(),
         source,
     };
-    let text = std::fs::read_to_string(file).map_err(blame)?;
+    let (text, metadata) = file::read_with_metadata(file, CONFIG_MAX).map_err(blame)?;
+    if let Some(who) = file::other_writers(&metadata) {
+        let path = file.to_owned();
+        return Err(LoadError::Exposed { path, who });
+    }
+    let text = String::from_utf8(text)
+        .map_err(|error| blame(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     // Whatever the file names is named by one path, wherever a command is called.
     let file = std::path::absolute(file).map_err(blame)?;
     Ok(Config::parse(&file, &text)?)
@@ -161,6 +167,9 @@ async fn serve(
     info!("stopping");
     notify::stopping();
     tasks.stop();
+    if let Some(filter) = &running.filter {
+        filter.let_go();
+    }
     if let Some(gate) = &running.gate {
         gate.drain().await;
     }
@@ -344,6 +353,9 @@ impl Drop for Sockets {
 fn socket(paths: &Paths, role: Role) -> PathBuf {
     paths.run.join(format!("{}.sock", role.label()))
 }
+
+/// Bytes of a configuration: thousands of hosts.
+const CONFIG_MAX: usize = 4 << 20;
 
 /// The signals that mean something to us.
 struct Signals {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecursiveMode, Watcher as _};
 use rustix::fs::OFlags;
+use rustix::process::{getegid, getgroups};
 use tokio::sync::mpsc;
 
 /// Reads a regular file of at most `size_max` bytes.
@@ -55,6 +56,38 @@ pub fn stamp(path: &Path) -> Option<Stamp> {
     let found = std::fs::metadata(path).ok()?;
     let changed = (found.ctime(), found.ctime_nsec());
     Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
+}
+
+/// Who may change a file besides its owner and root, if anybody.
+#[must_use]
+pub fn other_writers(metadata: &Metadata) -> Option<String> {
+    let mode = metadata.mode();
+    if mode & 0o002 != 0 {
+        return Some("every user of this host".to_owned());
+    }
+    let is_foreign = mode & 0o020 != 0 && !is_our_group(metadata.gid());
+    is_foreign.then(|| format!("the group {}", metadata.gid()))
+}
+
+/// Whether only we, or root, are in the group; or the gate of the package is, which root checks for.
+#[must_use]
+pub fn is_our_group(group: u32) -> bool {
+    let ours = getgroups().unwrap_or_default();
+    let is_ours = getegid().as_raw() == group || ours.iter().any(|own| own.as_raw() == group);
+    group == 0 || is_ours || is_named(group, GATE_GROUP)
+}
+
+/// Whether the group has this name, group(5).
+fn is_named(group: u32, name: &str) -> bool {
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    groups.lines().any(|line| {
+        let mut fields = line.split(':');
+        let found = (
+            fields.next(),
+            fields.nth(1).and_then(|number| number.parse().ok()),
+        );
+        found == (Some(name), Some(group))
+    })
 }
 
 /// A watch on some files, whether they exist or not; their directories must.
@@ -127,6 +160,9 @@ fn is_a_change(kind: EventKind) -> bool {
             | EventKind::Remove(_)
     )
 }
+
+/// The group that the package makes for the gate alone.
+const GATE_GROUP: &str = "pullgate-gate";
 
 #[cfg(test)]
 mod tests {

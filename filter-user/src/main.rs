@@ -22,6 +22,8 @@ use pullgate::xdp::{self, XdpError};
 use pullgate::{gate, listing, refresh};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -251,16 +253,38 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("PULLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+fn start_logging(format: Option<LogFormat>) {
+    let filter =
+        || EnvFilter::try_from_env("PULLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter())
         .with_target(false)
         .log_internal_errors(false)
         .with_writer(|| Undisturbed(io::stderr()));
-    match format {
+    match format.unwrap_or_else(log_format) {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Journald => match tracing_journald::layer() {
+            Ok(journal) => tracing_subscriber::registry()
+                .with(filter())
+                .with(journal.with_syslog_identifier("pullgate".to_owned()))
+                .init(),
+            Err(error) => {
+                builder.with_ansi(false).init();
+                tracing::warn!(%error, "the journal is not there, so this is text");
+            }
+        },
+    }
+}
+
+/// What standard error leads to: systemd.exec(5), `$JOURNAL_STREAM`.
+fn log_format() -> LogFormat {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let is_journal = rustix::fs::fstat(io::stderr())
+        .is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino));
+    match is_journal {
+        true => LogFormat::Journald,
+        false => LogFormat::Text,
     }
 }
 

@@ -81,8 +81,14 @@ fn embedded(limits: &Limits) -> Result<RangeSet, SnapshotError> {
 /// Reads the snapshot at `path`, `None` if there is none, and judges each list by the guard.
 fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError> {
     let path_of = || path.to_owned();
-    match file::read(path, SIZE_MAX) {
-        Ok(bytes) => Document::parse(&bytes, limits)
+    match file::read_with_metadata(path, SIZE_MAX) {
+        Ok((_, metadata)) if let Some(who) = file::other_writers(&metadata) => {
+            Err(SnapshotError::Exposed {
+                path: path_of(),
+                who,
+            })
+        }
+        Ok((bytes, _)) => Document::parse(&bytes, limits)
             .map(Some)
             .map_err(|problem| SnapshotError::Corrupt {
                 path: path_of(),
@@ -183,6 +189,14 @@ pub enum SnapshotError {
         #[source]
         problem: Problem,
     },
+    /// Others could say who is let in.
+    #[error("{} may be changed by {who}, so it is not used; look at it, then `chmod 640` it", path.display())]
+    Exposed {
+        /// The snapshot.
+        path: PathBuf,
+        /// Who.
+        who: String,
+    },
     /// The ranges of all sources and of the configuration do not pass the guard together.
     #[error("the ranges of all sources together are refused")]
     Union(#[source] Rejection),
@@ -202,6 +216,7 @@ impl SnapshotError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
+            Self::Exposed { .. } => EX_NOPERM,
             Self::Union(_) => EX_CONFIG,
             Self::Baseline(_) | Self::Io { .. } | Self::Corrupt { .. } | Self::Watch { .. } => {
                 EX_SOFTWARE

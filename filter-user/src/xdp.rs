@@ -10,6 +10,7 @@ mod probe;
 mod publish;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Filter {
     unfit: Vec<String>,
     /// By interface, what keeps failing.
     failures: BTreeMap<String, Failure>,
+    /// Keeps the pins to this process.
+    lock: Option<File>,
 }
 
 /// An interface that could not be attached to.
@@ -87,6 +90,7 @@ impl Filter {
         stay: Stay,
     ) -> Result<Self, XdpError> {
         let pins = Pins::open(base)?;
+        let lock = Some(pins.lock()?);
         pins.adopt_other_versions()?;
         if stay == Stay::OnTrial {
             for interface in pins.interfaces()? {
@@ -111,11 +115,17 @@ impl Filter {
             reverted: false,
             unfit: Vec::new(),
             failures: BTreeMap::new(),
+            lock,
         };
         if stay == Stay::Pinned {
             filter.confirm()?;
         }
         Ok(filter)
+    }
+
+    /// Leaves the pins to a successor, who may start while this process ends.
+    pub fn let_go(&mut self) {
+        self.lock = None;
     }
 
     /// Lets what is on trial stay.

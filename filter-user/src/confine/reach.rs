@@ -87,9 +87,13 @@ impl Reach {
         };
         let paths = wanted.read.iter().filter(|path| !is_within(path));
         let mut lacking: Vec<_> = paths.map(|path| path.display().to_string()).collect();
-        if let (Ports::These(known), Ports::These(wanted)) = (&self.connect, &wanted.connect) {
-            let ports = wanted.difference(known);
-            lacking.extend(ports.map(|port| format!("TCP port {port}")));
+        match (&self.connect, &wanted.connect) {
+            (Ports::These(known), Ports::These(wanted)) => {
+                let ports = wanted.difference(known);
+                lacking.extend(ports.map(|port| format!("TCP port {port}")));
+            }
+            (Ports::These(_), Ports::Any) => lacking.push("the environment's proxy".to_owned()),
+            (Ports::Any, _) => {}
         }
         lacking
     }

@@ -26,6 +26,14 @@ pub enum LoadError {
         /// Why not.
         source: io::Error,
     },
+    /// Others could say what is protected.
+    #[error("{} may be changed by {who}; `chmod go-w` it", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Who.
+        who: String,
+    },
     /// It can be read, but not be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -70,6 +70,11 @@ impl FilterRole {
         Ok(role)
     }
 
+    /// Leaves the pins to a successor.
+    pub(super) fn let_go(&self) {
+        self.state().filter.let_go();
+    }
+
     async fn run(self, mut in_force: watch::Receiver<Arc<InForce>>, watch: netlink::Watch) {
         let mut watch = Some(watch);
         let mut tick = tokio::time::interval(TICK);

@@ -46,6 +46,16 @@ pub enum XdpError {
         /// The directory.
         path: PathBuf,
     },
+    /// Another process holds the pins.
+    #[error(
+        "another pullgate filter runs with the pins in {}; stop it, or give this one another \
+         `paths.bpf`",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Something that is not ours is where our pins should be.
     #[error(
         "{} is not a directory that this user alone may open; find out who made it, and remove it",
@@ -189,6 +199,7 @@ impl XdpError {
             }
             Self::NoProgram
             | Self::Capabilities { .. }
+            | Self::InUse { .. }
             | Self::NotOurs { .. }
             | Self::Lower { .. }
             | Self::Pin { .. }

@@ -9,12 +9,14 @@
 //!                next/            the same, of a load that is not yet in force
 //! ```
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use filter_ebpf::abi;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tracing::{info, warn};
 
 use super::XdpError;
@@ -38,6 +40,18 @@ impl Pins {
             create(path)?;
         }
         Ok(pins)
+    }
+
+    /// Keeps other processes from changing the pins, for as long as the lock is held.
+    pub(super) fn lock(&self) -> Result<File, XdpError> {
+        let directory = File::open(&self.base).map_err(blame(&self.base))?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(directory),
+            Err(Errno::WOULDBLOCK) => Err(XdpError::InUse {
+                path: self.base.clone(),
+            }),
+            Err(errno) => Err(blame(&self.base)(errno.into())),
+        }
     }
 
     /// The pins below `base`, if there are any.
