@@ -164,7 +164,10 @@ pub(crate) fn run(options: &Options) {
             for account in &mut accounts {
                 round(account, &load, options.part);
             }
+            // Whoever comes behind a costly one tidies up after it: not always the same.
+            fastrand::shuffle(&mut accounts);
         }
+        accounts.sort_by_key(|account| account.proxy.kind() as u8);
         if options.part.covers(Part::Idle) {
             for account in &mut accounts {
                 hold(account, &load, [FEW, many]);
