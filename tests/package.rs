@@ -5,6 +5,7 @@
 //! they say of users, capabilities, sockets and signals.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -40,6 +41,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
             .read("etc/pullgate/pullgate.toml")
             .contains("mode = \"monitor\"")
     );
+    debian.judge_units();
     debian.configure(&pki);
     let journal = debian.journal();
     let checked = debian.run(&["pullgate", "check"]);
@@ -263,6 +265,86 @@ impl<'a> Debian<'a> {
         self.write("etc/pullgate/pullgate.toml", &(shipped + &host));
     }
 
+    /// Lets systemd itself judge the installed units: their words, and what they leave exposed.
+    fn judge_units(&self) {
+        // What is allowed, in tenths; the best that was found elsewhere is 2.1.
+        for (unit, exposure) in [
+            ("pullgate-filter.service", "18"),
+            ("pullgate-ranges.service", "15"),
+            ("pullgate-gate.service", "15"),
+        ] {
+            let threshold = format!("--threshold={exposure}");
+            let path = format!("/usr/lib/systemd/system/{unit}");
+            let words = [
+                "systemd-analyze",
+                "security",
+                "--offline=true",
+                &threshold,
+                &path,
+            ];
+            let judged = self.run(&words);
+            assert!(judged.status.success(), "{unit}: {}", text(&judged.stdout));
+            let verified = self.run(&["systemd-analyze", "verify", "--man=no", &path]);
+            assert!(verified.status.success(), "{unit}");
+            assert_eq!(text(&verified.stderr), "", "{unit}");
+            self.lets_call(unit);
+        }
+    }
+
+    /// Compares the calls that a unit lets through with those that the role confines itself to: the
+    /// unit must not be the narrower one.
+    fn lets_call(&self, unit: &str) {
+        let groups = text(
+            &self
+                .run(&["systemd-analyze", "syscall-filter", "--no-pager"])
+                .stdout,
+        );
+        let mut allowed = BTreeSet::new();
+        let words = values(
+            &self.read(&format!("usr/lib/systemd/system/{unit}")),
+            "SystemCallFilter",
+        );
+        for line in &words {
+            let (is_denied, names) = match line.strip_prefix('~') {
+                Some(names) => (true, names),
+                None => (false, line.as_str()),
+            };
+            for call in names
+                .split_whitespace()
+                .flat_map(|name| calls(&groups, name))
+            {
+                match is_denied {
+                    true => allowed.remove(&call),
+                    false => allowed.insert(call),
+                };
+            }
+        }
+        let source = include_str!("../filter-user/src/confine/calls.rs");
+        let made = source.split("libc::SYS_").skip(1).map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            &rest[..end.unwrap_or(rest.len())]
+        });
+        let on_the_way = [
+            "seccomp",
+            "landlock_create_ruleset",
+            "landlock_add_rule",
+            "landlock_restrict_self",
+        ];
+        for call in made.chain(on_the_way) {
+            let is_of_another = match call {
+                "bpf" => unit != "pullgate-filter.service",
+                "pidfd_getfd" => unit != "pullgate-gate.service",
+                // The unit sets the limit; and this is the older name of another call.
+                "setrlimit" => true,
+                _ => false,
+            };
+            assert!(
+                is_of_another || allowed.contains(call),
+                "{unit} does not let {call} through"
+            );
+        }
+    }
+
     /// Where journald would listen.
     fn journal(&self) -> Arc<Mutex<String>> {
         fs::create_dir_all(self.path("run/systemd/journal")).unwrap();
@@ -481,6 +563,19 @@ impl Drop for OverAtTheEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// The calls of a group, and of the groups in it; a call is its own.
+fn calls(groups: &str, name: &str) -> Vec<String> {
+    if !name.starts_with('@') {
+        return vec![name.to_owned()];
+    }
+    let mut lines = groups.lines().skip_while(|line| *line != name).skip(1);
+    let members = lines.by_ref().take_while(|line| line.starts_with(' '));
+    let members = members
+        .map(str::trim)
+        .filter(|member| !member.starts_with('#'));
+    members.flat_map(|member| calls(groups, member)).collect()
 }
 
 /// What a unit says, each time that it says it.

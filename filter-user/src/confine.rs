@@ -112,14 +112,16 @@ fn drop_privileges(kept: CapabilitySet) -> Result<(), Errno> {
         }
     }
     let kept = held.permitted & kept;
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        },
-    )
+    let wanted = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    // A service manager that has granted no more may not let us ask either.
+    if held == wanted {
+        return Ok(());
+    }
+    set_capabilities(None, wanted)
 }
 
 fn confine_files(reach: &Reach) -> Result<u8, RulesetError> {
