@@ -8,11 +8,12 @@
 )]
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
+use aya::maps::{MapData, MapError};
 use clap::ValueEnum as _;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
@@ -21,6 +22,7 @@ use nix::unistd::Pid;
 use pullgate::cli::Role;
 use pullgate::config::Config;
 use pullgate::confine::{self, Reach};
+use socket2::{Domain, Protocol, Socket, Type};
 
 fn main() {
     let mut words = std::env::args().skip(1);
@@ -50,7 +52,10 @@ fn attempt(file: &Path, config: &Config, port: u16) {
         "write the state",
         fs::write(config.paths.state.join("attempt"), ""),
     );
-    tell("read another file", fs::read("/etc/shadow").map(drop));
+    tell(
+        "read another file",
+        fs::read("/var/lib/dpkg/status").map(drop),
+    );
     tell(
         "read other processes",
         fs::read("/proc/1/environ").map(drop),
@@ -64,14 +69,17 @@ fn attempt(file: &Path, config: &Config, port: u16) {
         Command::new("/bin/true").status().map(drop),
     );
     tell("use BPF", use_bpf());
-    tell(
-        "listen elsewhere",
-        TcpListener::bind(("127.0.0.1", port)).map(drop),
-    );
+    tell("listen elsewhere", TcpListener::bind(free).map(drop));
     tell(
         "connect elsewhere",
         TcpStream::connect(("127.0.0.1", port)).map(drop),
     );
+    tell("connect by another protocol", {
+        let kind = Some(Protocol::from(MPTCP));
+        Socket::new(Domain::IPV4, Type::STREAM, kind)
+            .and_then(|socket| socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()))
+    });
+    tell("connect by sending", connect_by_sending(port));
     tell("send datagrams", UdpSocket::bind(free).map(drop));
     tell("open a raw socket", {
         let kind = (AddressFamily::Inet, SockType::Raw, SockFlag::empty());
@@ -88,10 +96,23 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     );
 }
 
+/// TCP Fast Open, RFC 7413: data with the first packet.
+fn connect_by_sending(port: u16) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let there = SocketAddr::from(([127, 0, 0, 1], port)).into();
+    socket
+        .send_to_with_flags(b"x", &there, MSG_FASTOPEN)
+        .map(drop)
+}
+
+/// Asks for a pin that is not there, which is told only to who may ask.
 fn use_bpf() -> io::Result<()> {
-    match aya::programs::loaded_programs().next() {
-        Some(Err(error)) => Err(io::Error::other(error)),
-        Some(Ok(_)) | None => Ok(()),
+    match MapData::from_pin("/sys/fs/bpf/pullgate-attempt") {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(error) => Err(io::Error::other(error)),
+        Ok(_) => Ok(()),
     }
 }
 
@@ -101,3 +122,8 @@ fn tell(what: &str, outcome: io::Result<()>) {
         Err(error) => println!("{what}: no ({error})"),
     }
 }
+
+/// include/linux/socket.h.
+const MSG_FASTOPEN: i32 = 0x2000_0000;
+/// RFC 8684: streams that are not TCP's.
+const MPTCP: i32 = 262;

@@ -22,7 +22,10 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
 
-    for role in ["ranges", "gate"] {
+    let text = fs::read_to_string(&rig.config).unwrap();
+    fs::write(&rig.config, text + "\n[filter]\ninterfaces = [\"wan0\"]\n").unwrap();
+
+    for role in ["filter", "ranges", "gate"] {
         let mut attempt = Command::new(tests::daemon::binary().with_file_name("attempt"));
         attempt.args([role, &rig.config.display().to_string(), &port.to_string()]);
         let output = attempt.output().unwrap();
@@ -38,6 +41,11 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
             String::from_utf8_lossy(&output.stderr)
         );
         let may: &[&str] = match role {
+            "filter" => &[
+                "read the configuration",
+                "write a status socket's directory",
+                "use BPF",
+            ],
             "ranges" => &[
                 "read the configuration",
                 "write a status socket's directory",
@@ -49,7 +57,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "write a status socket's directory",
             ],
         };
-        assert_eq!(told.len(), 15, "{text}");
+        assert_eq!(told.len(), 17, "{text}");
         for (what, answer) in &told {
             assert_eq!(
                 *answer == "yes",

@@ -125,12 +125,10 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let removed = debian.run(&["dpkg", "--purge", "pullgate"]);
     assert!(removed.status.success(), "{}", text(&removed.stderr));
     assert!(!debian.has_pins());
-    for path in [
-        "etc/pullgate",
-        "var/lib/pullgate",
-        "run/pullgate",
-        "usr/bin/pullgate",
-    ] {
+    let key = debian.path("etc/pullgate/shop.example.key");
+    assert!(key.exists(), "the operator's own");
+    fs::remove_dir_all(debian.path("etc/pullgate")).unwrap();
+    for path in ["var/lib/pullgate", "run/pullgate", "usr/bin/pullgate"] {
         assert!(!debian.path(path).exists(), "{path} is left");
     }
     let left = debian.run(&[

@@ -84,6 +84,15 @@ pub enum ConfineError {
     Calls(#[source] seccompiler::Error),
 }
 
+/// Gives up the capabilities that are not within reach, and the way to new ones.
+///
+/// # Errors
+///
+/// Returns what the kernel refuses.
+pub fn drop_privileges(reach: &Reach) -> Result<(), ConfineError> {
+    keep_only(reach.capabilities).map_err(ConfineError::Privileges)
+}
+
 /// Gives up whatever is not within reach.
 ///
 /// # Errors
@@ -91,14 +100,14 @@ pub enum ConfineError {
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::weakness`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
-    drop_privileges(reach.capabilities).map_err(ConfineError::Privileges)?;
+    drop_privileges(&reach)?;
     let landlock = confine_files(&reach).map_err(ConfineError::Files)?;
     // Last: the others need calls that it refuses.
     calls::confine(&reach).map_err(ConfineError::Calls)?;
     Ok(Confined { reach, landlock })
 }
 
-fn drop_privileges(kept: CapabilitySet) -> Result<(), Errno> {
+fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {
     // A core dump, and a debugger of the same user's, would tell the keys.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     set_no_new_privs(true)?;

@@ -18,12 +18,16 @@ mod view;
 
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::signal::{self, SigSet};
+use nix::unistd::{Gid, getgroups, setgroups};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal as listen_for};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -68,8 +72,15 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
         source,
     };
     let (text, metadata) = file::read_with_metadata(file, CONFIG_MAX).map_err(blame)?;
-    if let Some(who) = file::other_writers(&metadata) {
+    if let Some(who) = file::foreign_owner(&metadata).or_else(|| file::other_writers(&metadata)) {
         let path = file.to_owned();
+        return Err(LoadError::Exposed { path, who });
+    }
+    let directory = std::fs::metadata(file::directory(file)).map_err(blame)?;
+    // Nor may others put another one in its place.
+    let is_sticky = directory.mode() & 0o1000 != 0;
+    if let Some(who) = file::other_writers(&directory).filter(|_| !is_sticky) {
+        let path = file::directory(file).to_owned();
         return Err(LoadError::Exposed { path, who });
     }
     let text = String::from_utf8(text)
@@ -117,25 +128,64 @@ pub enum Power {
 /// Returns what kept a role from starting, before anything on the host but the directories for
 /// state and sockets has changed; or that a role has failed while it ran.
 pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
+    // One that comes early shall wait, not kill.
+    let early = SigSet::from_iter([
+        signal::SIGTERM,
+        signal::SIGINT,
+        signal::SIGHUP,
+        signal::SIGUSR1,
+        signal::SIGUSR2,
+        signal::SIGALRM,
+    ]);
+    early.thread_block().map_err(no_signals)?;
     let config = load(file)?;
     let roles = roles(&config, options)?;
     // Others' processes cannot be looked at any more once we are confined.
     let family = Family::look();
-    let confined = match options.power {
+    if options.power == Power::AsNeeded {
+        join_groups(&config.paths);
+        // First of all, so that the start can read no more than a reload will.
+        confine::drop_privileges(&Reach::of(file, &config, &roles))?;
+    }
+    let mut plan = Plan::new(config, roles, options)?;
+    plan.create_directories()?;
+    if options.power == Power::AsNeeded {
         // Threads inherit it, so there must not be any yet.
-        Power::AsNeeded => Some(confine::enter(Reach::of(file, &config, &roles))?),
-        Power::AsGiven => None,
-    };
+        plan.confine(file)?;
+    }
     let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
     let outcome = runtime.block_on(async {
-        // Before all else: one that comes early shall wait, not kill.
         let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
-        let plan = Plan::new(config, roles, options, confined)?;
+        early.thread_unblock().map_err(no_signals)?;
         serve(file, plan, signals, options, &family).await
     });
     // A name that is being looked up keeps nobody waiting.
     runtime.shutdown_background();
     outcome
+}
+
+fn no_signals(errno: Errno) -> StartError {
+    StartError::Signals {
+        source: errno.into(),
+    }
+}
+
+/// Lets root read what the roles of the package share: confined, it reads no more than others may.
+fn join_groups(paths: &Paths) {
+    let mut groups: Vec<Gid> = getgroups().unwrap_or_default();
+    let shared = [&paths.state, &paths.run].map(std::fs::metadata);
+    groups.extend(
+        shared
+            .iter()
+            .flatten()
+            .map(|found| Gid::from_raw(found.gid())),
+    );
+    groups.dedup();
+    match setgroups(&groups) {
+        // Who is not root is in the groups that he is in.
+        Ok(()) | Err(Errno::EPERM) => {}
+        Err(error) => warn!(%error, "the groups of the directories cannot be joined"),
+    }
 }
 
 /// Runs what is planned until the end.
@@ -165,11 +215,12 @@ async fn serve(
         outcome = Err(StartError::NotConfirmed);
     }
     info!("stopping");
-    notify::stopping();
     tasks.stop();
     if let Some(filter) = &running.filter {
         filter.let_go();
     }
+    // A successor may start.
+    notify::stopping();
     if let Some(gate) = &running.gate {
         gate.drain().await;
     }
@@ -263,8 +314,14 @@ impl Running {
                 return false;
             }
         };
-        if config.paths != self.config.borrow().paths {
-            warn!("`paths` has changed, which takes effect at the next start");
+        let before = Arc::clone(&self.config.borrow());
+        for (what, is_same) in [
+            ("paths", config.paths == before.paths),
+            ("metrics", config.metrics == before.metrics),
+        ] {
+            if !is_same {
+                warn!("`{what}` has changed, which takes effect at the next start");
+            }
         }
         let role = self.gate.clone();
         let _turn = role.as_ref().map(GateRole::turn);
@@ -370,12 +427,12 @@ struct Signals {
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-            user: signal(SignalKind::user_defined1())?,
-            approve: signal(SignalKind::user_defined2())?,
-            refresh: signal(SignalKind::alarm())?,
+            terminate: listen_for(SignalKind::terminate())?,
+            interrupt: listen_for(SignalKind::interrupt())?,
+            hang_up: listen_for(SignalKind::hangup())?,
+            user: listen_for(SignalKind::user_defined1())?,
+            approve: listen_for(SignalKind::user_defined2())?,
+            refresh: listen_for(SignalKind::alarm())?,
         })
     }
 

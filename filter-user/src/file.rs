@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecursiveMode, Watcher as _};
 use rustix::fs::OFlags;
-use rustix::process::{getegid, getgroups};
+use rustix::process::{getegid, geteuid, getgroups};
 use tokio::sync::mpsc;
 
 /// Reads a regular file of at most `size_max` bytes.
@@ -65,11 +65,20 @@ pub fn other_writers(metadata: &Metadata) -> Option<String> {
     if mode & 0o002 != 0 {
         return Some("every user of this host".to_owned());
     }
-    let is_foreign = mode & 0o020 != 0 && !is_our_group(metadata.gid());
+    // A group that may read what one role has may still hold the others.
+    let is_foreign = mode & 0o020 != 0 && metadata.gid() != 0;
     is_foreign.then(|| format!("the group {}", metadata.gid()))
 }
 
-/// Whether only we, or root, are in the group; or the gate of the package is, which root checks for.
+/// The owner of a file, if that is neither root nor ourselves.
+#[must_use]
+pub fn foreign_owner(metadata: &Metadata) -> Option<String> {
+    let owner = metadata.uid();
+    let is_foreign = owner != 0 && owner != geteuid().as_raw();
+    is_foreign.then(|| format!("the user {owner}"))
+}
+
+/// Whether a group is ours or root's; or that of the package's gate, which root checks for.
 #[must_use]
 pub fn is_our_group(group: u32) -> bool {
     let ours = getgroups().unwrap_or_default();

@@ -87,7 +87,11 @@ pub(crate) fn debian() -> anyhow::Result<()> {
         fs::remove_dir_all(&unfinished).context("target/debian.unfinished")?;
     }
     let mut make = Command::new("debootstrap");
-    make.args(["--variant=minbase", "--include=systemd", DEBIAN]);
+    make.args([
+        "--variant=minbase",
+        "--include=ca-certificates,systemd",
+        DEBIAN,
+    ]);
     exec(make.arg(&unfinished).arg(archive))?;
     fs::rename(&unfinished, &tree).context("target/debian")
 }

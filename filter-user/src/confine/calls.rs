@@ -23,11 +23,24 @@ pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
     }
     rules.insert(libc::SYS_socket, sockets(reach)?);
     rules.insert(libc::SYS_prctl, equal(0, &PRCTL)?);
+    // Threads, and never a process or a namespace of their own.
+    let thread = word(libc::CLONE_THREAD);
+    let threads = SeccompCmpOp::MaskedEq(NAMESPACES | thread);
+    rules.insert(libc::SYS_clone, vec![rule(0, threads, thread)?]);
+    let ourselves = word(rustix::process::getpid().as_raw_pid());
     rules.insert(
-        libc::SYS_clone,
-        // Threads, and never a namespace of their own.
-        vec![rule(0, SeccompCmpOp::MaskedEq(NAMESPACES), 0)?],
+        libc::SYS_tgkill,
+        vec![rule(0, SeccompCmpOp::Eq, ourselves)?],
     );
+    // Whoever connects by sending has not asked landlock.
+    for (call, flags) in [
+        (libc::SYS_sendto, 3),
+        (libc::SYS_sendmsg, 2),
+        (libc::SYS_sendmmsg, 3),
+    ] {
+        let is_fast_open = SeccompCmpOp::MaskedEq(word(libc::MSG_FASTOPEN));
+        rules.insert(call, vec![rule(flags, is_fast_open, 0)?]);
+    }
     // A filter cannot see the flags of clone3(2); libraries fall back to clone(2) where it is missing.
     let newer = Rules::from([(libc::SYS_clone3, Vec::new())]);
     install(
@@ -59,14 +72,24 @@ fn install(
 /// datagrams only for who looks names up.
 fn sockets(reach: &Reach) -> Result<Vec<SeccompRule>, Error> {
     let mut rules = equal(0, &[libc::AF_UNIX, libc::AF_NETLINK])?;
+    let mut kinds = Vec::new();
+    if reach.has(Role::Ranges) || !reach.bind.is_empty() {
+        // By name, for landlock knows no other protocol of streams.
+        kinds.extend([
+            (libc::SOCK_STREAM, 0),
+            (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        ]);
+    }
+    if reach.has(Role::Ranges) {
+        kinds.extend([(libc::SOCK_DGRAM, 0), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)]);
+    }
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let of_family = || condition(0, SeccompCmpOp::Eq, word(family));
-        if reach.has(Role::Ranges) {
-            rules.push(SeccompRule::new(vec![of_family()?])?);
-        } else if !reach.bind.is_empty() {
-            let kind = SeccompCmpOp::MaskedEq(word(TYPE_MASK));
-            let stream = condition(1, kind, word(libc::SOCK_STREAM))?;
-            rules.push(SeccompRule::new(vec![of_family()?, stream])?);
+        for (kind, protocol) in &kinds {
+            rules.push(SeccompRule::new(vec![
+                condition(0, SeccompCmpOp::Eq, word(family))?,
+                condition(1, SeccompCmpOp::MaskedEq(word(TYPE_MASK)), word(*kind))?,
+                condition(2, SeccompCmpOp::Eq, word(*protocol))?,
+            ])?);
         }
     }
     Ok(rules)
@@ -96,7 +119,7 @@ fn word(value: c_int) -> u64 {
 }
 
 /// What the runtime, its threads, files, sockets and clocks take.
-const COMMON: [c_long; 108] = [
+const COMMON: [c_long; 104] = [
     // Memory and threads.
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -136,7 +159,6 @@ const COMMON: [c_long; 108] = [
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     libc::SYS_restart_syscall,
     // Clocks.
     libc::SYS_clock_gettime,
@@ -204,11 +226,8 @@ const COMMON: [c_long; 108] = [
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
-    libc::SYS_sendto,
     libc::SYS_recvfrom,
-    libc::SYS_sendmsg,
     libc::SYS_recvmsg,
-    libc::SYS_sendmmsg,
     libc::SYS_recvmmsg,
     // Sockets that were handed over.
     libc::SYS_pidfd_open,

@@ -101,6 +101,8 @@ impl Reach {
     fn fetches(&mut self, config: &Config, ranges: &Ranges) {
         self.writes(&config.paths.state);
         self.read.extend(RESOLVER.iter().map(PathBuf::from));
+        // Its like are replaced whenever the network changes, so their directories count.
+        self.reads(Path::new("/etc/resolv.conf"));
         let mut ports = BTreeSet::from([DNS, HTTPS]);
         for way in ranges.sources.iter().flat_map(|source| &source.value.ways) {
             match &way.place {
@@ -176,22 +178,13 @@ const SYSTEM: [&str; 5] = [
     "/sys/fs/cgroup",
     "/sys/devices/system/cpu",
 ];
-/// Names and authorities: resolv.conf(5), nsswitch.conf(5) and the libraries that it names, and
-/// where distributions keep their roots.
-const RESOLVER: [&str; 15] = [
-    "/etc/resolv.conf",
-    "/etc/hosts",
-    "/etc/host.conf",
-    "/etc/gai.conf",
-    "/etc/nsswitch.conf",
-    "/etc/services",
-    "/etc/ld.so.cache",
+/// Names and authorities, besides /etc: the libraries that nsswitch.conf(5) names, and where
+/// distributions keep their roots.
+const RESOLVER: [&str; 6] = [
     "/lib",
     "/lib64",
     "/usr/lib",
     "/usr/lib64",
-    "/etc/ssl",
-    "/etc/pki",
     "/usr/share/ca-certificates",
     "/usr/local/share/ca-certificates",
 ];

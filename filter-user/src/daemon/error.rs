@@ -27,7 +27,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// Others could say what is protected.
-    #[error("{} may be changed by {who}; `chmod go-w` it", path.display())]
+    #[error("{} may be changed by {who}; `chown root` it and `chmod go-w` it", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,

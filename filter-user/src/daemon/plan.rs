@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -19,7 +20,7 @@ use super::view::View;
 use super::{Options, Running, Sockets, ask, notify, socket};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges, Target};
-use crate::confine::Confined;
+use crate::confine::{self, Confined, Reach};
 use crate::feed;
 use crate::file::{self, Stamp};
 use crate::gate::{Gate, Loaded};
@@ -48,7 +49,6 @@ impl Plan {
         config: Config,
         roles: Vec<Role>,
         options: &Options,
-        confined: Option<Confined>,
     ) -> Result<Self, StartError> {
         // What changes while it is read is read again.
         let read = config.gate.as_ref().map(stamps).unwrap_or_default();
@@ -77,8 +77,27 @@ impl Plan {
             metrics: Metrics::default(),
             loaded,
             inherited,
-            confined,
+            confined: None,
         })
+    }
+
+    /// Makes the directories for state and sockets.
+    pub(super) fn create_directories(&self) -> Result<(), StartError> {
+        let config = self.config.borrow();
+        for path in [&config.paths.state, &config.paths.run] {
+            std::fs::create_dir_all(path).map_err(|source| StartError::Directory {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Gives up what the plan does not need; the directories are there by now.
+    pub(super) fn confine(&mut self, file: &Path) -> Result<(), StartError> {
+        let reach = Reach::of(file, &self.config.borrow(), &self.roles);
+        self.confined = Some(confine::enter(reach)?);
+        Ok(())
     }
 
     /// Binds, attaches and serves.
@@ -89,12 +108,6 @@ impl Plan {
         tasks: &Tasks,
     ) -> Result<Running, StartError> {
         let config = &Arc::clone(&self.config.borrow());
-        for directory in [&config.paths.state, &config.paths.run] {
-            std::fs::create_dir_all(directory).map_err(|source| StartError::Directory {
-                path: directory.clone(),
-                source,
-            })?;
-        }
         let (approvals, approved) = mpsc::channel(1);
         let mut approved = Some(approved);
         let mut running = Running {

@@ -194,6 +194,7 @@ impl View {
         let (state, account) = (role.state(), role.account());
         let filter = &state.filter;
         let mode = filter.settings().mode;
+        self.metrics.enforcing(mode == Mode::Enforce);
         if mode == Mode::Monitor {
             warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
         }
@@ -227,6 +228,8 @@ impl View {
     ) -> (Vec<InterfaceStatus>, bool) {
         let unfiltered = |name| format!("`{name}` is not filtered: it was detached or is gone");
         let mut interfaces = Vec::new();
+        // What was attached by another rung is not any more.
+        self.metrics.forget_attached();
         match filter.attached() {
             Ok(attached) => {
                 for (attached, filtered) in attached {
@@ -259,6 +262,7 @@ impl View {
         }
         if interfaces.is_empty() && missing.is_empty() {
             warnings.push("no interface has a default route, so none is filtered".to_owned());
+            self.metrics.attached("none", "none", false);
         }
         let all_filtered = !interfaces.is_empty()
             && interfaces.iter().all(|interface| interface.filtered)

@@ -403,13 +403,20 @@ fn parse<'a>(
 }
 
 fn read(place: &Place, path: &Path) -> Result<(Vec<u8>, Metadata), ConfigError> {
-    file::read_with_metadata(path, FILE_MAX).map_err(|error| {
+    let (content, metadata) = file::read_with_metadata(path, FILE_MAX).map_err(|error| {
         place.error(format_args!(
             "{} cannot be read: {error}; is the path right, and may this user read it?{}",
             path.display(),
             hint(path)
         ))
-    })
+    })?;
+    match file::other_writers(&metadata) {
+        Some(who) => Err(place.error(format_args!(
+            "{} may be changed by {who}; `chmod go-w` it",
+            path.display()
+        ))),
+        None => Ok((content, metadata)),
+    }
 }
 
 /// A word that looks like Cloudflare's own CA is taken for a path unless it is spelt exactly.

@@ -1,7 +1,7 @@
 //! The status socket of a role: whoever connects is told the status, and nothing is read.
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -18,14 +18,18 @@ use super::status::Status;
 ///
 /// Returns why the socket cannot be bound.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another instance of this role answers there",
-        ));
+    let is_gone = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let text = "another instance of this role answers there";
+            return Err(io::Error::new(ErrorKind::AddrInUse, text));
+        }
+        // Who may not ask does not know whether somebody is behind it.
+        Err(error) if !is_gone(error.kind()) => return Err(error),
+        Err(_) => {}
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;

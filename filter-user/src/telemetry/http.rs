@@ -122,11 +122,11 @@ async fn answer(stream: Box<dyn Stream>, told: Arc<impl Told>) {
 }
 
 async fn reply(request: &Request<Incoming>, told: &impl Told) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return say(
             StatusCode::METHOD_NOT_ALLOWED,
             PLAIN,
-            "GET only\n".to_owned(),
+            "GET or HEAD only\n".to_owned(),
         );
     }
     match request.uri().path() {

@@ -23,6 +23,7 @@ pub struct Metrics {
 struct Inner {
     registry: Registry,
     frames: Family<FrameLabels, Counter>,
+    enforcing: Gauge,
     attached: Family<AttachedLabels, Gauge>,
     reattached: Family<InterfaceLabels, Counter>,
     reloads: Family<OutcomeLabels, Counter>,
@@ -46,6 +47,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("pullgate");
         let inner = Inner {
             frames: Family::default(),
+            enforcing: Gauge::default(),
             attached: Family::default(),
             reattached: Family::default(),
             reloads: Family::default(),
@@ -66,6 +68,11 @@ impl Default for Metrics {
         };
         let r = &mut registry;
         r.register("filter_frames", "Frames judged", inner.frames.clone());
+        r.register(
+            "filter_enforcing",
+            "1 where strangers' packets are dropped, 0 in monitor mode",
+            inner.enforcing.clone(),
+        );
         r.register(
             "filter_attached",
             "1 where the program is attached",
@@ -156,6 +163,16 @@ impl Metrics {
     pub fn frames(&self, labels: &FrameLabels, total: u64) {
         let counter = self.inner.frames.get_or_create(labels);
         counter.inner().store(total, Ordering::Relaxed);
+    }
+
+    /// Notes whether strangers' packets are dropped.
+    pub fn enforcing(&self, enforcing: bool) {
+        self.inner.enforcing.set(i64::from(enforcing));
+    }
+
+    /// Forgets where the program was attached, before it is noted anew.
+    pub fn forget_attached(&self) {
+        self.inner.attached.clear();
     }
 
     /// Notes whether the program is attached to `iface` in `mode`.
