@@ -7,10 +7,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use tests::daemon::Pullgate;
 use tests::net::{Host, INTERFACE, ip};
 use tests::pki::SHOP;
-use tests::{Lab, Plan, assert_matched, scenarios};
+use tests::{Lab, Plan, assert_matched, eventually, scenarios};
 
 #[test]
 fn killed_roles_leave_the_host_protected_and_come_back() {
@@ -224,6 +225,13 @@ fn what_others_may_write_is_refused_and_the_running_state_kept() {
     );
     let checked = lab.pullgate(&["check"]);
     assert_eq!(checked.status.code(), Some(78));
+    lab.ranges().signal(Signal::SIGHUP);
+    eventually("the role ranges says so", || {
+        let warnings = lab.ranges().status()["warnings"].to_string();
+        warnings
+            .contains("may be changed by every user")
+            .then_some(())
+    });
     assert_matched(&scenarios::strangers_are_dropped(&lab));
     open(&lab.config, 0o640);
 

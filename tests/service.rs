@@ -8,6 +8,9 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use tests::daemon::Pullgate;
 use tests::gate::{blog, shop};
 use tests::net::Host;
@@ -34,10 +37,45 @@ fn the_service_manager_is_told_of_reloads_and_of_the_end() {
 fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
     let rig = Rig::new();
     rig.configure("", &[&shop(""), &blog("")]);
+    let text = fs::read_to_string(&rig.config).unwrap();
+    fs::write(
+        &rig.config,
+        text + "\n[metrics]\ngate = \"127.0.0.1:9145\"\n",
+    )
+    .unwrap();
     let interval = Duration::from_millis(200);
     let gate = Pullgate::start_watched(&rig.network, &rig.config, "gate", interval);
 
     gate.tells("WATCHDOG=1", 3);
+
+    // One of the gate's threads is held up; the process is not, and says so.
+    let threads = fs::read_dir(format!("/proc/{}/task", gate.pid())).unwrap();
+    let is_worker = |path: &std::path::PathBuf| {
+        fs::read_to_string(path.join("comm")).unwrap().trim() == "gate-0"
+    };
+    let mut threads = threads.map(|thread| thread.unwrap().path());
+    let worker = threads.find(is_worker).unwrap();
+    let number = worker.file_name().unwrap().to_string_lossy().parse();
+    let worker = Pid::from_raw(number.unwrap());
+    ptrace::attach(worker).unwrap();
+    waitpid(worker, Some(WaitPidFlag::__WALL)).unwrap();
+    let mark = gate.mark();
+    gate.event(mark, "the watchdog goes hungry", |event| {
+        let ailments = event["ailments"].to_string();
+        event["message"] == "the watchdog is not fed" && ailments.contains("thread 0 does nothing")
+    });
+    let ask = || {
+        let stream = rig.network.on(Host::Origin, || {
+            TcpStream::connect("127.0.0.1:9145").unwrap()
+        });
+        ask(stream, "/healthz")
+    };
+    assert!(ask().starts_with("HTTP/1.1 503"));
+
+    ptrace::detach(worker, None).unwrap();
+    tests::eventually("it goes on", || {
+        ask().starts_with("HTTP/1.1 200").then_some(())
+    });
 }
 
 #[test]

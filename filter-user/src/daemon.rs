@@ -261,6 +261,8 @@ struct Running {
     config: watch::Sender<Arc<Config>>,
     roles: Vec<Role>,
     confined: Option<Confined>,
+    /// Why the last reload was refused, if it was.
+    reload_error: watch::Sender<Option<String>>,
 }
 
 impl Running {
@@ -301,6 +303,7 @@ impl Running {
     /// Reads the configuration again, and returns whether it is in force; one that cannot be used
     /// leaves the old one so.
     fn reload(&self, file: &Path) -> bool {
+        self.reload_error.send_replace(None);
         let config = match load(file) {
             Ok(config) => Arc::new(config),
             Err(error) => {
@@ -310,8 +313,7 @@ impl Running {
                 if let Some(gate) = &self.gate {
                     gate.note_failure(&error);
                 }
-                error!(error = %chain(&error), "configuration not reloaded, the old one stays");
-                return false;
+                return self.keep_the_old(&error);
             }
         };
         let before = Arc::clone(&self.config.borrow());
@@ -331,10 +333,7 @@ impl Running {
             .and_then(|()| self.load_gate(&config))
         {
             Ok(loaded) => loaded,
-            Err(error) => {
-                error!(error = %chain(&error), "configuration not reloaded, the old one stays");
-                return false;
-            }
+            Err(error) => return self.keep_the_old(&error),
         };
         // The filter may yet refuse it, and the gate shall go by the same rules.
         let accepted = match &self.filter {
@@ -349,6 +348,13 @@ impl Running {
             self.config.send_replace(config);
         }
         accepted
+    }
+
+    fn keep_the_old(&self, error: &dyn std::error::Error) -> bool {
+        let error = chain(error);
+        error!(error, "configuration not reloaded, the old one stays");
+        self.reload_error.send_replace(Some(error));
+        false
     }
 
     /// Whether we can still reach what a new configuration wants.

@@ -1,8 +1,10 @@
 //! The commands' side of the status sockets: what running roles say of themselves, and what a filter
 //! on trial is told.
 
+use std::ffi::OsStr;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, geteuid, kill_process};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::error::{LoadError, StartError};
@@ -306,7 +308,23 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
     let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     stream.connect(&SockAddr::unix(socket)?)?;
+    check_peer(socket, &stream)?;
     Ok(UnixStream::from(OwnedFd::from(stream)))
+}
+
+/// The other roles may write where the filter has its socket, and must not answer in its place while
+/// it is not there.
+fn check_peer(socket: &Path, stream: &Socket) -> io::Result<()> {
+    if socket.file_stem() != Some(OsStr::new(Role::Filter.label())) {
+        return Ok(());
+    }
+    let peer = socket_peercred(stream)?.uid.as_raw();
+    let owner = std::fs::metadata(file::directory(socket))?.uid();
+    if [0, owner, geteuid().as_raw()].contains(&peer) {
+        return Ok(());
+    }
+    let text = format!("user {peer} answers there, who has no business to");
+    Err(io::Error::other(text))
 }
 
 /// An answer that has to be there in time as a whole: who answers may have been subverted.

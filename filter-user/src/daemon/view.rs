@@ -40,6 +40,7 @@ pub(super) struct View {
     pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
     pub(super) gate: Option<GateRole>,
     pub(super) confined: Option<Confined>,
+    pub(super) reload_error: Option<watch::Receiver<Option<String>>>,
 }
 
 impl View {
@@ -59,6 +60,7 @@ impl View {
             progress: None,
             gate: None,
             confined: None,
+            reload_error: None,
         }
     }
 
@@ -70,6 +72,14 @@ impl View {
         let mut details = Vec::new();
         if let Some(error) = &*self.trouble.borrow() {
             warnings.push(format!("the snapshot is not used: {error}"));
+        }
+        // The other roles tell what they keep instead.
+        let refused = self
+            .reload_error
+            .as_ref()
+            .filter(|_| self.role == Role::Ranges);
+        if let Some(error) = refused.and_then(|refused| refused.borrow().clone()) {
+            warnings.push(format!("the configuration was not reloaded: {error}"));
         }
         self.describe_lists(&mut warnings);
         if self.config.borrow().ranges.limits.documentation == Documentation::Accept {
