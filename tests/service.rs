@@ -57,8 +57,7 @@ fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
     let worker = threads.find(is_worker).unwrap();
     let number = worker.file_name().unwrap().to_string_lossy().parse();
     let worker = Pid::from_raw(number.unwrap());
-    ptrace::attach(worker).unwrap();
-    waitpid(worker, Some(WaitPidFlag::__WALL)).unwrap();
+    let held = Held::up(worker);
     let mark = gate.mark();
     gate.event(mark, "the watchdog goes hungry", |event| {
         let ailments = event["ailments"].to_string();
@@ -72,7 +71,7 @@ fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
     };
     assert!(ask().starts_with("HTTP/1.1 503"));
 
-    ptrace::detach(worker, None).unwrap();
+    drop(held);
     tests::eventually("it goes on", || {
         ask().starts_with("HTTP/1.1 200").then_some(())
     });
@@ -170,6 +169,24 @@ fn who_asks_for_metrics_is_bounded() {
     let silent: Vec<_> = (0..40).map(|_| connect()).collect();
     assert!(ask(connect(), "/healthz").starts_with("HTTP/1.1 200"));
     drop(silent);
+}
+
+/// A thread that is held up until this is dropped.
+struct Held(Pid);
+
+impl Held {
+    fn up(thread: Pid) -> Self {
+        ptrace::attach(thread).unwrap();
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        Self(thread)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Else its process could not be waited for, if the test fails.
+        ptrace::detach(self.0, None).ok();
+    }
 }
 
 fn ask(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {

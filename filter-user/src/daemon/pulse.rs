@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use super::filter::FilterRole;
@@ -22,15 +22,19 @@ impl Pulse {
     /// What does not answer in time. That we can ask is a proof of our own threads and timers.
     pub(super) async fn ailments(&self) -> Vec<String> {
         let mut ailments = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        // All are asked before any is waited for.
+        let workers = self.gate.iter().flat_map(GateRole::workers);
+        let asked: Vec<_> = workers.map(|worker| worker.spawn(async {})).collect();
         if let Some(filter) = self.filter.clone() {
             // Whoever publishes, reloads or counts holds the state, and must let go of it again.
             let free = spawn_blocking(move || drop(filter.state()));
-            if !matches!(timeout(PATIENCE, free).await, Ok(Ok(()))) {
+            if !matches!(timeout_at(deadline, free).await, Ok(Ok(()))) {
                 ailments.push("the filter's state is held by something that hangs".to_owned());
             }
         }
-        for (number, worker) in self.gate.iter().flat_map(GateRole::workers).enumerate() {
-            if !matches!(timeout(PATIENCE, worker.spawn(async {})).await, Ok(Ok(()))) {
+        for (number, answer) in asked.into_iter().enumerate() {
+            if !matches!(timeout_at(deadline, answer).await, Ok(Ok(()))) {
                 ailments.push(format!("the gate's thread {number} does nothing"));
             }
         }
@@ -49,5 +53,5 @@ impl Pulse {
     }
 }
 
-/// For a part that is busy.
+/// For a part that is busy; whoever asks by HTTP waits for longer.
 const PATIENCE: Duration = Duration::from_secs(2);

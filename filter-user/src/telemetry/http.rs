@@ -167,4 +167,4 @@ const HEAD_MAX: usize = 8192;
 /// Who ask at once.
 const ASKERS_MAX: usize = 16;
 /// For a question and its answer together.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
