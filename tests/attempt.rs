@@ -62,7 +62,7 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     );
     tell(
         "write another file",
-        fs::write("/var/tmp/pullgate-attempt", ""),
+        fs::write(std::env::temp_dir().join("pullgate-attempt"), ""),
     );
     tell(
         "start a program",

@@ -22,8 +22,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
 
-    let text = fs::read_to_string(&rig.config).unwrap();
-    fs::write(&rig.config, text + "\n[filter]\ninterfaces = [\"wan0\"]\n").unwrap();
+    rig.append("\n[filter]\ninterfaces = [\"wan0\"]\n");
 
     for role in ["filter", "ranges", "gate"] {
         let mut attempt = Command::new(tests::daemon::binary().with_file_name("attempt"));

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tests::gate::origin;
+use tests::lab::METRICS;
 use tests::net::Host;
 use tests::pki::SHOP;
 use tests::{Lab, Plan};
@@ -24,10 +25,7 @@ const DOCUMENTS: [&str; 4] = [
 #[test]
 fn every_command_runs() {
     let mut lab = Lab::start(&Plan::default());
-    lab.restart_with(
-        "\n[metrics]\nfilter = \"127.0.0.1:9143\"\nranges = \"127.0.0.1:9144\"\n\
-         gate = \"127.0.0.1:9145\"\n",
-    );
+    lab.restart_with(METRICS);
     let pki = &lab.pki;
     pki.write_identity("client", &pki.ours.client());
     pki.write("our-ca.pem", pki.ours.pem());

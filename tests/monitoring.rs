@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
+use tests::lab::METRICS;
 use tests::net::Host;
 use tests::web::Server;
 use tests::{Lab, Plan};
@@ -34,11 +35,9 @@ fn rules_and_dashboard_name_what_the_manual_names() {
 #[test]
 fn a_prometheus_scrapes_all_roles_and_is_alarmed() {
     let mut lab = Lab::start(&Plan::default());
-    let metrics = "\n[metrics]\nfilter = \"127.0.0.1:9143\"\nranges = \"127.0.0.1:9144\"\n\
-                   gate = \"127.0.0.1:9145\"\n";
     lab.unload();
     lab.configure("attach = \"generic\"");
-    lab.restart_with(metrics);
+    lab.restart_with(METRICS);
     let directory = lab.network.path("");
     fs::write(directory.join("alerts.yml"), eager(ALERTS)).unwrap();
     for words in [

@@ -35,14 +35,7 @@ fn the_service_manager_is_told_of_reloads_and_of_the_end() {
 
 #[test]
 fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
-    let rig = Rig::new();
-    rig.configure("", &[&shop(""), &blog("")]);
-    let text = fs::read_to_string(&rig.config).unwrap();
-    fs::write(
-        &rig.config,
-        text + "\n[metrics]\ngate = \"127.0.0.1:9145\"\n",
-    )
-    .unwrap();
+    let rig = with_metrics();
     let interval = Duration::from_millis(200);
     let gate = Pullgate::start_watched(&rig.network, &rig.config, "gate", interval);
 
@@ -143,14 +136,7 @@ fn monitoring_is_told_what_the_status_tells() {
 
 #[test]
 fn who_asks_for_metrics_is_bounded() {
-    let rig = Rig::new();
-    rig.configure("", &[&shop(""), &blog("")]);
-    let text = fs::read_to_string(&rig.config).unwrap();
-    fs::write(
-        &rig.config,
-        text + "\n[metrics]\ngate = \"127.0.0.1:9145\"\n",
-    )
-    .unwrap();
+    let rig = with_metrics();
     let _gate = Pullgate::start(&rig.network, &rig.config, "gate");
     let connect = || {
         let connecting = || TcpStream::connect("127.0.0.1:9145").unwrap();
@@ -169,6 +155,14 @@ fn who_asks_for_metrics_is_bounded() {
     let silent: Vec<_> = (0..40).map(|_| connect()).collect();
     assert!(ask(connect(), "/healthz").starts_with("HTTP/1.1 200"));
     drop(silent);
+}
+
+/// A gate that is to be started, and asked for its metrics.
+fn with_metrics() -> Rig {
+    let rig = Rig::new();
+    rig.configure("", &[&shop(""), &blog("")]);
+    rig.append("\n[metrics]\ngate = \"127.0.0.1:9145\"\n");
+    rig
 }
 
 /// A thread that is held up until this is dropped.

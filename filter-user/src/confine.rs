@@ -24,7 +24,9 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-pub use self::reach::{Ports, Reach};
+use self::reach::Ports;
+pub use self::reach::Reach;
+use crate::cli::Role;
 
 /// Proof that the process is confined, and how far this kernel goes.
 #[derive(Clone, Debug)]
@@ -56,8 +58,8 @@ impl Confined {
 
 impl Display for Confined {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let kept = self.reach.capabilities.iter_names().map(|(name, _)| name);
-        let kept: Vec<_> = kept.collect();
+        let kept = reach::capabilities(&self.reach.roles);
+        let kept: Vec<_> = kept.iter_names().map(|(name, _)| name).collect();
         write!(
             f,
             "capabilities {}, landlock ABI {}, seccomp, no new privileges, no dumps",
@@ -84,13 +86,13 @@ pub enum ConfineError {
     Calls(#[source] seccompiler::Error),
 }
 
-/// Gives up the capabilities that are not within reach, and the way to new ones.
+/// Gives up the capabilities that the roles do not need, and the way to new ones.
 ///
 /// # Errors
 ///
 /// Returns what the kernel refuses.
-pub fn drop_privileges(reach: &Reach) -> Result<(), ConfineError> {
-    keep_only(reach.capabilities).map_err(ConfineError::Privileges)
+pub fn drop_privileges(roles: &[Role]) -> Result<(), ConfineError> {
+    keep_only(reach::capabilities(roles)).map_err(ConfineError::Privileges)
 }
 
 /// Gives up whatever is not within reach.
@@ -100,7 +102,7 @@ pub fn drop_privileges(reach: &Reach) -> Result<(), ConfineError> {
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::weakness`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
-    drop_privileges(&reach)?;
+    drop_privileges(&reach.roles)?;
     let landlock = confine_files(&reach).map_err(ConfineError::Files)?;
     // Last: the others need calls that it refuses.
     calls::confine(&reach).map_err(ConfineError::Calls)?;

@@ -1,8 +1,8 @@
 //! The composition root: configuration in, running roles out. Nobody imports it but `main`.
 //!
 //! Start-up has two halves. The first looks and touches nothing: interfaces, capabilities,
-//! certificates, snapshot. Only when all of that is in order are sockets bound and packets
-//! dropped, the filter first.
+//! certificates, snapshot. Only when all of that is in order is the process confined, are sockets
+//! bound and packets dropped, the filter first.
 
 mod ask;
 mod error;
@@ -145,7 +145,7 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     if options.power == Power::AsNeeded {
         join_groups(&config.paths);
         // First of all, so that the start can read no more than a reload will.
-        confine::drop_privileges(&Reach::of(file, &config, &roles))?;
+        confine::drop_privileges(&roles)?;
     }
     let mut plan = Plan::new(config, roles, options)?;
     plan.create_directories()?;
@@ -180,7 +180,6 @@ fn join_groups(paths: &Paths) {
             .flatten()
             .map(|found| Gid::from_raw(found.gid())),
     );
-    groups.dedup();
     match setgroups(&groups) {
         // Who is not root is in the groups that he is in.
         Ok(()) | Err(Errno::EPERM) => {}
@@ -267,10 +266,7 @@ struct Running {
 
 impl Running {
     fn pulse(&self) -> Pulse {
-        Pulse {
-            filter: self.filter.clone(),
-            gate: self.gate.clone(),
-        }
+        Pulse::new(self.filter.as_ref(), self.gate.as_ref())
     }
 
     /// Returns when the time to confirm is over and nobody did.
@@ -310,9 +306,6 @@ impl Running {
                 if let Some(filter) = &self.filter {
                     filter.note_bad_configuration(&error);
                 }
-                if let Some(gate) = &self.gate {
-                    gate.note_failure(&error);
-                }
                 return self.keep_the_old(&error);
             }
         };
@@ -351,6 +344,9 @@ impl Running {
     }
 
     fn keep_the_old(&self, error: &dyn std::error::Error) -> bool {
+        if let Some(gate) = &self.gate {
+            gate.note_failure(error);
+        }
         let error = chain(error);
         error!(error, "configuration not reloaded, the old one stays");
         self.reload_error.send_replace(Some(error));
@@ -368,11 +364,7 @@ impl Running {
         if what.is_empty() {
             return Ok(());
         }
-        let error = StartError::OutOfReach { what };
-        if let Some(gate) = &self.gate {
-            gate.note_failure(&error);
-        }
-        Err(error)
+        Err(StartError::OutOfReach { what })
     }
 
     /// Reads what the gate would need, if it runs here.
@@ -381,9 +373,7 @@ impl Running {
             return Ok(None);
         };
         let Some(gate) = &config.gate else {
-            let error = StartError::NotDescribed { role: Role::Gate };
-            role.note_failure(&error);
-            return Err(error);
+            return Err(StartError::NotDescribed { role: Role::Gate });
         };
         for what in role.waits_for_a_start(gate) {
             warn!(

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecursiveMode, Watcher as _};
 use rustix::fs::OFlags;
-use rustix::process::{getegid, geteuid, getgroups};
+use rustix::process::geteuid;
 use tokio::sync::mpsc;
 
 /// Reads a regular file of at most `size_max` bytes.
@@ -76,27 +76,6 @@ pub fn foreign_owner(metadata: &Metadata) -> Option<String> {
     let owner = metadata.uid();
     let is_foreign = owner != 0 && owner != geteuid().as_raw();
     is_foreign.then(|| format!("the user {owner}"))
-}
-
-/// Whether a group is ours or root's; or that of the package's gate, which root checks for.
-#[must_use]
-pub fn is_our_group(group: u32) -> bool {
-    let ours = getgroups().unwrap_or_default();
-    let is_ours = getegid().as_raw() == group || ours.iter().any(|own| own.as_raw() == group);
-    group == 0 || is_ours || is_named(group, GATE_GROUP)
-}
-
-/// Whether the group has this name, group(5).
-fn is_named(group: u32, name: &str) -> bool {
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    groups.lines().any(|line| {
-        let mut fields = line.split(':');
-        let found = (
-            fields.next(),
-            fields.nth(1).and_then(|number| number.parse().ok()),
-        );
-        found == (Some(name), Some(group))
-    })
 }
 
 /// A watch on some files, whether they exist or not; their directories must.
@@ -169,9 +148,6 @@ fn is_a_change(kind: EventKind) -> bool {
             | EventKind::Remove(_)
     )
 }
-
-/// The group that the package makes for the gate alone.
-const GATE_GROUP: &str = "pullgate-gate";
 
 #[cfg(test)]
 mod tests {

@@ -68,6 +68,12 @@ impl Rig {
         fs::write(&self.config, text).unwrap();
     }
 
+    /// Adds lines at the end of the configuration.
+    pub fn append(&self, lines: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        fs::write(&self.config, text + lines).unwrap();
+    }
+
     /// Writes a configuration, and starts the gate with it.
     pub fn start(&mut self, gate: &str, hosts: &[&str]) {
         self.configure(gate, hosts);
@@ -194,7 +200,7 @@ impl Default for Rig {
 }
 
 /// Ends the load also if the work fails.
-struct StopAtTheEnd<'a>(&'a AtomicBool);
+pub struct StopAtTheEnd<'a>(pub &'a AtomicBool);
 
 impl Drop for StopAtTheEnd<'_> {
     fn drop(&mut self) {

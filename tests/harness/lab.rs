@@ -83,6 +83,10 @@ pub struct Lab {
     plan: Plan,
 }
 
+/// Where the roles of a lab are asked for their metrics, for [`Lab::restart_with`].
+pub const METRICS: &str = "\n[metrics]\nfilter = \"127.0.0.1:9143\"\n\
+    ranges = \"127.0.0.1:9144\"\ngate = \"127.0.0.1:9145\"\n";
+
 impl Lab {
     /// Starts everything, and returns when the first list was fetched and published.
     #[must_use]

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod contenders;
 pub mod daemon;
+pub mod debian;
 pub mod feed;
 pub mod gate;
 mod janitor;

@@ -24,43 +24,46 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
     setup::cargo_deb()?;
-    let dist = root().join("target/dist");
     let package = ["--package", "filter-user", "--release"];
     exec(with_object(&["build", "--bins", "--examples"])?.args(package))?;
+    documents("release")?;
     let version = options.version.as_deref();
-    debian_package(
-        "release",
-        version.unwrap_or(env!("CARGO_PKG_VERSION")),
-        &dist,
-    )?;
-    tarball(&dist)
+    let version = version.unwrap_or(env!("CARGO_PKG_VERSION"));
+    let dist = root().join("target/dist");
+    let package = debian_package("release", version, &dist)?;
+    tarball(&package, &dist)
 }
 
 /// What the tests install: two versions of what `cargo build` has built, and a Debian to install them
 /// in.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     setup::cargo_deb()?;
+    documents("debug")?;
     for version in ["0.0.1", "0.0.2"] {
         debian_package("dev", version, &root().join("target/dist/test"))?;
     }
     setup::debian()
 }
 
-/// Packages what was built with a profile.
-fn debian_package(profile: &str, version: &str, directory: &Path) -> anyhow::Result<()> {
+/// Writes what the packages carry besides what stands in the repository.
+fn documents(built: &str) -> anyhow::Result<()> {
     let dist = root().join("target/dist");
     fs::create_dir_all(dist.join("doc")).context("target/dist")?;
-    let built = if profile == "dev" { "debug" } else { profile };
     let pages = root().join("target").join(built).join("examples/pages");
     exec(Command::new(pages).arg(&dist))?;
-    third_party(&dist.join("doc/THIRD-PARTY"))?;
+    third_party(&dist.join("doc/THIRD-PARTY"))
+}
+
+/// Packages what was built with a profile; returns the package.
+fn debian_package(profile: &str, version: &str, directory: &Path) -> anyhow::Result<PathBuf> {
     let mut deb = cargo(&["deb", "--quiet", "--no-build", "--package", "filter-user"]);
     deb.args(["--profile", profile, "--deb-version", version, "--output"]);
-    exec(with_tools(deb.arg(directory))?)
+    exec(with_tools(deb.arg(directory))?)?;
+    Ok(directory.join(format!("pullgate_{version}_amd64.deb")))
 }
 
 /// The same files, with a binary that needs no library, in the places where the package puts them.
-fn tarball(dist: &Path) -> anyhow::Result<()> {
+fn tarball(package: &Path, dist: &Path) -> anyhow::Result<()> {
     let mut build = with_object(&["build", "--package", "filter-user", "--release"])?;
     // C's side of the cryptography is compiled with musl's headers.
     build
@@ -74,15 +77,10 @@ fn tarball(dist: &Path) -> anyhow::Result<()> {
         fs::remove_dir_all(&tree).context("target/dist")?;
     }
     fs::create_dir(&tree).context("target/dist")?;
-    let mut packages = fs::read_dir(dist).context("target/dist")?.flatten();
-    let package = packages.find(|entry| entry.path().extension().is_some_and(|it| it == "deb"));
-    let Some(package) = package else {
-        bail!("there is no Debian package in target/dist");
-    };
     exec(
         Command::new("dpkg-deb")
             .arg("--extract")
-            .arg(package.path())
+            .arg(package)
             .arg(&tree),
     )?;
     let binary = root().join("target").join(MUSL).join("release/pullgate");

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -116,17 +117,23 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize,
         })
 }
 
+/// Text in a form that has a name, and an example for who misses it.
+fn parsed<'de, D: Deserializer<'de>, T: FromStr>(
+    deserializer: D,
+    form: &str,
+) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse()
+        .map_err(|_other_form| D::Error::custom(format_args!("`{text}` is not {form}")))
+}
+
 /// An address with a port.
 pub(super) struct Address(pub(super) SocketAddr);
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(|_not_an_address| {
-            D::Error::custom(format_args!(
-                "`{text}` is not an address with a port; write it as \"0.0.0.0:443\" or \"[::]:443\""
-            ))
-        })
+        let form = "an address with a port; write it as \"0.0.0.0:443\" or \"[::]:443\"";
+        parsed(deserializer, form).map(Self)
     }
 }
 
@@ -136,12 +143,8 @@ pub(super) struct Rule(pub(super) IpNet);
 
 impl<'de> Deserialize<'de> for Rule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(|_not_a_range| {
-            D::Error::custom(format_args!(
-                "`{text}` is not a range; write it as 192.0.2.0/24, a single address as 192.0.2.1/32"
-            ))
-        })
+        let form = "a range; write it as 192.0.2.0/24, a single address as 192.0.2.1/32";
+        parsed(deserializer, form).map(Self)
     }
 }
 

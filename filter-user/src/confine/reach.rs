@@ -13,8 +13,7 @@ use crate::gate;
 /// What a process may reach.
 #[derive(Clone, Debug)]
 pub struct Reach {
-    pub(super) roles: BTreeSet<&'static str>,
-    pub(super) capabilities: CapabilitySet,
+    pub(super) roles: Vec<Role>,
     /// Files and directories to read.
     pub(super) read: BTreeSet<PathBuf>,
     /// Directories to write.
@@ -26,8 +25,8 @@ pub struct Reach {
 }
 
 /// TCP ports.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Ports {
+#[derive(Clone, Debug)]
+pub(super) enum Ports {
     /// These.
     These(BTreeSet<u16>),
     /// The environment says which.
@@ -39,8 +38,7 @@ impl Reach {
     #[must_use]
     pub fn of(file: &Path, config: &Config, roles: &[Role]) -> Self {
         let mut reach = Self {
-            roles: roles.iter().map(|role| role.label()).collect(),
-            capabilities: CapabilitySet::empty(),
+            roles: roles.to_vec(),
             read: SYSTEM.iter().map(PathBuf::from).collect(),
             write: BTreeSet::new(),
             bind: BTreeSet::new(),
@@ -62,11 +60,7 @@ impl Reach {
                 None => {}
             }
             match (role, &config.gate) {
-                (Role::Filter, _) => {
-                    reach.capabilities |=
-                        CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON;
-                    reach.writes(&config.paths.bpf);
-                }
+                (Role::Filter, _) => reach.writes(&config.paths.bpf),
                 (Role::Ranges, _) => reach.fetches(config, &config.ranges),
                 (Role::Gate, Some(gate)) => reach.relays(gate),
                 (Role::Gate, None) => {}
@@ -76,7 +70,7 @@ impl Reach {
     }
 
     pub(super) fn has(&self, role: Role) -> bool {
-        self.roles.contains(role.label())
+        self.roles.contains(&role)
     }
 
     /// What the other has within reach, and this one does not.
@@ -124,7 +118,6 @@ impl Reach {
     }
 
     fn relays(&mut self, gate: &Gate) {
-        self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
         for path in gate::files(gate) {
             self.reads(&path);
         }
@@ -168,6 +161,16 @@ impl Reach {
             ports.extend(more);
         }
     }
+}
+
+/// The capabilities that roles need.
+pub(super) fn capabilities(roles: &[Role]) -> CapabilitySet {
+    let needed = roles.iter().map(|role| match role {
+        Role::Filter => CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON,
+        Role::Ranges => CapabilitySet::empty(),
+        Role::Gate => CapabilitySet::NET_BIND_SERVICE,
+    });
+    needed.fold(CapabilitySet::empty(), CapabilitySet::union)
 }
 
 /// What every process looks at: itself, how many cores it may use, and who may read a key.

@@ -105,8 +105,8 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// The gate's threads cannot be started.
-    #[error("the gate's threads cannot be started")]
+    /// The threads of the process, or of the gate, cannot be started.
+    #[error("threads cannot be started")]
     Workers {
         /// Why not.
         source: io::Error,
@@ -178,13 +178,10 @@ pub enum StartError {
         port: u16,
     },
     /// The process cannot be confined.
-    #[error("{error}; `--unconfined` runs it with all the power that it was given")]
-    Confine {
-        /// Why not.
-        #[from]
-        #[source]
-        error: ConfineError,
-    },
+    #[error(
+        "this process cannot be confined; `--unconfined` runs it with all the power that it was given"
+    )]
+    Confine(#[from] ConfineError),
     /// A new configuration needs what a confined process gave up.
     #[error(
         "{what} is out of reach of this process, which gave up what it did not need at its start; \
@@ -223,7 +220,7 @@ impl StartError {
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
             Self::Socket { .. }
-            | Self::Confine { .. }
+            | Self::Confine(_)
             | Self::OutOfReach { .. }
             | Self::Bind { .. }
             | Self::Workers { .. }

@@ -190,9 +190,7 @@ impl GateRole {
     /// as it is the same.
     pub(super) fn load(&self, config: &config::Gate) -> Result<Loaded, ConfigError> {
         *lock(&self.read) = stamps(config);
-        self.gate
-            .with_policies(|before| load(config, Some(before)))
-            .inspect_err(|error| self.note_failure(error))
+        self.gate.with_policies(|before| load(config, Some(before)))
     }
 
     /// Puts in force what was loaded.
@@ -274,6 +272,7 @@ impl GateRole {
                     true
                 }
                 Err(error) => {
+                    self.note_failure(&error);
                     error!(%error, "files not used, what was read before stays in force");
                     false
                 }

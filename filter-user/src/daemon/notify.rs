@@ -1,5 +1,5 @@
-//! The service manager's protocol: that we are ready, and the sockets that it keeps for our
-//! successor. sd_notify(3), sd_listen_fds(3).
+//! The service manager's protocol: how we are, and the sockets that it keeps for our successor.
+//! sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;

@@ -12,13 +12,19 @@ use super::gate::GateRole;
 use super::notify;
 
 /// The parts that can get stuck without an end.
-#[derive(Clone)]
 pub(super) struct Pulse {
-    pub(super) filter: Option<FilterRole>,
-    pub(super) gate: Option<GateRole>,
+    filter: Option<FilterRole>,
+    gate: Option<GateRole>,
 }
 
 impl Pulse {
+    pub(super) fn new(filter: Option<&FilterRole>, gate: Option<&GateRole>) -> Self {
+        Self {
+            filter: filter.cloned(),
+            gate: gate.cloned(),
+        }
+    }
+
     /// What does not answer in time. That we can ask is a proof of our own threads and timers.
     pub(super) async fn ailments(&self) -> Vec<String> {
         let mut ailments = Vec::new();

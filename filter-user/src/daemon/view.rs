@@ -409,11 +409,9 @@ impl Told for View {
     }
 
     async fn ailments(&self) -> Vec<String> {
-        let pulse = Pulse {
-            filter: self.filter.clone(),
-            gate: self.gate.clone(),
-        };
-        pulse.ailments().await
+        Pulse::new(self.filter.as_ref(), self.gate.as_ref())
+            .ailments()
+            .await
     }
 
     fn reservations(&self) -> Vec<String> {

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::process::{getegid, getgroups};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -178,7 +179,7 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
         )));
     }
     // systemd lets a service read its credentials by the group's bits, whoever the group is.
-    if mode & 0o070 != 0 && !file::is_our_group(metadata.gid()) && !is_credential(path) {
+    if mode & 0o070 != 0 && !is_our_group(metadata.gid()) && !is_credential(path) {
         return Err(place.error(format_args!(
             "the key {} is open to the group {}, which is not the gate's own; `chmod 600` it, or \
              `chgrp` it to the group that the gate runs as",
@@ -187,6 +188,26 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
         )));
     }
     Ok(key)
+}
+
+/// Whether a group is ours or root's; or that of the package's gate, which root checks for.
+fn is_our_group(group: u32) -> bool {
+    let ours = getgroups().unwrap_or_default();
+    let is_ours = getegid().as_raw() == group || ours.iter().any(|own| own.as_raw() == group);
+    group == 0 || is_ours || is_named(group, GATE_GROUP)
+}
+
+/// Whether the group has this name, group(5).
+fn is_named(group: u32, name: &str) -> bool {
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    groups.lines().any(|line| {
+        let mut fields = line.split(':');
+        let found = (
+            fields.next(),
+            fields.nth(1).and_then(|number| number.parse().ok()),
+        );
+        found == (Some(name), Some(group))
+    })
 }
 
 /// systemd.exec(5), `LoadCredential=`: a directory that only the service can enter.
@@ -436,6 +457,8 @@ fn hint(path: &Path) -> &'static str {
 /// fingerprint 9A:1A:C2:B4:BE:15:F9:F2:7E:EE:20:A7:34:CB:A4:E9:89:8F:61:00:1B:3B:D7:C8:4B:69:B5:6A:\
 /// 3E:25:A2:B9.
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../baseline/authenticated_origin_pull_ca.pem");
+/// The group that the package makes for the gate alone.
+const GATE_GROUP: &str = "pullgate-gate";
 /// Bytes that are read of a PEM file; a list of revoked certificates may be long.
 const FILE_MAX: usize = 4 << 20;
 
