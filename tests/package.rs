@@ -1,5 +1,5 @@
-//! Verifies the package on a clean Debian: installed, checked, started as its units do, enforced,
-//! reloaded, upgraded under load, and removed without a trace.
+//! Verifies the package on a clean Debian whose systemd runs it: installed, checked, started,
+//! enforced, reloaded, upgraded under load, booted with, and removed without a trace.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,50 +17,48 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let network = Network::new();
     let pki = Pki::new(&network.path("pki"));
     let _web = Web::start(&network, Kind::Nginx);
-    let debian = Debian::new(&network);
+    let mut debian = Debian::new(&network);
     debian.install(1);
 
     // As it comes, nothing runs, and what is configured is in order and cuts nobody off.
-    assert_eq!(debian.run(&["pullgate", "check"]).status.code(), Some(0));
-    assert!(
-        debian
-            .read("etc/pullgate/pullgate.toml")
-            .contains("mode = \"monitor\"")
-    );
+    let units = ["systemctl", "list-units", "--quiet", "pullgate*"];
+    assert_eq!(debian.says(&units), "");
+    let check = || debian.says(&["pullgate", "check"]);
+    assert!(check().ends_with("in order\n"));
+    let configuration = "etc/pullgate/pullgate.toml";
+    assert!(debian.read(configuration).contains("mode = \"monitor\""));
     debian.judge_units();
     debian.configure(&pki);
-    let journal = debian.journal();
-    let checked = debian.run(&["pullgate", "check"]);
-    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
-    let sockets = debian.listen();
-    let start = |role: &'static str| debian.start(role, &sockets);
-    let mut roles = vec![start("filter"), start("ranges"), start("gate")];
-    for role in &roles {
-        role.is_as_its_unit_says();
+    assert!(check().ends_with("in order\n"));
+    debian.systemctl(&["enable", "--now", "--quiet", FILTER, RANGES]);
+    debian.systemctl(&["enable", "--now", "--quiet", "pullgate-gate.socket", GATE]);
+    for role in ROLES {
+        debian.runs_as_its_unit_says(role);
     }
-    for words in ["SYSLOG_IDENTIFIER", "gate is listening", "F_LISTEN"] {
-        eventually(words, || {
-            journal.lock().unwrap().contains(words).then_some(())
-        });
-    }
+    eventually("the journal has fields", || {
+        let journal = debian.journal("gate");
+        (journal.contains("gate is listening") && journal.contains("\"F_LISTEN\"")).then_some(())
+    });
     let edge = Client::new(&pki, Some(&pki.ours.client()));
     let ask = || edge.get(&network, Host::Edge, origin(), SHOP).0.brief();
     let enters = || connect(&network, Host::Stranger, origin()).is_ok();
     assert_eq!(ask(), "200");
     assert!(enters(), "monitor mode");
+    eventually("the gate has seen the stranger", || {
+        (seen_by_gate(&debian) == 1).then_some(())
+    });
 
     let enforced = debian
-        .read("etc/pullgate/pullgate.toml")
+        .read(configuration)
         .replace("\"monitor\"", "\"enforce\"");
-    debian.write("etc/pullgate/pullgate.toml", &enforced);
-    roles[0].reload();
-    assert!(!enters());
-    let status = debian.run(&["pullgate", "status"]);
-    assert_eq!(status.status.code(), Some(0), "{}", text(&status.stdout));
+    debian.write(configuration, &enforced);
+    debian.systemctl(&["reload", FILTER]);
+    eventually("the filter enforces", || (!enters()).then_some(()));
+    let strangers = seen_by_gate(&debian);
     assert!(
-        text(&status.stdout).starts_with("PROTECTED"),
-        "{}",
-        text(&status.stdout)
+        debian
+            .says(&["pullgate", "status"])
+            .starts_with("PROTECTED")
     );
 
     let (over, served, tried) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
@@ -78,35 +76,44 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
             }
         });
         let _stop_at_the_end = StopAtTheEnd(&over);
-        eventually("the load has begun", || {
-            (served.load(Ordering::Relaxed) > 5).then_some(())
-        });
+        let more = |what: &str, count: &AtomicU32| {
+            let before = count.load(Ordering::Relaxed);
+            eventually(what, || {
+                (count.load(Ordering::Relaxed) > before + 2).then_some(())
+            });
+        };
+        more("the load has begun", &served);
+        let before = ROLES.map(|role| debian.property(&unit(role), "MainPID"));
         debian.install(2);
-        // As the package's script has systemd do.
-        for role in &mut roles {
-            let name = role.name;
-            role.stop();
-            *role = start(name);
+        let after = ROLES.map(|role| debian.property(&unit(role), "MainPID"));
+        for (before, after) in before.iter().zip(&after) {
+            assert_ne!(before, after, "the new version runs");
         }
-        let before = served.load(Ordering::Relaxed);
-        eventually("the load goes on", || {
-            (served.load(Ordering::Relaxed) > before + 5).then_some(())
-        });
-        eventually("strangers come", || {
-            (tried.load(Ordering::Relaxed) > 1).then_some(())
-        });
+        more("the load goes on", &served);
+        more("strangers come", &tried);
     });
-    let status = text(&debian.run(&["pullgate", "status", "--json"]).stdout);
-    assert!(
-        !status.contains("outcome=\\\"NotListed"),
-        "the gate saw a stranger: {status}"
-    );
-    assert!(served.into_inner() > 10);
+    assert_eq!(seen_by_gate(&debian), strangers, "the gate saw a stranger");
 
-    for role in &mut roles {
-        role.stop();
+    // A host that boots is protected without anybody's help, and before it has a network.
+    debian.reboot();
+    assert!(
+        debian
+            .says(&["pullgate", "status"])
+            .starts_with("PROTECTED")
+    );
+    assert_eq!(ask(), "200");
+    assert!(!enters());
+    let since = |unit: &str| {
+        let time = debian.property(unit, "ActiveEnterTimestampMonotonic");
+        time.parse::<u64>().unwrap()
+    };
+    assert!((1..since("network-pre.target")).contains(&since(FILTER)));
+    for role in ROLES {
+        debian.runs_as_its_unit_says(role);
+        assert_eq!(debian.property(&unit(role), "NRestarts"), "0", "{role}");
     }
-    drop(sockets);
+
+    debian.systemctl(&["stop", FILTER, RANGES, GATE, "pullgate-gate.socket"]);
     assert!(debian.has_pins(), "the filter goes on");
     let removed = debian.run(&["dpkg", "--purge", "pullgate"]);
     assert!(removed.status.success(), "{}", text(&removed.stderr));
@@ -114,20 +121,29 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let key = debian.path("etc/pullgate/shop.example.key");
     assert!(key.exists(), "the operator's own");
     fs::remove_dir_all(debian.path("etc/pullgate")).unwrap();
-    for path in ["var/lib/pullgate", "run/pullgate", "usr/bin/pullgate"] {
-        assert!(!debian.path(path).exists(), "{path} is left");
-    }
-    let left = debian.run(&[
-        "find",
-        "/etc",
-        "/usr",
-        "/var/lib/pullgate",
-        "-name",
-        "*pullgate*",
-    ]);
-    assert_eq!(text(&left.stdout), "");
+    let left = "find /etc /usr /run /var/lib -name '*pullgate*'";
+    assert_eq!(debian.says(&["sh", "-c", left]), "");
     assert!(matches!(
         connect(&network, Host::Stranger, origin()),
         Err(reply) if reply.to_string() == "connection refused"
     ));
 }
+
+/// How many lines of the gate's, of all its processes, name the stranger.
+fn seen_by_gate(debian: &Debian<'_>) -> usize {
+    let journal = debian.journal("gate");
+    let [v4, v6] = Host::Stranger
+        .addresses()
+        .map(|address| address.to_string());
+    let names_him = |line: &&str| line.contains(&v4) || line.contains(&v6);
+    journal.lines().filter(names_him).count()
+}
+
+fn unit(role: &str) -> String {
+    format!("pullgate-{role}.service")
+}
+
+const ROLES: [&str; 3] = ["filter", "ranges", "gate"];
+const FILTER: &str = "pullgate-filter";
+const RANGES: &str = "pullgate-ranges";
+const GATE: &str = "pullgate-gate";

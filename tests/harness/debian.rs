@@ -1,36 +1,27 @@
-//! A clean Debian to install the package in, and a stand-in for its systemd.
-//!
-//! systemd is not process 1 on test machines, so the stand-in reads the installed units and does what
-//! they say of users, capabilities, sockets and signals.
+//! A clean Debian to install the package in, whose systemd is process 1 of a PID namespace.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd as _, RawFd};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::eventually;
 use crate::net::{Host, Network};
 use crate::pki::{Pki, SHOP};
-use crate::{PATIENCE, eventually};
 
 /// A clean Debian in a directory, with the origin's network.
 pub struct Debian<'a> {
     network: &'a Network,
     root: PathBuf,
-    /// Holds the mounts; they go with it.
+    /// Waits for its process 1, with which everything in it ends.
     holder: Child,
 }
 
 impl<'a> Debian<'a> {
-    /// Makes one, with the mounts that it needs; they are seen by what runs in it alone.
+    /// Makes one, and returns when it has booted.
     #[must_use]
     pub fn new(network: &'a Network) -> Self {
         let root = network.path("debian");
@@ -44,21 +35,42 @@ impl<'a> Debian<'a> {
             .args([&base, &root])
             .status();
         assert!(copied.unwrap().success());
-        let script = "mount --types proc proc $0/proc && mount --types sysfs sysfs $0/sys \
-                      && mount --types bpf bpf $0/sys/fs/bpf && mount --rbind /dev $0/dev \
-                      && touch $0/mounted && exec sleep infinity";
-        let mut holder = network.command(Host::Origin, "unshare");
-        holder.args(["--mount", "--propagation", "private", "sh", "-c", script]);
-        let holder = holder.arg(&root).stdin(Stdio::null()).spawn().unwrap();
+        let holder = boot(network, &root);
         let debian = Self {
             network,
             root,
             holder,
         };
-        eventually("Debian is mounted", || {
-            debian.path("mounted").exists().then_some(())
-        });
+        debian.has_booted();
         debian
+    }
+
+    /// Boots it anew; what was pinned is gone, and its interface is not.
+    pub fn reboot(&mut self) {
+        self.turn_off();
+        self.holder = boot(self.network, &self.root);
+        self.has_booted();
+    }
+
+    fn has_booted(&self) {
+        eventually("Debian has booted", || {
+            let state = self.run(&["systemctl", "is-system-running"]);
+            (text(&state.stdout).trim() == "running").then_some(())
+        });
+    }
+
+    fn turn_off(&mut self) {
+        if let Some(init) = self.init() {
+            kill(Pid::from_raw(init), Signal::SIGKILL).ok();
+        }
+        self.holder.wait().ok();
+    }
+
+    /// Its process 1, by the number that it has outside.
+    fn init(&self) -> Option<i32> {
+        let holder = self.holder.id();
+        let children = fs::read_to_string(format!("/proc/{holder}/task/{holder}/children"));
+        children.ok()?.trim().parse().ok()
     }
 
     /// The path of a file in it.
@@ -78,32 +90,82 @@ impl<'a> Debian<'a> {
         fs::write(self.path(path), content).unwrap();
     }
 
-    /// A command in it.
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args([
-            "--mount",
-            "--net",
-            "--target",
-            &self.holder.id().to_string(),
-        ]);
-        command.arg("chroot").arg(&self.root).args(words);
-        command
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    }
-
     /// Runs a command to its end.
     #[must_use]
     pub fn run(&self, words: &[&str]) -> Output {
-        self.command(words).output().unwrap()
+        let target = self.init().unwrap_or_default().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"]);
+        command.args(["--target", &target]).args(words);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        command.output().unwrap()
+    }
+
+    /// What a command prints, which must succeed.
+    #[must_use]
+    pub fn says(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        let (said, error) = (text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}: {said}{error}",
+            words.join(" ")
+        );
+        said
+    }
+
+    /// Tells its systemd something, which must succeed.
+    pub fn systemctl(&self, words: &[&str]) {
+        let mut command = vec!["systemctl"];
+        command.extend(words);
+        assert_eq!(self.says(&command), "");
+    }
+
+    /// What its systemd knows of a unit.
+    #[must_use]
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        let words = ["systemctl", "show", "--value", "--property", name, unit];
+        self.says(&words).trim().to_owned()
+    }
+
+    /// What a role has said, in the journal's own fields.
+    #[must_use]
+    pub fn journal(&self, role: &str) -> String {
+        let unit = format!("--unit=pullgate-{role}");
+        self.says(&["journalctl", "--output=json", &unit])
     }
 
     /// Whether a filter is pinned.
     #[must_use]
     pub fn has_pins(&self) -> bool {
-        text(&self.run(&["ls", "/sys/fs/bpf"]).stdout).contains("pullgate")
+        self.says(&["ls", "/sys/fs/bpf"]).contains("pullgate")
+    }
+
+    /// Looks whether a role runs, has what its unit grants, and no more.
+    pub fn runs_as_its_unit_says(&self, role: &str) {
+        let unit = format!("pullgate-{role}.service");
+        assert_eq!(self.property(&unit, "ActiveState"), "active", "{role}");
+        let process = self.property(&unit, "MainPID");
+        let status = self.says(&["cat", &format!("/proc/{process}/status")]);
+        let line = |name: &str| {
+            let found = status.lines().find_map(|line| line.strip_prefix(name));
+            found.unwrap().trim().to_owned()
+        };
+        let (is_root, held) = match role {
+            "filter" => (true, "000000c000001000"),
+            _ => (false, "0000000000000000"),
+        };
+        assert_eq!(line("Uid:").starts_with("0\t"), is_root, "{role}");
+        assert_eq!(line("CapEff:"), held, "{role}");
+        // Those of the unit, and our own.
+        let filters: u32 = line("Seccomp_filters:").parse().unwrap();
+        assert!(filters > 1, "{role}");
+        let resident = line("VmRSS:");
+        let kib: u64 = resident.trim_end_matches(" kB").parse().unwrap();
+        assert!(kib < 128 << 10, "{role}: {kib} KiB");
     }
 
     /// Installs the package of this number; the second is the first with a higher version.
@@ -227,225 +289,52 @@ impl<'a> Debian<'a> {
             );
         }
     }
-
-    /// Where journald would listen.
-    #[must_use]
-    pub fn journal(&self) -> Arc<Mutex<String>> {
-        fs::create_dir_all(self.path("run/systemd/journal")).unwrap();
-        let socket = self.path("run/systemd/journal/socket");
-        let journal = UnixDatagram::bind(&socket).unwrap();
-        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
-        journal.set_read_timeout(Some(PATIENCE / 100)).unwrap();
-        let entries = Arc::new(Mutex::new(String::new()));
-        let kept = Arc::downgrade(&entries);
-        std::thread::spawn(move || {
-            let mut entry = [0; 4096];
-            while let Some(entries) = kept.upgrade() {
-                // It ends by its time limit as well.
-                if let Ok(length) = journal.recv(&mut entry) {
-                    entries.lock().unwrap().push_str(&text(&entry[..length]));
-                }
-            }
-        });
-        entries
-    }
-
-    /// What `pullgate-gate.socket` binds.
-    #[must_use]
-    pub fn listen(&self) -> Vec<TcpListener> {
-        let unit = self.read("usr/lib/systemd/system/pullgate-gate.socket");
-        let addresses = values(&unit, "ListenStream");
-        let addresses: Vec<SocketAddr> =
-            addresses.iter().map(|text| text.parse().unwrap()).collect();
-        let sockets = self.network.on(Host::Origin, || {
-            let sockets = addresses
-                .iter()
-                .map(|address| pullgate::gate::bind(*address).unwrap());
-            sockets.collect::<Vec<_>>()
-        });
-        for socket in &sockets {
-            // Processes that are started inherit them.
-            fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-        }
-        sockets
-    }
-
-    /// Starts a role as its unit says, and returns when it says that it is ready.
-    #[must_use]
-    pub fn start(&self, name: &'static str, sockets: &[TcpListener]) -> Service {
-        let unit = self.read(&format!("usr/lib/systemd/system/pullgate-{name}.service"));
-        let path = format!("run/{name}.notify");
-        let notify = self.path(&path);
-        fs::remove_file(&notify).ok();
-        let manager = UnixDatagram::bind(&notify).unwrap();
-        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
-        let value = |name: &str, default: &str| {
-            let found = values(&unit, name).pop();
-            found.unwrap_or_else(|| default.to_owned())
-        };
-        let group = value("Group", "root");
-        let groups = match value("SupplementaryGroups", "") {
-            more if more.is_empty() => "--clear-groups".to_owned(),
-            more => format!("--groups={}", self.number_of_group(&more)),
-        };
-        let bounds = value("CapabilityBoundingSet", "");
-        let bounds = bounds
-            .split_whitespace()
-            .map(|it| it.trim_start_matches("CAP_").to_lowercase());
-        let bounds: String = bounds.map(|it| format!(",+{it}")).collect();
-        let mut words = vec![
-            "setpriv".to_owned(),
-            format!("--reuid={}", value("User", "root")),
-            format!("--regid={group}"),
-            groups,
-            format!("--bounding-set=-all{bounds}"),
-            "--inh-caps=-all".to_owned(),
-            "--no-new-privs".to_owned(),
-        ];
-        words.extend(value("ExecStart", "").split_whitespace().map(str::to_owned));
-        // Sockets are numbered from 3 on; the rest of the announcement is the process's own number.
-        let sockets: Vec<RawFd> = match name {
-            "gate" => sockets.iter().map(|socket| socket.as_raw_fd()).collect(),
-            _ => Vec::new(),
-        };
-        let moves = sockets
-            .iter()
-            .enumerate()
-            .map(|(n, it)| format!("exec {}<&{it};", 3 + n));
-        let script = format!(
-            "{} umask {}; {} LISTEN_PID=$BASHPID exec {}",
-            moves.collect::<String>(),
-            value("UMask", "0022"),
-            if sockets.is_empty() {
-                String::new()
-            } else {
-                format!("LISTEN_FDS={}", sockets.len())
-            },
-            words.join(" ")
-        );
-        let mut command = self.command(&["bash", "-c", &script]);
-        command
-            .env("NOTIFY_SOCKET", format!("/{path}"))
-            .stdin(Stdio::null());
-        // What systemd calls the journal; who is told so speaks the journal's own protocol.
-        let log = fs::File::create(self.path(&format!("{name}.log"))).unwrap();
-        let journal = log.metadata().unwrap();
-        command.env(
-            "JOURNAL_STREAM",
-            format!("{}:{}", journal.dev(), journal.ino()),
-        );
-        command.stderr(log);
-        let process = command.spawn().unwrap();
-        let service = Service {
-            name,
-            user: value("User", "root"),
-            process,
-            manager,
-        };
-        assert!(
-            service.is_told("READY=1"),
-            "{name}: {}",
-            self.read(&format!("{name}.log"))
-        );
-        service
-    }
-
-    fn number_of_group(&self, name: &str) -> String {
-        let groups = self.read("etc/group");
-        let line = groups
-            .lines()
-            .find(|line| line.starts_with(&format!("{name}:")));
-        line.unwrap().split(':').nth(2).unwrap().to_owned()
-    }
 }
 
 impl Drop for Debian<'_> {
     fn drop(&mut self) {
-        self.holder.kill().and_then(|()| self.holder.wait()).ok();
+        self.turn_off();
     }
 }
 
-/// A role that was started as its unit says.
-pub struct Service {
-    /// The role.
-    pub name: &'static str,
-    user: String,
-    process: Child,
-    manager: UnixDatagram,
+/// Starts systemd as process 1 of what it alone sees, in the origin's network.
+fn boot(network: &Network, root: &Path) -> Child {
+    let mut command = network.command(Host::Origin, "sh");
+    command.args(["-c", BOOT]).arg(root).arg(network.cgroup());
+    // What it says is in its journal.
+    let (nothing, nobody) = (Stdio::null(), Stdio::null());
+    command.stdin(nothing).stdout(nobody).spawn().unwrap()
 }
 
-impl Service {
-    fn is_told(&self, word: &str) -> bool {
-        let mut message = [0; 128];
-        loop {
-            match self.manager.recv(&mut message) {
-                Ok(length) if message[..length].starts_with(word.as_bytes()) => return true,
-                Ok(_) => {}
-                Err(_) => return false,
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(
-            Pid::from_raw(i32::try_from(self.process.id()).unwrap()),
-            signal,
-        )
-        .unwrap();
-    }
-
-    /// Lets it read its configuration again, and waits until it has.
-    pub fn reload(&self) {
-        self.signal(Signal::SIGHUP);
-        assert!(self.is_told("RELOADING=1") && self.is_told("READY=1"));
-    }
-
-    /// Stops it.
-    pub fn stop(&mut self) {
-        self.signal(Signal::SIGTERM);
-        assert_eq!(
-            self.process.wait().unwrap().code(),
-            Some(0),
-            "{}",
-            self.name
-        );
-    }
-
-    /// Looks whether it has what its unit grants, and no more.
-    pub fn is_as_its_unit_says(&self) {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = |name: &str| {
-            let found = status.lines().find_map(|line| line.strip_prefix(name));
-            found.unwrap().trim().to_owned()
-        };
-        assert_eq!(
-            line("Uid:").starts_with("0\t"),
-            self.user == "root",
-            "{}",
-            self.name
-        );
-        let held = line("CapEff:");
-        let expected = if self.name == "filter" {
-            "000000c000001000"
-        } else {
-            "0000000000000000"
-        };
-        assert_eq!(held, expected, "{}", self.name);
-        let kib: u64 = line("VmRSS:")
-            .trim_end_matches(" kB")
-            .trim()
-            .parse()
-            .unwrap();
-        assert!(kib < 128 << 10, "{}: {kib} KiB", self.name);
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.process.kill().and_then(|()| self.process.wait()).ok();
-    }
-}
+/// As a container's manager prepares it (systemd.io/CONTAINER_INTERFACE): nothing of the kernel's
+/// that others see too can be written.
+const BOOT: &str = r#"
+echo $$ > "$1/cgroup.procs"
+# It complains when its child is killed; what the child complains of is to be seen.
+exec 3>&2 2>/dev/null
+exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc --cgroup sh -ec '
+    exec 2>&3 3>&-
+    mount --bind "$0" "$0"
+    cd "$0"
+    mount --types proc proc proc
+    mount --bind proc/sys proc/sys
+    mount --options remount,bind,ro proc/sys
+    mount --types sysfs --options ro sysfs sys
+    mount --types cgroup2 cgroup2 sys/fs/cgroup
+    mount --types bpf bpf sys/fs/bpf
+    mount --types tmpfs --options mode=755 tmpfs run
+    mount --types tmpfs --options mode=755 tmpfs dev
+    for device in null zero full random urandom tty; do
+        touch dev/$device
+        mount --bind /dev/$device dev/$device
+    done
+    ln -s pts/ptmx dev/ptmx
+    mkdir -p mnt/outside
+    pivot_root . mnt/outside
+    umount --lazy /mnt/outside
+    exec env --ignore-environment container=test PATH=/usr/sbin:/usr/bin /lib/systemd/systemd
+' "$0"
+"#;
 
 /// The calls of a group, and of the groups in it; a call is its own.
 fn calls(groups: &str, name: &str) -> Vec<String> {

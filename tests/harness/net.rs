@@ -189,6 +189,20 @@ impl Network {
         mount(disk, &path, disk, MsFlags::empty(), Some(size.as_str())).unwrap();
     }
 
+    /// A control group of its own, for a host that has a manager of services.
+    #[must_use]
+    pub fn cgroup(&self) -> PathBuf {
+        let path = self.path("cgroup");
+        if !path.exists() {
+            std::fs::create_dir(&path).unwrap();
+            let kind = Some("cgroup2");
+            mount(kind, &path, kind, MsFlags::empty(), None::<&str>).unwrap();
+        }
+        let group = path.join(self.directory.path().file_name().unwrap());
+        std::fs::create_dir_all(&group).unwrap();
+        group
+    }
+
     /// The hardware address of the origin's [`DIRECT`] interface.
     #[must_use]
     pub fn direct_mac() -> [u8; 6] {
