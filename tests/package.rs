@@ -1,6 +1,11 @@
 //! Verifies the package on a clean Debian whose systemd runs it: installed, checked, started,
 //! enforced, reloaded, upgraded under load, booted with, and removed without a trace.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a manual that is not what it was must stop the test"
+)]
+
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -18,20 +23,19 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let pki = Pki::new(&network.path("pki"));
     let _web = Web::start(&network, Kind::Nginx);
     let mut debian = Debian::new(&network);
-    debian.install(1);
+    let manual = Manual::read();
+    debian.receive(1, manual.package);
 
     // As it comes, nothing runs, and what is configured is in order and cuts nobody off.
+    debian.follow(&[manual.install, manual.check]);
     let units = ["systemctl", "list-units", "--quiet", "pullgate*"];
     assert_eq!(debian.says(&units), "");
-    let check = || debian.says(&["pullgate", "check"]);
-    assert!(check().ends_with("in order\n"));
-    let configuration = "etc/pullgate/pullgate.toml";
-    assert!(debian.read(configuration).contains("mode = \"monitor\""));
     debian.judge_units();
+    debian.follow(&[manual.start_filter]);
+    let watched = debian.run(&["sh", "-c", manual.status]);
+    assert_eq!(watched.status.code(), Some(1), "{}", text(&watched.stdout));
     debian.configure(&pki);
-    assert!(check().ends_with("in order\n"));
-    debian.systemctl(&["enable", "--now", "--quiet", FILTER, RANGES]);
-    debian.systemctl(&["enable", "--now", "--quiet", "pullgate-gate.socket", GATE]);
+    debian.follow(&[manual.check, manual.start_gate]);
     for role in ROLES {
         debian.runs_as_its_unit_says(role);
     }
@@ -48,18 +52,10 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
         (seen_by_gate(&debian) == 1).then_some(())
     });
 
-    let enforced = debian
-        .read(configuration)
-        .replace("\"monitor\"", "\"enforce\"");
-    debian.write(configuration, &enforced);
-    debian.systemctl(&["reload", FILTER]);
+    debian.follow(&[manual.enforce, manual.reload]);
     eventually("the filter enforces", || (!enters()).then_some(()));
     let strangers = seen_by_gate(&debian);
-    assert!(
-        debian
-            .says(&["pullgate", "status"])
-            .starts_with("PROTECTED")
-    );
+    debian.follow(&[manual.status]);
 
     let (over, served, tried) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|scope| {
@@ -84,7 +80,9 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
         };
         more("the load has begun", &served);
         let before = ROLES.map(|role| debian.property(&unit(role), "MainPID"));
-        debian.install(2);
+        let package = "pullgate_upgraded.deb";
+        debian.receive(2, package);
+        debian.follow(&[&format!("dpkg --install {package}")]);
         let after = ROLES.map(|role| debian.property(&unit(role), "MainPID"));
         for (before, after) in before.iter().zip(&after) {
             assert_ne!(before, after, "the new version runs");
@@ -115,8 +113,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
 
     debian.systemctl(&["stop", FILTER, RANGES, GATE, "pullgate-gate.socket"]);
     assert!(debian.has_pins(), "the filter goes on");
-    let removed = debian.run(&["dpkg", "--purge", "pullgate"]);
-    assert!(removed.status.success(), "{}", text(&removed.stderr));
+    debian.follow(&["dpkg --purge pullgate"]);
     assert!(!debian.has_pins());
     let key = debian.path("etc/pullgate/shop.example.key");
     assert!(key.exists(), "the operator's own");
@@ -139,11 +136,48 @@ fn seen_by_gate(debian: &Debian<'_>) -> usize {
     journal.lines().filter(names_him).count()
 }
 
+/// The commands of the manual's first run, as an operator copies them; he is root already.
+struct Manual {
+    package: &'static str,
+    install: &'static str,
+    check: &'static str,
+    start_filter: &'static str,
+    status: &'static str,
+    enforce: &'static str,
+    reload: &'static str,
+    start_gate: &'static str,
+}
+
+impl Manual {
+    fn read() -> Self {
+        let manual = include_str!("../README.md");
+        let section = manual.split("## Install and first run").nth(1).unwrap();
+        let lines = section.lines().filter_map(|line| line.strip_prefix("$ "));
+        let mut commands = lines.map(|line| line.split(" #").next().unwrap().trim());
+        assert_eq!(commands.next(), Some("cargo xtask dist"));
+        let mut next = || commands.next().unwrap().strip_prefix("sudo ").unwrap();
+        let install = next();
+        let (check, start_filter, status, enforce, reload) =
+            (next(), next(), next(), next(), next());
+        assert_eq!([next(), next()], [status, check]);
+        Self {
+            package: install.strip_prefix("apt install ./").unwrap(),
+            install,
+            check,
+            start_filter,
+            status,
+            enforce,
+            reload,
+            start_gate: next(),
+        }
+    }
+}
+
 fn unit(role: &str) -> String {
     format!("pullgate-{role}.service")
 }
 
 const ROLES: [&str; 3] = ["filter", "ranges", "gate"];
-const FILTER: &str = "pullgate-filter";
+const FILTER: &str = "pullgate-filter.service";
 const RANGES: &str = "pullgate-ranges";
 const GATE: &str = "pullgate-gate";

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::eventually;
-use crate::net::{Host, Network};
+use crate::net::{Host, INTERFACE, Network};
 use crate::pki::{Pki, SHOP};
 
 /// A clean Debian in a directory, with the origin's network.
@@ -117,6 +117,13 @@ impl<'a> Debian<'a> {
         said
     }
 
+    /// Runs what an operator types, all of which must succeed.
+    pub fn follow(&self, commands: &[&str]) {
+        for command in commands {
+            drop(self.says(&["sh", "-c", command]));
+        }
+    }
+
     /// Tells its systemd something, which must succeed.
     pub fn systemctl(&self, words: &[&str]) {
         let mut command = vec!["systemctl"];
@@ -168,20 +175,15 @@ impl<'a> Debian<'a> {
         assert!(kib < 128 << 10, "{role}: {kib} KiB");
     }
 
-    /// Installs the package of this number; the second is the first with a higher version.
-    pub fn install(&self, number: u32) {
-        let package = format!("pullgate_0.0.{number}_amd64.deb");
-        fs::copy(
-            target().join("dist/test").join(&package),
-            self.path(&package),
-        )
-        .unwrap();
-        let output = self.run(&["dpkg", "--install", &package]);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        fs::remove_file(self.path(&package)).unwrap();
+    /// Copies the package of this number there; the second is the first with a higher version.
+    pub fn receive(&self, number: u32, as_name: &str) {
+        let package = format!("dist/test/pullgate_0.0.{number}_amd64.deb");
+        let path = self.path(as_name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::copy(target().join(package), path).unwrap();
     }
 
-    /// Writes what an operator adds: his interface, and a host.
+    /// Writes what an operator adds: a host, and its files.
     pub fn configure(&self, pki: &Pki) {
         for (name, group) in [
             ("shop.example.pem", None),
@@ -191,23 +193,18 @@ impl<'a> Debian<'a> {
             let path = format!("etc/pullgate/{name}");
             fs::copy(pki.path(name), self.path(&path)).unwrap();
             let mode = if group.is_some() { "640" } else { "644" };
+            let owner = format!("root:{}", group.unwrap_or("root"));
             let file = format!("/{path}");
-            assert!(
-                self.run(&["chown", &format!("root:{}", group.unwrap_or("root")), &file])
-                    .status
-                    .success()
-            );
-            assert!(self.run(&["chmod", mode, &file]).status.success());
+            assert_eq!(self.says(&["chown", &owner, &file]), "");
+            assert_eq!(self.says(&["chmod", mode, &file]), "");
         }
-        let shipped = self
-            .read("etc/pullgate/pullgate.toml")
-            .replace("\"auto\"", "[\"wan0\"]");
+        let path = "etc/pullgate/pullgate.toml";
         let host = format!(
             "\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n[[gate.host]]\nnames = [\"{SHOP}\"]\n\
              certificate = \"shop.example.pem\"\nkey = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\n\
              upstream = \"127.0.0.1:8080\"\n"
         );
-        self.write("etc/pullgate/pullgate.toml", &(shipped + &host));
+        self.write(path, &(self.read(path) + &host));
     }
 
     /// Lets systemd itself judge the installed units: their words, and what they leave exposed.
@@ -299,6 +296,9 @@ impl Drop for Debian<'_> {
 
 /// Starts systemd as process 1 of what it alone sees, in the origin's network.
 fn boot(network: &Network, root: &Path) -> Child {
+    // By which `interfaces = "auto"` finds the one that faces the internet; here it leads nowhere.
+    let route = ["ip", "route", "replace", "default", "dev", INTERFACE];
+    assert!(network.output(Host::Origin, &route).status.success());
     let mut command = network.command(Host::Origin, "sh");
     command.args(["-c", BOOT]).arg(root).arg(network.cgroup());
     // What it says is in its journal.
