@@ -3,13 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use tests::daemon;
 use tests::net::{Host, Network};
 use tests::pki::{Pki, SHOP};
+use tests::{daemon, eventually};
 
 #[test]
 fn a_good_configuration_is_in_order() {
@@ -59,14 +60,73 @@ fn a_key_that_others_may_read_is_refused() {
     bench.refuses(
         &bench.text(),
         "gate.host.key",
-        &["open to every user", "chmod 600"],
+        &["open to every user", "chmod 640", "pullgate-gate"],
     );
+}
+
+#[test]
+fn what_others_may_change_is_refused() {
+    let bench = Bench::new();
+    let allow = |name: &str, mode| {
+        let path = bench.pki.path(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (name, field) in [
+        ("shop.example.pem", "gate.host.certificate"),
+        ("ours-ca.pem", "gate.host.trust"),
+    ] {
+        allow(name, 0o666);
+        let words = [name, "may be changed by every user", "chmod go-w"];
+        bench.refuses(&bench.text(), field, &words);
+        allow(name, 0o644);
+    }
+    allow("", 0o777);
+    bench.refuses(
+        &bench.text(),
+        "gate.host.certificate",
+        &["pki may be changed by"],
+    );
+    allow("", 0o755);
+
+    // Who renews certificates may be anybody; who says which clients are trusted may not.
+    let own = |name: &str, user| chown(bench.pki.path(name), Some(user), None).unwrap();
+    own("shop.example.pem", 1);
+    assert!(bench.pullgate(&bench.text(), &["check"]).status.success());
+    own("ours-ca.pem", 1);
+    bench.refuses(
+        &bench.text(),
+        "gate.host.trust",
+        &["by the user 1", "chown root"],
+    );
+    own("ours-ca.pem", 0);
+
+    bench.pki.write("list.txt", "173.245.48.0/20");
+    allow("list.txt", 0o644);
+    own("list.txt", 1);
+    let list = bench.pki.path("list.txt");
+    let sources = format!("sources = [{{ file = \"{}\" }}]", list.display());
+    let text = bench.text() + &format!("[ranges]\n{sources}\n");
+    let checked = bench.pullgate(&text, &["check"]);
+    assert_eq!(checked.status.code(), Some(78));
+    let error = stderr(&checked);
+    assert!(error.contains("`ranges.sources"), "{error}");
+    assert!(error.contains("by the user 1"), "{error}");
+
+    // Root could read what the confined role could not.
+    allow("list.txt", 0o600);
+    let error = stderr(&bench.pullgate(&text, &["check"]));
+    assert!(error.contains("list.txt cannot be read"), "{error}");
 }
 
 #[test]
 fn a_key_that_can_not_be_read_is_named() {
     let bench = Bench::new();
     let path = bench.write(&bench.text());
+    bench.let_others_in();
+    for name in ["shop.example.pem", "ours-ca.pem"] {
+        let mode = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(bench.pki.path(name), mode).unwrap();
+    }
 
     // Root reads everything, unless the capabilities that let it are gone.
     for words in [&["check"] as &[_], &["run", "--only", "gate"]] {
@@ -80,7 +140,8 @@ fn a_key_that_can_not_be_read_is_named() {
 
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(78), "{words:?}: {text}");
-        assert!(text.contains("cannot be read"), "{words:?}: {text}");
+        let named = "shop.example.key cannot be read";
+        assert!(text.contains(named), "{words:?}: {text}");
     }
 }
 
@@ -226,6 +287,85 @@ fn a_missing_capability_is_named() {
 }
 
 #[test]
+fn what_the_filter_does_not_cover_is_warned_of() {
+    let bench = Bench::new();
+    let text = bench.text().replace(
+        "[gate]\n",
+        "destinations = [\"203.0.113.10\", \"203.0.113.11\"]\n[gate]\nlisten = [\"0.0.0.0:8443\"]\n",
+    );
+
+    let output = bench.pullgate(&text, &["check"]);
+
+    assert!(output.status.success(), "{}", stderr(&output));
+    let warnings = stderr(&output);
+    assert!(
+        warnings.contains("port 8443, which is not in `filter.ports`"),
+        "{warnings}"
+    );
+    assert!(
+        warnings.contains("203.0.113.11 in `filter.destinations`"),
+        "{warnings}"
+    );
+    assert!(!warnings.contains("203.0.113.10 in"), "{warnings}");
+}
+
+#[test]
+fn a_socket_that_may_not_be_asked_is_left_where_it_is() {
+    let bench = Bench::new();
+    bench.let_others_in();
+    for name in ["state", "run"] {
+        fs::create_dir(bench.network.path(name)).unwrap();
+        chown(bench.network.path(name), Some(1), None).unwrap();
+    }
+    let path = bench.network.path("run/ranges.sock");
+    let running = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = "[paths]\nstate = \"state\"\nrun = \"run\"\n[ranges]\n";
+
+    let output = bench
+        .without("-all", Some("1"))
+        .arg("--config")
+        .arg(bench.write(text))
+        .args(["run", "--only", "ranges"])
+        .output()
+        .unwrap();
+
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(77), "{error}");
+    assert!(error.contains("ranges.sock is another user's"), "{error}");
+    let connected = UnixStream::connect(&path);
+    assert!(connected.is_ok() && running.accept().is_ok());
+}
+
+#[test]
+fn nobody_answers_in_the_place_of_the_filter() {
+    let bench = Bench::new();
+    bench.let_others_in();
+    for (name, mode) in [("state", 0o777), ("run", 0o1777)] {
+        let path = bench.network.path(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // A role that was taken over may write where the sockets are.
+    let mut rogue = bench.without("-all", Some("1"));
+    rogue.arg("--config").arg(bench.write(&bench.text()));
+    let mut rogue = rogue.args(["run", "--only", "ranges"]).spawn().unwrap();
+    let [ranges, filter] =
+        ["ranges", "filter"].map(|role| bench.network.path(format!("run/{role}.sock")));
+    eventually("the role answers", || fs::rename(&ranges, &filter).ok());
+
+    let status = bench.pullgate(&bench.text(), &["status"]);
+
+    rogue.kill().unwrap();
+    rogue.wait().unwrap();
+    assert_eq!(status.status.code(), Some(1));
+    let text = String::from_utf8(status.stdout).unwrap();
+    assert!(text.starts_with("NOT PROTECTED"), "{text}");
+    let refused = "user 1 answers there, who has no business to";
+    assert!(text.contains(refused), "{text}");
+}
+
+#[test]
 fn a_wrong_command_line_is_explained() {
     let bench = Bench::new();
 
@@ -303,6 +443,12 @@ impl Bench {
             }
             self.is_untouched();
         }
+    }
+
+    /// Lets other users find the configuration and the PKI.
+    fn let_others_in(&self) {
+        let path = self.network.path("");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o711)).unwrap();
     }
 
     fn is_untouched(&self) {

@@ -35,6 +35,12 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let watched = debian.run(&["sh", "-c", manual.status]);
     assert_eq!(watched.status.code(), Some(1), "{}", text(&watched.stdout));
     debian.configure(&pki);
+    // As `openssl` makes a key: root reads it, and the gate of the package could not.
+    let keep = "chown root:root /etc/pullgate/*.key && chmod 600 /etc/pullgate/*.key";
+    let share = "chgrp pullgate-gate /etc/pullgate/*.key && chmod 640 /etc/pullgate/*.key";
+    let check = debian.says(&["sh", "-c", &format!("{keep}; {} 2>&1", manual.check)]);
+    assert!(check.contains("`chgrp pullgate-gate"), "{check}");
+    debian.follow(&[share]);
     debian.follow(&[manual.check, manual.start_gate]);
     for role in ROLES {
         debian.runs_as_its_unit_says(role);

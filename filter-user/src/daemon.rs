@@ -15,6 +15,7 @@ mod pulse;
 mod rules;
 mod tasks;
 mod view;
+mod weaknesses;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -40,25 +41,38 @@ pub use self::lockout::OwnConnection;
 use self::plan::Plan;
 use self::pulse::Pulse;
 use self::tasks::Tasks;
+use self::weaknesses::all_weaknesses;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::confine::{self, Confined, Reach};
-use crate::file::{self, Stamp};
-use crate::gate::{Lint, Loaded};
+use crate::file::{self, Keeper, ReadError, Stamp};
+use crate::gate::{Lint, Loaded, unreadable_keys};
 use crate::report::chain;
 
-/// Checks a configuration and every file that it names, as `run` would, and changes nothing;
-/// returns what is in order and could be better.
+/// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
+/// host; returns what is in order and could be better.
+///
+/// This process gives up what the roles give up: what they could not read is not in order.
 ///
 /// # Errors
 ///
 /// Returns the first thing that would keep a role from starting.
-pub fn check(config: &Config) -> Result<Vec<Lint>, StartError> {
-    let loaded = plan::examine(config, &described(config))?;
+pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+    let roles = described(config);
+    join_groups(&config.paths);
+    confine::drop_privileges(&roles)?;
+    let loaded = plan::examine(config, &roles)?;
     plan::examine_sources(&config.ranges)?;
     let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
-    lints.extend(config.gate.iter().flat_map(view::exposures));
-    Ok(lints)
+    if let Some(gate) = &config.gate {
+        lints.extend(view::exposures(gate));
+        lints.extend(unreadable_keys(gate));
+    }
+    let lints = lints.iter().map(Lint::to_string);
+    Ok(all_weaknesses(config, &roles)
+        .into_iter()
+        .chain(lints)
+        .collect())
 }
 
 /// Reads a configuration file.
@@ -71,18 +85,11 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
         path: file.to_owned(),
         source,
     };
-    let (text, metadata) = file::read_with_metadata(file, CONFIG_MAX).map_err(blame)?;
-    if let Some(who) = file::foreign_owner(&metadata).or_else(|| file::other_writers(&metadata)) {
-        let path = file.to_owned();
-        return Err(LoadError::Exposed { path, who });
-    }
-    let directory = std::fs::metadata(file::directory(file)).map_err(blame)?;
-    // Nor may others put another one in its place.
-    let is_sticky = directory.mode() & 0o1000 != 0;
-    if let Some(who) = file::other_writers(&directory).filter(|_| !is_sticky) {
-        let path = file::directory(file).to_owned();
-        return Err(LoadError::Exposed { path, who });
-    }
+    let read = file::read_kept(file, CONFIG_MAX, Keeper::Nobody);
+    let (text, _) = read.map_err(|error| match error {
+        ReadError::Io(source) => blame(source),
+        ReadError::Exposed(exposed) => LoadError::Exposed(exposed),
+    })?;
     let text = String::from_utf8(text)
         .map_err(|error| blame(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     // Whatever the file names is named by one path, wherever a command is called.

@@ -20,7 +20,7 @@ use url::Url;
 
 pub use self::error::FeedError;
 use crate::config::{Location, Proxy, Way, redacted};
-use crate::file;
+use crate::file::{self, Keeper, ReadError};
 use crate::ranges::{Feed, Format, ListError};
 use crate::sync::lock;
 
@@ -146,7 +146,7 @@ fn client(ca_file: Option<&Path>, proxy: &Proxy) -> Result<Client, FeedError> {
         }
     };
     if let Some(path) = ca_file {
-        let pem = file::read(path, CA_FILE_MAX).map_err(|source| FeedError::file(path, source))?;
+        let pem = read_file(path, CA_FILE_MAX)?;
         let roots = Certificate::from_pem_bundle(&pem).map_err(FeedError::request)?;
         if roots.is_empty() {
             return Err(FeedError::NoRoots {
@@ -234,8 +234,20 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn read(path: &Path, way: &Way) -> Result<Feed, FeedError> {
-    let body = file::read(path, way.size_max).map_err(|source| FeedError::file(path, source))?;
+    let body = read_file(path, way.size_max)?;
     Feed::parse(&body, &way.format).map_err(FeedError::List)
+}
+
+/// Whoever may change such a file says who gets in.
+fn read_file(path: &Path, size_max: usize) -> Result<Vec<u8>, FeedError> {
+    match file::read_kept(path, size_max, Keeper::Nobody) {
+        Ok((content, _)) => Ok(content),
+        Err(ReadError::Io(source)) => Err(FeedError::File {
+            path: path.to_owned(),
+            source,
+        }),
+        Err(ReadError::Exposed(exposed)) => Err(FeedError::Exposed(exposed)),
+    }
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -21,12 +21,70 @@ pub fn read(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
     read_with_metadata(path, size_max).map(|(content, _)| content)
 }
 
-/// The same, with what is known of the very file that was read: its owner, and who else may.
+/// Who may say what is in a file, besides root and ourselves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Keeper {
+    /// Nobody.
+    Nobody,
+    /// Its owner: who renews certificates may be a user of its own.
+    Owner,
+}
+
+/// Reads a file as [`read`] does, with what is known of it, unless others than its keeper may change
+/// it or put another one in its place: in its directory, or in that of the file it leads to.
 ///
 /// # Errors
 ///
-/// As [`read`].
-pub fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Metadata)> {
+/// Returns why it cannot be read, or who may change it.
+pub fn read_kept(
+    path: &Path,
+    size_max: usize,
+    keeper: Keeper,
+) -> Result<(Vec<u8>, Metadata), ReadError> {
+    let (content, metadata) = read_with_metadata(path, size_max)?;
+    let expose = |path: &Path, metadata: &Metadata| {
+        let owner = foreign_owner(metadata).filter(|_| keeper == Keeper::Nobody);
+        match owner.or_else(|| other_writers(metadata)) {
+            None => Ok(()),
+            Some(who) => Err(ReadError::Exposed(Exposed {
+                path: path.to_owned(),
+                who,
+            })),
+        }
+    };
+    expose(path, &metadata)?;
+    let target = std::fs::canonicalize(path)?;
+    for directory in [directory(path), directory(&target)] {
+        let metadata = std::fs::metadata(directory)?;
+        // There, everybody may put files, and replace his own.
+        let is_sticky = metadata.mode() & 0o1000 != 0;
+        if !is_sticky {
+            expose(directory, &metadata)?;
+        }
+    }
+    Ok((content, metadata))
+}
+
+/// Why a file that somebody should keep cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// As [`read`] says.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Others may change it.
+    #[error(transparent)]
+    Exposed(Exposed),
+}
+
+/// Others may change what is protected, or who gets in.
+#[derive(Debug, thiserror::Error)]
+#[error("{} may be changed by {who}; `chown root` it and `chmod go-w` it", path.display())]
+pub struct Exposed {
+    path: PathBuf,
+    who: String,
+}
+
+fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Metadata)> {
     // Whoever may write the directory may put a pipe there, which must not hold us up.
     let file = OpenOptions::new()
         .read(true)
@@ -59,8 +117,7 @@ pub fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 /// Who may change a file besides its owner and root, if anybody.
-#[must_use]
-pub fn other_writers(metadata: &Metadata) -> Option<String> {
+fn other_writers(metadata: &Metadata) -> Option<String> {
     let mode = metadata.mode();
     if mode & 0o002 != 0 {
         return Some("every user of this host".to_owned());
@@ -71,8 +128,7 @@ pub fn other_writers(metadata: &Metadata) -> Option<String> {
 }
 
 /// The owner of a file, if that is neither root nor ourselves.
-#[must_use]
-pub fn foreign_owner(metadata: &Metadata) -> Option<String> {
+fn foreign_owner(metadata: &Metadata) -> Option<String> {
     let owner = metadata.uid();
     let is_foreign = owner != 0 && owner != geteuid().as_raw();
     is_foreign.then(|| format!("the user {owner}"))
@@ -170,6 +226,39 @@ mod tests {
         let mode = rustix::fs::Mode::RUSR;
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
         assert_eq!(kind(4), Err(ErrorKind::InvalidInput));
+    }
+
+    #[test]
+    fn what_others_may_change_is_refused() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let tree = tempfile::tempdir().unwrap();
+        let [near, far] = ["near", "far"].map(|name| tree.path().join(name));
+        let (target, link) = (far.join("list"), near.join("list"));
+        fs::create_dir(&near).unwrap();
+        fs::create_dir(&far).unwrap();
+        fs::write(&target, "12345").unwrap();
+        symlink(&target, &link).unwrap();
+        let allow = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let said = || read_kept(&link, 5, Keeper::Owner).map_err(|error| error.to_string());
+
+        for (path, mode, before) in [
+            (&target, 0o646, 0o644),
+            (&near, 0o757, 0o755),
+            (&far, 0o757, 0o755),
+        ] {
+            allow(path, before);
+            assert_eq!(said().unwrap().0, b"12345");
+            allow(path, mode);
+            let named = if path == &target { &link } else { path };
+            let expected = format!("{} may be changed by every user", named.display());
+            assert!(said().unwrap_err().starts_with(&expected), "{expected}");
+            allow(path, before);
+        }
+        allow(&near, 0o1777);
+        assert_eq!(said().unwrap().0, b"12345");
     }
 
     #[tokio::test]

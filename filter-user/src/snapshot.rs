@@ -18,7 +18,7 @@ use self::content::Document;
 pub use self::content::Problem;
 pub use self::follow::Follower;
 use crate::config::{Before, Ranges};
-use crate::file;
+use crate::file::{self, Exposed, Keeper, ReadError};
 use crate::ranges::{
     self, FIXED, Families, InForce, Known, Limits, List, ListError, Origin, RangeSet, Rejection,
 };
@@ -81,24 +81,19 @@ fn embedded(limits: &Limits) -> Result<RangeSet, SnapshotError> {
 /// Reads the snapshot at `path`, `None` if there is none, and judges each list by the guard.
 fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError> {
     let path_of = || path.to_owned();
-    match file::read_with_metadata(path, SIZE_MAX) {
-        Ok((_, metadata)) if let Some(who) = file::other_writers(&metadata) => {
-            Err(SnapshotError::Exposed {
-                path: path_of(),
-                who,
-            })
-        }
+    match file::read_kept(path, SIZE_MAX, Keeper::Owner) {
         Ok((bytes, _)) => Document::parse(&bytes, limits)
             .map(Some)
             .map_err(|problem| SnapshotError::Corrupt {
                 path: path_of(),
                 problem,
             }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(SnapshotError::Io {
+        Err(ReadError::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(ReadError::Io(source)) => Err(SnapshotError::Io {
             path: path_of(),
             source,
         }),
+        Err(ReadError::Exposed(exposed)) => Err(SnapshotError::Exposed(exposed)),
     }
 }
 
@@ -190,13 +185,8 @@ pub enum SnapshotError {
         problem: Problem,
     },
     /// Others could say who is let in.
-    #[error("{} may be changed by {who}, so it is not used; look at it, then `chmod 640` it", path.display())]
-    Exposed {
-        /// The snapshot.
-        path: PathBuf,
-        /// Who.
-        who: String,
-    },
+    #[error("{0}; it is not used until then")]
+    Exposed(Exposed),
     /// The ranges of all sources and of the configuration do not pass the guard together.
     #[error("the ranges of all sources together are refused")]
     Union(#[source] Rejection),
@@ -216,7 +206,7 @@ impl SnapshotError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
-            Self::Exposed { .. } => EX_NOPERM,
+            Self::Exposed(_) => EX_NOPERM,
             Self::Union(_) => EX_CONFIG,
             Self::Baseline(_) | Self::Io { .. } | Self::Corrupt { .. } | Self::Watch { .. } => {
                 EX_SOFTWARE

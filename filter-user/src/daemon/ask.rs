@@ -282,9 +282,7 @@ fn is_on_trial(socket: &Path) -> Result<bool, StartError> {
 fn ask_if_permitted(socket: &Path) -> Result<io::Result<Status>, StartError> {
     match ask(socket) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(StartError::SocketForbidden {
-                path: socket.to_owned(),
-            })
+            Err(StartError::socket(socket, error))
         }
         asked => Ok(asked),
     }
@@ -346,10 +344,7 @@ impl Read for Answer {
 
 /// Signals the process behind a status socket; the kernel knows whose it is.
 fn signal(socket: &Path, signal: Signal) -> Result<(), StartError> {
-    let blame = |source| StartError::Socket {
-        path: socket.to_owned(),
-        source,
-    };
+    let blame = |source| StartError::socket(socket, source);
     let stream = connect(socket).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
     kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::Role;
 use crate::config::ConfigError;
 use crate::confine::ConfineError;
+use crate::file::Exposed;
 use crate::ranges::TableFull;
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE};
 use crate::snapshot::SnapshotError;
@@ -27,13 +28,8 @@ pub enum LoadError {
         source: io::Error,
     },
     /// Others could say what is protected.
-    #[error("{} may be changed by {who}; `chown root` it and `chmod go-w` it", path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Who.
-        who: String,
-    },
+    #[error(transparent)]
+    Exposed(Exposed),
     /// It can be read, but not be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -200,6 +196,15 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// What is wrong with a status socket.
+    pub(super) fn socket(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() == io::ErrorKind::PermissionDenied {
+            true => Self::SocketForbidden { path },
+            false => Self::Socket { path, source },
+        }
+    }
+
     /// The exit code that a service manager and a script can tell apart: sysexits.h.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

@@ -8,7 +8,6 @@ use std::time::SystemTime;
 
 use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::warn;
 
 use super::error::StartError;
 use super::filter::FilterRole;
@@ -17,6 +16,7 @@ use super::lockout::Family;
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
+use super::weaknesses::all_weaknesses;
 use super::{Options, Running, Sockets, ask, notify, socket};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges, Target};
@@ -25,7 +25,6 @@ use crate::feed;
 use crate::file::{self, Stamp};
 use crate::gate::{Gate, Loaded};
 use crate::ranges::InForce;
-use crate::ranges::guard::Documentation;
 use crate::refresh::Refresher;
 use crate::report::chain;
 use crate::snapshot::{self, Follower};
@@ -66,7 +65,7 @@ impl Plan {
             inherited = notify::inherited(&options.listen_fds)?;
             check_bind_capability(&gate.listen, &inherited)?;
         }
-        warn_of_weaknesses(&config);
+        warn_of(all_weaknesses(&config, &roles));
         if let Some((loaded, _)) = &loaded {
             warn_of(&loaded.lints);
         }
@@ -125,10 +124,8 @@ impl Plan {
         let mut listeners = Vec::new();
         for role in &self.roles {
             let path = socket(&config.paths, *role);
-            let listener = admin::bind(&path).map_err(|source| StartError::Socket {
-                path: path.clone(),
-                source,
-            })?;
+            let listener =
+                admin::bind(&path).map_err(|source| StartError::socket(&path, source))?;
             listeners.push((*role, listener));
             let ours = file::stamp(&path);
             running.sockets.0.push((path, ours));
@@ -252,21 +249,6 @@ pub(super) fn examine_sources(ranges: &Ranges) -> Result<(), ConfigError> {
         }
     }
     Ok(())
-}
-
-fn warn_of_weaknesses(config: &Config) {
-    if config.ranges.limits.documentation == Documentation::Accept {
-        warn!("documentation ranges are accepted: this is a test bed, not a host to protect");
-    }
-    if let (Some(filter), Some(gate)) = (&config.filter, &config.gate) {
-        let ports = gate.listen.iter().map(SocketAddr::port);
-        for port in ports.filter(|port| !filter.ports.contains(port)) {
-            warn!(
-                port,
-                "the gate listens on a port that is not in `filter.ports`"
-            );
-        }
-    }
 }
 
 fn check_bind_capability(

@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use super::filter::{Account, FilterRole};
 use super::gate::GateRole;
 use super::pulse::Pulse;
+use super::weaknesses::weaknesses;
 use crate::cli::Role;
 use crate::config::{self, Config, Mode};
 use crate::confine::Confined;
 use crate::gate::{self, Lint};
 use crate::netlink;
-use crate::ranges::guard::Documentation;
 use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
 use crate::refresh::{Held, Progress};
 use crate::report::chain;
@@ -82,9 +82,7 @@ impl View {
             warnings.push(format!("the configuration was not reloaded: {error}"));
         }
         self.describe_lists(&mut warnings);
-        if self.config.borrow().ranges.limits.documentation == Documentation::Accept {
-            warnings.push("documentation ranges are accepted (a test bed)".to_owned());
-        }
+        warnings.extend(weaknesses(&self.config.borrow(), self.role));
         let filter = self.describe_filter(&mut warnings);
         let enforcing = filter.as_ref().is_none_or(|(_, enforcing)| *enforcing);
         let filter = filter.map(|(status, _)| status);

@@ -2,9 +2,10 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::file::Exposed;
 use crate::ranges::ListError;
 
 /// Why there is no list.
@@ -47,13 +48,16 @@ pub enum FeedError {
     #[error(transparent)]
     List(ListError),
     /// A file cannot be read.
-    #[error("{}", path.display())]
+    #[error("{} cannot be read; is the path right, and may this role read it?", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
+    /// Others than we could say what is in a file.
+    #[error(transparent)]
+    Exposed(Exposed),
     /// The file with the roots to trust holds none.
     #[error("{} holds no certificate", path.display())]
     NoRoots {
@@ -77,7 +81,7 @@ impl FeedError {
             Self::TooLarge { .. } => "TooLarge",
             Self::List(_) => "BadList",
             Self::File { source, .. } if source.kind() == ErrorKind::FileTooLarge => "TooLarge",
-            Self::File { .. } | Self::NoRoots { .. } => "BadFile",
+            Self::File { .. } | Self::Exposed(_) | Self::NoRoots { .. } => "BadFile",
         }
     }
 
@@ -94,6 +98,7 @@ impl FeedError {
             | Self::TooLarge { .. }
             | Self::List(_)
             | Self::File { .. }
+            | Self::Exposed(_)
             | Self::NoRoots { .. } => None,
         }
     }
@@ -104,13 +109,6 @@ impl FeedError {
         match blames_certificate(&error) {
             true => Self::Untrusted(error),
             false => Self::Request(error),
-        }
-    }
-
-    pub(super) fn file(path: &Path, source: io::Error) -> Self {
-        Self::File {
-            path: path.to_owned(),
-            source,
         }
     }
 }

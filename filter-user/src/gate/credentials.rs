@@ -19,7 +19,7 @@ use x509_parser::prelude::{
 
 use super::refusal::Refusal;
 use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
-use crate::file;
+use crate::file::{self, Keeper, ReadError};
 
 /// A server's certificate with its key, ready to be shown.
 pub(super) struct Certified {
@@ -114,7 +114,8 @@ pub(super) fn certified(
     provider: &CryptoProvider,
 ) -> Result<Certified, ConfigError> {
     let Located { value: path, place } = &pair.certificate;
-    let certificates = pem_certificates(place, path, &read(place, path)?.0)?;
+    let (pem, _) = read_kept(place, path, Keeper::Owner)?;
+    let certificates = pem_certificates(place, path, &pem)?;
     let leaf = parse(place, path, &certificates[0])?;
     let not_after = Validity::of(&leaf).not_after;
     let names = dns_names(&leaf);
@@ -162,7 +163,7 @@ fn dns_names(leaf: &X509Certificate<'_>) -> Vec<String> {
 
 /// Reads a private key, which nobody else on the host may be able to read.
 fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError> {
-    let (pem, metadata) = read(place, path)?;
+    let (pem, metadata) = read_kept(place, path, Keeper::Owner)?;
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
         place.error(format_args!(
             "{} holds no private key ({}); it must be PEM, PKCS#8, PKCS#1 or SEC1, without a \
@@ -174,7 +175,8 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
     let mode = metadata.mode();
     if mode & 0o007 != 0 {
         return Err(place.error(format_args!(
-            "the key {} is open to every user of this host; `chmod 600` it",
+            "the key {} is open to every user of this host; `chmod 640` it, and `chgrp` it to the \
+             group that the gate runs as (the package's: {GATE_GROUP})",
             path.display()
         )));
     }
@@ -182,7 +184,7 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
     if mode & 0o070 != 0 && !is_our_group(metadata.gid()) && !is_credential(path) {
         return Err(place.error(format_args!(
             "the key {} is open to the group {}, which is not the gate's own; `chmod 600` it, or \
-             `chgrp` it to the group that the gate runs as",
+             `chgrp` it to the group that the gate runs as (the package's: {GATE_GROUP})",
             path.display(),
             metadata.gid()
         )));
@@ -194,20 +196,27 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
 fn is_our_group(group: u32) -> bool {
     let ours = getgroups().unwrap_or_default();
     let is_ours = getegid().as_raw() == group || ours.iter().any(|own| own.as_raw() == group);
-    group == 0 || is_ours || is_named(group, GATE_GROUP)
+    group == 0 || is_ours || service_group() == Some(group)
 }
 
-/// Whether the group has this name, group(5).
-fn is_named(group: u32, name: &str) -> bool {
+/// The group of the package's gate, if it is installed: group(5).
+fn service_group() -> Option<u32> {
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    groups.lines().any(|line| {
-        let mut fields = line.split(':');
-        let found = (
-            fields.next(),
-            fields.nth(1).and_then(|number| number.parse().ok()),
-        );
-        found == (Some(name), Some(group))
+    groups.lines().find_map(|line| {
+        let (name, rest) = line.split_once(':')?;
+        let number = rest.split(':').nth(1)?;
+        number.parse().ok().filter(|_| name == GATE_GROUP)
     })
+}
+
+/// Whether a key is root's alone, so that root may check it and the package's gate may not read it.
+pub(super) fn is_out_of_service(key: &Path) -> bool {
+    let (Some(group), Ok(metadata)) = (service_group(), std::fs::metadata(key)) else {
+        return false;
+    };
+    let mode = metadata.mode();
+    let is_for_group = mode & 0o040 != 0 && metadata.gid() == group;
+    metadata.uid() == 0 && !is_for_group && mode & 0o004 == 0
 }
 
 /// systemd.exec(5), `LoadCredential=`: a directory that only the service can enter.
@@ -223,7 +232,7 @@ pub(super) fn authorities(
     let Located { value, place } = trust;
     match value {
         Trust::Pin(_) => Ok(Vec::new()),
-        Trust::CaFile(path) => authorities_of(place, path, &read(place, path)?.0),
+        Trust::CaFile(path) => authorities_of(place, path, &read(place, path)?),
         Trust::Cloudflare => Ok(vec![Authority {
             certificate: shared.certificate.clone(),
             label: shared.label.clone(),
@@ -246,7 +255,7 @@ pub(super) fn shared_authority(
         }
         Some(Located { value, place }) => {
             let path = value.as_ref();
-            let mut all = authorities_of(place, path, &read(place, path)?.0)?;
+            let mut all = authorities_of(place, path, &read(place, path)?)?;
             if all.len() > 1 {
                 return Err(place.error(format_args!(
                     "{} holds {} CAs; name the file of Cloudflare's origin-pull CA alone",
@@ -304,7 +313,7 @@ fn authority(
 pub(super) fn crls(file: &Located<impl AsRef<Path>>) -> Result<Vec<Arc<Crl>>, ConfigError> {
     let Located { value: path, place } = file;
     let path = path.as_ref();
-    let (pem, _) = read(place, path)?;
+    let pem = read(place, path)?;
     let sections: Vec<CertificateRevocationListDer<'static>> = sections(place, path, &pem)?;
     if sections.is_empty() {
         return Err(place.error(format_args!(
@@ -342,7 +351,7 @@ pub(super) fn crls(file: &Located<impl AsRef<Path>>) -> Result<Vec<Arc<Crl>>, Co
 pub(super) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, ConfigError> {
     let Located { value: path, place } = file;
     let mut roots = RootCertStore::empty();
-    for certificate in pem_certificates(place, path, &read(place, path)?.0)? {
+    for certificate in pem_certificates(place, path, &read(place, path)?)? {
         roots.add(certificate).map_err(|error| {
             place.error(format_args!(
                 "a certificate in {} cannot be trusted: {error}",
@@ -360,7 +369,7 @@ pub(super) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, ConfigErro
 /// Returns what is wrong with the file.
 pub fn pin(path: &Path) -> Result<String, ConfigError> {
     let place = Place::nowhere();
-    let certificates = pem_certificates(&place, path, &read(&place, path)?.0)?;
+    let certificates = pem_certificates(&place, path, &read(&place, path)?)?;
     let leaf = parse(&place, path, &certificates[0])?;
     Ok(format!(
         "sha256:{}",
@@ -423,21 +432,24 @@ fn parse<'a>(
     Ok(parsed)
 }
 
-fn read(place: &Place, path: &Path) -> Result<(Vec<u8>, Metadata), ConfigError> {
-    let (content, metadata) = file::read_with_metadata(path, FILE_MAX).map_err(|error| {
-        place.error(format_args!(
+/// Reads a file that says whom to trust.
+fn read(place: &Place, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    read_kept(place, path, Keeper::Nobody).map(|(content, _)| content)
+}
+
+fn read_kept(
+    place: &Place,
+    path: &Path,
+    keeper: Keeper,
+) -> Result<(Vec<u8>, Metadata), ConfigError> {
+    file::read_kept(path, FILE_MAX, keeper).map_err(|error| match error {
+        ReadError::Io(error) => place.error(format_args!(
             "{} cannot be read: {error}; is the path right, and may this user read it?{}",
             path.display(),
             hint(path)
-        ))
-    })?;
-    match file::other_writers(&metadata) {
-        Some(who) => Err(place.error(format_args!(
-            "{} may be changed by {who}; `chmod go-w` it",
-            path.display()
-        ))),
-        None => Ok((content, metadata)),
-    }
+        )),
+        ReadError::Exposed(exposed) => place.error(exposed),
+    })
 }
 
 /// A word that looks like Cloudflare's own CA is taken for a path unless it is spelt exactly.
@@ -458,7 +470,7 @@ fn hint(path: &Path) -> &'static str {
 /// 3E:25:A2:B9.
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../baseline/authenticated_origin_pull_ca.pem");
 /// The group that the package makes for the gate alone.
-const GATE_GROUP: &str = "pullgate-gate";
+pub(super) const GATE_GROUP: &str = "pullgate-gate";
 /// Bytes that are read of a PEM file; a list of revoked certificates may be long.
 const FILE_MAX: usize = 4 << 20;
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use rustls::pki_types::UnixTime;
 
-use super::credentials::seconds;
+use super::credentials::{GATE_GROUP, is_out_of_service, seconds};
 use super::policy::Policy;
 use crate::config::{ClientAuth, Gate, Host, Name, Place, Target, Trust};
 
@@ -79,6 +79,25 @@ pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Lint> {
     hosts
         .filter_map(|host| Lint::of_exposure(host, listening))
         .collect()
+}
+
+/// Keys that whoever runs as root can read, and the gate as the package runs it can not.
+#[must_use]
+pub fn unreadable_keys(config: &Gate) -> Vec<Lint> {
+    let pairs = config.hosts.iter().flat_map(|host| {
+        let keys = host.certificates.iter().map(|pair| &pair.key);
+        keys.map(move |key| (host, key))
+    });
+    let unreadable = pairs.filter(|(_, key)| is_out_of_service(&key.value));
+    let lints = unreadable.map(|(host, key)| {
+        let path = key.value.display();
+        let text = format_args!(
+            "{path} is root's alone, and the package's gate does not run as root: `chgrp \
+             {GATE_GROUP} {path}` and `chmod 640 {path}`"
+        );
+        Lint::new(host, &key.place, text)
+    });
+    lints.collect()
 }
 
 /// The weaknesses of policies, which are in the configuration's order.

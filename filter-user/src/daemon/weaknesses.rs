@@ -1,0 +1,77 @@
+//! What is in order and could be better, of a configuration on this host; for one role or another.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
+
+use crate::cli::Role;
+use crate::config::{Config, Filter};
+use crate::ranges::guard::Documentation;
+
+/// What any of the roles has to say, each thing once.
+pub(super) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
+    let mut all = Vec::new();
+    for weakness in roles.iter().flat_map(|role| weaknesses(config, *role)) {
+        if !all.contains(&weakness) {
+            all.push(weakness);
+        }
+    }
+    all
+}
+
+/// What a role has to say.
+pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
+    let mut weaknesses = Vec::new();
+    if config.ranges.limits.documentation == Documentation::Accept {
+        weaknesses.push("documentation ranges are accepted (a test bed)".to_owned());
+    }
+    match (role, &config.filter) {
+        (Role::Filter, Some(filter)) => {
+            weaknesses.extend(unprotected_ports(config, filter));
+            weaknesses.extend(strange_destinations(filter));
+        }
+        (Role::Gate, Some(filter)) => weaknesses.extend(unprotected_ports(config, filter)),
+        (_, _) => {}
+    }
+    weaknesses
+}
+
+/// Ports of the gate that the filter lets everybody reach.
+fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
+    let listen = config.gate.iter().flat_map(|gate| &gate.listen);
+    let mut ports: Vec<_> = listen.map(SocketAddr::port).collect();
+    ports.dedup();
+    ports.retain(|port| !filter.ports.contains(port));
+    let tell = |port| {
+        format!(
+            "the gate listens on port {port}, which is not in `filter.ports`: whoever finds it \
+             reaches the gate; add it"
+        )
+    };
+    ports.into_iter().map(tell).collect()
+}
+
+/// Destinations that packets to this host do not have: nothing is dropped by them.
+fn strange_destinations(filter: &Filter) -> Vec<String> {
+    // A kernel that does not tell is no reason to warn.
+    let Ok(addresses) = getifaddrs() else {
+        return Vec::new();
+    };
+    let addresses = addresses.filter_map(|found| address(&found.address?));
+    let addresses: Vec<IpAddr> = addresses.collect();
+    let destinations = filter.destinations.iter();
+    let strange = destinations.filter(|destination| !addresses.contains(destination));
+    let tell = |destination| {
+        format!(
+            "{destination} in `filter.destinations` is no address of this host's interfaces: does \
+             traffic come for it?"
+        )
+    };
+    strange.map(tell).collect()
+}
+
+fn address(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
