@@ -70,11 +70,15 @@ fn every_command_runs() {
             String::from_utf8_lossy(&output.stdout).into_owned(),
             String::from_utf8_lossy(&output.stderr).to_lowercase(),
         );
-        let code = output.status.code();
-        assert!(
-            !matches!(code, None | Some(2 | 64 | 77 | 78 | 126 | 127)),
-            "{command}: {code:?} {error}"
-        );
+        // What the gate refuses says so, and who is in no range is not there; nothing else fails.
+        let expected: &[i32] = match command.as_str() {
+            "pullgate ranges show 198.51.100.7" | "pullgate ranges show 203.0.113.10" => &[1],
+            it if it.starts_with("openssl s_client") => &[1],
+            it if it.starts_with("curl") && it.contains("http://203.0.113.10:443") => &[52, 56],
+            _ => &[0],
+        };
+        let code = output.status.code().unwrap();
+        assert!(expected.contains(&code), "{command}: {code} {error}");
         for word in ["usage", "unknown option", "unrecognized", "no such file"] {
             assert!(!error.contains(word), "{command}: {error}");
         }

@@ -76,6 +76,12 @@ impl Paths {
         raw::paths(&Source::new(file, text))
     }
 
+    /// The status socket of a role.
+    #[must_use]
+    pub fn socket(&self, role: Role) -> PathBuf {
+        self.run.join(format!("{}.sock", role.label()))
+    }
+
     /// The snapshot of the last known good ranges.
     #[must_use]
     pub fn snapshot(&self) -> PathBuf {

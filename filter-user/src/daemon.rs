@@ -47,6 +47,7 @@ use crate::config::{Config, Paths};
 use crate::confine::{self, Confined, Reach};
 use crate::file::{self, Keeper, ReadError, Stamp};
 use crate::gate::{Lint, Loaded, unreadable_keys};
+use crate::refresh::Progress;
 use crate::report::chain;
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
@@ -263,6 +264,8 @@ struct Running {
     approvals: mpsc::Sender<Vec<String>>,
     filter: Option<FilterRole>,
     gate: Option<GateRole>,
+    /// What becomes of each source of ranges.
+    refresh: Option<watch::Receiver<Vec<Progress>>>,
     /// The configuration in force.
     config: watch::Sender<Arc<Config>>,
     roles: Vec<Role>,
@@ -273,7 +276,8 @@ struct Running {
 
 impl Running {
     fn pulse(&self) -> Pulse {
-        Pulse::new(self.filter.as_ref(), self.gate.as_ref())
+        let (filter, gate) = (self.filter.as_ref(), self.gate.as_ref());
+        Pulse::new(filter, gate, self.refresh.as_ref())
     }
 
     /// Returns when the time to confirm is over and nobody did.
@@ -408,10 +412,6 @@ impl Drop for Sockets {
             }
         }
     }
-}
-
-fn socket(paths: &Paths, role: Role) -> PathBuf {
-    paths.run.join(format!("{}.sock", role.label()))
 }
 
 /// Bytes of a configuration: thousands of hosts.

@@ -108,7 +108,10 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 false => Pairing::BehindGate,
             };
             // Without one, it is told in placeholders.
-            let config = cli.config.exists().then(|| load(&cli.config)).transpose()?;
+            let config = match cli.config.try_exists() {
+                Ok(false) => None,
+                Ok(true) | Err(_) => Some(load(&cli.config)?),
+            };
             print(&snippet(*server, pairing, config.as_ref()))?;
         }
         Command::Unload => unload(&paths(&cli.config))?,

@@ -233,12 +233,18 @@ pub struct Reencryption {
     pub ca_file: Located<PathBuf>,
 }
 
+impl Display for Target {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => Display::fmt(address, f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 impl Display for Upstream {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match &self.target {
-            Target::Tcp(address) => Display::fmt(address, f)?,
-            Target::Unix(path) => write!(f, "unix:{}", path.display())?,
-        }
+        Display::fmt(&self.target, f)?;
         match &self.tls {
             Some(tls) => write!(f, " (TLS, {})", tls.name),
             None => Ok(()),

@@ -93,6 +93,7 @@ impl Raw {
             gate: gate.map(|gate| gate.convert(source)).transpose()?,
             metrics: metrics.convert(source)?,
         };
+        refuse_taken(&config)?;
         if config.filter.is_none() && config.gate.is_none() && !has_ranges {
             return Err(source.place(0, "").error(
                 "there is neither a [filter] nor a [gate] section, so nothing would be protected \
@@ -101,6 +102,40 @@ impl Raw {
         }
         Ok(config)
     }
+}
+
+/// Refuses metrics where something else of ours is told or served.
+fn refuse_taken(config: &Config) -> Result<(), ConfigError> {
+    for (index, (role, Located { value, place })) in config.metrics.iter().enumerate() {
+        let mut others = config.metrics.iter().take(index);
+        if let Some((other, _)) = others.find(|(_, target)| target.value == *value) {
+            return Err(place.error(format_args!(
+                "`{value}` is where the role {} tells its metrics; each role needs a place of its \
+                 own",
+                other.label()
+            )));
+        }
+        let is_taken = match value {
+            Target::Tcp(address) => {
+                let listen = config.gate.iter().flat_map(|gate| &gate.listen);
+                listen.into_iter().any(|served| {
+                    let is_any = served.ip().is_unspecified();
+                    served.port() == address.port() && (is_any || served.ip() == address.ip())
+                })
+            }
+            Target::Unix(path) => {
+                let mut sockets = Role::ALL.iter().map(|role| config.paths.socket(*role));
+                sockets.any(|socket| socket == *path)
+            }
+        };
+        if is_taken {
+            return Err(place.error(format_args!(
+                "`{value}` is taken by pullgate itself; let the role {} tell its metrics elsewhere",
+                role.label()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Where things live, by a file the rest of which may be wrong.

@@ -111,6 +111,29 @@ fn a_value_of_a_wrong_kind_is_called_as_toml_calls_it() {
 }
 
 #[test]
+fn metrics_are_told_where_nothing_else_of_ours_is() {
+    let gate = "[gate]\nlisten = [\"0.0.0.0:8443\"]\n[[gate.host]]\nnames = [\"a.example\"]\n\
+                certificate = \"c\"\nkey = \"k\"\ntrust = [\"cloudflare\"]\n\
+                upstream = \"127.0.0.1:80\"\n[metrics]\n";
+    for (metrics, words) in [
+        (
+            "filter = \"127.0.0.1:9143\"\ngate = \"127.0.0.1:9143\"",
+            "is where the role filter tells its metrics",
+        ),
+        ("gate = \"127.0.0.1:8443\"", "is taken by pullgate itself"),
+        (
+            "ranges = \"unix:/run/pullgate/gate.sock\"",
+            "is taken by pullgate itself",
+        ),
+    ] {
+        let error = error(&format!("{gate}{metrics}\n"));
+        assert!(error.contains(words), "{error}");
+    }
+    let apart = "filter = \"127.0.0.1:9143\"\ngate = \"[::1]:9143\"\n";
+    assert!(parse_text(&format!("{gate}{apart}")).is_ok());
+}
+
+#[test]
 fn a_misspelt_source_is_refused() {
     for (bad, words) in [
         (

@@ -15,8 +15,8 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, geteuid, kill_process};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::described;
 use super::error::{LoadError, StartError};
-use super::{described, socket};
 use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::file;
@@ -56,7 +56,7 @@ pub fn status_without(paths: &Paths, error: &LoadError) -> Report {
 
 fn ask_all(report: &mut Report, paths: &Paths, roles: impl IntoIterator<Item = Role>) {
     for role in roles {
-        match ask(&socket(paths, role)) {
+        match ask(&paths.socket(role)) {
             Ok(status) => report.add(status),
             Err(error) => {
                 report.protected = false;
@@ -72,7 +72,14 @@ fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
     if error.kind() == ErrorKind::PermissionDenied {
         return format!("{label}: its socket may not be opened by this user; try as root");
     }
-    let mut text = format!("{label}: not running ({error})");
+    let is_gone = matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+    );
+    let mut text = match is_gone {
+        true => format!("{label}: not running"),
+        false => format!("{label}: does not answer: {error}"),
+    };
     if role == Role::Filter && xdp::is_loaded(&paths.bpf) {
         text.push_str(
             "; its pinned program goes on, by the settings and ranges of its last moment",
@@ -87,7 +94,7 @@ fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
 ///
 /// Returns why there is none, or why it is not confirmed.
 pub fn confirm(paths: &Paths) -> Result<(), StartError> {
-    let path = socket(paths, Role::Filter);
+    let path = paths.socket(Role::Filter);
     if !is_on_trial(&path)? {
         return Err(StartError::NothingOnTrial);
     }
@@ -112,7 +119,7 @@ pub fn confirm(paths: &Paths) -> Result<(), StartError> {
 ///
 /// Returns why the role cannot be told, or that it does not end.
 pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
-    let path = socket(paths, Role::Filter);
+    let path = paths.socket(Role::Filter);
     if !is_on_trial(&path)? {
         return Ok(false);
     }
@@ -124,7 +131,7 @@ pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
 /// Asks the gate, if the host has one, from which vanished ranges no authenticated connection comes.
 pub(super) fn idle_ranges(config: &Config, grace: Duration) -> Option<io::Result<Vec<IpNet>>> {
     config.gate.as_ref()?;
-    let status = ask(&socket(&config.paths, Role::Gate));
+    let status = ask(&config.paths.socket(Role::Gate));
     Some(status.map(|status| {
         let idle = status.sightings.into_iter();
         let idle = idle.filter(|sighting| is_idle(sighting, grace));
@@ -151,7 +158,7 @@ pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
         // What is under way may have begun before whatever made somebody ask.
         refresh.attempts += u64::from(refresh.under_way);
     }
-    signal(&socket(paths, Role::Ranges), Signal::ALARM)?;
+    signal(&paths.socket(Role::Ranges), Signal::ALARM)?;
     attempted_since(paths, &before)
 }
 
@@ -200,7 +207,7 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> 
         source,
     };
     std::fs::write(&path, ids.join("\n")).map_err(blame)?;
-    let told = signal(&socket(paths, Role::Ranges), Signal::USR2);
+    let told = signal(&paths.socket(Role::Ranges), Signal::USR2);
     let after = told.and_then(|()| attempted_since(paths, held));
     std::fs::remove_file(&path).map_err(blame)?;
     // If it is another list by now, nobody has approved that.
@@ -227,7 +234,7 @@ fn approved(paths: &Paths) -> PathBuf {
 
 /// What became of each source, as the ranges role says.
 fn ranges_role(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
-    let status = ask_if_permitted(&socket(paths, Role::Ranges))?;
+    let status = ask_if_permitted(&paths.socket(Role::Ranges))?;
     let status = status.map_err(|source| StartError::NoRangesRole { source })?;
     Ok(status.refresh)
 }
@@ -266,7 +273,7 @@ fn look<T>(
 /// Whether what is in force is on trial, as far as this user may know.
 #[must_use]
 pub fn stay(paths: &Paths) -> Stay {
-    match is_on_trial(&socket(paths, Role::Filter)) {
+    match is_on_trial(&paths.socket(Role::Filter)) {
         Ok(true) => Stay::OnTrial,
         Ok(false) | Err(_) => Stay::Pinned,
     }

@@ -61,7 +61,11 @@ pub enum StartError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// A directory cannot be made, or written to.
-    #[error("{}", path.display())]
+    #[error(
+        "{} cannot be made or written; make its directory for this user, or name another in \
+         [paths]",
+        path.display()
+    )]
     Directory {
         /// The directory, or a file in it.
         path: PathBuf,
@@ -69,7 +73,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// A status socket cannot be bound.
-    #[error("status socket {}", path.display())]
+    #[error("the status socket {} cannot be used", path.display())]
     Socket {
         /// The socket.
         path: PathBuf,

@@ -17,7 +17,7 @@ use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
 use super::weaknesses::all_weaknesses;
-use super::{Options, Running, Sockets, ask, notify, socket};
+use super::{Options, Running, Sockets, ask, notify};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges, Target};
 use crate::confine::{self, Confined, Reach};
@@ -115,6 +115,7 @@ impl Plan {
             approvals,
             filter: None,
             gate: None,
+            refresh: None,
             config: self.config,
             roles: self.roles.clone(),
             confined: self.confined,
@@ -123,7 +124,7 @@ impl Plan {
         // The sockets first: a second instance must not get any further.
         let mut listeners = Vec::new();
         for role in &self.roles {
-            let path = socket(&config.paths, *role);
+            let path = config.paths.socket(*role);
             let listener =
                 admin::bind(&path).map_err(|source| StartError::socket(&path, source))?;
             listeners.push((*role, listener));
@@ -141,7 +142,10 @@ impl Plan {
                 Target::Unix(path) => http::Listener::unix(path),
             };
             let listener = listener.map_err(|error| {
-                place.error(format_args!("metrics cannot be told there: {error}"))
+                place.error(format_args!(
+                    "metrics cannot be told there: {error}; is the port free, or the socket's \
+                     directory there and this role's to write?"
+                ))
             })?;
             asked.insert(*role, listener);
             if let Target::Unix(path) = value {
@@ -180,6 +184,7 @@ impl Plan {
                         continue;
                     };
                     let (progress, told) = watch::channel(Vec::new());
+                    running.refresh = Some(told.clone());
                     view.progress = Some(told);
                     let refresher = Refresher {
                         config: running.config.subscribe(),

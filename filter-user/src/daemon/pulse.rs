@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
@@ -10,18 +11,25 @@ use tracing::error;
 use super::filter::FilterRole;
 use super::gate::GateRole;
 use super::notify;
+use crate::refresh::Progress;
 
 /// The parts that can get stuck without an end.
 pub(super) struct Pulse {
     filter: Option<FilterRole>,
     gate: Option<GateRole>,
+    refresh: Option<watch::Receiver<Vec<Progress>>>,
 }
 
 impl Pulse {
-    pub(super) fn new(filter: Option<&FilterRole>, gate: Option<&GateRole>) -> Self {
+    pub(super) fn new(
+        filter: Option<&FilterRole>,
+        gate: Option<&GateRole>,
+        refresh: Option<&watch::Receiver<Vec<Progress>>>,
+    ) -> Self {
         Self {
             filter: filter.cloned(),
             gate: gate.cloned(),
+            refresh: refresh.cloned(),
         }
     }
 
@@ -43,6 +51,12 @@ impl Pulse {
             if !matches!(timeout_at(deadline, answer).await, Ok(Ok(()))) {
                 ailments.push(format!("the gate's thread {number} does nothing"));
             }
+        }
+        if let Some(refresh) = &self.refresh {
+            let now = Instant::now();
+            let progress = refresh.borrow();
+            let overdue = progress.iter().filter(|source| source.is_overdue(now));
+            ailments.extend(overdue.map(|it| format!("nobody refreshes `{}`", it.source)));
         }
         ailments
     }

@@ -269,7 +269,6 @@ impl View {
             ));
         }
         if interfaces.is_empty() && missing.is_empty() {
-            warnings.push("no interface has a default route, so none is filtered".to_owned());
             self.metrics.attached("none", "none", false);
         }
         let all_filtered = !interfaces.is_empty()
@@ -407,7 +406,8 @@ impl Told for View {
     }
 
     async fn ailments(&self) -> Vec<String> {
-        Pulse::new(self.filter.as_ref(), self.gate.as_ref())
+        let (filter, gate) = (self.filter.as_ref(), self.gate.as_ref());
+        Pulse::new(filter, gate, self.progress.as_ref())
             .ailments()
             .await
     }

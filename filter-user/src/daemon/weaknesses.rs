@@ -6,7 +6,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
 use crate::cli::Role;
-use crate::config::{Config, Filter};
+use crate::config::{Config, Filter, Interfaces};
+use crate::netlink;
 use crate::ranges::guard::Documentation;
 
 /// What any of the roles has to say, each thing once.
@@ -30,6 +31,7 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
         (Role::Filter, Some(filter)) => {
             weaknesses.extend(unprotected_ports(config, filter));
             weaknesses.extend(strange_destinations(filter));
+            weaknesses.extend(no_interface(filter));
         }
         (Role::Gate, Some(filter)) => weaknesses.extend(unprotected_ports(config, filter)),
         (_, _) => {}
@@ -50,6 +52,17 @@ fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
         )
     };
     ports.into_iter().map(tell).collect()
+}
+
+/// An automatic choice that has nothing to choose from.
+fn no_interface(filter: &Filter) -> Option<String> {
+    let is_auto = matches!(filter.interfaces, Interfaces::Auto);
+    let has_none = netlink::default_routes().is_ok_and(|routes| routes.is_empty());
+    (is_auto && has_none).then(|| {
+        "no interface has a default route, so none is filtered; name them in `filter.interfaces`, \
+         or give one a default route"
+            .to_owned()
+    })
 }
 
 /// Destinations that packets to this host do not have: nothing is dropped by them.

@@ -32,6 +32,14 @@ pub struct Progress {
     pub unanswered: Option<String>,
 }
 
+impl Progress {
+    /// Whether an attempt should have been over long ago, however slow the source is.
+    #[must_use]
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.next) > OVERDUE
+    }
+}
+
 /// What an attempt to refresh came to.
 #[derive(Clone, Debug)]
 pub struct Attempt {
@@ -297,6 +305,9 @@ const ID_LENGTH: usize = 24;
 fn whole(pause: Duration) -> Duration {
     Duration::from_secs(pause.as_secs())
 }
+
+/// After which nobody waits for an attempt any more: each way of a source may take its 20 seconds.
+const OVERDUE: Duration = Duration::from_secs(900);
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 //! Whoever asks is local, but no friend: what he sends is bounded in size and time, and how many ask
 //! at once in number.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -21,7 +22,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error};
 
 /// What is told.
@@ -67,30 +69,26 @@ impl Listener {
         Ok(Self::Unix(listener))
     }
 
-    /// Answers whoever asks.
+    /// Answers whoever asks; if too many do, who has asked first is let go, for he has had his time.
     pub async fn serve(self, told: Arc<impl Told>) {
-        let askers = Arc::new(Semaphore::new(ASKERS_MAX));
+        let mut askers = VecDeque::new();
         loop {
-            let Ok(permit) = Arc::clone(&askers).acquire_owned().await else {
-                return;
-            };
             let accepted: io::Result<Box<dyn Stream>> = match &self {
                 Self::Tcp(listener) => listener.accept().await.map(|(it, _)| Box::new(it) as _),
                 Self::Unix(listener) => listener.accept().await.map(|(it, _)| Box::new(it) as _),
             };
             match accepted {
                 Ok(stream) => {
-                    let told = Arc::clone(&told);
-                    tokio::spawn(async move {
-                        let answering = answer(stream, told);
-                        if tokio::time::timeout(ANSWER_TIMEOUT, answering)
-                            .await
-                            .is_err()
-                        {
+                    askers.retain(|asker: &AbortOnDropHandle<()>| !asker.is_finished());
+                    if askers.len() == ASKERS_MAX {
+                        askers.pop_front();
+                    }
+                    let answering = timeout(ANSWER_TIMEOUT, answer(stream, Arc::clone(&told)));
+                    askers.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
+                        if answering.await.is_err() {
                             debug!("a question about metrics took too long");
                         }
-                        drop(permit);
-                    });
+                    })));
                 }
                 Err(error) => {
                     error!(%error, "metrics socket");

@@ -195,8 +195,15 @@ impl RawHost {
         }
         let alpn_at = at(self.alpn.span().start, "alpn");
         let alpn = self.alpn.into_inner();
-        if alpn.iter().any(|name| name.is_empty() || name.len() > 255) {
-            return Err(alpn_at.error("names no protocol; write \"http/1.1\" or \"h2\""));
+        if let Some(name) = alpn
+            .iter()
+            .find(|name| !["h2", "http/1.1"].contains(&name.as_str()))
+        {
+            return Err(alpn_at.error(format_args!(
+                "`{}` is no protocol that Cloudflare speaks to origins over TLS; write \
+                 \"http/1.1\" or \"h2\"",
+                name.escape_debug()
+            )));
         }
 
         let upstream = convert_upstream(source, &self.upstream, self.upstream_tls, &names)?;
