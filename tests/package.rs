@@ -98,6 +98,15 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     });
     assert_eq!(seen_by_gate(&debian), strangers, "the gate saw a stranger");
 
+    // Who is killed comes back; meanwhile the pins go on, and connections wait in the socket.
+    debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
+    assert!(!enters());
+    assert_eq!(ask(), "200");
+    eventually("the filter is back", || {
+        let killed = debian.property(FILTER, "NRestarts") == "1";
+        (killed && debian.property(FILTER, "ActiveState") == "active").then_some(())
+    });
+
     // A host that boots is protected without anybody's help, and before it has a network.
     debian.reboot();
     assert!(
