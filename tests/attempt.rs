@@ -1,5 +1,5 @@
 //! Confines itself as a role does, and tells what it can still do: `attempt <role> <configuration>
-//! <port>`. For the test of the same that is in `confined.rs`.
+//! <port>`; as `nobody`, not at all. For the test of the same that is in `confined.rs`.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -10,6 +10,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,7 +18,9 @@ use aya::maps::{MapData, MapError};
 use clap::ValueEnum as _;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 use nix::unistd::Pid;
 use pullgate::cli::Role;
 use pullgate::config::Config;
@@ -26,13 +29,16 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 fn main() {
     let mut words = std::env::args().skip(1);
-    let role = Role::from_str(&words.next().unwrap(), false).unwrap();
+    let role = words.next().unwrap();
     let file = words.next().unwrap();
     let port: u16 = words.next().unwrap().parse().unwrap();
     let file = Path::new(&file);
     let config = Config::parse(file, &fs::read_to_string(file).unwrap()).unwrap();
     // What was open before stays open, so nothing may be.
-    confine::enter(Reach::of(file, &config, &[role])).unwrap();
+    if role != "nobody" {
+        let role = Role::from_str(&role, false).unwrap();
+        confine::enter(Reach::of(file, &config, &[role])).unwrap();
+    }
 
     // Another thread: whoever is started later must not be any freer.
     std::thread::scope(|scope| {
@@ -58,12 +64,12 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     );
     tell(
         "read other processes",
-        fs::read("/proc/1/environ").map(drop),
+        fs::read(format!("/proc/{}/environ", Pid::parent())).map(drop),
     );
-    tell(
-        "write another file",
-        fs::write(std::env::temp_dir().join("pullgate-attempt"), ""),
-    );
+    tell("write another file", {
+        let path = std::env::temp_dir().join("pullgate-attempt");
+        fs::write(&path, "").and_then(|()| fs::remove_file(&path))
+    });
     tell(
         "start a program",
         Command::new("/bin/true").status().map(drop),
@@ -83,12 +89,10 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     tell("send datagrams", UdpSocket::bind(free).map(drop));
     tell("open a raw socket", {
         let kind = (AddressFamily::Inet, SockType::Raw, SockFlag::empty());
-        errno(socket(kind.0, kind.1, kind.2, None).map(drop))
+        errno(socket(kind.0, kind.1, kind.2, SockProtocol::Icmp).map(drop))
     });
-    tell(
-        "make a namespace",
-        errno(unshare(CloneFlags::CLONE_NEWUSER)),
-    );
+    tell("make a namespace", errno(unshare(CloneFlags::CLONE_NEWUTS)));
+    tell("touch a link", touch_a_link());
     tell("signal another process", errno(kill(Pid::parent(), None)));
     tell(
         "become another user",
@@ -116,6 +120,30 @@ fn use_bpf() -> io::Result<()> {
     }
 }
 
+/// Asks for no change of the loopback interface, which is answered by who may ask for one:
+/// rtnetlink(7).
+fn touch_a_link() -> io::Result<()> {
+    let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::empty());
+    let route = socket(kind.0, kind.1, kind.2, SockProtocol::NetlinkRoute)?;
+    let mut message = Vec::new();
+    message.extend(32_u32.to_ne_bytes());
+    message.extend(RTM_NEWLINK.to_ne_bytes());
+    message.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    message.extend([0; 8]);
+    // struct ifinfomsg: of no family, no type, index 1, no flags.
+    message.extend([0; 4]);
+    message.extend(1_i32.to_ne_bytes());
+    message.extend([0; 8]);
+    send(route.as_raw_fd(), &message, MsgFlags::empty())?;
+    let mut answer = [0; 128];
+    recv(route.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // struct nlmsgerr: after the header, a negative errno or zero.
+    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
+}
+
 fn tell(what: &str, outcome: io::Result<()>) {
     match outcome {
         Ok(()) => println!("{what}: yes"),
@@ -123,6 +151,11 @@ fn tell(what: &str, outcome: io::Result<()>) {
     }
 }
 
+/// include/uapi/linux/netlink.h.
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+/// include/uapi/linux/rtnetlink.h.
+const RTM_NEWLINK: u16 = 16;
 /// include/linux/socket.h.
 const MSG_FASTOPEN: i32 = 0x2000_0000;
 /// RFC 8684: streams that are not TCP's.

@@ -85,12 +85,10 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
             });
         };
         more("the load has begun", &served);
-        let before = ROLES.map(|role| debian.property(&unit(role), "MainPID"));
-        let package = "pullgate_upgraded.deb";
-        debian.receive(2, package);
-        debian.follow(&[&format!("dpkg --install {package}")]);
-        let after = ROLES.map(|role| debian.property(&unit(role), "MainPID"));
-        for (before, after) in before.iter().zip(&after) {
+        let before = pids(&debian);
+        debian.receive(2, UPGRADE);
+        debian.follow(&[&format!("dpkg --install {UPGRADE}")]);
+        for (before, after) in before.iter().zip(&pids(&debian)) {
             assert_ne!(before, after, "the new version runs");
         }
         more("the load goes on", &served);
@@ -98,14 +96,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     });
     assert_eq!(seen_by_gate(&debian), strangers, "the gate saw a stranger");
 
-    // Who is killed comes back; meanwhile the pins go on, and connections wait in the socket.
-    debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
-    assert!(!enters());
-    assert_eq!(ask(), "200");
-    eventually("the filter is back", || {
-        let killed = debian.property(FILTER, "NRestarts") == "1";
-        (killed && debian.property(FILTER, "ActiveState") == "active").then_some(())
-    });
+    mishaps(&debian, &ask, &enters);
 
     // A host that boots is protected without anybody's help, and before it has a network.
     debian.reboot();
@@ -139,6 +130,54 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
         connect(&network, Host::Stranger, origin()),
         Err(reply) if reply.to_string() == "connection refused"
     ));
+}
+
+/// What goes wrong on hosts, and must not let anybody in or keep anybody out.
+fn mishaps(debian: &Debian<'_>, ask: &impl Fn() -> String, enters: &impl Fn() -> bool) {
+    // What cannot be used is refused, and takes nobody down.
+    let good = debian.read(CONFIGURATION);
+    let before = pids(debian);
+    debian.write(CONFIGURATION, &format!("bad = 1\n{good}"));
+    for role in ROLES {
+        let reload = debian.run(&["systemctl", "reload", &unit(role)]);
+        assert!(!reload.status.success(), "{role}");
+    }
+    debian.follow(&[&format!("dpkg --install {UPGRADE}")]);
+    assert_eq!(pids(debian), before);
+    assert!(
+        debian
+            .says(&["pullgate", "status"])
+            .starts_with("PROTECTED")
+    );
+
+    // A gate that is to listen elsewhere leaves its socket unit alone; lost directories come back.
+    debian.write(CONFIGURATION, &good.replace(", \"[::]:443\"", ""));
+    debian.follow(&["rm -r /run/pullgate"]);
+    for _ in 0..2 {
+        debian.systemctl(&["restart", FILTER, RANGES, GATE]);
+        assert_eq!(ask(), "200");
+    }
+    debian.write(CONFIGURATION, &good);
+    debian.systemctl(&["restart", GATE]);
+    assert_eq!(debian.property("pullgate-gate.socket", "Result"), "success");
+    assert_eq!(ask(), "200");
+
+    // Who is killed comes back; meanwhile the pins go on, and connections wait in the socket.
+    debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
+    assert!(!enters());
+    assert_eq!(ask(), "200");
+    for role in ["filter", "gate"] {
+        eventually("it is back", || {
+            let was_killed = debian.property(&unit(role), "NRestarts") != "0";
+            let is_back = debian.property(&unit(role), "ActiveState") == "active";
+            (was_killed && is_back).then_some(())
+        });
+    }
+}
+
+/// The number of each role's process.
+fn pids(debian: &Debian<'_>) -> [String; 3] {
+    ROLES.map(|role| debian.property(&unit(role), "MainPID"))
 }
 
 /// How many lines of the gate's, of all its processes, name the stranger.
@@ -192,6 +231,9 @@ fn unit(role: &str) -> String {
     format!("pullgate-{role}.service")
 }
 
+const CONFIGURATION: &str = "etc/pullgate/pullgate.toml";
+/// The package of a higher version.
+const UPGRADE: &str = "pullgate_upgraded.deb";
 const ROLES: [&str; 3] = ["filter", "ranges", "gate"];
 const FILTER: &str = "pullgate-filter.service";
 const RANGES: &str = "pullgate-ranges";

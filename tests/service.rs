@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -152,9 +152,17 @@ fn who_asks_for_metrics_is_bounded() {
     assert!(!answer.contains("200 OK"), "{answer}");
 
     // Who says nothing keeps nobody waiting for long.
-    let silent: Vec<_> = (0..40).map(|_| connect()).collect();
+    let mut silent: Vec<_> = (0..40).map(|_| connect()).collect();
     assert!(ask(connect(), "/healthz").starts_with("HTTP/1.1 200"));
-    drop(silent);
+    // The first have made room for those who came later, and nobody's time had to be over.
+    let mut is_open = |number: usize| {
+        let socket: &mut TcpStream = &mut silent[number];
+        socket.set_nonblocking(true).unwrap();
+        let read = socket.read(&mut [0]);
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    };
+    assert!(!is_open(0));
+    assert!(is_open(30));
 }
 
 /// A gate that is to be started, and asked for its metrics.

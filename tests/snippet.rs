@@ -9,7 +9,7 @@ use tests::Rig;
 use tests::client::{Client, Reply};
 use tests::gate::{blog, origin, shop};
 use tests::net::Host;
-use tests::pki::SHOP;
+use tests::pki::{BLOG, SHOP};
 use tests::web::Server;
 
 #[test]
@@ -23,7 +23,8 @@ fn a_server_behind_the_gate_is_told_who_asks() {
         ("caddy", "none"),
     ] {
         let mut rig = Rig::new();
-        rig.start("", &[&shop(&format!("proxy_protocol = \"{proxy}\""))]);
+        let how = format!("proxy_protocol = \"{proxy}\"");
+        rig.start("", &[&shop(&how), &blog(&how)]);
         let _server = start(&rig, server, "--behind-gate");
 
         let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
@@ -46,7 +47,12 @@ fn a_server_behind_the_gate_is_told_who_asks() {
 fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
     for server in ["nginx", "apache", "haproxy", "caddy"] {
         let rig = Rig::new();
-        rig.configure("", &[&shop("")]);
+        // HAProxy has one CA file for an address.
+        let (lines, theirs) = match server {
+            "haproxy" => ("trust = [\"@PKI@/ours-ca.pem\"]", &rig.pki.ours),
+            _ => ("", &rig.pki.other),
+        };
+        rig.configure("", &[&shop(""), &blog(lines)]);
         let _server = start(&rig, server, "--own-mtls");
         let ask = |client: &Client, name: &str| {
             let (reply, _) = client.get(&rig.network, Host::Edge, origin(), name);
@@ -56,6 +62,7 @@ fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
             |authority: &tests::pki::Authority| Client::new(&rig.pki, Some(&authority.client()));
 
         assert_eq!(ask(&rig.edge(), SHOP), "200", "{server}");
+        assert_eq!(ask(&of(theirs), BLOG), "200", "{server}");
         for (who, client) in [
             ("nobody", Client::new(&rig.pki, None)),
             ("another CA's", of(&rig.pki.other)),
@@ -91,6 +98,27 @@ fn without_a_configuration_there_are_placeholders() {
         "ours-ca.pem",
     ] {
         assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn what_would_let_more_in_is_not_printed() {
+    let rig = Rig::new();
+    let pin = format!("trust = [\"sha256:{}\"]", "0".repeat(64));
+    let two = "trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/other-ca.pem\"]";
+    for (server, host, words) in [
+        ("nginx", shop(&pin), "knows no pins"),
+        ("apache", shop(two), "takes one file of CAs"),
+        ("haproxy", shop(""), "for all hosts of an address"),
+    ] {
+        rig.configure("", &[&host, &blog("")]);
+        let output = rig.pullgate(&["snippet", server, "--own-mtls"]);
+
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{error}");
+        assert!(error.contains("`gate.host.trust`: "), "{error}");
+        assert!(error.contains(words), "{error}");
+        assert!(output.stdout.is_empty());
     }
 }
 
@@ -130,11 +158,10 @@ fn print(rig: &Rig, server: &str, pairing: &str) -> String {
 fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
     let text = print(rig, server, pairing);
     // Where HAProxy looks for a key that is not in the certificate's file.
-    fs::copy(
-        rig.pki.path("shop.example.key"),
-        rig.pki.path("shop.example.pem.key"),
-    )
-    .unwrap();
+    for name in [SHOP, BLOG] {
+        let path = |ending: &str| rig.pki.path(&format!("{name}.{ending}"));
+        fs::copy(path("key"), path("pem.key")).unwrap();
+    }
     let htdocs = rig.network.path("htdocs");
     fs::create_dir(&htdocs).unwrap();
     fs::write(htdocs.join("index.html"), APACHE_PAGE).unwrap();

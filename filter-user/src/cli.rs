@@ -52,7 +52,11 @@ pub enum Command {
     /// Let a filter stay that `run --confirm` has put on trial.
     Confirm,
     /// Check the configuration and every file that it names; change nothing.
-    Check,
+    Check {
+        /// For one role only.
+        #[arg(long, value_enum)]
+        only: Option<Role>,
+    },
     /// Show what is protected, and by which roles.
     Status {
         /// As JSON.

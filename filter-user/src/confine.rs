@@ -32,6 +32,8 @@ use crate::cli::Role;
 #[derive(Clone, Debug)]
 pub struct Confined {
     reach: Reach,
+    /// What is left of what was given.
+    held: CapabilitySet,
     /// The landlock ABI that is in force; 0 where the kernel has none.
     landlock: u8,
 }
@@ -58,8 +60,7 @@ impl Confined {
 
 impl Display for Confined {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let kept = reach::capabilities(&self.reach.roles);
-        let kept: Vec<_> = kept.iter_names().map(|(name, _)| name).collect();
+        let kept: Vec<_> = self.held.iter_names().map(|(name, _)| name).collect();
         write!(
             f,
             "capabilities {}, landlock ABI {}, seccomp, no new privileges, no dumps",
@@ -103,10 +104,17 @@ pub fn drop_privileges(roles: &[Role]) -> Result<(), ConfineError> {
 /// [`Confined::weakness`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
     drop_privileges(&reach.roles)?;
+    let held = capabilities(None)
+        .map_err(ConfineError::Privileges)?
+        .permitted;
     let landlock = confine_files(&reach).map_err(ConfineError::Files)?;
     // Last: the others need calls that it refuses.
     calls::confine(&reach).map_err(ConfineError::Calls)?;
-    Ok(Confined { reach, landlock })
+    Ok(Confined {
+        reach,
+        held,
+        landlock,
+    })
 }
 
 fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {

@@ -46,7 +46,7 @@ use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::confine::{self, Confined, Reach};
 use crate::file::{self, Keeper, ReadError, Stamp};
-use crate::gate::{Lint, Loaded, unreadable_keys};
+use crate::gate::{Lint, Loaded, service_group, unreadable_keys};
 use crate::refresh::Progress;
 use crate::report::chain;
 
@@ -58,14 +58,17 @@ use crate::report::chain;
 /// # Errors
 ///
 /// Returns the first thing that would keep a role from starting.
-pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
-    let roles = described(config);
-    join_groups(&config.paths);
+pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartError> {
+    let roles = roles(config, only)?;
+    // Root asks for those who are in the package's groups.
+    join_groups(&config.paths, service_group());
     confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
-    plan::examine_sources(&config.ranges)?;
+    if roles.contains(&Role::Ranges) {
+        plan::examine_sources(&config.ranges)?;
+    }
     let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
-    if let Some(gate) = &config.gate {
+    if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
         lints.extend(view::exposures(gate));
         lints.extend(unreadable_keys(gate));
     }
@@ -147,11 +150,11 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     ]);
     early.thread_block().map_err(no_signals)?;
     let config = load(file)?;
-    let roles = roles(&config, options)?;
+    let roles = roles(&config, options.only)?;
     // Others' processes cannot be looked at any more once we are confined.
     let family = Family::look();
     if options.power == Power::AsNeeded {
-        join_groups(&config.paths);
+        join_groups(&config.paths, None);
         // First of all, so that the start can read no more than a reload will.
         confine::drop_privileges(&roles)?;
     }
@@ -179,7 +182,7 @@ fn no_signals(errno: Errno) -> StartError {
 }
 
 /// Lets root read what the roles of the package share: confined, it reads no more than others may.
-fn join_groups(paths: &Paths) {
+fn join_groups(paths: &Paths, more: Option<u32>) {
     let mut groups: Vec<Gid> = getgroups().unwrap_or_default();
     let shared = [&paths.state, &paths.run].map(std::fs::metadata);
     groups.extend(
@@ -188,6 +191,7 @@ fn join_groups(paths: &Paths) {
             .flatten()
             .map(|found| Gid::from_raw(found.gid())),
     );
+    groups.extend(more.map(Gid::from_raw));
     match setgroups(&groups) {
         // Who is not root is in the groups that he is in.
         Ok(()) | Err(Errno::EPERM) => {}
@@ -235,10 +239,10 @@ async fn serve(
     outcome
 }
 
-/// The roles to run.
-fn roles(config: &Config, options: &Options) -> Result<Vec<Role>, StartError> {
+/// The roles that are meant.
+fn roles(config: &Config, only: Option<Role>) -> Result<Vec<Role>, StartError> {
     let described = described(config);
-    match options.only {
+    match only {
         Some(role) if !described.contains(&role) => Err(StartError::NotDescribed { role }),
         Some(role) => Ok(vec![role]),
         None => Ok(described),
@@ -321,10 +325,7 @@ impl Running {
             }
         };
         let before = Arc::clone(&self.config.borrow());
-        for (what, is_same) in [
-            ("paths", config.paths == before.paths),
-            ("metrics", config.metrics == before.metrics),
-        ] {
+        for (what, is_same) in view::differences(&config, &before) {
             if !is_same {
                 warn!("`{what}` has changed, which takes effect at the next start");
             }

@@ -31,7 +31,10 @@ pub enum Keeper {
 }
 
 /// Reads a file as [`read`] does, with what is known of it, unless others than its keeper may change
-/// it or put another one in its place: in its directory, or in that of the file it leads to.
+/// it or put another one in its place.
+///
+/// They may if they may write the directory of the file, or of a link on the way to it; directories
+/// further up are not looked at.
 ///
 /// # Errors
 ///
@@ -42,27 +45,40 @@ pub fn read_kept(
     keeper: Keeper,
 ) -> Result<(Vec<u8>, Metadata), ReadError> {
     let (content, metadata) = read_with_metadata(path, size_max)?;
-    let expose = |path: &Path, metadata: &Metadata| {
-        let owner = foreign_owner(metadata).filter(|_| keeper == Keeper::Nobody);
-        match owner.or_else(|| other_writers(metadata)) {
-            None => Ok(()),
-            Some(who) => Err(ReadError::Exposed(Exposed {
-                path: path.to_owned(),
-                who,
-            })),
-        }
+    let owner = |metadata: &Metadata| foreign_owner(metadata).filter(|_| keeper == Keeper::Nobody);
+    let expose = |path: &Path, owner: Option<String>, writer: Option<String>| {
+        let (who, remedy) = match (owner, writer) {
+            (Some(who), _) => (who, "chown root"),
+            (None, Some(who)) => (who, "chmod go-w"),
+            (None, None) => return Ok(()),
+        };
+        let path = path.to_owned();
+        Err(ReadError::Exposed(Exposed { path, who, remedy }))
     };
-    expose(path, &metadata)?;
-    let target = std::fs::canonicalize(path)?;
-    for directory in [directory(path), directory(&target)] {
+    expose(path, owner(&metadata), other_writers(&metadata))?;
+    for name in names(path) {
+        let link = std::fs::symlink_metadata(&name)?;
+        if link.is_symlink() {
+            // Its mode says nothing.
+            expose(&name, owner(&link), None)?;
+        }
+        let directory = directory(&name);
         let metadata = std::fs::metadata(directory)?;
         // There, everybody may put files, and replace his own.
         let is_sticky = metadata.mode() & 0o1000 != 0;
-        if !is_sticky {
-            expose(directory, &metadata)?;
-        }
+        let writers = other_writers(&metadata).filter(|_| !is_sticky);
+        expose(directory, owner(&metadata), writers)?;
     }
     Ok((content, metadata))
+}
+
+/// The names by which a file is found: its own, and those that links lead to.
+pub fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let follow = |name: &PathBuf| {
+        let target = name.read_link().ok()?;
+        Some(directory(name).join(target))
+    };
+    std::iter::successors(Some(path.to_owned()), follow).take(LINKS_MAX)
 }
 
 /// Why a file that somebody should keep cannot be read.
@@ -78,10 +94,11 @@ pub enum ReadError {
 
 /// Others may change what is protected, or who gets in.
 #[derive(Debug, thiserror::Error)]
-#[error("{} may be changed by {who}; `chown root` it and `chmod go-w` it", path.display())]
+#[error("{} may be changed by {who}; `{remedy}` it", path.display())]
 pub struct Exposed {
     path: PathBuf,
     who: String,
+    remedy: &'static str,
 }
 
 fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Metadata)> {
@@ -205,6 +222,9 @@ fn is_a_change(kind: EventKind) -> bool {
     )
 }
 
+/// As many as the kernel follows (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -233,12 +253,14 @@ mod tests {
         use std::os::unix::fs::{PermissionsExt as _, symlink};
 
         let tree = tempfile::tempdir().unwrap();
-        let [near, far] = ["near", "far"].map(|name| tree.path().join(name));
+        let [near, mid, far] = ["near", "mid", "far"].map(|name| tree.path().join(name));
+        for directory in [&near, &mid, &far] {
+            fs::create_dir(directory).unwrap();
+        }
         let (target, link) = (far.join("list"), near.join("list"));
-        fs::create_dir(&near).unwrap();
-        fs::create_dir(&far).unwrap();
         fs::write(&target, "12345").unwrap();
-        symlink(&target, &link).unwrap();
+        symlink("../mid/list", &link).unwrap();
+        symlink(&target, mid.join("list")).unwrap();
         let allow = |path: &Path, mode| {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         };
@@ -247,14 +269,23 @@ mod tests {
         for (path, mode, before) in [
             (&target, 0o646, 0o644),
             (&near, 0o757, 0o755),
+            (&mid, 0o757, 0o755),
             (&far, 0o757, 0o755),
         ] {
             allow(path, before);
             assert_eq!(said().unwrap().0, b"12345");
             allow(path, mode);
-            let named = if path == &target { &link } else { path };
-            let expected = format!("{} may be changed by every user", named.display());
-            assert!(said().unwrap_err().starts_with(&expected), "{expected}");
+            let name = match path == &target {
+                true => "near/list".into(),
+                false => path.file_name().unwrap().to_string_lossy(),
+            };
+            let expected =
+                format!("{name} may be changed by every user of this host; `chmod go-w` it");
+            let error = said().unwrap_err();
+            assert!(
+                error.replace("near/../", "").ends_with(&expected),
+                "{error}"
+            );
             allow(path, before);
         }
         allow(&near, 0o1777);

@@ -35,7 +35,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
 
-pub use self::credentials::pin;
+pub use self::credentials::{pin, service_group};
 use self::ending::{Ending, Word};
 pub use self::lint::{Lint, listeners, unreadable_keys};
 pub use self::listener::{bind, serve};

@@ -18,6 +18,7 @@ use pullgate::ranges::export::export;
 use pullgate::report::{EX_CONFIG, EX_SOFTWARE, EX_USAGE, chain};
 use pullgate::snapshot::{self, SnapshotError};
 use pullgate::snippet::snippet;
+use pullgate::telemetry::journal::Journal;
 use pullgate::xdp::{self, XdpError};
 use pullgate::{gate, listing, refresh};
 use serde::Serialize;
@@ -76,18 +77,18 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             let explanation = explain::explain(&config, packet, stay)?;
             show(&explanation, packet.json)?;
         }
-        Command::Check => {
-            for lint in daemon::check(&load(&cli.config)?)? {
+        Command::Check { only } => {
+            for lint in daemon::check(&load(&cli.config)?, *only)? {
                 complain(&format!("warning: {lint}"));
             }
             say(&format!("{}: in order", cli.config.display()))?;
         }
         Command::Status { json } => {
             let report = match load(&cli.config) {
-                Ok(config) => daemon::status(&config),
+                Ok(config) => daemon::status(&config)?,
                 Err(error) => {
                     let paths = daemon::salvage_paths(&cli.config);
-                    daemon::status_without(&paths, &error)
+                    daemon::status_without(&paths, &error)?
                 }
             };
             show(&report, *json)?;
@@ -112,7 +113,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 Ok(false) => None,
                 Ok(true) | Err(_) => Some(load(&cli.config)?),
             };
-            print(&snippet(*server, pairing, config.as_ref()))?;
+            print(&snippet(*server, pairing, config.as_ref())?)?;
         }
         Command::Unload => unload(&paths(&cli.config))?,
     }
@@ -226,8 +227,11 @@ fn unload(paths: &Paths) -> anyhow::Result<()> {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<LoadError>() || error.is::<ConfigError>() {
+    if error.is::<ConfigError>() {
         return EX_CONFIG;
+    }
+    if let Some(error) = error.downcast_ref::<LoadError>() {
+        return error.exit_code();
     }
     if let Some(error) = error.downcast_ref::<ExplainError>() {
         return error.exit_code();
@@ -267,10 +271,10 @@ fn start_logging(format: Option<LogFormat>) {
     match format.unwrap_or_else(log_format) {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Journald => match tracing_journald::layer() {
+        LogFormat::Journald => match Journal::open() {
             Ok(journal) => tracing_subscriber::registry()
                 .with(filter())
-                .with(journal.with_syslog_identifier("pullgate".to_owned()))
+                .with(journal)
                 .init(),
             Err(error) => {
                 builder.with_ansi(false).init();
@@ -312,6 +316,12 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 /// Who has read enough closes the pipe; what was to be done is done all the same.
 fn print(text: &str) -> anyhow::Result<()> {
+    // A role that was taken over must not steer the terminal of who asks it.
+    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    let text = match text.contains(is_odd) {
+        true => text.replace(is_odd, "\u{fffd}"),
+        false => text.to_owned(),
+    };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.context("standard output"),

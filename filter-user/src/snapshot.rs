@@ -191,7 +191,7 @@ pub enum SnapshotError {
     #[error("the ranges of all sources together are refused")]
     Union(#[source] Rejection),
     /// The directory cannot be watched.
-    #[error("{} cannot be watched", path.display())]
+    #[error("{} cannot be watched; is it there, and may this role enter it?", path.display())]
     Watch {
         /// The directory.
         path: PathBuf,
@@ -207,12 +207,17 @@ impl SnapshotError {
         match self {
             Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
             Self::Exposed(_) => EX_NOPERM,
+            Self::Watch { source, .. } if is_forbidden(source) => EX_NOPERM,
             Self::Union(_) => EX_CONFIG,
             Self::Baseline(_) | Self::Io { .. } | Self::Corrupt { .. } | Self::Watch { .. } => {
                 EX_SOFTWARE
             }
         }
     }
+}
+
+fn is_forbidden(error: &notify::Error) -> bool {
+    matches!(&error.kind, notify::ErrorKind::Io(error) if error.kind() == ErrorKind::PermissionDenied)
 }
 
 /// Bytes that are read and written at most; a source's 4,096 ranges take about 100 KiB.

@@ -1,105 +1,210 @@
 //! Web server configurations to paste: behind the gate, or demanding the certificate themselves.
 //!
-//! The words are in `dist/snippets`; the names in them come from pullgate's own configuration.
+//! The words are in `dist/snippets`: what stands there once, what for each host, what once after that,
+//! between lines of dashes. The names in them come from pullgate's own configuration.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::cli::{Pairing, Server};
-use crate::config::{Config, Host, ProxyProtocol, Target, Trust};
+use crate::config::{Config, ConfigError, Host, Located, Place, ProxyProtocol, Target, Trust};
 
 /// The configuration for a server; names that pullgate's own does not tell are placeholders.
-#[must_use]
-pub fn snippet(server: Server, pairing: Pairing, config: Option<&Config>) -> String {
+///
+/// # Errors
+///
+/// Returns what of pullgate's configuration the server cannot do, or only by letting more in.
+pub fn snippet(
+    server: Server,
+    pairing: Pairing,
+    config: Option<&Config>,
+) -> Result<String, ConfigError> {
     let gate = config.and_then(|config| config.gate.as_ref());
-    match gate.map(|gate| &gate.hosts[..]) {
-        None | Some([]) => fill(server, pairing, None),
-        Some(hosts) => {
-            let all = hosts.iter().map(|host| fill(server, pairing, Some(host)));
-            all.collect::<Vec<_>>().join("\n")
+    let hosts = gate.map_or(&[][..], |gate| &gate.hosts);
+    let sites: Result<Vec<_>, _> = hosts
+        .iter()
+        .map(|host| Site::of(server, pairing, host))
+        .collect();
+    let mut sites = sites?;
+    if sites.is_empty() {
+        sites.push(Site::example());
+    }
+    if (server, pairing) == (Server::Haproxy, Pairing::OwnMtls) {
+        same_authority(&sites)?;
+    }
+
+    let mut parts = template(server, pairing).split("---\n");
+    let mut part = || parts.next().unwrap_or_default();
+    let mut text = fill_all(part(), &sites);
+    let each = part();
+    let mut filled: Vec<String> = Vec::new();
+    for site in &sites {
+        let site = site.fill(each, server, pairing);
+        // Several hosts of one upstream may need it once.
+        if !filled.contains(&site) {
+            filled.push(site);
+        }
+    }
+    text.extend(filled);
+    text.push_str(part());
+    Ok(text)
+}
+
+/// What is told of a host.
+struct Site {
+    place: Place,
+    names: Vec<String>,
+    certificate: String,
+    key: String,
+    authority: String,
+    target: Target,
+    proxy_protocol: ProxyProtocol,
+}
+
+impl Site {
+    fn of(server: Server, pairing: Pairing, host: &Host) -> Result<Self, ConfigError> {
+        let upstream = &host.upstream;
+        let is_unix = matches!(upstream.value.target, Target::Unix(_));
+        if (server, pairing, is_unix) == (Server::Apache, Pairing::BehindGate, true) {
+            let text =
+                "Apache listens on no UNIX socket; give it an address, such as 127.0.0.1:8080";
+            return Err(upstream.place.error(text));
+        }
+        let authority = match pairing {
+            Pairing::BehindGate => String::new(),
+            Pairing::OwnMtls => authority(host)?,
+        };
+        let path = |path: &Path| path.display().to_string();
+        let pair = host.certificates.first();
+        Ok(Self {
+            place: host.place().clone(),
+            names: host
+                .names
+                .iter()
+                .map(|name| name.value.to_string())
+                .collect(),
+            certificate: pair
+                .map(|pair| path(&pair.certificate.value))
+                .unwrap_or_default(),
+            key: pair.map(|pair| path(&pair.key.value)).unwrap_or_default(),
+            authority,
+            target: upstream.value.target.clone(),
+            proxy_protocol: host.proxy_protocol,
+        })
+    }
+
+    fn example() -> Self {
+        Self {
+            place: Place::nowhere(),
+            names: ["www.example.com", "example.com"].map(str::to_owned).into(),
+            certificate: "/etc/pullgate/example.com.pem".to_owned(),
+            key: "/etc/pullgate/example.com.key".to_owned(),
+            authority: CLOUDFLARE_CA.to_owned(),
+            target: Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            proxy_protocol: ProxyProtocol::default(),
+        }
+    }
+
+    fn fill(&self, part: &str, server: Server, pairing: Pairing) -> String {
+        let (first, others) = self
+            .names
+            .split_first()
+            .map_or(("", &[][..]), |(first, others)| (first.as_str(), others));
+        let aliases = match others {
+            [] => String::new(),
+            others => format!("    ServerAlias {}\n", others.join(" ")),
+        };
+        let sites = self.names.iter().map(|name| match (pairing, &self.target) {
+            (Pairing::OwnMtls, _) => format!("https://{name}"),
+            (Pairing::BehindGate, Target::Tcp(address)) => {
+                format!("http://{name}:{}", address.port())
+            }
+            (Pairing::BehindGate, Target::Unix(_)) => format!("http://{name}"),
+        });
+        let (listen, from) = match &self.target {
+            Target::Tcp(address) if server == Server::Caddy => {
+                (address.ip().to_string(), String::new())
+            }
+            Target::Tcp(address) => (address.to_string(), address.ip().to_string()),
+            Target::Unix(path) => {
+                let scheme = match server {
+                    Server::Haproxy => "unix@",
+                    Server::Caddy => "unix/",
+                    Server::Nginx | Server::Apache => "unix:",
+                };
+                (format!("{scheme}{}", path.display()), "unix:".to_owned())
+            }
+        };
+        let mut text = part.to_owned();
+        for (placeholder, value) in [
+            ("@NAMES@", self.names.join(" ")),
+            ("@NAME@", first.to_owned()),
+            ("@ALIASES@\n", aliases),
+            ("@SITES@", sites.collect::<Vec<_>>().join(", ")),
+            ("@LISTEN@", listen),
+            ("@FROM@", from),
+            ("@CERTIFICATE@", self.certificate.clone()),
+            ("@KEY@", self.key.clone()),
+            ("@CA@", self.authority.clone()),
+        ] {
+            text = text.replace(placeholder, &value);
+        }
+        let has_header = self.proxy_protocol != ProxyProtocol::None;
+        match pairing == Pairing::OwnMtls || has_header {
+            true => text,
+            false => without_header(&text),
         }
     }
 }
 
-fn fill(server: Server, pairing: Pairing, host: Option<&Host>) -> String {
-    let names = host.map_or_else(
-        || vec!["www.example.com".to_owned(), "example.com".to_owned()],
-        |host| {
-            host.names
-                .iter()
-                .map(|name| name.value.to_string())
-                .collect()
-        },
-    );
-    let (first, others) = names
-        .split_first()
-        .map_or(("", &[][..]), |(first, others)| (first.as_str(), others));
-    let aliases = match others {
-        [] => String::new(),
-        others => format!("    ServerAlias {}\n", others.join(" ")),
+/// The one file of CAs whose client certificates a server is to take; none of them takes a pin.
+fn authority(host: &Host) -> Result<String, ConfigError> {
+    let [Located { value, place }] = &host.trust[..] else {
+        let first = host.trust.first();
+        let first = first.map_or_else(|| host.place(), |trust| &trust.place);
+        return Err(first.error(
+            "a web server takes one file of CAs; put those that it shall trust into one, and name it \
+             alone",
+        ));
     };
-    let pair = host.and_then(|host| host.certificates.first());
-    let path = |path: Option<&std::path::PathBuf>, default: &str| {
-        path.map_or_else(|| default.to_owned(), |path| path.display().to_string())
-    };
-    let authority = host.and_then(|host| {
-        let mut files = host.trust.iter().filter_map(|trust| match &trust.value {
-            Trust::CaFile(path) => Some(path),
-            Trust::Cloudflare | Trust::Pin(_) => None,
-        });
-        files.next()
-    });
-    let default = Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)));
-    let target = host.map_or(default, |host| host.upstream.value.target.clone());
-    let sites: Vec<_> = match (pairing, &target) {
-        (Pairing::BehindGate, Target::Tcp(address)) => {
-            vec![format!("http://:{}", address.port())]
-        }
-        (Pairing::BehindGate, Target::Unix(_)) | (Pairing::OwnMtls, _) => {
-            names.iter().map(|name| format!("https://{name}")).collect()
-        }
-    };
-    let (listen, from, bind) = match &target {
-        Target::Tcp(address) => (
-            address.to_string(),
-            address.ip().to_string(),
-            address.ip().to_string(),
-        ),
-        Target::Unix(path) => {
-            let path = format!("unix:{}", path.display());
-            (path.clone(), "unix:".to_owned(), path)
-        }
-    };
-    let mut text = template(server, pairing).to_owned();
-    for (placeholder, value) in [
-        ("@NAMES@", names.join(" ")),
-        ("@NAME@", first.to_owned()),
-        ("@ALIASES@\n", aliases),
-        ("@SITES@", sites.join(", ")),
-        ("@LISTEN@", listen),
-        ("@FROM@", from),
-        ("@BIND@", bind),
-        (
-            "@CERTIFICATE@",
-            path(
-                pair.map(|pair| &pair.certificate.value),
-                "/etc/pullgate/example.com.pem",
-            ),
-        ),
-        (
-            "@KEY@",
-            path(
-                pair.map(|pair| &pair.key.value),
-                "/etc/pullgate/example.com.key",
-            ),
-        ),
-        ("@CA@", path(authority, CLOUDFLARE_CA)),
-    ] {
-        text = text.replace(placeholder, &value);
+    match value {
+        Trust::CaFile(path) => Ok(path.display().to_string()),
+        Trust::Cloudflare => Ok(CLOUDFLARE_CA.to_owned()),
+        Trust::Pin(_) => Err(place.error(
+            "a web server knows no pins, and would let in whatever the CA has signed; name the CA of \
+             your client certificate, or let the gate verify",
+        )),
     }
-    match host.map(|host| host.proxy_protocol) {
-        Some(ProxyProtocol::None) if pairing == Pairing::BehindGate => without_header(&text),
-        Some(_) | None => text,
-    }
+}
+
+/// One bind has one file of CAs.
+fn same_authority(sites: &[Site]) -> Result<(), ConfigError> {
+    let other = sites
+        .iter()
+        .find(|site| site.authority != sites[0].authority);
+    other.map_or(Ok(()), |other| {
+        Err(other.place.of("gate.host.trust").error(
+            "HAProxy takes one file of CAs for all hosts of an address; put both into one, or let \
+             the gate verify",
+        ))
+    })
+}
+
+/// What is told of all hosts at once.
+fn fill_all(part: &str, sites: &[Site]) -> String {
+    let listens = sites.iter().map(|site| format!("Listen {}", site.target));
+    let listens: Vec<_> = listens.collect::<BTreeSet<_>>().into_iter().collect();
+    let crts: Vec<_> = sites
+        .iter()
+        .map(|site| format!("crt {}", site.certificate))
+        .collect();
+    let first = |value: fn(&Site) -> &String| sites.first().map(value).cloned().unwrap_or_default();
+    part.replace("@LISTENS@", &listens.join("\n"))
+        .replace("@CRTS@", &crts.join(" "))
+        .replace("@CERTIFICATE@", &first(|site| &site.certificate))
+        .replace("@KEY@", &first(|site| &site.key))
+        .replace("@CA@", &first(|site| &site.authority))
 }
 
 /// The same for a host whose upstream is told by no header who asks.

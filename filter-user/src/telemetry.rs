@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod http;
+pub mod journal;
 pub mod log;
 mod metrics;
 pub mod status;

@@ -120,7 +120,9 @@ fn refuse_taken(config: &Config) -> Result<(), ConfigError> {
                 let listen = config.gate.iter().flat_map(|gate| &gate.listen);
                 listen.into_iter().any(|served| {
                     let is_any = served.ip().is_unspecified();
-                    served.port() == address.port() && (is_any || served.ip() == address.ip())
+                    let is_same = is_any && served.is_ipv4() == address.is_ipv4()
+                        || served.ip() == address.ip();
+                    is_same && served.port() == address.port()
                 })
             }
             Target::Unix(path) => {

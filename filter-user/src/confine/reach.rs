@@ -8,7 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::cli::Role;
 use crate::config::{Config, Gate, Location, Proxy, Ranges, Target};
-use crate::gate;
+use crate::{file, gate};
 
 /// What a process may reach.
 #[derive(Clone, Debug)]
@@ -133,18 +133,12 @@ impl Reach {
     }
 
     /// A file, whatever is put in its place: its directory, and where links lead by now.
-    fn reads(&mut self, file: &Path) {
-        let mut next = Some(file.to_owned());
-        for _ in 0..LINKS_MAX {
-            let Some(path) = next else { break };
-            let Some(directory) = path.parent() else {
-                break;
-            };
-            self.read.extend(directory.canonicalize());
-            next = path.read_link().ok().map(|target| directory.join(target));
+    fn reads(&mut self, path: &Path) {
+        for name in file::names(path) {
+            self.read.extend(file::directory(&name).canonicalize());
         }
         // And where directories on the way are links.
-        let real = file.canonicalize().ok();
+        let real = path.canonicalize().ok();
         self.read
             .extend(real.and_then(|real| real.parent().map(Path::to_owned)));
     }
@@ -194,5 +188,3 @@ const RESOLVER: [&str; 6] = [
 const DNS: u16 = 53;
 /// Where every list is that one does not keep oneself.
 const HTTPS: u16 = 443;
-/// As many as the kernel follows (path_resolution(7)).
-const LINKS_MAX: usize = 40;

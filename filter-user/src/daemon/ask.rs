@@ -1,10 +1,10 @@
 //! The commands' side of the status sockets: what running roles say of themselves, and what a filter
 //! on trial is told.
 
-use std::ffi::OsStr;
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, BufReader, ErrorKind, Read, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -25,8 +25,11 @@ use crate::telemetry::status::{RefreshStatus, Report, SightingStatus, Status};
 use crate::xdp::{self, Stay};
 
 /// Asks every role that the configuration describes for its status.
-#[must_use]
-pub fn status(config: &Config) -> Report {
+///
+/// # Errors
+///
+/// Returns that this user may not ask.
+pub fn status(config: &Config) -> Result<Report, StartError> {
     let mut report = Report {
         protected: true,
         warnings: Vec::new(),
@@ -38,46 +41,60 @@ pub fn status(config: &Config) -> Report {
             "neither [filter] nor [gate] is configured: ranges are kept for other tools only";
         report.warnings.push(text.to_owned());
     }
-    ask_all(&mut report, &config.paths, described(config));
-    report
-}
-
-/// Asks the roles that run, where the configuration cannot tell which should.
-#[must_use]
-pub fn status_without(paths: &Paths, error: &LoadError) -> Report {
-    let mut report = Report {
-        protected: false,
-        warnings: vec![format!("what should run cannot be told: {}", chain(error))],
-        roles: Vec::new(),
-    };
-    ask_all(&mut report, paths, Role::ALL);
-    report
-}
-
-fn ask_all(report: &mut Report, paths: &Paths, roles: impl IntoIterator<Item = Role>) {
-    for role in roles {
-        match ask(&paths.socket(role)) {
+    for role in described(config) {
+        match ask_if_permitted(&config.paths, role)? {
             Ok(status) => report.add(status),
             Err(error) => {
                 report.protected = false;
-                report.warnings.push(absent(paths, role, &error));
+                report.warnings.push(absent(&config.paths, role, &error));
             }
         }
     }
+    Ok(report)
+}
+
+/// Asks the roles that run, where the configuration cannot tell which should: what they have in force
+/// is not undone by what is on disk.
+///
+/// # Errors
+///
+/// Returns that this user may not ask.
+pub fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, StartError> {
+    let mut report = Report {
+        protected: true,
+        warnings: vec![format!(
+            "which roles should run cannot be told: {}",
+            chain(error)
+        )],
+        roles: Vec::new(),
+    };
+    for role in Role::ALL {
+        match ask_if_permitted(paths, role)? {
+            Ok(status) => report.add(status),
+            Err(error) => report.warnings.push(absent(paths, role, &error)),
+        }
+    }
+    let protects = |status: &Status| status.role != Role::Ranges.label();
+    report.protected &= report.roles.iter().any(protects);
+    Ok(report)
 }
 
 /// Why a role has no status, and what that means.
 fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
     let label = role.label();
-    if error.kind() == ErrorKind::PermissionDenied {
-        return format!("{label}: its socket may not be opened by this user; try as root");
-    }
     let is_gone = matches!(
         error.kind(),
         ErrorKind::NotFound | ErrorKind::ConnectionRefused
     );
     let mut text = match is_gone {
         true => format!("{label}: not running"),
+        // Of a socket with a time limit, EAGAIN.
+        false if error.kind() == ErrorKind::WouldBlock => {
+            format!(
+                "{label}: does not answer within {} s",
+                ANSWER_TIMEOUT.as_secs()
+            )
+        }
         false => format!("{label}: does not answer: {error}"),
     };
     if role == Role::Filter && xdp::is_loaded(&paths.bpf) {
@@ -94,13 +111,12 @@ fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
 ///
 /// Returns why there is none, or why it is not confirmed.
 pub fn confirm(paths: &Paths) -> Result<(), StartError> {
-    let path = paths.socket(Role::Filter);
-    if !is_on_trial(&path)? {
+    if !is_on_trial(paths)? {
         return Err(StartError::NothingOnTrial);
     }
-    signal(&path, Signal::USR1)?;
+    signal(paths, Role::Filter, Signal::USR1)?;
     let stays = look(LOOKS, || {
-        Ok(match ask(&path) {
+        Ok(match ask(paths, Role::Filter) {
             Ok(status) if on_trial(&status) => None,
             Ok(_) => Some(true),
             // The role was faster: the time was over.
@@ -119,19 +135,18 @@ pub fn confirm(paths: &Paths) -> Result<(), StartError> {
 ///
 /// Returns why the role cannot be told, or that it does not end.
 pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
-    let path = paths.socket(Role::Filter);
-    if !is_on_trial(&path)? {
+    if !is_on_trial(paths)? {
         return Ok(false);
     }
-    signal(&path, Signal::TERM)?;
-    let ended = look(LOOKS, || Ok((!is_on_trial(&path)?).then_some(true)))?;
+    signal(paths, Role::Filter, Signal::TERM)?;
+    let ended = look(LOOKS, || Ok((!is_on_trial(paths)?).then_some(true)))?;
     ended.ok_or(StartError::TrialGoesOn)
 }
 
 /// Asks the gate, if the host has one, from which vanished ranges no authenticated connection comes.
 pub(super) fn idle_ranges(config: &Config, grace: Duration) -> Option<io::Result<Vec<IpNet>>> {
     config.gate.as_ref()?;
-    let status = ask(&config.paths.socket(Role::Gate));
+    let status = ask(&config.paths, Role::Gate);
     Some(status.map(|status| {
         let idle = status.sightings.into_iter();
         let idle = idle.filter(|sighting| is_idle(sighting, grace));
@@ -158,7 +173,7 @@ pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
         // What is under way may have begun before whatever made somebody ask.
         refresh.attempts += u64::from(refresh.under_way);
     }
-    signal(&paths.socket(Role::Ranges), Signal::ALARM)?;
+    signal(paths, Role::Ranges, Signal::ALARM)?;
     attempted_since(paths, &before)
 }
 
@@ -174,6 +189,10 @@ pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, StartEr
         return Err(StartError::NothingHeld);
     }
     let found: Vec<_> = ids_of(&held).collect();
+    if !found.iter().all(|id| is_id(id)) {
+        let source = io::Error::new(ErrorKind::InvalidData, "an ID of a list is none");
+        return Err(StartError::NoRangesRole { source });
+    }
     if !ids.iter().all(|id| found.contains(&id.as_str())) {
         return Err(StartError::OtherHeld {
             ids: found.join(" "),
@@ -186,6 +205,10 @@ pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, StartEr
         });
     }
     Ok(held)
+}
+
+fn is_id(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn ids_of(held: &[RefreshStatus]) -> impl Iterator<Item = &str> {
@@ -206,8 +229,8 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> 
         path: path.clone(),
         source,
     };
-    std::fs::write(&path, ids.join("\n")).map_err(blame)?;
-    let told = signal(&paths.socket(Role::Ranges), Signal::USR2);
+    write_anew(&path, &ids.join("\n")).map_err(blame)?;
+    let told = signal(paths, Role::Ranges, Signal::USR2);
     let after = told.and_then(|()| attempted_since(paths, held));
     std::fs::remove_file(&path).map_err(blame)?;
     // If it is another list by now, nobody has approved that.
@@ -219,6 +242,19 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> 
         }),
         None => Ok(()),
     }
+}
+
+/// Writes a file that the roles' group may read. Others may put names into its directory, which must
+/// not lead root anywhere.
+fn write_anew(path: &Path, content: &str) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // O_EXCL follows no link.
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o640))?;
+    file.write_all(content.as_bytes())
 }
 
 /// Reads what was approved: the IDs of lists.
@@ -234,7 +270,7 @@ fn approved(paths: &Paths) -> PathBuf {
 
 /// What became of each source, as the ranges role says.
 fn ranges_role(paths: &Paths) -> Result<Vec<RefreshStatus>, StartError> {
-    let status = ask_if_permitted(&paths.socket(Role::Ranges))?;
+    let status = ask_if_permitted(paths, Role::Ranges)?;
     let status = status.map_err(|source| StartError::NoRangesRole { source })?;
     Ok(status.refresh)
 }
@@ -273,23 +309,23 @@ fn look<T>(
 /// Whether what is in force is on trial, as far as this user may know.
 #[must_use]
 pub fn stay(paths: &Paths) -> Stay {
-    match is_on_trial(&paths.socket(Role::Filter)) {
+    match is_on_trial(paths) {
         Ok(true) => Stay::OnTrial,
         Ok(false) | Err(_) => Stay::Pinned,
     }
 }
 
-fn is_on_trial(socket: &Path) -> Result<bool, StartError> {
-    let status = ask_if_permitted(socket)?;
+fn is_on_trial(paths: &Paths) -> Result<bool, StartError> {
+    let status = ask_if_permitted(paths, Role::Filter)?;
     // Otherwise the role does not run, or just ends.
     Ok(status.is_ok_and(|status| on_trial(&status)))
 }
 
 /// What a role says, or why it does not; that this user may not ask is another matter.
-fn ask_if_permitted(socket: &Path) -> Result<io::Result<Status>, StartError> {
-    match ask(socket) {
+fn ask_if_permitted(paths: &Paths, role: Role) -> Result<io::Result<Status>, StartError> {
+    match ask(paths, role) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(StartError::socket(socket, error))
+            Err(StartError::socket(&paths.socket(role), error))
         }
         asked => Ok(asked),
     }
@@ -299,9 +335,9 @@ fn on_trial(status: &Status) -> bool {
     status.filter.as_ref().is_some_and(|filter| filter.on_trial)
 }
 
-fn ask(socket: &Path) -> io::Result<Status> {
+fn ask(paths: &Paths, role: Role) -> io::Result<Status> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
-    let stream = connect(socket)?;
+    let stream = connect(paths, role)?;
     let answer = Answer { stream, deadline };
     Ok(serde_json::from_reader(BufReader::new(
         answer.take(ANSWER_MAX),
@@ -309,22 +345,25 @@ fn ask(socket: &Path) -> io::Result<Status> {
 }
 
 /// Connects, or gives up in time: one that accepts nobody lets its queue run full.
-fn connect(socket: &Path) -> io::Result<UnixStream> {
+fn connect(paths: &Paths, role: Role) -> io::Result<UnixStream> {
     let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    stream.connect(&SockAddr::unix(socket)?)?;
-    check_peer(socket, &stream)?;
+    stream.connect(&SockAddr::unix(paths.socket(role))?)?;
+    check_peer(paths, role, &stream)?;
     Ok(UnixStream::from(OwnedFd::from(stream)))
 }
 
-/// The other roles may write where the filter has its socket, and must not answer in its place while
-/// it is not there.
-fn check_peer(socket: &Path, stream: &Socket) -> io::Result<()> {
-    if socket.file_stem() != Some(OsStr::new(Role::Filter.label())) {
-        return Ok(());
-    }
+/// Others may write where a role has its socket, and must not answer in its place while it is not
+/// there: whoever is told to confirm or to approve is signalled.
+fn check_peer(paths: &Paths, role: Role, stream: &Socket) -> io::Result<()> {
+    let home = match role {
+        Role::Filter => &paths.run,
+        Role::Ranges => &paths.state,
+        // Nothing tells whose it is, and nobody signals it.
+        Role::Gate => return Ok(()),
+    };
     let peer = socket_peercred(stream)?.uid.as_raw();
-    let owner = std::fs::metadata(file::directory(socket))?.uid();
+    let owner = std::fs::metadata(home)?.uid();
     if [0, owner, geteuid().as_raw()].contains(&peer) {
         return Ok(());
     }
@@ -350,9 +389,9 @@ impl Read for Answer {
 }
 
 /// Signals the process behind a status socket; the kernel knows whose it is.
-fn signal(socket: &Path, signal: Signal) -> Result<(), StartError> {
-    let blame = |source| StartError::socket(socket, source);
-    let stream = connect(socket).map_err(blame)?;
+fn signal(paths: &Paths, role: Role, signal: Signal) -> Result<(), StartError> {
+    let blame = |source| StartError::socket(&paths.socket(role), source);
+    let stream = connect(paths, role).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
     kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))
 }
@@ -374,7 +413,6 @@ const LOOK: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
     use std::os::unix::net::UnixListener;
 
     use super::*;
@@ -398,10 +436,35 @@ mod tests {
         assert!(is_idle(30, Some(24)));
     }
 
+    fn paths_in(directory: &Path) -> Paths {
+        Paths {
+            state: directory.to_owned(),
+            run: directory.to_owned(),
+            bpf: directory.to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_approved_is_written_through_no_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let [planted, victim] =
+            ["ranges.approved", "victim"].map(|name| directory.path().join(name));
+        std::fs::write(&victim, "whole").unwrap();
+        std::os::unix::fs::symlink(&victim, &planted).unwrap();
+
+        write_anew(&planted, "0123").unwrap();
+
+        assert_eq!(std::fs::read(&victim).unwrap(), b"whole");
+        assert_eq!(std::fs::read(&planted).unwrap(), b"0123");
+        assert_eq!(planted.metadata().unwrap().mode() & 0o777, 0o640);
+        assert!(!is_id("root ALL=(ALL)\n"));
+    }
+
     #[test]
     fn an_answer_that_is_too_long_is_cut_off() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("gate.sock");
+        let paths = paths_in(directory.path());
+        let path = paths.socket(Role::Gate);
         let listener = UnixListener::bind(&path).unwrap();
         let endless = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -412,7 +475,7 @@ mod tests {
             sent
         });
 
-        assert!(ask(&path).is_err());
+        assert!(ask(&paths, Role::Gate).is_err());
 
         assert!(endless.join().unwrap() < 2 * ANSWER_MAX);
     }
@@ -420,13 +483,14 @@ mod tests {
     #[test]
     fn who_accepts_nobody_is_not_waited_for_for_ever() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("gate.sock");
+        let paths = paths_in(directory.path());
+        let path = paths.socket(Role::Gate);
         let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
         listener.listen(0).unwrap();
-        let _first_in_the_queue = connect(&path).unwrap();
+        let _first_in_the_queue = connect(&paths, Role::Gate).unwrap();
 
-        let error = connect(&path).unwrap_err();
+        let error = connect(&paths, Role::Gate).unwrap_err();
 
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
     }

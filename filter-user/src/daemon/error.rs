@@ -35,6 +35,19 @@ pub enum LoadError {
     Config(#[from] ConfigError),
 }
 
+impl LoadError {
+    /// The exit code for this error: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                EX_NOPERM
+            }
+            Self::Read { .. } | Self::Exposed(_) | Self::Config(_) => EX_CONFIG,
+        }
+    }
+}
+
 /// What kept a role from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -203,9 +216,11 @@ impl StartError {
     /// What is wrong with a status socket.
     pub(super) fn socket(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
-        match source.kind() == io::ErrorKind::PermissionDenied {
-            true => Self::SocketForbidden { path },
-            false => Self::Socket { path, source },
+        let is_forbidden = source.kind() == io::ErrorKind::PermissionDenied;
+        match (is_forbidden, path.exists()) {
+            (true, true) => Self::SocketForbidden { path },
+            (true, false) => Self::Directory { path, source },
+            (false, _) => Self::Socket { path, source },
         }
     }
 
@@ -213,8 +228,8 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Load(error) => error.exit_code(),
             Self::Config(_)
-            | Self::Load(_)
             | Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
             | Self::ListenFd { .. }

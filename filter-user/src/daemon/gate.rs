@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::StartError;
+use super::notify::Inherited;
 use super::tasks::Tasks;
 use crate::config::{self, Config, ConfigError};
 use crate::file::{self, Stamp, Watch};
@@ -51,21 +52,15 @@ impl GateRole {
     /// connections wait in them until [`Self::start`].
     pub(super) fn bind(
         config: &config::Gate,
-        inherited: Vec<TcpListener>,
+        mut inherited: Vec<Inherited>,
     ) -> Result<Vec<TcpListener>, StartError> {
         let mut sockets = Vec::new();
         let mut bound = Vec::new();
-        let mut inherited: Vec<_> = inherited
-            .into_iter()
-            .map(|socket| (socket.local_addr().ok(), socket))
-            .collect();
         for address in &config.listen {
-            let found = inherited
-                .iter()
-                .position(|(local, _)| *local == Some(*address));
+            let found = inherited.iter().position(|it| it.address == *address);
             if let Some(index) = found {
                 info!(%address, "the listening socket was handed over");
-                sockets.push(inherited.swap_remove(index).1);
+                sockets.push(inherited.swap_remove(index).socket);
                 continue;
             }
             let socket = gate::bind(*address).map_err(|source| StartError::Bind {
@@ -78,18 +73,29 @@ impl GateRole {
             })?);
             sockets.push(socket);
         }
-        for (local, socket) in inherited {
-            let Some(local) = local.filter(|local| !config.listen.contains(local)) else {
+        inherited.retain(|it| !config.listen.contains(&it.address));
+        for Inherited {
+            socket,
+            address,
+            is_ours,
+        } in inherited
+        {
+            if !is_ours {
+                // A socket unit would take it for a failure of its own if we hung up.
+                warn!(
+                    %address,
+                    "a socket was handed over that `gate.listen` does not name: whoever connects \
+                     there waits in vain; take it out of `pullgate-gate.socket`"
+                );
                 continue;
-            };
+            }
             warn!(
-                address = %local,
+                %address,
                 "a socket was handed over that `gate.listen` does not name, and is closed"
             );
-            // Nobody shall wait in it; and as it hangs up by this, the service manager lets go of it
-            // (sd_notify(3), FDPOLL).
+            // As it hangs up by this, the service manager lets go of it (sd_notify(3), FDPOLL).
             if let Err(error) = shutdown(&socket, Shutdown::Both) {
-                warn!(%error, address = %local, "a listening socket cannot be closed");
+                warn!(%error, %address, "a listening socket cannot be closed");
             }
         }
         super::notify::store(&bound);

@@ -3,11 +3,11 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::Path;
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ pub(super) fn watchdog() -> Option<Duration> {
 /// when we end is there for who starts next.
 pub(super) fn store(sockets: &[TcpListener]) {
     if !sockets.is_empty() {
-        tell(b"FDSTORE=1\nFDNAME=gate", sockets);
+        tell(format!("FDSTORE=1\nFDNAME={STORED}").as_bytes(), sockets);
     }
 }
 
@@ -66,15 +66,15 @@ fn tell(message: &[u8], sockets: &[TcpListener]) {
         return;
     };
     let address = match address.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        path => SocketAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(path))),
+        [b'@', name @ ..] => UnixAddr::from_abstract_name(name),
+        path => UnixAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(path))),
     };
     if let Err(error) = address.and_then(|address| send(&address, message, sockets)) {
         warn!(%error, "the service manager cannot be told anything");
     }
 }
 
-fn send(address: &SocketAddr, message: &[u8], sockets: &[TcpListener]) -> io::Result<()> {
+fn send(address: &UnixAddr, message: &[u8], sockets: &[TcpListener]) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(address)?;
     let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
@@ -92,35 +92,60 @@ fn send(address: &SocketAddr, message: &[u8], sockets: &[TcpListener]) -> io::Re
     Ok(())
 }
 
+/// A listening socket that was handed to us.
+pub(super) struct Inherited {
+    pub(super) socket: TcpListener,
+    /// Where it listens.
+    pub(super) address: SocketAddr,
+    /// Whether it was kept for us alone: named by the command line, or stored by one of us. A socket
+    /// unit has its own use for it.
+    pub(super) is_ours: bool,
+}
+
 /// The listening sockets that were handed to us: those that the command line names, and those that
 /// the service manager announces.
-pub(super) fn inherited(named: &[RawFd]) -> Result<Vec<TcpListener>, StartError> {
+pub(super) fn inherited(named: &[RawFd]) -> Result<Vec<Inherited>, StartError> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<RawFd>().ok();
     // The announcement may be meant for the process that started us.
     let is_for_us = number("LISTEN_PID") == Some(getpid().as_raw_pid());
     let announced = number("LISTEN_FDS").filter(|_| is_for_us).unwrap_or(0);
-    let announced = (0..announced).map(|n| FIRST_DESCRIPTOR + n);
-    let descriptors = named.iter().copied().chain(announced);
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let announced = (0..announced).map(|n| (FIRST_DESCRIPTOR + n, names.next() == Some(STORED)));
+    let descriptors = named.iter().map(|descriptor| (*descriptor, true));
     descriptors
-        .map(|descriptor| {
-            take(descriptor).map_err(|source| StartError::ListenFd { descriptor, source })
+        .chain(announced)
+        .map(|(descriptor, is_ours)| {
+            let taken = take(descriptor);
+            let (socket, address) =
+                taken.map_err(|source| StartError::ListenFd { descriptor, source })?;
+            Ok(Inherited {
+                socket,
+                address,
+                is_ours,
+            })
         })
         .collect()
 }
 
 /// A duplicate of a descriptor, of which nothing but its number is known.
-fn take(descriptor: RawFd) -> io::Result<TcpListener> {
+fn take(descriptor: RawFd) -> io::Result<(TcpListener, SocketAddr)> {
     let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket: OwnedFd = pidfd_getfd(ourselves, descriptor, PidfdGetfdFlags::empty())?;
     let reference = SockRef::from(&socket);
-    if !reference.is_listener()? || reference.local_addr()?.as_socket().is_none() {
+    let (true, Some(address)) = (
+        reference.is_listener()?,
+        reference.local_addr()?.as_socket(),
+    ) else {
         let text = "it is no listening TCP socket";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    }
+    };
     reference.set_nonblocking(true)?;
-    Ok(TcpListener::from(socket))
+    Ok((TcpListener::from(socket), address))
 }
 
+/// The name of the sockets that we have stored; a socket unit's have the unit's.
+const STORED: &str = "gate";
 /// SD_LISTEN_FDS_START.
 const FIRST_DESCRIPTOR: RawFd = 3;
 /// Listening sockets that fit into a message.

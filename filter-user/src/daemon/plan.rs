@@ -1,18 +1,22 @@
 //! The plan: what is to run, examined before the host is touched, and then started.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nix::errno::Errno;
 use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc, watch};
+use tracing::error;
 
 use super::error::StartError;
 use super::filter::FilterRole;
 use super::gate::{GateRole, stamps, warn_of};
 use super::lockout::Family;
+use super::notify::Inherited;
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
@@ -39,7 +43,7 @@ pub(super) struct Plan {
     metrics: Metrics,
     loaded: Option<(Loaded, Vec<Option<Stamp>>)>,
     /// Listening sockets that were handed over.
-    inherited: Vec<TcpListener>,
+    inherited: Vec<Inherited>,
     confined: Option<Confined>,
 }
 
@@ -132,7 +136,7 @@ impl Plan {
             running.sockets.0.push((path, ours));
         }
 
-        let mut asked = BTreeMap::new();
+        let (mut asked, mut untold) = (BTreeMap::new(), BTreeMap::new());
         for (role, Located { value, place }) in &config.metrics {
             if !self.roles.contains(role) {
                 continue;
@@ -141,12 +145,16 @@ impl Plan {
                 Target::Tcp(address) => http::Listener::tcp(*address),
                 Target::Unix(path) => http::Listener::unix(path),
             };
-            let listener = listener.map_err(|error| {
-                place.error(format_args!(
-                    "metrics cannot be told there: {error}; is the port free, or the socket's \
-                     directory there and this role's to write?"
-                ))
-            })?;
+            let listener = match listener {
+                Ok(listener) => listener,
+                // What is not told must not keep the host from being protected.
+                Err(error) => {
+                    let text = format!("{place}{}", not_told(&error));
+                    error!("{text}");
+                    untold.insert(*role, text);
+                    continue;
+                }
+            };
             asked.insert(*role, listener);
             if let Target::Unix(path) = value {
                 running.sockets.0.push((path.clone(), file::stamp(path)));
@@ -166,6 +174,7 @@ impl Plan {
             let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
             view.confined.clone_from(&running.confined);
             view.reload_error = Some(running.reload_error.subscribe());
+            view.untold = untold.remove(&role);
             match role {
                 Role::Filter => {
                     let filter = FilterRole::start(
@@ -256,16 +265,27 @@ pub(super) fn examine_sources(ranges: &Ranges) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_bind_capability(
-    listen: &[SocketAddr],
-    inherited: &[TcpListener],
-) -> Result<(), StartError> {
+/// Why metrics are not told, and what helps.
+fn not_told(error: &io::Error) -> String {
+    // systemd.exec(5), RestrictAddressFamilies=.
+    let remedy = match error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) {
+        true => {
+            "the service may open no port; use a UNIX socket, or for the filter copy \
+             /usr/share/doc/pullgate/monitoring/filter-metrics.conf to \
+             /etc/systemd/system/pullgate-filter.service.d/"
+        }
+        false => "is the port free, or the socket's directory there and this role's to write?",
+    };
+    format!("metrics are told nowhere ({error}): {remedy}")
+}
+
+fn check_bind_capability(listen: &[SocketAddr], inherited: &[Inherited]) -> Result<(), StartError> {
     // Namespaces and hosts may have moved the border, ip-sysctl.
     let border = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let border = border.ok().and_then(|text| text.trim().parse().ok());
     let border: u16 = border.unwrap_or(1024);
-    let bound: Vec<_> = inherited.iter().flat_map(TcpListener::local_addr).collect();
-    let mut to_bind = listen.iter().filter(|address| !bound.contains(address));
+    let is_bound = |address: &SocketAddr| inherited.iter().any(|it| it.address == *address);
+    let mut to_bind = listen.iter().filter(|address| !is_bound(address));
     let privileged = to_bind.find(|address| address.port() < border);
     let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
         source: errno.into(),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::filter::{Account, FilterRole};
 use super::gate::GateRole;
 use super::pulse::Pulse;
-use super::weaknesses::weaknesses;
+use super::weaknesses::{MONITOR, NO_INTERFACE, weaknesses};
 use crate::cli::Role;
 use crate::config::{self, Config, Mode};
 use crate::confine::Confined;
@@ -32,6 +32,8 @@ use crate::xdp::{Filter, Rung};
 /// What a role's status is made from.
 pub(super) struct View {
     role: Role,
+    /// What it was started with.
+    started: Arc<Config>,
     config: watch::Receiver<Arc<Config>>,
     metrics: Metrics,
     in_force: watch::Receiver<Arc<InForce>>,
@@ -41,6 +43,8 @@ pub(super) struct View {
     pub(super) gate: Option<GateRole>,
     pub(super) confined: Option<Confined>,
     pub(super) reload_error: Option<watch::Receiver<Option<String>>>,
+    /// Why the metrics are told nowhere, if they should be.
+    pub(super) untold: Option<String>,
 }
 
 impl View {
@@ -50,8 +54,10 @@ impl View {
         metrics: &Metrics,
         follower: &Follower,
     ) -> Self {
+        let started = Arc::clone(&config.borrow());
         Self {
             role,
+            started,
             config,
             metrics: metrics.clone(),
             in_force: follower.subscribe(),
@@ -61,6 +67,7 @@ impl View {
             gate: None,
             confined: None,
             reload_error: None,
+            untold: None,
         }
     }
 
@@ -82,7 +89,16 @@ impl View {
             warnings.push(format!("the configuration was not reloaded: {error}"));
         }
         self.describe_lists(&mut warnings);
-        warnings.extend(weaknesses(&self.config.borrow(), self.role));
+        warnings.extend(self.untold.clone());
+        let config = Arc::clone(&self.config.borrow());
+        for (what, is_same) in differences(&config, &self.started) {
+            if !is_same {
+                warnings.push(format!(
+                    "`{what}` has changed: restart this role, which goes by the old"
+                ));
+            }
+        }
+        warnings.extend(weaknesses(&config, self.role));
         let filter = self.describe_filter(&mut warnings);
         let enforcing = filter.as_ref().is_none_or(|(_, enforcing)| *enforcing);
         let filter = filter.map(|(status, _)| status);
@@ -128,8 +144,18 @@ impl View {
         if let Some(error) = role.trouble() {
             warnings.push(format!("what is on disk is not what is in force: {error}"));
         }
+        let config = Arc::clone(&self.config.borrow());
+        for what in config
+            .gate
+            .iter()
+            .flat_map(|gate| role.waits_for_a_start(gate))
+        {
+            warnings.push(format!(
+                "`{what}` has changed: restart the gate, which goes by the old"
+            ));
+        }
         let mut lints = role.gate.lints();
-        lints.extend(self.config.borrow().gate.iter().flat_map(exposures));
+        lints.extend(config.gate.iter().flat_map(exposures));
         warnings.extend(lints.iter().map(Lint::to_string));
         role.gate.with_policies(|policies| {
             let hosts: Vec<_> = policies.iter().map(|policy| policy.label()).collect();
@@ -204,7 +230,7 @@ impl View {
         let mode = filter.settings().mode;
         self.metrics.enforcing(mode == Mode::Enforce);
         if mode == Mode::Monitor {
-            warnings.push("monitor mode: strangers' packets are counted, and pass".to_owned());
+            warnings.push(MONITOR.to_owned());
         }
         if filter.is_on_trial() {
             warnings.push("on trial: `pullgate confirm` lets the filter stay".to_owned());
@@ -269,6 +295,7 @@ impl View {
             ));
         }
         if interfaces.is_empty() && missing.is_empty() {
+            warnings.push(NO_INTERFACE.to_owned());
             self.metrics.attached("none", "none", false);
         }
         let all_filtered = !interfaces.is_empty()
@@ -423,6 +450,14 @@ impl Told for View {
         }
         reservations
     }
+}
+
+/// What takes effect at a start only, and whether it is the same.
+pub(super) fn differences(new: &Config, old: &Config) -> [(&'static str, bool); 2] {
+    [
+        ("paths", new.paths == old.paths),
+        ("metrics", new.metrics == old.metrics),
+    ]
 }
 
 fn drops(account: &Account) -> Vec<DropStatus> {

@@ -1,18 +1,23 @@
 //! What is in order and could be better, of a configuration on this host; for one role or another.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
 use crate::cli::Role;
-use crate::config::{Config, Filter, Interfaces};
+use crate::config::{Config, Filter, Interfaces, Mode};
 use crate::netlink;
 use crate::ranges::guard::Documentation;
 
-/// What any of the roles has to say, each thing once.
+/// What any of the roles has to say, each thing once, before it runs.
 pub(super) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
-    let mut all = Vec::new();
+    let filter = config
+        .filter
+        .iter()
+        .filter(|_| roles.contains(&Role::Filter));
+    let mut all: Vec<_> = filter.flat_map(of_start).collect();
     for weakness in roles.iter().flat_map(|role| weaknesses(config, *role)) {
         if !all.contains(&weakness) {
             all.push(weakness);
@@ -30,8 +35,6 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
     match (role, &config.filter) {
         (Role::Filter, Some(filter)) => {
             weaknesses.extend(unprotected_ports(config, filter));
-            weaknesses.extend(strange_destinations(filter));
-            weaknesses.extend(no_interface(filter));
         }
         (Role::Gate, Some(filter)) => weaknesses.extend(unprotected_ports(config, filter)),
         (_, _) => {}
@@ -42,8 +45,7 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
 /// Ports of the gate that the filter lets everybody reach.
 fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
     let listen = config.gate.iter().flat_map(|gate| &gate.listen);
-    let mut ports: Vec<_> = listen.map(SocketAddr::port).collect();
-    ports.dedup();
+    let mut ports: BTreeSet<_> = listen.map(SocketAddr::port).collect();
     ports.retain(|port| !filter.ports.contains(port));
     let tell = |port| {
         format!(
@@ -54,15 +56,19 @@ fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
     ports.into_iter().map(tell).collect()
 }
 
-/// An automatic choice that has nothing to choose from.
-fn no_interface(filter: &Filter) -> Option<String> {
+/// What a filter that runs knows better.
+fn of_start(filter: &Filter) -> Vec<String> {
     let is_auto = matches!(filter.interfaces, Interfaces::Auto);
-    let has_none = netlink::default_routes().is_ok_and(|routes| routes.is_empty());
-    (is_auto && has_none).then(|| {
-        "no interface has a default route, so none is filtered; name them in `filter.interfaces`, \
-         or give one a default route"
-            .to_owned()
-    })
+    let has_none = || netlink::default_routes().is_ok_and(|routes| routes.is_empty());
+    let mut weaknesses = Vec::new();
+    if is_auto && has_none() {
+        weaknesses.push(NO_INTERFACE.to_owned());
+    }
+    if filter.mode == Mode::Monitor {
+        weaknesses.push(MONITOR.to_owned());
+    }
+    weaknesses.extend(strange_destinations(filter));
+    weaknesses
 }
 
 /// Destinations that packets to this host do not have: nothing is dropped by them.
@@ -88,3 +94,9 @@ fn address(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
+
+/// The automatic choice has nothing to choose from.
+pub(super) const NO_INTERFACE: &str = "no interface has a default route, so none is filtered; name \
+    them in `filter.interfaces`, or give one a default route";
+/// Nothing is dropped.
+pub(super) const MONITOR: &str = "monitor mode: strangers' packets are counted, and pass";

@@ -194,13 +194,18 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
 
 /// Whether a group is ours or root's; or that of the package's gate, which root checks for.
 fn is_our_group(group: u32) -> bool {
+    // In a user namespace, all groups that it does not know look like one, and so do ours.
+    if group == NO_GROUP {
+        return false;
+    }
     let ours = getgroups().unwrap_or_default();
     let is_ours = getegid().as_raw() == group || ours.iter().any(|own| own.as_raw() == group);
     group == 0 || is_ours || service_group() == Some(group)
 }
 
 /// The group of the package's gate, if it is installed: group(5).
-fn service_group() -> Option<u32> {
+#[must_use]
+pub fn service_group() -> Option<u32> {
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
     groups.lines().find_map(|line| {
         let (name, rest) = line.split_once(':')?;
@@ -369,7 +374,11 @@ pub(super) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, ConfigErro
 /// Returns what is wrong with the file.
 pub fn pin(path: &Path) -> Result<String, ConfigError> {
     let place = Place::nowhere();
-    let certificates = pem_certificates(&place, path, &read(&place, path)?)?;
+    // It is shown, and trusted by whoever writes it down.
+    let pem = file::read(path, FILE_MAX);
+    let pem = pem
+        .map_err(|error| place.error(format_args!("{} cannot be read: {error}", path.display())))?;
+    let certificates = pem_certificates(&place, path, &pem)?;
     let leaf = parse(&place, path, &certificates[0])?;
     Ok(format!(
         "sha256:{}",
@@ -471,6 +480,8 @@ fn hint(path: &Path) -> &'static str {
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../baseline/authenticated_origin_pull_ca.pem");
 /// The group that the package makes for the gate alone.
 pub(super) const GATE_GROUP: &str = "pullgate-gate";
+/// Where the kernel knows of none: user_namespaces(7), overflowgid.
+const NO_GROUP: u32 = 65534;
 /// Bytes that are read of a PEM file; a list of revoked certificates may be long.
 const FILE_MAX: usize = 4 << 20;
 

@@ -121,31 +121,31 @@ pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Li
 }
 
 fn trust(host: &Host) -> Option<Lint> {
-    let place = host
-        .trust
-        .first()
-        .map_or_else(|| host.place(), |trust| &trust.place);
-    let lint = |text: &str| Some(Lint::new(host, place, text));
+    let asked = host.place().of("gate.host.client_auth");
     match host.client_auth {
-        ClientAuth::Off => lint(
+        ClientAuth::Off => Some(Lint::new(
+            host,
+            &asked,
             "nobody is asked for a certificate (`client_auth = \"off\"`): whoever has an address \
              that is let in is served",
-        ),
-        ClientAuth::Log => lint(
+        )),
+        ClientAuth::Log => Some(Lint::new(
+            host,
+            &asked,
             "nobody is refused for a certificate (`client_auth = \"log\"`); once no line says \
              `would be refused`, write \"enforce\"",
-        ),
+        )),
         ClientAuth::Enforce => {
             let is_shared =
                 |trust: &crate::config::Located<Trust>| trust.value == Trust::Cloudflare;
-            if !host.trust.iter().any(is_shared) {
-                return None;
-            }
-            lint(
+            let shared = host.trust.iter().find(|trust| is_shared(trust))?;
+            Some(Lint::new(
+                host,
+                &shared.place,
                 "Cloudflare's shared CA proves only that some Cloudflare customer asks, not that \
                  you do; upload a certificate of your own to Cloudflare (zone or per-hostname \
                  Authenticated Origin Pulls), and name its CA here instead",
-            )
+            ))
         }
     }
 }

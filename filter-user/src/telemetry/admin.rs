@@ -21,7 +21,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     let is_gone = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            let text = "another instance of this role answers there";
+            let text = "another instance of this role answers there; stop that one first";
             return Err(io::Error::new(ErrorKind::AddrInUse, text));
         }
         // Who may not ask does not know whether somebody is behind it.

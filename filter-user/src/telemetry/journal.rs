@@ -1,0 +1,155 @@
+//! systemd's journal as a place for logs: a line for who reads it, and a field for each of an event's.
+//!
+//! systemd.io/JOURNAL_NATIVE_PROTOCOL. Of the libraries, none puts into the line what is in the fields,
+//! and a line is what `journalctl` shows.
+
+use std::fmt::{Debug, Write as _};
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+/// Sends events to the journal.
+#[derive(Debug)]
+pub struct Journal {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// The journal of this host.
+    ///
+    /// # Errors
+    ///
+    /// Returns why there is none.
+    pub fn open() -> io::Result<Self> {
+        Self::at(PathBuf::from("/run/systemd/journal/socket"))
+    }
+
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        // Nothing is a message as well, which says nothing.
+        socket.send_to(&[], &path)?;
+        Ok(Self { socket, path })
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Journal {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut entry = Entry::default();
+        event.record(&mut entry);
+        let Entry { line, mut message } = entry;
+        append(&mut message, "MESSAGE", &line);
+        append(
+            &mut message,
+            "PRIORITY",
+            priority(*event.metadata().level()),
+        );
+        append(&mut message, "SYSLOG_IDENTIFIER", "pullgate");
+        append(&mut message, "TARGET", event.metadata().target());
+        // A journal that takes nothing any more must not end what it is told of.
+        self.socket.send_to(&message, &self.path).ok();
+    }
+}
+
+/// What becomes of an event.
+#[derive(Default)]
+struct Entry {
+    line: String,
+    message: Vec<u8>,
+}
+
+impl Entry {
+    fn add(&mut self, field: &Field, value: &str, shown: &dyn Debug) {
+        if field.name() == "message" {
+            self.line.insert_str(0, value);
+            return;
+        }
+        // Nobody can fail to write to a string.
+        write!(self.line, " {}={shown:?}", field.name()).ok();
+        let name = format!("F_{}", field.name().to_uppercase().replace('.', "_"));
+        append(&mut self.message, &name, value);
+    }
+}
+
+impl Visit for Entry {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, value, &value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.add(field, &format!("{value:?}"), value);
+    }
+}
+
+/// Adds a field whose value may hold anything.
+fn append(message: &mut Vec<u8>, name: &str, value: &str) {
+    message.extend(name.as_bytes());
+    message.push(b'\n');
+    message.extend((value.len() as u64).to_le_bytes());
+    message.extend(value.as_bytes());
+    message.push(b'\n');
+}
+
+/// syslog(3).
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "3",
+        Level::WARN => "4",
+        Level::INFO => "6",
+        Level::DEBUG | Level::TRACE => "7",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_the_fields_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let journald = UnixDatagram::bind(&path).unwrap();
+        let journal = Journal::at(path).unwrap();
+        let mut message = [0; 1024];
+        assert_eq!(journald.recv(&mut message).unwrap(), 0);
+
+        let subscriber = tracing_subscriber::registry().with(journal);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(client = %"192.0.2.1", name = "a\nPRIORITY=0", "refused");
+        });
+
+        let length = journald.recv(&mut message).unwrap();
+        let mut fields = Vec::new();
+        let mut rest = &message[..length];
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (name, value) = (&rest[..end], &rest[end + 1..]);
+            let (size, value) = value.split_at(8);
+            let size = usize::try_from(u64::from_le_bytes(size.try_into().unwrap())).unwrap();
+            fields.push((
+                name.to_vec(),
+                String::from_utf8(value[..size].to_vec()).unwrap(),
+            ));
+            rest = &value[size + 1..];
+        }
+        let value = |name: &str| {
+            let mut found = fields.iter().filter(|(found, _)| found == name.as_bytes());
+            let value = found.next().unwrap().1.as_str();
+            assert!(found.next().is_none(), "{name}");
+            value
+        };
+        assert_eq!(
+            value("MESSAGE"),
+            "refused client=192.0.2.1 name=\"a\\nPRIORITY=0\""
+        );
+        assert_eq!(value("PRIORITY"), "4");
+        assert_eq!(value("F_CLIENT"), "192.0.2.1");
+        assert_eq!(value("F_NAME"), "a\nPRIORITY=0");
+    }
+}
