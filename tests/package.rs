@@ -36,11 +36,9 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     assert_eq!(watched.status.code(), Some(1), "{}", text(&watched.stdout));
     debian.configure(&pki);
     // As `openssl` makes a key: root reads it, and the gate of the package could not.
-    let keep = "chown root:root /etc/pullgate/*.key && chmod 600 /etc/pullgate/*.key";
-    let share = "chgrp pullgate-gate /etc/pullgate/*.key && chmod 640 /etc/pullgate/*.key";
-    let check = debian.says(&["sh", "-c", &format!("{keep}; {} 2>&1", manual.check)]);
+    let check = debian.says(&["sh", "-c", &format!("{KEEP}; {} 2>&1", manual.check)]);
     assert!(check.contains("`chgrp pullgate-gate"), "{check}");
-    debian.follow(&[share]);
+    debian.follow(&[SHARE]);
     debian.follow(&[manual.check, manual.start_gate]);
     for role in ROLES {
         debian.runs_as_its_unit_says(role);
@@ -96,7 +94,8 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     });
     assert_eq!(seen_by_gate(&debian), strangers, "the gate saw a stranger");
 
-    mishaps(&debian, &ask, &enters);
+    let reaches = || connect(&network, Host::Edge, origin()).is_ok();
+    mishaps(&debian, &ask, (&reaches, &enters));
 
     // A host that boots is protected without anybody's help, and before it has a network.
     debian.reboot();
@@ -133,7 +132,11 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
 }
 
 /// What goes wrong on hosts, and must not let anybody in or keep anybody out.
-fn mishaps(debian: &Debian<'_>, ask: &impl Fn() -> String, enters: &impl Fn() -> bool) {
+fn mishaps(
+    debian: &Debian<'_>,
+    ask: &impl Fn() -> String,
+    (reaches, enters): (&impl Fn() -> bool, &impl Fn() -> bool),
+) {
     // What cannot be used is refused, and takes nobody down.
     let good = debian.read(CONFIGURATION);
     let before = pids(debian);
@@ -161,6 +164,18 @@ fn mishaps(debian: &Debian<'_>, ask: &impl Fn() -> String, enters: &impl Fn() ->
     debian.systemctl(&["restart", GATE]);
     assert_eq!(debian.property("pullgate-gate.socket", "Result"), "success");
     assert_eq!(ask(), "200");
+
+    // A gate that cannot start does not take the port away, however many come meanwhile.
+    debian.follow(&[KEEP]);
+    assert!(!debian.run(&["systemctl", "restart", GATE]).status.success());
+    let waiting: Vec<_> = (0..20).map(|_| reaches()).collect();
+    assert!(waiting.iter().all(|reached| *reached));
+    debian.follow(&[SHARE]);
+    assert_eq!(ask(), "200");
+    assert_eq!(
+        debian.property("pullgate-gate.socket", "ActiveState"),
+        "active"
+    );
 
     // Who is killed comes back; meanwhile the pins go on, and connections wait in the socket.
     debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
@@ -231,6 +246,8 @@ fn unit(role: &str) -> String {
     format!("pullgate-{role}.service")
 }
 
+const KEEP: &str = "chown root:root /etc/pullgate/*.key && chmod 600 /etc/pullgate/*.key";
+const SHARE: &str = "chgrp pullgate-gate /etc/pullgate/*.key && chmod 640 /etc/pullgate/*.key";
 const CONFIGURATION: &str = "etc/pullgate/pullgate.toml";
 /// The package of a higher version.
 const UPGRADE: &str = "pullgate_upgraded.deb";

@@ -261,8 +261,8 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
 }
 
 fn start_logging(format: Option<LogFormat>) {
-    let filter =
-        || EnvFilter::try_from_env("PULLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("PULLGATE_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = || EnvFilter::try_new(&wanted).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter())
         .with_target(false)
@@ -281,6 +281,9 @@ fn start_logging(format: Option<LogFormat>) {
                 tracing::warn!(%error, "the journal is not there, so this is text");
             }
         },
+    }
+    if let Err(error) = EnvFilter::try_new(&wanted) {
+        tracing::warn!(%error, wanted, "PULLGATE_LOG is not understood, so the level is `info`");
     }
 }
 

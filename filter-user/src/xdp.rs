@@ -179,6 +179,9 @@ impl Filter {
         if self.is_on_trial() {
             return Err(XdpError::OnTrial);
         }
+        if !self.pins.exist() {
+            return Err(XdpError::Unloaded);
+        }
         let staging = self.pins.stage()?;
         self.force = Force::load(settings, &self.pins, &staging, rules, table)?;
         self.settings = settings.clone();

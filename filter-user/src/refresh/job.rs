@@ -319,6 +319,24 @@ mod tests {
     use crate::ranges::guard::Family;
 
     #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_does_not_end_is_overdue() {
+        let (mut job, ranges) = job();
+        let is_overdue = |job: &Job| job.progress().is_overdue(Instant::now());
+
+        let way = job.ask(Instant::now()).unwrap();
+        tokio::time::advance(OVERDUE).await;
+        assert!(!is_overdue(&job));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(is_overdue(&job));
+
+        // What comes to an end, whatever it is, sets the time of the next.
+        fail(&mut job, &ranges, &way);
+        let way = job.ask(Instant::now()).unwrap();
+        fail(&mut job, &ranges, &way);
+        assert!(!is_overdue(&job));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn each_way_has_its_turn_and_then_the_source_rests() {
         let (mut job, ranges) = job();
 

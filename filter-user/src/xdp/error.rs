@@ -145,7 +145,8 @@ pub enum XdpError {
     #[error(
         "another XDP program{program} is on `{interface}`; remove it with `ip link set dev \
          {interface} xdp off` or through the tool that put it there (`bpftool link show` names \
-         its link), or set `filter.coexist = \"tcx\"`"
+         its link), or set `filter.coexist = \"tcx\"`; a filter of pullgate's own that another \
+         `paths.bpf` has pinned goes with `rm -r` of that directory"
     )]
     Occupied {
         /// The interface.
@@ -162,6 +163,9 @@ pub enum XdpError {
         /// The interface.
         interface: String,
     },
+    /// Somebody has unloaded the filter.
+    #[error("the filter was unloaded, so there is nothing to change; restart its role")]
+    Unloaded,
     /// What is in force is on trial.
     #[error(
         "the filter is on trial; `pullgate confirm` lets it stay, and other changes go on then"
@@ -171,7 +175,10 @@ pub enum XdpError {
     #[error("the kernel cannot link XDP programs; Linux 5.9 or later is needed")]
     NoLinks,
     /// Nothing is loaded that could be asked.
-    #[error("no filter is loaded on {interface}; `pullgate run` loads it")]
+    #[error(
+        "no filter is loaded on {interface}; `pullgate status` names those that it is on, \
+         `pullgate run` loads it"
+    )]
     NotLoaded {
         /// The interface, or a word for all of them.
         interface: String,
@@ -215,6 +222,7 @@ impl XdpError {
             | Self::Occupied { .. }
             | Self::NoLinks
             | Self::NoWayBack { .. }
+            | Self::Unloaded
             | Self::OnTrial
             | Self::NotLoaded { .. }
             | Self::TestRun(_)
