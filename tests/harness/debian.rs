@@ -206,6 +206,7 @@ impl<'a> Debian<'a> {
             ("pullgate-filter.service", "18"),
             ("pullgate-ranges.service", "15"),
             ("pullgate-gate.service", "15"),
+            ("pullgate-directories.service", "18"),
         ] {
             let threshold = format!("--threshold={exposure}");
             let path = format!("/usr/lib/systemd/system/{unit}");
@@ -221,7 +222,9 @@ impl<'a> Debian<'a> {
             let verified = self.run(&["systemd-analyze", "verify", "--man=no", &path]);
             assert!(verified.status.success(), "{unit}");
             assert_eq!(text(&verified.stderr), "", "{unit}");
-            self.lets_call(unit);
+            if unit != "pullgate-directories.service" {
+                self.lets_call(unit);
+            }
         }
     }
 
