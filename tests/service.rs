@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -132,6 +132,21 @@ fn monitoring_is_told_what_the_status_tells() {
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.contains("monitor mode"), "{answer}");
     assert!(tcp("127.0.0.1:9143", "/healthz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn metrics_that_cannot_be_told_keep_no_role_from_starting() {
+    let rig = with_metrics();
+    let listen = || TcpListener::bind("127.0.0.1:9145").unwrap();
+    let _taken = rig.network.on(Host::Origin, listen);
+
+    let gate = Pullgate::start(&rig.network, &rig.config, "gate");
+
+    let warnings = gate.status()["warnings"].to_string();
+    assert!(
+        warnings.contains("`metrics.gate`: metrics are told nowhere"),
+        "{warnings}"
+    );
 }
 
 #[test]

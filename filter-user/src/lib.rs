@@ -3,15 +3,16 @@
 //! Three flows, each one way:
 //!
 //! - **ranges**: feed bytes → [`ranges::Feed`] → guard → [`ranges::RangeSet`] → what each source is
-//!   [`ranges::Known`] by → [`ranges::InForce`], their union → [`ranges::Table`] → published to the kernel's maps ([`xdp`]) and to the gate's source check. [`refresh`] drives
-//!   it, [`feed`] fetches, [`snapshot`] carries it from role to role.
+//!   [`ranges::Known`] by → [`ranges::InForce`], their union → [`ranges::Table`] → published to the
+//!   kernel's maps ([`xdp`]) and to the gate's source check. [`refresh`] drives it, [`feed`] fetches,
+//!   [`snapshot`] carries it from role to role.
 //! - **frames**: decided in the kernel, by the crate `filter_ebpf`; [`xdp`] puts it there.
 //! - **connections**: [`gate`], from the accepted socket to its outcome.
 //!
 //! What is deliberately absent: only [`xdp`] names aya; only [`feed`] names reqwest; only
 //! [`netlink`] speaks netlink; only [`daemon`] spawns tasks that live as long as the process; nothing
-//! below it reads the wall clock or the environment; nothing dials an upstream without a [`gate::VerifiedPeer`]; a failed
-//! refresh never shrinks the set.
+//! below it reads the wall clock or the environment; nothing dials an upstream without a
+//! [`gate::VerifiedPeer`]; a failed refresh never shrinks the set.
 #![forbid(unsafe_code)]
 
 pub mod cli;

@@ -32,12 +32,8 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
     if config.ranges.limits.documentation == Documentation::Accept {
         weaknesses.push("documentation ranges are accepted (a test bed)".to_owned());
     }
-    match (role, &config.filter) {
-        (Role::Filter, Some(filter)) => {
-            weaknesses.extend(unprotected_ports(config, filter));
-        }
-        (Role::Gate, Some(filter)) => weaknesses.extend(unprotected_ports(config, filter)),
-        (_, _) => {}
+    if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.filter) {
+        weaknesses.extend(unprotected_ports(config, filter));
     }
     weaknesses
 }
