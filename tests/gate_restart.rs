@@ -83,7 +83,8 @@ fn sockets_that_the_service_manager_announces_are_taken() {
             rig.config.display(),
             stored.0[0]
         );
-        let words = ["timeout", "--signal=TERM", "2", "sh", "-c", &script];
+        // Of descriptors with two digits, a plain sh knows nothing.
+        let words = ["timeout", "--signal=TERM", "2", "bash", "-c", &script];
         let output = rig.network.output(Host::Origin, &words);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };

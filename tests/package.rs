@@ -181,6 +181,8 @@ fn mishaps(
     debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
     assert!(!enters());
     assert_eq!(ask(), "200");
+    let directories = debian.property("pullgate-directories.service", "Result");
+    assert_eq!(directories, "success");
     for role in ["filter", "gate"] {
         eventually("it is back", || {
             let was_killed = debian.property(&unit(role), "NRestarts") != "0";

@@ -144,7 +144,7 @@ fn metrics_that_cannot_be_told_keep_no_role_from_starting() {
 
     let warnings = gate.status()["warnings"].to_string();
     assert!(
-        warnings.contains("`metrics.gate`: metrics are told nowhere"),
+        warnings.contains("`metrics.gate`: metrics are told nowhere until"),
         "{warnings}"
     );
 }

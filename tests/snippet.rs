@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::fs;
+use std::time::Duration;
 
 use tests::Rig;
 use tests::client::{Client, Reply};
@@ -11,6 +12,7 @@ use tests::gate::{blog, origin, shop};
 use tests::net::Host;
 use tests::pki::{BLOG, SHOP};
 use tests::web::Server;
+use time::OffsetDateTime;
 
 #[test]
 fn a_server_behind_the_gate_is_told_who_asks() {
@@ -105,21 +107,30 @@ fn without_a_configuration_there_are_placeholders() {
 fn what_would_let_more_in_is_not_printed() {
     let rig = Rig::new();
     let pin = format!("trust = [\"sha256:{}\"]", "0".repeat(64));
+    let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
+    let revoked = "crl = [\"@PKI@/crl.pem\"]".to_owned();
     let two = "trust = [\"@PKI@/ours-ca.pem\", \"@PKI@/other-ca.pem\"]";
     for (server, host, words) in [
         ("nginx", shop(&pin), "knows no pins"),
         ("apache", shop(two), "takes one file of CAs"),
         ("haproxy", shop(""), "for all hosts of an address"),
+        ("nginx", shop(&revoked), "what is revoked"),
     ] {
         rig.configure("", &[&host, &blog("")]);
         let output = rig.pullgate(&["snippet", server, "--own-mtls"]);
 
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{error}");
-        assert!(error.contains("`gate.host.trust`: "), "{error}");
+        assert!(error.contains("`gate.host."), "{error}");
         assert!(error.contains(words), "{error}");
         assert!(output.stdout.is_empty());
     }
+
+    rig.configure("", &[&shop("proxy_protocol = \"none\""), &blog("")]);
+    let output = rig.pullgate(&["snippet", "nginx", "--behind-gate"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("`gate.host.proxy_protocol`: "), "{error}");
 }
 
 fn ask_without_verifying(rig: &Rig, name: &str) -> String {

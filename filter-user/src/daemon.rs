@@ -64,8 +64,12 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     join_groups(&config.paths, service_group());
     confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
-    if roles.contains(&Role::Ranges) {
-        plan::examine_sources(&config.ranges)?;
+    let mut weaknesses = all_weaknesses(config, &roles);
+    // A role starts without them, and whoever asks for one asks whether it would.
+    match plan::examine_sources(&config.ranges) {
+        Err(error) if only == Some(Role::Ranges) => weaknesses.push(error.to_string()),
+        Err(error) if only.is_none() => return Err(error.into()),
+        Ok(()) | Err(_) => {}
     }
     let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
     if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
@@ -73,10 +77,8 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
         lints.extend(unreadable_keys(gate));
     }
     let lints = lints.iter().map(Lint::to_string);
-    Ok(all_weaknesses(config, &roles)
-        .into_iter()
-        .chain(lints)
-        .collect())
+    weaknesses.extend(lints);
+    Ok(weaknesses)
 }
 
 /// Reads a configuration file.

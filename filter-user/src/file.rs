@@ -78,7 +78,7 @@ pub fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
         let target = name.read_link().ok()?;
         Some(directory(name).join(target))
     };
-    std::iter::successors(Some(path.to_owned()), follow).take(LINKS_MAX)
+    std::iter::successors(Some(path.to_owned()), follow).take(NAMES_MAX)
 }
 
 /// Why a file that somebody should keep cannot be read.
@@ -222,8 +222,8 @@ fn is_a_change(kind: EventKind) -> bool {
     )
 }
 
-/// As many as the kernel follows (path_resolution(7)).
-const LINKS_MAX: usize = 40;
+/// As many as the kernel follows (path_resolution(7)), and the file.
+const NAMES_MAX: usize = 41;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::cli::{Pairing, Server};
-use crate::config::{Config, ConfigError, Host, Located, Place, ProxyProtocol, Target, Trust};
+use crate::config::{
+    ClientAuth, Config, ConfigError, Host, Located, Place, ProxyProtocol, Target, Trust,
+};
 
 /// The configuration for a server; names that pullgate's own does not tell are placeholders.
 ///
@@ -30,8 +32,10 @@ pub fn snippet(
     if sites.is_empty() {
         sites.push(Site::example());
     }
-    if (server, pairing) == (Server::Haproxy, Pairing::OwnMtls) {
-        same_authority(&sites)?;
+    match (server, pairing) {
+        (Server::Haproxy, Pairing::OwnMtls) => same_authority(&sites)?,
+        (_, Pairing::OwnMtls) => {}
+        (_, Pairing::BehindGate) => same_header(&sites)?,
     }
 
     let mut parts = template(server, pairing).split("---\n");
@@ -160,6 +164,16 @@ impl Site {
 
 /// The one file of CAs whose client certificates a server is to take; none of them takes a pin.
 fn authority(host: &Host) -> Result<String, ConfigError> {
+    if host.client_auth == ClientAuth::Off {
+        return Err(host.place().of("gate.host.client_auth").error(
+            "this host demands no certificate, so there is nothing that a web server should demand",
+        ));
+    }
+    if !host.crls.is_empty() {
+        return Err(host.place().of("gate.host.crl").error(
+            "the web server would let in what is revoked; leave `crl` out, or let the gate verify",
+        ));
+    }
     let [Located { value, place }] = &host.trust[..] else {
         let first = host.trust.first();
         let first = first.map_or_else(|| host.place(), |trust| &trust.place);
@@ -187,6 +201,22 @@ fn same_authority(sites: &[Site]) -> Result<(), ConfigError> {
         Err(other.place.of("gate.host.trust").error(
             "HAProxy takes one file of CAs for all hosts of an address; put both into one, or let \
              the gate verify",
+        ))
+    })
+}
+
+/// Who listens expects a header of everybody, or of nobody.
+fn same_header(sites: &[Site]) -> Result<(), ConfigError> {
+    let differs = |a: &Site, b: &Site| {
+        let has_header = |site: &Site| site.proxy_protocol != ProxyProtocol::None;
+        a.target == b.target && has_header(a) != has_header(b)
+    };
+    let mut others = sites.iter();
+    let other = others.rfind(|site| sites.iter().any(|first| differs(first, site)));
+    other.map_or(Ok(()), |other| {
+        Err(other.place.of("gate.host.proxy_protocol").error(
+            "another host of this upstream sends a header, or none, as this one does not; let both \
+             do the same, or give each an upstream of its own",
         ))
     })
 }

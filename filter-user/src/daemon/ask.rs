@@ -208,7 +208,7 @@ pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, StartEr
 }
 
 fn is_id(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn ids_of(held: &[RefreshStatus]) -> impl Iterator<Item = &str> {
@@ -244,8 +244,8 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> 
     }
 }
 
-/// Writes a file that the roles' group may read. Others may put names into its directory, which must
-/// not lead root anywhere.
+/// Writes a file that a role may read. Others may put names into its directory, which must not lead
+/// root anywhere.
 fn write_anew(path: &Path, content: &str) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -253,7 +253,7 @@ fn write_anew(path: &Path, content: &str) -> io::Result<()> {
     }
     // O_EXCL follows no link.
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o640))?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(content.as_bytes())
 }
 
@@ -325,7 +325,9 @@ fn is_on_trial(paths: &Paths) -> Result<bool, StartError> {
 fn ask_if_permitted(paths: &Paths, role: Role) -> Result<io::Result<Status>, StartError> {
     match ask(paths, role) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(StartError::socket(&paths.socket(role), error))
+            Err(StartError::SocketForbidden {
+                path: paths.socket(role),
+            })
         }
         asked => Ok(asked),
     }
@@ -390,7 +392,10 @@ impl Read for Answer {
 
 /// Signals the process behind a status socket; the kernel knows whose it is.
 fn signal(paths: &Paths, role: Role, signal: Signal) -> Result<(), StartError> {
-    let blame = |source| StartError::socket(&paths.socket(role), source);
+    let blame = |source| StartError::Socket {
+        path: paths.socket(role),
+        source,
+    };
     let stream = connect(paths, role).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
     kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))
@@ -456,7 +461,7 @@ mod tests {
 
         assert_eq!(std::fs::read(&victim).unwrap(), b"whole");
         assert_eq!(std::fs::read(&planted).unwrap(), b"0123");
-        assert_eq!(planted.metadata().unwrap().mode() & 0o777, 0o640);
+        assert_eq!(planted.metadata().unwrap().mode() & 0o777, 0o644);
         assert!(!is_id("root ALL=(ALL)\n"));
     }
 

@@ -270,13 +270,13 @@ fn not_told(error: &io::Error) -> String {
     // systemd.exec(5), RestrictAddressFamilies=.
     let remedy = match error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) {
         true => {
-            "the service may open no port; use a UNIX socket, or for the filter copy \
+            "the service may open no such port; use a UNIX socket, or for the filter copy \
              /usr/share/doc/pullgate/monitoring/filter-metrics.conf to \
              /etc/systemd/system/pullgate-filter.service.d/"
         }
         false => "is the port free, or the socket's directory there and this role's to write?",
     };
-    format!("metrics are told nowhere ({error}): {remedy}")
+    format!("metrics are told nowhere until the next start ({error}): {remedy}")
 }
 
 fn check_bind_capability(listen: &[SocketAddr], inherited: &[Inherited]) -> Result<(), StartError> {

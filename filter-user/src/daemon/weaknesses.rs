@@ -35,6 +35,9 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.filter) {
         weaknesses.extend(unprotected_ports(config, filter));
     }
+    if let (Role::Filter, Some(filter)) = (role, &config.filter) {
+        weaknesses.extend(strange_destinations(filter));
+    }
     weaknesses
 }
 
@@ -63,7 +66,6 @@ fn of_start(filter: &Filter) -> Vec<String> {
     if filter.mode == Mode::Monitor {
         weaknesses.push(MONITOR.to_owned());
     }
-    weaknesses.extend(strange_destinations(filter));
     weaknesses
 }
 

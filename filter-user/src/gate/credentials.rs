@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{getegid, getgroups};
+use rustix::process::getegid;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -182,11 +182,14 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
     }
     // systemd lets a service read its credentials by the group's bits, whoever the group is.
     if mode & 0o070 != 0 && !is_our_group(metadata.gid()) && !is_credential(path) {
+        let group = match metadata.gid() {
+            NO_GROUP => "a group that this service cannot see".to_owned(),
+            group => format!("the group {group}"),
+        };
         return Err(place.error(format_args!(
-            "the key {} is open to the group {}, which is not the gate's own; `chmod 600` it, or \
-             `chgrp` it to the group that the gate runs as (the package's: {GATE_GROUP})",
-            path.display(),
-            metadata.gid()
+            "the key {} is open to {group}, which is not the gate's own; `chgrp` it to the group that \
+             the gate runs as (the package's: {GATE_GROUP}), or `chmod 600` it, if the gate owns it",
+            path.display()
         )));
     }
     Ok(key)
@@ -194,13 +197,8 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
 
 /// Whether a group is ours or root's; or that of the package's gate, which root checks for.
 fn is_our_group(group: u32) -> bool {
-    // In a user namespace, all groups that it does not know look like one, and so do ours.
-    if group == NO_GROUP {
-        return false;
-    }
-    let ours = getgroups().unwrap_or_default();
-    let is_ours = getegid().as_raw() == group || ours.iter().any(|own| own.as_raw() == group);
-    group == 0 || is_ours || service_group() == Some(group)
+    let is_own = group == getegid().as_raw() && group != NO_GROUP;
+    group == 0 || is_own || service_group() == Some(group)
 }
 
 /// The group of the package's gate, if it is installed: group(5).
@@ -480,7 +478,7 @@ fn hint(path: &Path) -> &'static str {
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../baseline/authenticated_origin_pull_ca.pem");
 /// The group that the package makes for the gate alone.
 pub(super) const GATE_GROUP: &str = "pullgate-gate";
-/// Where the kernel knows of none: user_namespaces(7), overflowgid.
+/// How all groups look that a user namespace does not know: user_namespaces(7), overflowgid.
 const NO_GROUP: u32 = 65534;
 /// Bytes that are read of a PEM file; a list of revoked certificates may be long.
 const FILE_MAX: usize = 4 << 20;

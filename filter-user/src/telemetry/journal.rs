@@ -7,6 +7,7 @@ use std::fmt::{Debug, Write as _};
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -18,6 +19,8 @@ use tracing_subscriber::layer::Context;
 pub struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
+    /// Entries that it had no room for.
+    lost: AtomicU64,
 }
 
 impl Journal {
@@ -32,9 +35,12 @@ impl Journal {
 
     fn at(path: PathBuf) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
+        // A journal that takes nothing any more must not hold up what it is told of.
+        socket.set_nonblocking(true)?;
         // Nothing is a message as well, which says nothing.
         socket.send_to(&[], &path)?;
-        Ok(Self { socket, path })
+        let lost = AtomicU64::new(0);
+        Ok(Self { socket, path, lost })
     }
 }
 
@@ -42,7 +48,14 @@ impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut entry = Entry::default();
         event.record(&mut entry);
-        let Entry { line, mut message } = entry;
+        let Entry {
+            mut line,
+            mut message,
+        } = entry;
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            write!(line, " ({lost} lines before it were lost)").ok();
+        }
         append(&mut message, "MESSAGE", &line);
         append(
             &mut message,
@@ -51,8 +64,9 @@ impl<S: Subscriber> Layer<S> for Journal {
         );
         append(&mut message, "SYSLOG_IDENTIFIER", "pullgate");
         append(&mut message, "TARGET", event.metadata().target());
-        // A journal that takes nothing any more must not end what it is told of.
-        self.socket.send_to(&message, &self.path).ok();
+        if self.socket.send_to(&message, &self.path).is_err() {
+            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -67,6 +81,10 @@ impl Entry {
     fn add(&mut self, field: &Field, value: &str, shown: &dyn Debug) {
         if field.name() == "message" {
             self.line.insert_str(0, value);
+            return;
+        }
+        // Where in a library's source it comes from.
+        if field.name().starts_with("log.") {
             return;
         }
         // Nobody can fail to write to a string.
@@ -151,5 +169,34 @@ mod tests {
         assert_eq!(value("PRIORITY"), "4");
         assert_eq!(value("F_CLIENT"), "192.0.2.1");
         assert_eq!(value("F_NAME"), "a\nPRIORITY=0");
+    }
+
+    #[test]
+    fn what_a_full_journal_loses_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let journald = UnixDatagram::bind(&path).unwrap();
+        let subscriber = tracing_subscriber::registry().with(Journal::at(path).unwrap());
+        let receive = || {
+            let mut message = [0; 1024];
+            let length = journald.recv(&mut message).unwrap();
+            String::from_utf8_lossy(&message[..length]).into_owned()
+        };
+
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..10_000 {
+                tracing::info!("too much");
+            }
+            receive();
+            let told = loop {
+                let told = receive();
+                if !told.contains("too much") {
+                    break told;
+                }
+                tracing::info!("room again");
+            };
+            assert!(told.contains("room again ("), "{told}");
+            assert!(told.contains(" lines before it were lost)"), "{told}");
+        });
     }
 }
