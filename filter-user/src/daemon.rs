@@ -66,10 +66,12 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     let loaded = plan::examine(config, &roles)?;
     let mut weaknesses = all_weaknesses(config, &roles);
     // A role starts without them, and whoever asks for one asks whether it would.
-    match plan::examine_sources(&config.ranges) {
-        Err(error) if only == Some(Role::Ranges) => weaknesses.push(error.to_string()),
-        Err(error) if only.is_none() => return Err(error.into()),
-        Ok(()) | Err(_) => {}
+    if roles.contains(&Role::Ranges) {
+        match (plan::examine_sources(&config.ranges), only) {
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(_)) => weaknesses.push(error.to_string()),
+            (Ok(()), _) => {}
+        }
     }
     let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
     if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
@@ -327,10 +329,8 @@ impl Running {
             }
         };
         let before = Arc::clone(&self.config.borrow());
-        for (what, is_same) in view::differences(&config, &before) {
-            if !is_same {
-                warn!("`{what}` has changed, which takes effect at the next start");
-            }
+        for what in view::waits_for_a_start(&config, &before) {
+            warn!("`{what}` has changed, which takes effect at the next start");
         }
         let role = self.gate.clone();
         let _turn = role.as_ref().map(GateRole::turn);

@@ -121,6 +121,18 @@ fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Meta
     Ok((content, metadata))
 }
 
+/// Removes a file, if it is there.
+///
+/// # Errors
+///
+/// Returns the operating system's error.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// What one file, behind all links, is told from another by that has its name or its inode:
 /// device, inode, time of change and size.
 pub type Stamp = (u64, u64, i64, i64, u64);

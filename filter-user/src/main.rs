@@ -262,27 +262,32 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
 
 fn start_logging(format: Option<LogFormat>) {
     let wanted = std::env::var("PULLGATE_LOG").unwrap_or_else(|_| "info".to_owned());
-    let filter = || EnvFilter::try_new(&wanted).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, refused) = match EnvFilter::try_new(&wanted) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter())
         .with_target(false)
         .log_internal_errors(false)
         .with_writer(|| Undisturbed(io::stderr()));
     match format.unwrap_or_else(log_format) {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.with_env_filter(filter).with_ansi(false).init(),
+        LogFormat::Json => {
+            let json = builder.with_env_filter(filter).json();
+            json.flatten_event(true).init();
+        }
         LogFormat::Journald => match Journal::open() {
             Ok(journal) => tracing_subscriber::registry()
-                .with(filter())
+                .with(filter)
                 .with(journal)
                 .init(),
             Err(error) => {
-                builder.with_ansi(false).init();
+                builder.with_env_filter(filter).with_ansi(false).init();
                 tracing::warn!(%error, "the journal is not there, so this is text");
             }
         },
     }
-    if let Err(error) = EnvFilter::try_new(&wanted) {
+    if let Some(error) = refused {
         tracing::warn!(%error, wanted, "PULLGATE_LOG is not understood, so the level is `info`");
     }
 }
@@ -321,10 +326,7 @@ fn say(text: &str) -> anyhow::Result<()> {
 fn print(text: &str) -> anyhow::Result<()> {
     // A role that was taken over must not steer the terminal of who asks it.
     let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    let text = match text.contains(is_odd) {
-        true => text.replace(is_odd, "\u{fffd}"),
-        false => text.to_owned(),
-    };
+    let text = text.replace(is_odd, "\u{fffd}");
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.context("standard output"),

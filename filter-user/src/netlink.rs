@@ -11,6 +11,7 @@ use netlink_packet_core::{
     NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
@@ -61,6 +62,36 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
         })
     });
     Ok(interfaces.collect())
+}
+
+/// The addresses of all interfaces of this network namespace.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut addresses = Vec::new();
+    ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+        if let RouteNetlinkMessage::NewAddress(message) = message {
+            addresses.extend(own_address(&message));
+        }
+    })?;
+    Ok(addresses)
+}
+
+/// Where a link has two ends, ours is the local one: rtnetlink(7).
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(local) = attribute {
+            return Some(*local);
+        }
+        if let AddressAttribute::Address(either_end) = attribute {
+            address = Some(*either_end);
+        }
+    }
+    address
 }
 
 fn name(link: &LinkMessage) -> Option<String> {

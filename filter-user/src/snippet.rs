@@ -40,7 +40,13 @@ pub fn snippet(
 
     let mut parts = template(server, pairing).split("---\n");
     let mut part = || parts.next().unwrap_or_default();
-    let mut text = fill_all(part(), &sites);
+    let listens = sites.iter().map(|site| format!("Listen {}", site.target));
+    let listens: Vec<_> = listens.collect::<BTreeSet<_>>().into_iter().collect();
+    let crts = sites.iter().map(|site| format!("crt {}", site.certificate));
+    let mut text = sites[0]
+        .fill(part(), server, pairing)
+        .replace("@LISTENS@", &listens.join("\n"))
+        .replace("@CRTS@", &crts.collect::<Vec<_>>().join(" "));
     let each = part();
     let mut filled: Vec<String> = Vec::new();
     for site in &sites {
@@ -219,22 +225,6 @@ fn same_header(sites: &[Site]) -> Result<(), ConfigError> {
              do the same, or give each an upstream of its own",
         ))
     })
-}
-
-/// What is told of all hosts at once.
-fn fill_all(part: &str, sites: &[Site]) -> String {
-    let listens = sites.iter().map(|site| format!("Listen {}", site.target));
-    let listens: Vec<_> = listens.collect::<BTreeSet<_>>().into_iter().collect();
-    let crts: Vec<_> = sites
-        .iter()
-        .map(|site| format!("crt {}", site.certificate))
-        .collect();
-    let first = |value: fn(&Site) -> &String| sites.first().map(value).cloned().unwrap_or_default();
-    part.replace("@LISTENS@", &listens.join("\n"))
-        .replace("@CRTS@", &crts.join(" "))
-        .replace("@CERTIFICATE@", &first(|site| &site.certificate))
-        .replace("@KEY@", &first(|site| &site.key))
-        .replace("@CA@", &first(|site| &site.authority))
 }
 
 /// The same for a host whose upstream is told by no header who asks.

@@ -117,8 +117,8 @@ fn refuse_taken(config: &Config) -> Result<(), ConfigError> {
         }
         let is_taken = match value {
             Target::Tcp(address) => {
-                let listen = config.gate.iter().flat_map(|gate| &gate.listen);
-                listen.into_iter().any(|served| {
+                let mut listen = config.gate.iter().flat_map(|gate| &gate.listen);
+                listen.any(|served| {
                     let is_any = served.ip().is_unspecified();
                     let is_same = is_any && served.is_ipv4() == address.is_ipv4()
                         || served.ip() == address.ip();

@@ -119,7 +119,7 @@ fn word(value: c_int) -> u64 {
 }
 
 /// What the runtime, its threads, files, sockets and clocks take.
-const COMMON: [c_long; 104] = [
+const COMMON: [c_long; 103] = [
     // Memory and threads.
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -166,7 +166,7 @@ const COMMON: [c_long; 104] = [
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_gettimeofday,
-    // Descriptors; one of memory alone for what is too long for the journal.
+    // Descriptors.
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -179,7 +179,6 @@ const COMMON: [c_long; 104] = [
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_fcntl,
-    libc::SYS_memfd_create,
     libc::SYS_ioctl,
     libc::SYS_pipe2,
     libc::SYS_eventfd2,

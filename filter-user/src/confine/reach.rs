@@ -137,10 +137,6 @@ impl Reach {
         for name in file::names(path) {
             self.read.extend(file::directory(&name).canonicalize());
         }
-        // And where directories on the way are links.
-        let real = path.canonicalize().ok();
-        self.read
-            .extend(real.and_then(|real| real.parent().map(Path::to_owned)));
     }
 
     /// A directory of ours, or where it will be.

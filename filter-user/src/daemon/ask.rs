@@ -41,15 +41,8 @@ pub fn status(config: &Config) -> Result<Report, StartError> {
             "neither [filter] nor [gate] is configured: ranges are kept for other tools only";
         report.warnings.push(text.to_owned());
     }
-    for role in described(config) {
-        match ask_if_permitted(&config.paths, role)? {
-            Ok(status) => report.add(status),
-            Err(error) => {
-                report.protected = false;
-                report.warnings.push(absent(&config.paths, role, &error));
-            }
-        }
-    }
+    let have_all = ask_all(&mut report, &config.paths, described(config))?;
+    report.protected &= have_all;
     Ok(report)
 }
 
@@ -68,15 +61,29 @@ pub fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, StartE
         )],
         roles: Vec::new(),
     };
-    for role in Role::ALL {
-        match ask_if_permitted(paths, role)? {
-            Ok(status) => report.add(status),
-            Err(error) => report.warnings.push(absent(paths, role, &error)),
-        }
-    }
+    ask_all(&mut report, paths, Role::ALL)?;
     let protects = |status: &Status| status.role != Role::Ranges.label();
     report.protected &= report.roles.iter().any(protects);
     Ok(report)
+}
+
+/// Adds what these roles say, and returns whether all of them do.
+fn ask_all(
+    report: &mut Report,
+    paths: &Paths,
+    roles: impl IntoIterator<Item = Role>,
+) -> Result<bool, StartError> {
+    let mut have_all = true;
+    for role in roles {
+        match ask_if_permitted(paths, role)? {
+            Ok(status) => report.add(status),
+            Err(error) => {
+                have_all = false;
+                report.warnings.push(absent(paths, role, &error));
+            }
+        }
+    }
+    Ok(have_all)
 }
 
 /// Why a role has no status, and what that means.
@@ -247,10 +254,7 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), StartError> 
 /// Writes a file that a role may read. Others may put names into its directory, which must not lead
 /// root anywhere.
 fn write_anew(path: &Path, content: &str) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    file::remove(path)?;
     // O_EXCL follows no link.
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.set_permissions(Permissions::from_mode(0o644))?;

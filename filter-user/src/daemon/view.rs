@@ -91,12 +91,10 @@ impl View {
         self.describe_lists(&mut warnings);
         warnings.extend(self.untold.clone());
         let config = Arc::clone(&self.config.borrow());
-        for (what, is_same) in differences(&config, &self.started) {
-            if !is_same {
-                warnings.push(format!(
-                    "`{what}` has changed: restart this role, which goes by the old"
-                ));
-            }
+        for what in waits_for_a_start(&config, &self.started) {
+            warnings.push(format!(
+                "`{what}` has changed: restart this role, which goes by the old"
+            ));
         }
         warnings.extend(weaknesses(&config, self.role));
         let filter = self.describe_filter(&mut warnings);
@@ -117,7 +115,7 @@ impl View {
             None => warnings.push("unconfined: this process keeps all its privileges".to_owned()),
         }
         let refresh = self.refresh(&mut warnings);
-        let enforcing = self.describe_gate(&mut warnings, &mut details) && enforcing;
+        let enforcing = self.describe_gate(&config, &mut warnings, &mut details) && enforcing;
         Status {
             role: self.role.label().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -136,6 +134,7 @@ impl View {
     /// Says how the gate fares, and whether every host refuses those whom it does not trust.
     fn describe_gate(
         &self,
+        config: &Config,
         warnings: &mut Vec<String>,
         details: &mut Vec<(String, String)>,
     ) -> bool {
@@ -144,7 +143,6 @@ impl View {
         if let Some(error) = role.trouble() {
             warnings.push(format!("what is on disk is not what is in force: {error}"));
         }
-        let config = Arc::clone(&self.config.borrow());
         for what in config
             .gate
             .iter()
@@ -452,12 +450,15 @@ impl Told for View {
     }
 }
 
-/// What takes effect at a start only, and whether it is the same.
-pub(super) fn differences(new: &Config, old: &Config) -> [(&'static str, bool); 2] {
-    [
-        ("paths", new.paths == old.paths),
-        ("metrics", new.metrics == old.metrics),
-    ]
+/// What differs and takes effect at the next start only; of the gate's own,
+/// [`GateRole::waits_for_a_start`] tells.
+pub(super) fn waits_for_a_start(new: &Config, old: &Config) -> impl Iterator<Item = &'static str> {
+    let differs = [
+        ("paths", new.paths != old.paths),
+        ("metrics", new.metrics != old.metrics),
+    ];
+    let differing = differs.into_iter().filter(|(_, differs)| *differs);
+    differing.map(|(what, _)| what)
 }
 
 fn drops(account: &Account) -> Vec<DropStatus> {

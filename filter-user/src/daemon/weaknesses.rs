@@ -1,10 +1,7 @@
 //! What is in order and could be better, of a configuration on this host; for one role or another.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::SockaddrStorage;
+use std::net::SocketAddr;
 
 use crate::cli::Role;
 use crate::config::{Config, Filter, Interfaces, Mode};
@@ -71,12 +68,13 @@ fn of_start(filter: &Filter) -> Vec<String> {
 
 /// Destinations that packets to this host do not have: nothing is dropped by them.
 fn strange_destinations(filter: &Filter) -> Vec<String> {
+    if filter.destinations.is_empty() {
+        return Vec::new();
+    }
     // A kernel that does not tell is no reason to warn.
-    let Ok(addresses) = getifaddrs() else {
+    let Ok(addresses) = netlink::addresses() else {
         return Vec::new();
     };
-    let addresses = addresses.filter_map(|found| address(&found.address?));
-    let addresses: Vec<IpAddr> = addresses.collect();
     let destinations = filter.destinations.iter();
     let strange = destinations.filter(|destination| !addresses.contains(destination));
     let tell = |destination| {
@@ -86,11 +84,6 @@ fn strange_destinations(filter: &Filter) -> Vec<String> {
         )
     };
     strange.map(tell).collect()
-}
-
-fn address(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
 /// The automatic choice has nothing to choose from.

@@ -121,33 +121,30 @@ pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Li
 }
 
 fn trust(host: &Host) -> Option<Lint> {
-    let asked = host.place().of("gate.host.client_auth");
-    match host.client_auth {
-        ClientAuth::Off => Some(Lint::new(
-            host,
-            &asked,
+    let asked = || host.place().of("gate.host.client_auth");
+    let (place, text) = match host.client_auth {
+        ClientAuth::Off => (
+            asked(),
             "nobody is asked for a certificate (`client_auth = \"off\"`): whoever has an address \
              that is let in is served",
-        )),
-        ClientAuth::Log => Some(Lint::new(
-            host,
-            &asked,
+        ),
+        ClientAuth::Log => (
+            asked(),
             "nobody is refused for a certificate (`client_auth = \"log\"`); once no line says \
              `would be refused`, write \"enforce\"",
-        )),
+        ),
         ClientAuth::Enforce => {
-            let is_shared =
-                |trust: &crate::config::Located<Trust>| trust.value == Trust::Cloudflare;
-            let shared = host.trust.iter().find(|trust| is_shared(trust))?;
-            Some(Lint::new(
-                host,
-                &shared.place,
+            let mut trust = host.trust.iter();
+            let shared = trust.find(|trust| trust.value == Trust::Cloudflare)?;
+            (
+                shared.place.clone(),
                 "Cloudflare's shared CA proves only that some Cloudflare customer asks, not that \
                  you do; upload a certificate of your own to Cloudflare (zone or per-hostname \
                  Authenticated Origin Pulls), and name its CA here instead",
-            ))
+            )
         }
-    }
+    };
+    Some(Lint::new(host, &place, text))
 }
 
 fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Lint> {

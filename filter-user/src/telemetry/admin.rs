@@ -11,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, error};
 
 use super::status::Status;
+use crate::file;
 
 /// Binds the socket; one left behind by a process that is gone is replaced.
 ///
@@ -28,10 +29,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if !is_gone(error.kind()) => return Err(error),
         Err(_) => {}
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    file::remove(path)?;
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
