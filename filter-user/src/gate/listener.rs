@@ -50,6 +50,8 @@ pub async fn serve(
     connections: TaskTracker,
     stop: CancellationToken,
 ) {
+    // Until this loop ends, there may be one more.
+    let _accepting = connections.token();
     let mut backoff = BACKOFF_MIN;
     let mut first = 0;
     loop {
