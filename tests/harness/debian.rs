@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::eventually;
+use crate::gate::PLENTY;
 use crate::net::{Host, INTERFACE, Network};
 use crate::pki::{Pki, SHOP};
 
@@ -192,7 +193,7 @@ impl<'a> Debian<'a> {
         }
         let path = "etc/pullgate/pullgate.toml";
         let host = format!(
-            "\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n[[gate.host]]\nnames = [\"{SHOP}\"]\n\
+            "\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n{PLENTY}\n[[gate.host]]\nnames = [\"{SHOP}\"]\n\
              certificate = \"shop.example.pem\"\nkey = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\n\
              upstream = \"127.0.0.1:8080\"\n"
         );
@@ -284,7 +285,14 @@ impl<'a> Debian<'a> {
 }
 
 impl Drop for Debian<'_> {
+    #[expect(clippy::print_stderr, reason = "a test's report")]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Of a test that fails once in a hundred runs, this is all there is.
+            let words = ["journalctl", "--no-pager", "--unit=pullgate*"];
+            let said = self.run(&words);
+            eprintln!("{}", text(&said.stdout));
+        }
         self.turn_off();
     }
 }
