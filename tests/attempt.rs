@@ -37,7 +37,8 @@ fn main() {
     // What was open before stays open, so nothing may be.
     if role != "nobody" {
         let role = Role::from_str(&role, false).unwrap();
-        confine::enter(Reach::of(file, &config, &[role])).unwrap();
+        let confined = confine::enter(Reach::of(file, &config, &[role])).unwrap();
+        confined.refuse_listening().unwrap();
     }
 
     // Another thread: whoever is started later must not be any freer.
@@ -76,6 +77,10 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     );
     tell("use BPF", use_bpf());
     tell("listen elsewhere", TcpListener::bind(free).map(drop));
+    tell("listen where the kernel likes", {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
+        socket.and_then(|socket| socket.listen(1))
+    });
     tell(
         "connect elsewhere",
         TcpStream::connect(("127.0.0.1", port)).map(drop),

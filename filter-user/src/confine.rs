@@ -39,6 +39,17 @@ pub struct Confined {
 }
 
 impl Confined {
+    /// Gives up listening, in every thread: what is bound by now is heard, and nothing else will be.
+    ///
+    /// Landlock has no say in a listen(2) without a bind(2), for which the kernel picks the port.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the kernel refuses.
+    pub fn refuse_listening(&self) -> Result<(), ConfineError> {
+        calls::refuse_listening().map_err(ConfineError::Calls)
+    }
+
     /// What is out of reach of this process, and in a new one's that goes by `wanted`.
     #[must_use]
     pub fn lacks(&self, wanted: &Reach) -> Vec<String> {

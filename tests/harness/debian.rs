@@ -263,7 +263,6 @@ impl<'a> Debian<'a> {
             &rest[..end.unwrap_or(rest.len())]
         });
         let on_the_way = [
-            "seccomp",
             "landlock_create_ruleset",
             "landlock_add_rule",
             "landlock_restrict_self",

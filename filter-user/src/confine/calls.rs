@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use libc::{c_int, c_long};
 use seccompiler::{
     BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch, apply_filter,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter, apply_filter_all_threads,
 };
 
 use super::reach::Reach;
@@ -15,7 +15,6 @@ use crate::cli::Role;
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let mut rules: Rules = COMMON.iter().map(|call| (*call, Vec::new())).collect();
     rules.extend(OLD.iter().map(|call| (*call, Vec::new())));
     if reach.has(Role::Filter) {
@@ -42,30 +41,33 @@ pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
         rules.insert(call, vec![rule(flags, is_fast_open, 0)?]);
     }
     // A filter cannot see the flags of clone3(2); libraries fall back to clone(2) where it is missing.
-    let newer = Rules::from([(libc::SYS_clone3, Vec::new())]);
-    install(
-        newer,
-        SeccompAction::Allow,
-        SeccompAction::Errno(ENOSYS),
-        arch,
-    )?;
-    install(
+    apply_filter(&without(libc::SYS_clone3, ENOSYS)?)?;
+    apply_filter(&compile(
         rules,
         SeccompAction::Errno(EPERM),
         SeccompAction::Allow,
-        arch,
-    )
+    )?)
 }
 
-fn install(
+/// Takes listen(2) from every thread.
+pub(super) fn refuse_listening() -> Result<(), Error> {
+    apply_filter_all_threads(&without(libc::SYS_listen, EPERM)?)
+}
+
+/// All that was let through before, but for one call.
+fn without(call: c_long, errno: u32) -> Result<BpfProgram, Error> {
+    let rules = Rules::from([(call, Vec::new())]);
+    compile(rules, SeccompAction::Allow, SeccompAction::Errno(errno))
+}
+
+fn compile(
     rules: Rules,
     otherwise: SeccompAction,
     if_named: SeccompAction,
-    arch: TargetArch,
-) -> Result<(), Error> {
+) -> Result<BpfProgram, Error> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let filter = SeccompFilter::new(rules, otherwise, if_named, arch)?;
-    let program: BpfProgram = filter.try_into()?;
-    apply_filter(&program)
+    Ok(filter.try_into()?)
 }
 
 /// Status sockets and the kernel's tables for all; the network for who listens or fetches, and
@@ -119,7 +121,7 @@ fn word(value: c_int) -> u64 {
 }
 
 /// What the runtime, its threads, files, sockets and clocks take.
-const COMMON: [c_long; 103] = [
+const COMMON: [c_long; 104] = [
     // Memory and threads.
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -231,6 +233,8 @@ const COMMON: [c_long; 103] = [
     // Sockets that were handed over.
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
+    // Filters, which only ever take more.
+    libc::SYS_seccomp,
 ];
 /// What these were called before, on the one architecture that is old enough.
 #[cfg(target_arch = "x86_64")]
@@ -259,8 +263,13 @@ const OLD: [c_long; 21] = [
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: [c_long; 0] = [];
-/// Threads have names, and so has memory.
-const PRCTL: [c_int; 3] = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
+/// Threads have names, and so has memory; and a filter that takes more may follow.
+const PRCTL: [c_int; 4] = [
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
+    libc::PR_SET_VMA,
+    libc::PR_SET_NO_NEW_PRIVS,
+];
 /// clone(2): every flag that asks for a new namespace.
 const NAMESPACES: u64 = 0x7e02_0080;
 /// socket(2): the type without the flags beside it.

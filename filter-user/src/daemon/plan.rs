@@ -166,6 +166,9 @@ impl Plan {
             (Some(gate), Some(_)) => GateRole::bind(gate, self.inherited)?,
             (_, _) => Vec::new(),
         };
+        if let Some(confined) = &running.confined {
+            confined.refuse_listening()?;
+        }
 
         let follower = Follower::new(config.paths.snapshot(), running.config.subscribe())?;
         let in_force = follower.subscribe();
