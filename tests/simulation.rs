@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use pullgate::cli::Role;
 use pullgate::config::Config;
 use pullgate::refresh::{Progress, Refresher};
 use pullgate::snapshot;
@@ -210,7 +211,7 @@ impl Run {
         let (approve, approvals) = mpsc::channel(1);
         let refresher = Refresher {
             config: receiver,
-            metrics: Metrics::default(),
+            metrics: Metrics::new(&[Role::Ranges]),
             now: wall_clock,
             snapshot: snapshot.clone(),
             idle: Arc::new(|_config, _grace| None),

@@ -14,6 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::cli::Role;
+
 /// The metrics of this process; cheap to clone, all clones count together.
 #[derive(Clone)]
 pub struct Metrics {
@@ -42,8 +44,11 @@ struct Inner {
     gate_reloads: Family<OutcomeLabels, Counter>,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// The metrics of a process that has these roles. Those of another role it does not tell: zero
+    /// is an answer.
+    #[must_use]
+    pub fn new(roles: &[Role]) -> Self {
         let mut registry = Registry::with_prefix("pullgate");
         let inner = Inner {
             frames: Family::default(),
@@ -66,99 +71,19 @@ impl Default for Metrics {
             gate_reloads: Family::default(),
             registry: Registry::default(),
         };
-        let r = &mut registry;
-        r.register("filter_frames", "Frames judged", inner.frames.clone());
-        r.register(
-            "filter_enforcing",
-            "1 where strangers' packets are dropped, 0 in monitor mode",
-            inner.enforcing.clone(),
-        );
-        r.register(
-            "filter_attached",
-            "1 where the program is attached",
-            inner.attached.clone(),
-        );
-        r.register(
-            "filter_reattached",
-            "Times that an interface was found unfiltered and was attached anew",
-            inner.reattached.clone(),
-        );
-        r.register(
-            "filter_reload",
-            "Attempts to reload the filter's configuration",
-            inner.reloads.clone(),
-        );
-        r.register(
-            "filter_publish",
-            "Attempts to publish a range table",
-            inner.publishes.clone(),
-        );
-        r.register(
-            "filter_publish_seconds",
-            "How long the last published table took until packets were judged by it",
-            inner.publish_seconds.clone(),
-        );
-        r.register("ranges", "Ranges in force", inner.ranges.clone());
-        r.register(
-            "ranges_age_seconds",
-            "Seconds since the ranges in force were fetched, -1 for the baseline",
-            inner.ranges_age.clone(),
-        );
-        r.register(
-            "ranges_refresh",
-            "Attempts to refresh the ranges",
-            inner.refreshes.clone(),
-        );
-        r.register(
-            "ranges_held",
-            "Sources whose list waits for approval",
-            inner.held.clone(),
-        );
-        r.register(
-            "gate_connections",
-            "Connections ended",
-            inner.connections.clone(),
-        );
-        r.register(
-            "gate_active_connections",
-            "Connections open",
-            inner.active.clone(),
-        );
-        r.register(
-            "gate_handshake_seconds",
-            "From accept to verified peer",
-            inner.handshakes.clone(),
-        );
-        r.register("gate_relayed_bytes", "Bytes relayed", inner.relayed.clone());
-        r.register(
-            "gate_would_refuse",
-            "Clients that were let in, and would not be with client_auth = enforce",
-            inner.tolerated.clone(),
-        );
-        r.register(
-            "gate_reload",
-            "Attempts to reload the gate's configuration or files",
-            inner.gate_reloads.clone(),
-        );
-        r.register(
-            "certificate_expiry_timestamp_seconds",
-            "When a certificate expires",
-            inner.expiry.clone(),
-        );
-        let build = Family::<BuildLabels, Gauge>::default();
-        build
-            .get_or_create(&BuildLabels {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            })
-            .set(1);
-        r.register("build_info", "The build", build);
+        for role in roles {
+            match role {
+                Role::Filter => inner.register_filter(&mut registry),
+                Role::Ranges => inner.register_ranges(&mut registry),
+                Role::Gate => inner.register_gate(&mut registry),
+            }
+        }
+        inner.register_common(&mut registry);
         Self {
             inner: Arc::new(Inner { registry, ..inner }),
         }
     }
-}
 
-impl Metrics {
     /// Sets the total of one kind of verdict, as the kernel counts it.
     pub fn frames(&self, labels: &FrameLabels, total: u64) {
         let counter = self.inner.frames.get_or_create(labels);
@@ -323,6 +248,106 @@ impl Metrics {
     }
 }
 
+impl Inner {
+    fn register_filter(&self, r: &mut Registry) {
+        r.register("filter_frames", "Frames judged", self.frames.clone());
+        r.register(
+            "filter_enforcing",
+            "1 where strangers' packets are dropped, 0 in monitor mode",
+            self.enforcing.clone(),
+        );
+        r.register(
+            "filter_attached",
+            "1 where the program is attached",
+            self.attached.clone(),
+        );
+        r.register(
+            "filter_reattached",
+            "Times that an interface was found unfiltered and was attached anew",
+            self.reattached.clone(),
+        );
+        r.register(
+            "filter_reload",
+            "Attempts to reload the filter's configuration",
+            self.reloads.clone(),
+        );
+        r.register(
+            "filter_publish",
+            "Attempts to publish a range table",
+            self.publishes.clone(),
+        );
+        r.register(
+            "filter_publish_seconds",
+            "How long the last published table took until packets were judged by it",
+            self.publish_seconds.clone(),
+        );
+    }
+
+    fn register_ranges(&self, r: &mut Registry) {
+        r.register(
+            "ranges_refresh",
+            "Attempts to refresh the ranges",
+            self.refreshes.clone(),
+        );
+        r.register(
+            "ranges_held",
+            "Sources whose list waits for approval",
+            self.held.clone(),
+        );
+    }
+
+    fn register_gate(&self, r: &mut Registry) {
+        r.register(
+            "gate_connections",
+            "Connections ended",
+            self.connections.clone(),
+        );
+        r.register(
+            "gate_active_connections",
+            "Connections open",
+            self.active.clone(),
+        );
+        r.register(
+            "gate_handshake_seconds",
+            "From accept to verified peer",
+            self.handshakes.clone(),
+        );
+        r.register("gate_relayed_bytes", "Bytes relayed", self.relayed.clone());
+        r.register(
+            "gate_would_refuse",
+            "Clients that were let in, and would not be with client_auth = enforce",
+            self.tolerated.clone(),
+        );
+        r.register(
+            "gate_reload",
+            "Attempts to reload the gate's configuration or files",
+            self.gate_reloads.clone(),
+        );
+        r.register(
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate expires",
+            self.expiry.clone(),
+        );
+    }
+
+    /// What each role knows.
+    fn register_common(&self, r: &mut Registry) {
+        r.register("ranges", "Ranges in force", self.ranges.clone());
+        r.register(
+            "ranges_age_seconds",
+            "Seconds since the ranges in force were fetched, -1 for the baseline",
+            self.ranges_age.clone(),
+        );
+        let build = Family::<BuildLabels, Gauge>::default();
+        build
+            .get_or_create(&BuildLabels {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            })
+            .set(1);
+        r.register("build_info", "The build", build);
+    }
+}
+
 /// What a frame is counted under.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct FrameLabels {
@@ -393,8 +418,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_role_tells_nothing_of_the_others() {
+        for (role, others) in [
+            (Role::Filter, ["pullgate_gate_", "pullgate_ranges_refresh"]),
+            (Role::Ranges, ["pullgate_filter_", "pullgate_gate_"]),
+            (Role::Gate, ["pullgate_filter_", "pullgate_ranges_refresh"]),
+        ] {
+            let text = Metrics::new(&[role]).text().unwrap();
+            assert!(!others.iter().any(|name| text.contains(name)), "{text}");
+        }
+    }
+
+    #[test]
     fn names_and_labels_are_as_documented() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(&Role::ALL);
 
         let labels = FrameLabels {
             iface: "eth0".to_owned(),
