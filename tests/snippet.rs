@@ -26,7 +26,7 @@ fn a_server_behind_the_gate_is_told_who_asks() {
     ] {
         let mut rig = Rig::new();
         let how = format!("proxy_protocol = \"{proxy}\"");
-        rig.start("", &[&shop(&how), &blog(&how)]);
+        rig.start("", &[&shop_and_more(&how), &blog(&how)]);
         let _server = start(&rig, server, "--behind-gate");
 
         let (reply, outcome) = rig.ask(&rig.edge(), SHOP);
@@ -54,7 +54,7 @@ fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
             "haproxy" => ("trust = [\"@PKI@/ours-ca.pem\"]", &rig.pki.ours),
             _ => ("", &rig.pki.other),
         };
-        rig.configure("", &[&shop(""), &blog(lines)]);
+        rig.configure("", &[&shop_and_more(""), &blog(lines)]);
         let _server = start(&rig, server, "--own-mtls");
         let ask = |client: &Client, name: &str| {
             let (reply, _) = client.get(&rig.network, Host::Edge, origin(), name);
@@ -79,6 +79,37 @@ fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
             "200",
             "{server}"
         );
+        // QUIC would lead around a filter of TCP.
+        let listening = ["ss", "--no-header", "--listening", "--udp", "--numeric"];
+        let listening = rig.network.output(Host::Origin, &listening);
+        assert_eq!(String::from_utf8_lossy(&listening.stdout), "", "{server}");
+    }
+}
+
+#[test]
+fn a_server_that_demands_the_certificate_itself_demands_as_much() {
+    for server in ["nginx", "apache", "haproxy", "caddy"] {
+        let rig = Rig::new();
+        let counts = server == "nginx" || server == "apache";
+        let depth = if counts { "max_depth = 1\n" } else { "" };
+        let lines = format!("min_tls = \"1.3\"\n{depth}trust = [\"@PKI@/ours-ca.pem\"]");
+        rig.configure("", &[&shop(&lines), &blog(&lines)]);
+        let _server = start(&rig, server, "--own-mtls");
+        let one = rig.pki.ours.intermediate("one", |_| ());
+        let two = one.intermediate("two", |_| ());
+        let ask = |client: &Client| {
+            let (reply, _) = client.get(&rig.network, Host::Edge, origin(), SHOP);
+            reply.brief()
+        };
+        let of = |identity| Client::new(&rig.pki, Some(&identity));
+
+        assert_eq!(ask(&rig.edge()), "200", "{server}");
+        assert_eq!(ask(&of(one.client().through(&[&one]))), "200", "{server}");
+        let long = ask(&of(two.client().through(&[&two, &one])));
+        assert_eq!(long == "200", !counts, "{server}: {long}");
+        let ours = rig.pki.ours.client();
+        let old = Client::speaking(&rig.pki, Some(&ours), &[&rustls::version::TLS12]);
+        assert_ne!(ask(&old), "200", "{server}: TLS 1.2");
     }
 }
 
@@ -92,6 +123,13 @@ fn without_a_configuration_there_are_placeholders() {
             assert!(pairing != "--own-mtls" || text.contains("cloudflare-origin-pull-ca.pem"));
         }
     }
+    rig.configure(
+        "",
+        &[&shop("").replace(SHOP_NAME, "names = [\"*.shop.example\"")],
+    );
+    let text = print(&rig, "apache", "--own-mtls");
+    assert!(text.contains("ServerName any.shop.example\n"), "{text}");
+    assert!(text.contains("ServerAlias *.shop.example\n"), "{text}");
     rig.configure("", &[&shop(""), &blog("")]);
     let text = print(&rig, "nginx", "--own-mtls");
     for words in [
@@ -116,6 +154,10 @@ fn what_would_let_more_in_is_not_printed() {
         ("apache", shop(two), "takes one file of CAs"),
         ("haproxy", shop(""), "for all hosts of an address"),
         ("nginx", shop(&revoked), "what is revoked"),
+        ("nginx", shop("min_tls = \"1.3\""), "same TLS versions"),
+        ("apache", shop("require_client_eku = true"), "do not say"),
+        ("haproxy", shop("max_depth = 0"), "chains of any length"),
+        ("caddy", shop("max_depth = 1"), "chains of any length"),
     ] {
         rig.configure("", &[&host, &blog("")]);
         let output = rig.pullgate(&["snippet", server, "--own-mtls"]);
@@ -131,6 +173,17 @@ fn what_would_let_more_in_is_not_printed() {
     let output = rig.pullgate(&["snippet", "nginx", "--behind-gate"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("`gate.host.proxy_protocol`: "), "{error}");
+
+    let encrypted = "upstream_tls = { ca_file = \"@PKI@/web-ca.pem\", name = \"shop.example\" }";
+    rig.configure("", &[&shop(encrypted), &blog("")]);
+    let output = rig.pullgate(&["snippet", "nginx", "--behind-gate"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("`gate.host.upstream_tls`: "), "{error}");
+}
+
+/// [`SHOP`], which has a wildcard for its first name.
+fn shop_and_more(lines: &str) -> String {
+    shop(lines).replace(SHOP_NAME, "names = [\"*.shop.example\", \"shop.example\"")
 }
 
 fn ask_without_verifying(rig: &Rig, name: &str) -> String {
@@ -223,6 +276,7 @@ fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
     }
 }
 
+const SHOP_NAME: &str = "names = [\"shop.example\"";
 const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";
 const APACHE: &str = "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
     ErrorLog @DIR@/apache.log\nMutex file:@DIR@\n\

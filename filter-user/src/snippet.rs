@@ -9,7 +9,8 @@ use std::path::Path;
 
 use crate::cli::{Pairing, Server};
 use crate::config::{
-    ClientAuth, Config, ConfigError, Host, Located, Place, ProxyProtocol, Target, Trust,
+    ClientAuth, Config, ConfigError, Host, Located, MAX_DEPTH, MinTls, Place, ProxyProtocol,
+    Target, Trust,
 };
 
 /// The configuration for a server; names that pullgate's own does not tell are placeholders.
@@ -32,10 +33,9 @@ pub fn snippet(
     if sites.is_empty() {
         sites.push(Site::example());
     }
-    match (server, pairing) {
-        (Server::Haproxy, Pairing::OwnMtls) => same_authority(&sites)?,
-        (_, Pairing::OwnMtls) => {}
-        (_, Pairing::BehindGate) => same_header(&sites)?,
+    match pairing {
+        Pairing::OwnMtls => same_demands(server, &sites)?,
+        Pairing::BehindGate => same_header(&sites)?,
     }
 
     let mut parts = template(server, pairing).split("---\n");
@@ -68,6 +68,8 @@ struct Site {
     certificate: String,
     key: String,
     authority: String,
+    min_tls: MinTls,
+    max_depth: usize,
     target: Target,
     proxy_protocol: ProxyProtocol,
 }
@@ -82,8 +84,14 @@ impl Site {
             return Err(upstream.place.error(text));
         }
         let authority = match pairing {
-            Pairing::BehindGate => String::new(),
-            Pairing::OwnMtls => authority(host)?,
+            Pairing::BehindGate => {
+                in_clear_text(host)?;
+                String::new()
+            }
+            Pairing::OwnMtls => {
+                no_more_than(server, host)?;
+                authority(host)?
+            }
         };
         let path = |path: &Path| path.display().to_string();
         let pair = host.certificates.first();
@@ -99,6 +107,8 @@ impl Site {
                 .unwrap_or_default(),
             key: pair.map(|pair| path(&pair.key.value)).unwrap_or_default(),
             authority,
+            min_tls: host.min_tls,
+            max_depth: host.max_depth,
             target: upstream.value.target.clone(),
             proxy_protocol: host.proxy_protocol,
         })
@@ -111,20 +121,25 @@ impl Site {
             certificate: "/etc/pullgate/example.com.pem".to_owned(),
             key: "/etc/pullgate/example.com.key".to_owned(),
             authority: CLOUDFLARE_CA.to_owned(),
+            min_tls: MinTls::default(),
+            max_depth: MAX_DEPTH,
             target: Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080))),
             proxy_protocol: ProxyProtocol::default(),
         }
     }
 
     fn fill(&self, part: &str, server: Server, pairing: Pairing) -> String {
-        let (first, others) = self
-            .names
-            .split_first()
-            .map_or(("", &[][..]), |(first, others)| (first.as_str(), others));
-        let aliases = match others {
-            [] => String::new(),
-            others => format!("    ServerAlias {}\n", others.join(" ")),
-        };
+        // Apache takes a wildcard for another name of a site only: one that it covers is the first.
+        let exact = self.names.iter().find(|name| !name.starts_with('*'));
+        let first = exact
+            .or_else(|| self.names.first())
+            .cloned()
+            .unwrap_or_default();
+        let first = first.replacen('*', "any", 1);
+        let others = self.names.iter().filter(|name| **name != first);
+        let aliases: String = others
+            .map(|name| format!("    ServerAlias {name}\n"))
+            .collect();
         let sites = self.names.iter().map(|name| match (pairing, &self.target) {
             (Pairing::OwnMtls, _) => format!("https://{name}"),
             (Pairing::BehindGate, Target::Tcp(address)) => {
@@ -149,7 +164,7 @@ impl Site {
         let mut text = part.to_owned();
         for (placeholder, value) in [
             ("@NAMES@", self.names.join(" ")),
-            ("@NAME@", first.to_owned()),
+            ("@NAME@", first),
             ("@ALIASES@\n", aliases),
             ("@SITES@", sites.collect::<Vec<_>>().join(", ")),
             ("@LISTEN@", listen),
@@ -157,6 +172,12 @@ impl Site {
             ("@CERTIFICATE@", self.certificate.clone()),
             ("@KEY@", self.key.clone()),
             ("@CA@", self.authority.clone()),
+            ("@TLS@", versions(server, self.min_tls).to_owned()),
+            // mod_ssl counts the CA that is trusted too.
+            (
+                "@DEPTH@",
+                (self.max_depth + usize::from(server == Server::Apache)).to_string(),
+            ),
         ] {
             text = text.replace(placeholder, &value);
         }
@@ -166,6 +187,34 @@ impl Site {
             false => without_header(&text),
         }
     }
+}
+
+/// What is printed for an upstream speaks no TLS.
+fn in_clear_text(host: &Host) -> Result<(), ConfigError> {
+    if host.upstream.value.tls.is_none() {
+        return Ok(());
+    }
+    Err(host.place().of("gate.host.upstream_tls").error(
+        "the gate speaks TLS to this upstream, for which there is no snippet; a web server on this \
+         host needs none: leave `upstream_tls` out",
+    ))
+}
+
+/// Looks for what the server cannot demand of a client, and would let in.
+fn no_more_than(server: Server, host: &Host) -> Result<(), ConfigError> {
+    if host.require_client_eku {
+        return Err(host.place().of("gate.host.require_client_eku").error(
+            "a web server takes certificates that do not say that they are a client's; leave it out, \
+             or let the gate verify",
+        ));
+    }
+    let counts = matches!(server, Server::Nginx | Server::Apache);
+    if !counts && host.max_depth < MAX_DEPTH {
+        return Err(host.place().of("gate.host.max_depth").error(
+            "this web server takes chains of any length; leave it out, or let the gate verify",
+        ));
+    }
+    Ok(())
 }
 
 /// The one file of CAs whose client certificates a server is to take; none of them takes a pin.
@@ -198,17 +247,36 @@ fn authority(host: &Host) -> Result<String, ConfigError> {
     }
 }
 
-/// One bind has one file of CAs.
-fn same_authority(sites: &[Site]) -> Result<(), ConfigError> {
-    let other = sites
-        .iter()
-        .find(|site| site.authority != sites[0].authority);
+/// What is demanded before the host's name is known is demanded for all hosts.
+fn same_demands(server: Server, sites: &[Site]) -> Result<(), ConfigError> {
+    let first = &sites[0];
+    if let Some(other) = sites.iter().find(|site| site.min_tls != first.min_tls) {
+        return Err(other.place.of("gate.host.min_tls").error(
+            "a web server speaks the same TLS versions for all hosts of an address; let all hosts \
+             say the same, or let the gate verify",
+        ));
+    }
+    let mut others = sites.iter().filter(|_| server == Server::Haproxy);
+    let other = others.find(|site| site.authority != first.authority);
     other.map_or(Ok(()), |other| {
         Err(other.place.of("gate.host.trust").error(
             "HAProxy takes one file of CAs for all hosts of an address; put both into one, or let \
              the gate verify",
         ))
     })
+}
+
+/// As the server spells them.
+fn versions(server: Server, min_tls: MinTls) -> &'static str {
+    match (server, min_tls) {
+        (Server::Nginx, MinTls::Tls12) => "TLSv1.2 TLSv1.3",
+        (Server::Nginx, MinTls::Tls13) | (Server::Haproxy, MinTls::Tls13) => "TLSv1.3",
+        (Server::Apache, MinTls::Tls12) => "-all +TLSv1.2 +TLSv1.3",
+        (Server::Apache, MinTls::Tls13) => "-all +TLSv1.3",
+        (Server::Haproxy, MinTls::Tls12) => "TLSv1.2",
+        (Server::Caddy, MinTls::Tls12) => "tls1.2",
+        (Server::Caddy, MinTls::Tls13) => "tls1.3",
+    }
 }
 
 /// Who listens expects a header of everybody, or of nobody.

@@ -307,3 +307,6 @@ pub(super) fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(
     }
     Ok(())
 }
+
+/// [`Host::max_depth`] where nothing is said: Cloudflare's CA allows two (pathlen:2).
+pub const MAX_DEPTH: usize = 2;

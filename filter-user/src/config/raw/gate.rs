@@ -13,8 +13,8 @@ use super::super::value::{
     Address, Rule, absolute, count, duration, is_host_name, located, parse_target, rules,
 };
 use super::super::{
-    ClientAuth, ConfigError, CrlExpired, Gate, Host, KeyPair, Located, MinTls, Name, OnTrustChange,
-    ProxyProtocol, Reencryption, Resumption, Share, Source, Target, Trust, Upstream,
+    ClientAuth, ConfigError, CrlExpired, Gate, Host, KeyPair, Located, MAX_DEPTH, MinTls, Name,
+    OnTrustChange, ProxyProtocol, Reencryption, Resumption, Share, Source, Target, Trust, Upstream,
 };
 
 #[derive(Deserialize)]
@@ -126,7 +126,7 @@ struct RawHost {
     #[serde(default)]
     min_tls: MinTls,
     #[serde(default = "intermediates")]
-    max_depth: Spanned<u8>,
+    max_depth: Spanned<usize>,
     #[serde(default)]
     require_client_eku: bool,
     #[serde(default)]
@@ -186,7 +186,7 @@ impl RawHost {
         let crls = self.crl.into_iter();
         let crls = crls
             .map(|path| located(source, path, "gate.host.crl").map(|path| absolute(source, path)));
-        if usize::from(*self.max_depth.as_ref()) > DEPTH_MAX {
+        if *self.max_depth.as_ref() > DEPTH_MAX {
             return Err(
                 at(self.max_depth.span().start, "max_depth").error(format_args!(
                     "is out of bounds; write a number of intermediates from 0 to {DEPTH_MAX}"
@@ -228,7 +228,7 @@ impl RawHost {
             crls: crls.collect(),
             crl_expired: self.crl_expired,
             min_tls: self.min_tls,
-            max_depth: usize::from(self.max_depth.into_inner()),
+            max_depth: self.max_depth.into_inner(),
             require_client_eku: self.require_client_eku,
             resumption: self.resumption,
             on_trust_change: self.on_trust_change,
@@ -391,9 +391,8 @@ fn http() -> Spanned<Vec<String>> {
     Spanned::new(0..0, vec!["http/1.1".to_owned()])
 }
 
-/// Cloudflare's CA allows two (pathlen:2).
-fn intermediates() -> Spanned<u8> {
-    Spanned::new(0..0, 2)
+fn intermediates() -> Spanned<usize> {
+    Spanned::new(0..0, MAX_DEPTH)
 }
 
 fn everywhere() -> Spanned<Vec<Address>> {
