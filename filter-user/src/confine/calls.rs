@@ -41,7 +41,7 @@ pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
         rules.insert(call, vec![rule(flags, is_fast_open, 0)?]);
     }
     // A filter cannot see the flags of clone3(2); libraries fall back to clone(2) where it is missing.
-    apply_filter(&without(libc::SYS_clone3, ENOSYS)?)?;
+    apply_filter(&without(&[libc::SYS_clone3], ENOSYS)?)?;
     apply_filter(&compile(
         rules,
         SeccompAction::Errno(EPERM),
@@ -49,14 +49,15 @@ pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
     )?)
 }
 
-/// Takes listen(2) from every thread.
+/// Takes listen(2) from every thread, and the call that did so.
 pub(super) fn refuse_listening() -> Result<(), Error> {
-    apply_filter_all_threads(&without(libc::SYS_listen, EPERM)?)
+    let calls = [libc::SYS_listen, libc::SYS_seccomp];
+    apply_filter_all_threads(&without(&calls, EPERM)?)
 }
 
-/// All that was let through before, but for one call.
-fn without(call: c_long, errno: u32) -> Result<BpfProgram, Error> {
-    let rules = Rules::from([(call, Vec::new())]);
+/// All that was let through before, but for these calls.
+fn without(calls: &[c_long], errno: u32) -> Result<BpfProgram, Error> {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
     compile(rules, SeccompAction::Allow, SeccompAction::Errno(errno))
 }
 
@@ -233,7 +234,7 @@ const COMMON: [c_long; 104] = [
     // Sockets that were handed over.
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
-    // Filters, which only ever take more.
+    // For the last filter, see `refuse_listening`.
     libc::SYS_seccomp,
 ];
 /// What these were called before, on the one architecture that is old enough.
@@ -263,7 +264,7 @@ const OLD: [c_long; 21] = [
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: [c_long; 0] = [];
-/// Threads have names, and so has memory; and a filter that takes more may follow.
+/// Threads have names, and so has memory; and one more filter follows.
 const PRCTL: [c_int; 4] = [
     libc::PR_SET_NAME,
     libc::PR_GET_NAME,
