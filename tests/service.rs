@@ -19,6 +19,9 @@ use tests::{Lab, Plan, Rig};
 #[test]
 fn the_service_manager_is_told_of_reloads_and_of_the_end() {
     let rig = Rig::with_shop("");
+    let patient = fs::read_to_string(&rig.config).unwrap();
+    let patient = patient.replace("drain_timeout = \"5s\"", "drain_timeout = \"10m\"");
+    fs::write(&rig.config, patient).unwrap();
     assert!(rig.reload());
     rig.gate().tells("RELOADING=1\nMONOTONIC_USEC=", 1);
     rig.gate().tells("READY=1", 1);
@@ -30,7 +33,10 @@ fn the_service_manager_is_told_of_reloads_and_of_the_end() {
     rig.gate().tells("READY=1", 2);
 
     rig.gate().signal(nix::sys::signal::Signal::SIGTERM);
-    rig.gate().tells("STOPPING=1", 1);
+    // As configured now: a manager that waited less would kill.
+    let within = Duration::from_secs(600 + 15).as_micros();
+    rig.gate()
+        .tells(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={within}"), 1);
 }
 
 #[test]

@@ -234,10 +234,13 @@ async fn serve(
     if let Some(filter) = &running.filter {
         filter.let_go();
     }
+    let settings = Arc::clone(&running.config.borrow());
+    let settings = settings.gate.as_ref();
+    let drain = settings.map_or(Duration::ZERO, |gate| gate.drain_timeout);
     // A successor may start.
-    notify::stopping();
+    notify::stopping(drain + FAREWELL);
     if let Some(gate) = &running.gate {
-        gate.drain().await;
+        gate.drain(drain).await;
     }
     tasks.wait().await;
     outcome
@@ -417,6 +420,8 @@ impl Drop for Sockets {
     }
 }
 
+/// How long it may take to end, besides what connections get.
+const FAREWELL: Duration = Duration::from_secs(15);
 /// Bytes of a configuration: thousands of hosts.
 const CONFIG_MAX: usize = 4 << 20;
 

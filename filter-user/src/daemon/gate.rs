@@ -15,6 +15,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
 use super::StartError;
@@ -36,7 +37,6 @@ pub(super) struct GateRole {
     started: Arc<(Vec<SocketAddr>, usize)>,
     metrics: Metrics,
     connections: TaskTracker,
-    drain: Duration,
     /// Why what is on disk is not what is in force, if that is so.
     trouble: watch::Sender<Option<String>>,
     /// What the files were like when they were last read.
@@ -125,7 +125,6 @@ impl GateRole {
             started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),
-            drain: settings.drain_timeout,
             trouble: watch::Sender::new(None),
             read: Arc::new(Mutex::new(read)),
             turn: Arc::default(),
@@ -165,13 +164,15 @@ impl GateRole {
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
             let (gate, connections) = (Arc::clone(&self.gate), self.connections.clone());
+            // As long as there may be one more, the connections are not at their end.
+            let accepting = connections.token();
             let stop = tasks.stopped();
             // Dropped with the thread however it ends.
             let (alive, ended) = oneshot::channel::<Infallible>();
             std::thread::Builder::new()
                 .name(format!("gate-{number}"))
                 .spawn(move || {
-                    work(&runtime, gate, sockets, &connections, stop);
+                    work(&runtime, gate, sockets, (&connections, accepting), stop);
                     drop(alive);
                 })?;
             tasks.spawn_until(async move {
@@ -286,8 +287,8 @@ impl GateRole {
         })
     }
 
-    /// Waits for live connections, and closes those that take too long.
-    pub(super) async fn drain(&self) {
+    /// Waits for live connections, and closes those that take longer than `limit`.
+    pub(super) async fn drain(&self, limit: Duration) {
         self.connections.close();
         self.gate.drain();
         let draining = async {
@@ -298,7 +299,7 @@ impl GateRole {
                 self.gate.tick();
             }
         };
-        if tokio::time::timeout(self.drain, draining).await.is_err() {
+        if tokio::time::timeout(limit, draining).await.is_err() {
             warn!(
                 left = self.connections.len(),
                 "closing connections that did not end in time"
@@ -336,7 +337,7 @@ fn work(
     runtime: &Runtime,
     gate: Arc<Gate>,
     sockets: Vec<TcpListener>,
-    connections: &TaskTracker,
+    (connections, accepting): (&TaskTracker, TaskTrackerToken),
     stop: CancellationToken,
 ) {
     runtime.block_on(async {
@@ -349,6 +350,7 @@ fn work(
                 return;
             }
         }
+        drop(accepting);
         connections.wait().await;
     });
 }

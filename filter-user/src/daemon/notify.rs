@@ -33,9 +33,13 @@ pub(super) fn reloading() {
     );
 }
 
-/// Tells that the end has begun.
-pub(super) fn stopping() {
-    tell(b"STOPPING=1", &[]);
+/// Tells that the end has begun, and how long it may take: who waits less would kill.
+pub(super) fn stopping(within: Duration) {
+    let microseconds = within.as_micros();
+    tell(
+        format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={microseconds}").as_bytes(),
+        &[],
+    );
 }
 
 /// Tells that all is well.

@@ -38,7 +38,8 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts connections from any of the sockets until `stop`, each in a task of its own.
+/// Accepts connections from any of the sockets until `stop`, each in a task of its own; who comes
+/// later is left to a successor.
 ///
 /// Several may accept from one socket: whoever has time does. A socket each (SO_REUSEPORT) would
 /// give a busy thread as many as an idle one, and lose what waits in it when it is closed.
@@ -50,22 +51,22 @@ pub async fn serve(
     connections: TaskTracker,
     stop: CancellationToken,
 ) {
-    // Until this loop ends, there may be one more.
-    let _accepting = connections.token();
     let mut backoff = BACKOFF_MIN;
     let mut first = 0;
     loop {
         // The permit first: what cannot be served stays in the kernel's queue.
         let permit = tokio::select! {
-            permit = Arc::clone(&gate.connections).acquire_owned() => permit,
+            biased;
             () = stop.cancelled() => return,
+            permit = Arc::clone(&gate.connections).acquire_owned() => permit,
         };
         let Ok(permit) = permit else { return };
         // Each socket in turn comes first.
         first = (first + 1) % listeners.len().max(1);
         let accepted = tokio::select! {
-            accepted = poll_fn(|context| accept(&listeners, first, context)) => accepted,
+            biased;
             () = stop.cancelled() => return,
+            accepted = poll_fn(|context| accept(&listeners, first, context)) => accepted,
         };
         match accepted {
             Ok((stream, client)) => {
@@ -80,7 +81,10 @@ pub async fn serve(
             Err(error) if is_about_one_connection(&error) => debug!(%error, "not accepted"),
             Err(error) => {
                 error!(%error, ?backoff, "cannot accept connections, will try again");
-                tokio::time::sleep(backoff).await;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(backoff) => {}
+                }
                 backoff = BACKOFF_MAX.min(backoff * 2);
             }
         }
@@ -115,3 +119,61 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 const BACKLOG: i32 = 4096;
 const BACKOFF_MIN: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream as StdStream;
+    use std::path::Path;
+
+    use tokio::sync::watch;
+
+    use super::super::{Loaded, Policies};
+    use super::*;
+    use crate::cli::Role;
+    use crate::config::Config;
+    use crate::ranges::{InForce, RangeSet, Table};
+    use crate::telemetry::Metrics;
+
+    #[tokio::test]
+    async fn who_comes_after_the_stop_is_left_to_a_successor() {
+        let gate = gate();
+        let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+
+        for _ in 0..20 {
+            let _waiting = StdStream::connect(address).unwrap();
+            let listener = TcpListener::from_std(socket.try_clone().unwrap()).unwrap();
+            let connections = TaskTracker::new();
+            let accepting = serve(
+                Arc::clone(&gate),
+                vec![listener],
+                connections.clone(),
+                stop.clone(),
+            );
+            accepting.await;
+            assert!(connections.is_empty());
+        }
+    }
+
+    /// One that serves nobody.
+    fn gate() -> Arc<Gate> {
+        let text = "[gate]\n[[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"a.pem\"\n\
+            key = \"a.key\"\ntrust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
+        let config = Config::parse(Path::new("/pullgate.toml"), text).unwrap();
+        let loaded = Loaded {
+            policies: Policies::default(),
+            lints: Vec::new(),
+            unanswered: Vec::new(),
+        };
+        let table = Table::compile(&config.ranges.rules(&RangeSet::default())).unwrap();
+        Arc::new(Gate::new(
+            &config.gate.unwrap(),
+            loaded,
+            watch::channel(Arc::new(table)).1,
+            watch::channel(Arc::new(InForce::default())).1,
+            Metrics::new(&[Role::Gate]),
+        ))
+    }
+}
