@@ -9,7 +9,7 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use tests::client::{Client, connect};
+use tests::client::{Client, Session, connect};
 use tests::debian::{Debian, text};
 use tests::eventually;
 use tests::gate::{StopAtTheEnd, origin};
@@ -95,7 +95,8 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     assert_eq!(seen_by_gate(&debian), strangers, "the gate saw a stranger");
 
     let reaches = || connect(&network, Host::Edge, origin()).is_ok();
-    mishaps(&debian, &ask, (&reaches, &enters));
+    let linger = || edge.connect(&network, Host::Edge, origin(), SHOP).unwrap();
+    mishaps(&debian, (&ask, &linger), (&reaches, &enters));
 
     // A host that boots is protected without anybody's help, and before it has a network.
     debian.reboot();
@@ -116,25 +117,62 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
         assert_eq!(debian.property(&unit(role), "NRestarts"), "0", "{role}");
     }
 
-    debian.systemctl(&["stop", FILTER, RANGES, GATE, "pullgate-gate.socket"]);
+    debian.systemctl(&["stop", FILTER, RANGES]);
     assert!(debian.has_pins(), "the filter goes on");
+    assert!(!enters());
+    debian.systemctl(&["start", FILTER, RANGES]);
+
+    // A removal ends whatever runs.
     debian.follow(&["dpkg --purge pullgate"]);
+    assert_eq!(debian.says(&units), "");
     assert!(!debian.has_pins());
     let key = debian.path("etc/pullgate/shop.example.key");
     assert!(key.exists(), "the operator's own");
     fs::remove_dir_all(debian.path("etc/pullgate")).unwrap();
-    let left = "find /etc /usr /run /var/lib -name '*pullgate*'";
-    assert_eq!(debian.says(&["sh", "-c", left]), "");
+    let left = "find /etc /usr /run /var/lib -name '*pullgate*'; grep -l pullgate /proc/*/comm";
+    let left = debian.run(&["sh", "-c", left]);
+    assert_eq!(text(&left.stdout), "");
     assert!(matches!(
         connect(&network, Host::Stranger, origin()),
         Err(reply) if reply.to_string() == "connection refused"
     ));
+
+    // Once more: nothing is started by itself, and nothing takes offence at who has swept up before.
+    debian.follow(&[&format!("dpkg --install {UPGRADE}")]);
+    assert_eq!(debian.says(&units), "");
+    debian.follow(&["rm -r /etc/pullgate", "dpkg --purge pullgate"]);
+}
+
+#[test]
+fn a_tarball_is_unpacked_over_a_host_and_leaves_what_is_configured() {
+    let network = Network::new();
+    let debian = Debian::new(&network);
+    let manual = Manual::read();
+    let archive = manual.unpack.rsplit('=').next().unwrap();
+    debian.receive_tarball(archive);
+
+    debian.follow(&[manual.unpack, manual.take_in, manual.check]);
+    debian.judge_units();
+    debian.follow(&[manual.start_filter, manual.enforce, manual.reload]);
+    let configured = debian.read(CONFIGURATION);
+    assert!(configured.contains("\"enforce\""));
+    debian.follow(&[manual.unpack, manual.take_in]);
+    debian.systemctl(&["restart", FILTER, RANGES]);
+
+    assert_eq!(debian.read(CONFIGURATION), configured);
+    eventually("the filter enforces", || {
+        let status = debian.run(&["sh", "-c", manual.status]);
+        text(&status.stdout).starts_with("PROTECTED").then_some(())
+    });
+    for role in ["filter", "ranges"] {
+        debian.runs_as_its_unit_says(role);
+    }
 }
 
 /// What goes wrong on hosts, and must not let anybody in or keep anybody out.
 fn mishaps(
     debian: &Debian<'_>,
-    ask: &impl Fn() -> String,
+    (ask, linger): (&impl Fn() -> String, &impl Fn() -> Session),
     (reaches, enters): (&impl Fn() -> bool, &impl Fn() -> bool),
 ) {
     // What cannot be used is refused, and takes nobody down.
@@ -177,6 +215,14 @@ fn mishaps(
         "active"
     );
 
+    // Who ends slowly is not killed for it: connections get what they were promised.
+    debian.follow(&[HURRY]);
+    let silent = linger();
+    debian.systemctl(&["stop", GATE]);
+    assert_eq!(debian.property(&unit("gate"), "Result"), "success");
+    drop(silent);
+    debian.systemctl(&["start", GATE]);
+
     // Who is killed comes back; meanwhile the pins go on, and connections wait in the socket.
     debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
     assert!(!enters());
@@ -217,6 +263,8 @@ struct Manual {
     enforce: &'static str,
     reload: &'static str,
     start_gate: &'static str,
+    unpack: &'static str,
+    take_in: &'static str,
 }
 
 impl Manual {
@@ -240,6 +288,8 @@ impl Manual {
             enforce,
             reload,
             start_gate: next(),
+            unpack: next(),
+            take_in: next(),
         }
     }
 }
@@ -250,6 +300,10 @@ fn unit(role: &str) -> String {
 
 const KEEP: &str = "chown root:root /etc/pullgate/*.key && chmod 600 /etc/pullgate/*.key";
 const SHARE: &str = "chgrp pullgate-gate /etc/pullgate/*.key && chmod 640 /etc/pullgate/*.key";
+/// Until the next boot, systemd waits for a second.
+const HURRY: &str = "cd /run/systemd/system && mkdir pullgate-gate.service.d && \
+    printf '[Service]\\nTimeoutStopSec=1s\\n' >pullgate-gate.service.d/hurry.conf && \
+    systemctl daemon-reload";
 const CONFIGURATION: &str = "etc/pullgate/pullgate.toml";
 /// The package of a higher version.
 const UPGRADE: &str = "pullgate_upgraded.deb";

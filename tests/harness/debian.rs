@@ -178,10 +178,18 @@ impl<'a> Debian<'a> {
 
     /// Copies the package of this number there; the second is the first with a higher version.
     pub fn receive(&self, number: u32, as_name: &str) {
-        let package = format!("dist/test/pullgate_0.0.{number}_amd64.deb");
+        self.take(&format!("pullgate_0.0.{number}_amd64.deb"), as_name);
+    }
+
+    /// Copies the tarball there, by the name that it has anyway.
+    pub fn receive_tarball(&self, as_name: &str) {
+        self.take(as_name.rsplit('/').next().unwrap(), as_name);
+    }
+
+    fn take(&self, built: &str, as_name: &str) {
         let path = self.path(as_name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::copy(target().join(package), path).unwrap();
+        fs::copy(target().join("dist/test").join(built), path).unwrap();
     }
 
     /// Writes what an operator adds: a host, and its files.

@@ -31,16 +31,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let version = version.unwrap_or(env!("CARGO_PKG_VERSION"));
     let dist = root().join("target/dist");
     let package = debian_package("release", version, &dist)?;
-    tarball(&package, &dist)
+    tarball(&package, &static_binary()?, &dist)
 }
 
-/// What the tests install: two versions of what `cargo build` has built, and a Debian to install them
-/// in.
+/// What the tests install: two versions of what `cargo build` has built, the same as a tarball, and a
+/// Debian to install them in.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     setup::cargo_deb()?;
     documents("debug")?;
+    let dist = root().join("target/dist/test");
     for version in ["0.0.1", "0.0.2"] {
-        debian_package("dev", version, &root().join("target/dist/test"))?;
+        let package = debian_package("dev", version, &dist)?;
+        tarball(&package, &root().join("target/debug/pullgate"), &dist)?;
     }
     setup::debian()
 }
@@ -62,15 +64,20 @@ fn debian_package(profile: &str, version: &str, directory: &Path) -> anyhow::Res
     Ok(directory.join(format!("pullgate_{version}_amd64.deb")))
 }
 
-/// The same files, with a binary that needs no library, in the places where the package puts them.
-fn tarball(package: &Path, dist: &Path) -> anyhow::Result<()> {
+/// Builds a binary that needs no library.
+fn static_binary() -> anyhow::Result<PathBuf> {
     let mut build = with_object(&["build", "--package", "filter-user", "--release"])?;
     // C's side of the cryptography is compiled with musl's headers.
     build
         .args(["--target", MUSL])
         .env("CC_x86_64_unknown_linux_musl", "musl-gcc");
     exec(&mut build)?;
+    Ok(root().join("target").join(MUSL).join("release/pullgate"))
+}
 
+/// The files of a package with another binary, in the places where it puts them; what the operator
+/// edits is beside them, and systemd-tmpfiles copies it to where there is none.
+fn tarball(package: &Path, binary: &Path, dist: &Path) -> anyhow::Result<()> {
     let name = format!("pullgate-{}-x86_64-linux-musl", env!("CARGO_PKG_VERSION"));
     let tree = dist.join(&name);
     if tree.exists() {
@@ -83,13 +90,17 @@ fn tarball(package: &Path, dist: &Path) -> anyhow::Result<()> {
             .arg(package)
             .arg(&tree),
     )?;
-    let binary = root().join("target").join(MUSL).join("release/pullgate");
     exec(
         Command::new("install")
             .arg("--strip")
             .arg(binary)
             .arg(tree.join("usr/bin/pullgate")),
     )?;
+    let shared = tree.join("usr/share/pullgate/pullgate.toml");
+    fs::rename(tree.join("etc/pullgate/pullgate.toml"), shared).context("target/dist")?;
+    fs::remove_dir_all(tree.join("etc")).context("target/dist")?;
+    let file = tree.join("usr/lib/tmpfiles.d/pullgate-configuration.conf");
+    fs::write(file, CONFIGURATION).context("target/dist")?;
     let archive = format!("{name}.tar.gz");
     let mut tar = Command::new("tar");
     tar.current_dir(dist)
@@ -165,4 +176,9 @@ fn licences(manifest: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// tmpfiles.d(5).
+const CONFIGURATION: &str = "\
+d /etc/pullgate 0750 root pullgate -
+C /etc/pullgate/pullgate.toml 0640 root pullgate - /usr/share/pullgate/pullgate.toml
+";
 const MUSL: &str = "x86_64-unknown-linux-musl";
