@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::fs;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -291,13 +292,24 @@ fn what_the_filter_does_not_cover_is_warned_of() {
     let bench = Bench::new();
     let text = bench.text().replace(
         "[gate]\n",
-        "destinations = [\"203.0.113.10\", \"203.0.113.11\"]\n[gate]\nlisten = [\"0.0.0.0:8443\"]\n",
+        "ports = [443, 80, 81]\nudp_ports = [81]\n\
+         destinations = [\"203.0.113.10\", \"203.0.113.11\"]\n[gate]\nlisten = [\"0.0.0.0:8443\"]\n",
     );
+
+    let bind = |address: &str| {
+        let address: SocketAddr = address.parse().unwrap();
+        bench
+            .network
+            .on(Host::Origin, || UdpSocket::bind(address).unwrap())
+    };
+    let _sockets = ["[::]:443", "127.0.0.1:80", "0.0.0.0:81"].map(bind);
 
     let output = bench.pullgate(&text, &["check"]);
 
     assert!(output.status.success(), "{}", stderr(&output));
     let warnings = stderr(&output);
+    assert!(warnings.contains("answers UDP on port 443"), "{warnings}");
+    assert!(!warnings.contains("UDP on port 8"), "{warnings}");
     assert!(
         warnings.contains("port 8443, which is not in `filter.ports`"),
         "{warnings}"

@@ -17,7 +17,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr as Port, TokioSocket};
@@ -227,7 +227,7 @@ pub struct Connection {
 ///
 /// Returns the error of the request.
 pub fn connections() -> io::Result<Vec<Connection>> {
-    sockets(&StateFlags::ESTABLISHED)
+    sockets(IPPROTO_TCP, &StateFlags::ESTABLISHED)
 }
 
 /// The addresses that TCP sockets of this network namespace listen on.
@@ -236,11 +236,22 @@ pub fn connections() -> io::Result<Vec<Connection>> {
 ///
 /// Returns the error of the request.
 pub fn listeners() -> io::Result<Vec<SocketAddr>> {
-    let sockets = sockets(&StateFlags::LISTEN)?;
+    let sockets = sockets(IPPROTO_TCP, &StateFlags::LISTEN)?;
     Ok(sockets.iter().map(|socket| socket.local).collect())
 }
 
-fn sockets(states: &StateFlags) -> io::Result<Vec<Connection>> {
+/// The addresses at which UDP sockets of this network namespace take datagrams of everybody.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn udp_listeners() -> io::Result<Vec<SocketAddr>> {
+    // So the kernel calls one that is not connected: net/ipv4/udp.c.
+    let sockets = sockets(IPPROTO_UDP, &StateFlags::CLOSE)?;
+    Ok(sockets.iter().map(|socket| socket.local).collect())
+}
+
+fn sockets(protocol: u8, states: &StateFlags) -> io::Result<Vec<Connection>> {
     let mut connections = Vec::new();
     for (family, socket_id) in [
         (AF_INET, SocketId::new_v4()),
@@ -248,7 +259,7 @@ fn sockets(states: &StateFlags) -> io::Result<Vec<Connection>> {
     ] {
         let request = SockDiagMessage::InetRequest(InetRequest {
             family,
-            protocol: IPPROTO_TCP,
+            protocol,
             extensions: ExtensionFlags::empty(),
             states: states.clone(),
             socket_id,

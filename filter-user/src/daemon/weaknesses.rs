@@ -34,6 +34,7 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
     }
     if let (Role::Filter, Some(filter)) = (role, &config.filter) {
         weaknesses.extend(strange_destinations(filter));
+        weaknesses.extend(open_udp_ports(filter));
     }
     weaknesses
 }
@@ -84,6 +85,24 @@ fn strange_destinations(filter: &Filter) -> Vec<String> {
         )
     };
     strange.map(tell).collect()
+}
+
+/// Protected ports at which somebody answers UDP, so strangers too: HTTP/3.
+fn open_udp_ports(filter: &Filter) -> Vec<String> {
+    // A kernel that does not tell is no reason to warn.
+    let listening = netlink::udp_listeners().unwrap_or_default();
+    let reachable = listening
+        .iter()
+        .filter(|address| !address.ip().is_loopback());
+    let mut ports: BTreeSet<_> = reachable.map(SocketAddr::port).collect();
+    ports.retain(|port| filter.ports.contains(port) && !filter.udp_ports.contains(port));
+    let tell = |port| {
+        format!(
+            "a program answers UDP on port {port} (HTTP/3?), which is not in `filter.udp_ports`: \
+             whoever finds it reaches that; Cloudflare comes by TCP: switch it off, or add the port"
+        )
+    };
+    ports.into_iter().map(tell).collect()
 }
 
 /// The automatic choice has nothing to choose from.
