@@ -73,6 +73,7 @@ fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
             assert_ne!(ask(&client, SHOP), "200", "{server}: {who}");
         }
         // A name of another customer's, which leads here: he verifies nothing.
+        rig.pki.write_identity("client", &rig.pki.ours.client());
         assert_eq!(ask_without_verifying(&rig, SHOP), "200", "{server}");
         assert_ne!(
             ask_without_verifying(&rig, "unknown.example"),
@@ -114,6 +115,24 @@ fn a_server_that_demands_the_certificate_itself_demands_as_much() {
 }
 
 #[test]
+fn the_closest_name_decides_which_ca_is_asked_for() {
+    for server in ["nginx", "apache", "caddy"] {
+        let rig = Rig::new();
+        let wide = shop("").replace(SHOP_NAME, "names = [\"*.example\"");
+        let narrow = blog("").replace("names = [\"blog.example\"", "names = [\"shop.example\"");
+        rig.configure("", &[&wide, &narrow]);
+        let _server = start(&rig, server, "--own-mtls");
+        let ask = |authority: &tests::pki::Authority| {
+            rig.pki.write_identity("client", &authority.client());
+            ask_without_verifying(&rig, SHOP)
+        };
+
+        assert_eq!(ask(&rig.pki.other), "200", "{server}");
+        assert_ne!(ask(&rig.pki.ours), "200", "{server}");
+    }
+}
+
+#[test]
 fn without_a_configuration_there_are_placeholders() {
     let rig = Rig::new();
     for server in ["nginx", "apache", "haproxy", "caddy"] {
@@ -130,6 +149,9 @@ fn without_a_configuration_there_are_placeholders() {
     let text = print(&rig, "apache", "--own-mtls");
     assert!(text.contains("ServerName any.shop.example\n"), "{text}");
     assert!(text.contains("ServerAlias *.shop.example\n"), "{text}");
+    let shared = blog("trust = [\"cloudflare\"]");
+    rig.configure("cloudflare_ca_file = \"@PKI@/shared-ca.pem\"", &[&shared]);
+    assert!(print(&rig, "nginx", "--own-mtls").contains("/shared-ca.pem;"));
     rig.configure("", &[&shop(""), &blog("")]);
     let text = print(&rig, "nginx", "--own-mtls");
     for words in [
@@ -186,8 +208,8 @@ fn shop_and_more(lines: &str) -> String {
     shop(lines).replace(SHOP_NAME, "names = [\"*.shop.example\", \"shop.example\"")
 }
 
+/// Asks with the identity "client".
 fn ask_without_verifying(rig: &Rig, name: &str) -> String {
-    rig.pki.write_identity("client", &rig.pki.ours.client());
     let path = |name: &str| rig.pki.path(name).display().to_string();
     let there = format!("{name}:443:{}:443", origin());
     let words = [

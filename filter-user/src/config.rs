@@ -17,7 +17,7 @@ use serde::Deserialize;
 use url::Url;
 
 pub use self::gate::{
-    ClientAuth, Crl, CrlExpired, Gate, Host, KeyPair, MAX_DEPTH, MinTls, Name, OnTrustChange,
+    ClientAuth, Crl, CrlExpired, DEFAULT_DEPTH, Gate, Host, KeyPair, MinTls, Name, OnTrustChange,
     ProxyProtocol, Reencryption, Resumption, Share, Target, Trust, Upstream,
 };
 pub use self::source::{Before, FeedSource, Location, Way, redacted};

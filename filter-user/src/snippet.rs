@@ -3,13 +3,14 @@
 //! The words are in `dist/snippets`: what stands there once, what for each host, what once after that,
 //! between lines of dashes. The names in them come from pullgate's own configuration.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::cli::{Pairing, Server};
 use crate::config::{
-    ClientAuth, Config, ConfigError, Host, Located, MAX_DEPTH, MinTls, Place, ProxyProtocol,
+    ClientAuth, Config, ConfigError, DEFAULT_DEPTH, Host, Located, MinTls, Place, ProxyProtocol,
     Target, Trust,
 };
 
@@ -25,9 +26,11 @@ pub fn snippet(
 ) -> Result<String, ConfigError> {
     let gate = config.and_then(|config| config.gate.as_ref());
     let hosts = gate.map_or(&[][..], |gate| &gate.hosts);
+    let shared = gate.and_then(|gate| gate.cloudflare_ca.as_ref());
+    let shared = shared.map_or_else(|| Path::new(CLOUDFLARE_CA), |ca| &ca.value);
     let sites: Result<Vec<_>, _> = hosts
         .iter()
-        .map(|host| Site::of(server, pairing, host))
+        .map(|host| Site::of(server, pairing, host, shared))
         .collect();
     let mut sites = sites?;
     if sites.is_empty() {
@@ -36,6 +39,10 @@ pub fn snippet(
     match pairing {
         Pairing::OwnMtls => same_demands(server, &sites)?,
         Pairing::BehindGate => same_header(&sites)?,
+    }
+
+    if server == Server::Apache {
+        sites = closest_first(&sites);
     }
 
     let mut parts = template(server, pairing).split("---\n");
@@ -62,6 +69,7 @@ pub fn snippet(
 }
 
 /// What is told of a host.
+#[derive(Clone)]
 struct Site {
     place: Place,
     names: Vec<String>,
@@ -75,7 +83,12 @@ struct Site {
 }
 
 impl Site {
-    fn of(server: Server, pairing: Pairing, host: &Host) -> Result<Self, ConfigError> {
+    fn of(
+        server: Server,
+        pairing: Pairing,
+        host: &Host,
+        shared: &Path,
+    ) -> Result<Self, ConfigError> {
         let upstream = &host.upstream;
         let is_unix = matches!(upstream.value.target, Target::Unix(_));
         if (server, pairing, is_unix) == (Server::Apache, Pairing::BehindGate, true) {
@@ -90,7 +103,7 @@ impl Site {
             }
             Pairing::OwnMtls => {
                 no_more_than(server, host)?;
-                authority(host)?
+                authority(host, shared)?
             }
         };
         let path = |path: &Path| path.display().to_string();
@@ -122,7 +135,7 @@ impl Site {
             key: "/etc/pullgate/example.com.key".to_owned(),
             authority: CLOUDFLARE_CA.to_owned(),
             min_tls: MinTls::default(),
-            max_depth: MAX_DEPTH,
+            max_depth: DEFAULT_DEPTH,
             target: Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080))),
             proxy_protocol: ProxyProtocol::default(),
         }
@@ -209,7 +222,7 @@ fn no_more_than(server: Server, host: &Host) -> Result<(), ConfigError> {
         ));
     }
     let counts = matches!(server, Server::Nginx | Server::Apache);
-    if !counts && host.max_depth < MAX_DEPTH {
+    if !counts && host.max_depth < DEFAULT_DEPTH {
         return Err(host.place().of("gate.host.max_depth").error(
             "this web server takes chains of any length; leave it out, or let the gate verify",
         ));
@@ -218,7 +231,7 @@ fn no_more_than(server: Server, host: &Host) -> Result<(), ConfigError> {
 }
 
 /// The one file of CAs whose client certificates a server is to take; none of them takes a pin.
-fn authority(host: &Host) -> Result<String, ConfigError> {
+fn authority(host: &Host, shared: &Path) -> Result<String, ConfigError> {
     if host.client_auth == ClientAuth::Off {
         return Err(host.place().of("gate.host.client_auth").error(
             "this host demands no certificate, so there is nothing that a web server should demand",
@@ -239,7 +252,7 @@ fn authority(host: &Host) -> Result<String, ConfigError> {
     };
     match value {
         Trust::CaFile(path) => Ok(path.display().to_string()),
-        Trust::Cloudflare => Ok(CLOUDFLARE_CA.to_owned()),
+        Trust::Cloudflare => Ok(shared.display().to_string()),
         Trust::Pin(_) => Err(place.error(
             "a web server knows no pins, and would let in whatever the CA has signed; name the CA of \
              your client certificate, or let the gate verify",
@@ -250,7 +263,8 @@ fn authority(host: &Host) -> Result<String, ConfigError> {
 /// What is demanded before the host's name is known is demanded for all hosts.
 fn same_demands(server: Server, sites: &[Site]) -> Result<(), ConfigError> {
     let first = &sites[0];
-    if let Some(other) = sites.iter().find(|site| site.min_tls != first.min_tls) {
+    let mut others = sites.iter().filter(|_| server != Server::Caddy);
+    if let Some(other) = others.find(|site| site.min_tls != first.min_tls) {
         return Err(other.place.of("gate.host.min_tls").error(
             "a web server speaks the same TLS versions for all hosts of an address; let all hosts \
              say the same, or let the gate verify",
@@ -277,6 +291,32 @@ fn versions(server: Server, min_tls: MinTls) -> &'static str {
         (Server::Caddy, MinTls::Tls12) => "tls1.2",
         (Server::Caddy, MinTls::Tls13) => "tls1.3",
     }
+}
+
+/// Apache takes the first site that a name fits; who is let in is decided by the one that fits best.
+fn closest_first(sites: &[Site]) -> Vec<Site> {
+    let split = sites.iter().flat_map(|site| {
+        let (wildcards, exact): (Vec<_>, Vec<_>) = site
+            .names
+            .iter()
+            .cloned()
+            .partition(|name| name.starts_with('*'));
+        let wildcards = wildcards.into_iter().map(|name| vec![name]);
+        let exact = Some(exact).filter(|names| !names.is_empty());
+        let names = exact.into_iter().chain(wildcards);
+        names.map(|names| Site {
+            names,
+            ..site.clone()
+        })
+    });
+    let mut split: Vec<_> = split.collect();
+    split.sort_by_key(|site| {
+        let first = site.names.first().map_or("", String::as_str);
+        // Of two wildcards, the longer one is the closer.
+        let labels = first.split('.').count();
+        (first.starts_with('*'), Reverse(labels))
+    });
+    split
 }
 
 /// Who listens expects a header of everybody, or of nobody.

@@ -309,4 +309,4 @@ pub(super) fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(
 }
 
 /// [`Host::max_depth`] where nothing is said: Cloudflare's CA allows two (pathlen:2).
-pub const MAX_DEPTH: usize = 2;
+pub const DEFAULT_DEPTH: usize = 2;

@@ -13,7 +13,7 @@ use super::super::value::{
     Address, Rule, absolute, count, duration, is_host_name, located, parse_target, rules,
 };
 use super::super::{
-    ClientAuth, ConfigError, CrlExpired, Gate, Host, KeyPair, Located, MAX_DEPTH, MinTls, Name,
+    ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, Gate, Host, KeyPair, Located, MinTls, Name,
     OnTrustChange, ProxyProtocol, Reencryption, Resumption, Share, Source, Target, Trust, Upstream,
 };
 
@@ -392,7 +392,7 @@ fn http() -> Spanned<Vec<String>> {
 }
 
 fn intermediates() -> Spanned<usize> {
-    Spanned::new(0..0, MAX_DEPTH)
+    Spanned::new(0..0, DEFAULT_DEPTH)
 }
 
 fn everywhere() -> Spanned<Vec<Address>> {
