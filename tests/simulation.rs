@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use pullgate::cli::Role;
 use pullgate::config::Config;
 use pullgate::refresh::{Progress, Refresher};
 use pullgate::snapshot;
@@ -211,7 +210,7 @@ impl Run {
         let (approve, approvals) = mpsc::channel(1);
         let refresher = Refresher {
             config: receiver,
-            metrics: Metrics::new(&[Role::Ranges]),
+            metrics: Metrics::default(),
             now: wall_clock,
             snapshot: snapshot.clone(),
             idle: Arc::new(|_config, _grace| None),

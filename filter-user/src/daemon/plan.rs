@@ -75,9 +75,9 @@ impl Plan {
         }
         Ok(Self {
             config: watch::channel(Arc::new(config)).0,
-            metrics: Metrics::new(&roles),
             roles,
             stay,
+            metrics: Metrics::default(),
             loaded,
             inherited,
             confined: None,

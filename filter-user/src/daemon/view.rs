@@ -127,7 +127,7 @@ impl View {
             filter,
             refresh,
             sightings: self.sightings(),
-            metrics: self.metrics.values(),
+            metrics: self.metrics.values(self.role),
         }
     }
 
@@ -427,7 +427,7 @@ impl Told for View {
     fn metrics(&self) -> String {
         // Looking at the host is what brings most of them up to date.
         self.status();
-        self.metrics.text().unwrap_or_default()
+        self.metrics.text(self.role).unwrap_or_default()
     }
 
     async fn ailments(&self) -> Vec<String> {

@@ -158,9 +158,13 @@ impl InForce {
         })
     }
 
-    /// Seconds since the list that was fetched longest ago; none if none was.
+    /// Seconds since the list that was fetched longest ago; none if one that should be never was.
     #[must_use]
     pub fn age_seconds(&self, now: SystemTime) -> Option<u64> {
+        let mut origins = self.lists.iter().map(|list| &list.origin);
+        if origins.any(|origin| matches!(origin, Origin::Baseline)) {
+            return None;
+        }
         let ages = self.lists.iter().map(|list| list.origin.age_seconds(now));
         ages.flatten().max()
     }
@@ -260,6 +264,27 @@ mod tests {
         assert_eq!(origin.freshness(at - STALE), Freshness::Alarming);
         assert_eq!(origin.age_seconds(at - STALE), Some(0));
         assert_eq!(Origin::Baseline.freshness(at), Freshness::Fresh);
+    }
+
+    #[test]
+    fn as_long_as_one_list_was_never_fetched_there_is_no_age() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let fetched = |at| Origin::Fetched {
+            way: "a".to_owned(),
+            at,
+        };
+        let age = |one: Origin, two: Origin| {
+            let mut lists = both("64.0.0.0/24", "64.0.1.0/24").lists().to_vec();
+            lists[0].origin = one;
+            lists[1].origin = two;
+            let in_force = InForce::new(lists, &Limits::default()).unwrap();
+            in_force.age_seconds(at + STALE)
+        };
+
+        let old = Some(STALE.as_secs());
+        assert_eq!(age(fetched(at), fetched(at + STALE)), old);
+        assert_eq!(age(fetched(at), Origin::Configured), old);
+        assert_eq!(age(fetched(at), Origin::Baseline), None);
     }
 
     const SECOND: Duration = Duration::from_secs(1);

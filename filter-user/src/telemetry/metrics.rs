@@ -23,7 +23,6 @@ pub struct Metrics {
 }
 
 struct Inner {
-    registry: Registry,
     frames: Family<FrameLabels, Counter>,
     enforcing: Gauge,
     attached: Family<AttachedLabels, Gauge>,
@@ -44,46 +43,34 @@ struct Inner {
     gate_reloads: Family<OutcomeLabels, Counter>,
 }
 
-impl Metrics {
-    /// The metrics of a process that has these roles. Those of another role it does not tell: zero
-    /// is an answer.
-    #[must_use]
-    pub fn new(roles: &[Role]) -> Self {
-        let mut registry = Registry::with_prefix("pullgate");
-        let inner = Inner {
-            frames: Family::default(),
-            enforcing: Gauge::default(),
-            attached: Family::default(),
-            reattached: Family::default(),
-            reloads: Family::default(),
-            publishes: Family::default(),
-            publish_seconds: Gauge::default(),
-            ranges: Family::default(),
-            ranges_age: Gauge::default(),
-            refreshes: Family::default(),
-            held: Gauge::default(),
-            connections: Family::default(),
-            active: Gauge::default(),
-            handshakes: Histogram::new(HANDSHAKE_BUCKETS),
-            relayed: Family::default(),
-            expiry: Family::default(),
-            tolerated: Family::default(),
-            gate_reloads: Family::default(),
-            registry: Registry::default(),
-        };
-        for role in roles {
-            match role {
-                Role::Filter => inner.register_filter(&mut registry),
-                Role::Ranges => inner.register_ranges(&mut registry),
-                Role::Gate => inner.register_gate(&mut registry),
-            }
-        }
-        inner.register_common(&mut registry);
+impl Default for Metrics {
+    fn default() -> Self {
         Self {
-            inner: Arc::new(Inner { registry, ..inner }),
+            inner: Arc::new(Inner {
+                frames: Family::default(),
+                enforcing: Gauge::default(),
+                attached: Family::default(),
+                reattached: Family::default(),
+                reloads: Family::default(),
+                publishes: Family::default(),
+                publish_seconds: Gauge::default(),
+                ranges: Family::default(),
+                ranges_age: Gauge::default(),
+                refreshes: Family::default(),
+                held: Gauge::default(),
+                connections: Family::default(),
+                active: Gauge::default(),
+                handshakes: Histogram::new(HANDSHAKE_BUCKETS),
+                relayed: Family::default(),
+                expiry: Family::default(),
+                tolerated: Family::default(),
+                gate_reloads: Family::default(),
+            }),
         }
     }
+}
 
+impl Metrics {
     /// Sets the total of one kind of verdict, as the kernel counts it.
     pub fn frames(&self, labels: &FrameLabels, total: u64) {
         let counter = self.inner.frames.get_or_create(labels);
@@ -223,21 +210,22 @@ impl Metrics {
         self.inner.gate_reloads.get_or_create(&labels).inc();
     }
 
-    /// All metrics in the OpenMetrics text format.
+    /// A role's metrics in the OpenMetrics text format. Those of another it does not tell: zero is an
+    /// answer, and two ports of one process would tell everything twice.
     ///
     /// # Errors
     ///
     /// Only if a metric cannot be formatted.
-    pub fn text(&self) -> Result<String, fmt::Error> {
+    pub fn text(&self, role: Role) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.inner.registry)?;
+        encode(&mut text, &self.inner.registry(role))?;
         Ok(text)
     }
 
-    /// All metrics by name and labels, as the text format spells them.
+    /// A role's metrics by name and labels, as the text format spells them.
     #[must_use]
-    pub fn values(&self) -> BTreeMap<String, f64> {
-        let text = self.text().unwrap_or_default();
+    pub fn values(&self, role: Role) -> BTreeMap<String, f64> {
+        let text = self.text(role).unwrap_or_default();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples
             .filter_map(|line| {
@@ -249,6 +237,17 @@ impl Metrics {
 }
 
 impl Inner {
+    fn registry(&self, role: Role) -> Registry {
+        let mut registry = Registry::with_prefix("pullgate");
+        match role {
+            Role::Filter => self.register_filter(&mut registry),
+            Role::Ranges => self.register_ranges(&mut registry),
+            Role::Gate => self.register_gate(&mut registry),
+        }
+        self.register_common(&mut registry);
+        registry
+    }
+
     fn register_filter(&self, r: &mut Registry) {
         r.register("filter_frames", "Frames judged", self.frames.clone());
         r.register(
@@ -418,20 +417,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_role_tells_nothing_of_the_others() {
-        for (role, others) in [
-            (Role::Filter, ["pullgate_gate_", "pullgate_ranges_refresh"]),
-            (Role::Ranges, ["pullgate_filter_", "pullgate_gate_"]),
-            (Role::Gate, ["pullgate_filter_", "pullgate_ranges_refresh"]),
-        ] {
-            let text = Metrics::new(&[role]).text().unwrap();
-            assert!(!others.iter().any(|name| text.contains(name)), "{text}");
-        }
-    }
-
-    #[test]
-    fn names_and_labels_are_as_documented() {
-        let metrics = Metrics::new(&Role::ALL);
+    fn each_role_tells_its_own_as_documented() {
+        let metrics = Metrics::default();
 
         let labels = FrameLabels {
             iface: "eth0".to_owned(),
@@ -445,22 +432,38 @@ mod tests {
         metrics.refreshed("Unchanged");
         metrics.ranges(15, 7, None);
 
-        let values = metrics.values();
+        let [filter, ranges, gate] = Role::ALL.map(|role| metrics.values(role));
         assert_eq!(
-            values["pullgate_filter_frames_total{iface=\"eth0\",family=\"ipv4\",\
+            filter["pullgate_filter_frames_total{iface=\"eth0\",family=\"ipv4\",\
                     verdict=\"drop\",reason=\"NotListed\"}"],
             7.0
         );
         assert_eq!(
-            values["pullgate_gate_connections_total{host=\"a.example\",outcome=\"NoCertificate\"}"],
+            gate["pullgate_gate_connections_total{host=\"a.example\",outcome=\"NoCertificate\"}"],
             1.0
         );
-        assert_eq!(values["pullgate_gate_active_connections"], 0.0);
+        assert_eq!(gate["pullgate_gate_active_connections"], 0.0);
         assert_eq!(
-            values["pullgate_ranges_refresh_total{outcome=\"Unchanged\"}"],
+            ranges["pullgate_ranges_refresh_total{outcome=\"Unchanged\"}"],
             1.0
         );
-        assert_eq!(values["pullgate_ranges{family=\"ipv6\"}"], 7.0);
-        assert_eq!(values["pullgate_ranges_age_seconds"], -1.0);
+        for values in [&filter, &ranges, &gate] {
+            assert_eq!(values["pullgate_ranges{family=\"ipv6\"}"], 7.0);
+            assert_eq!(values["pullgate_ranges_age_seconds"], -1.0);
+        }
+        let tells = |values: &BTreeMap<String, f64>, what: &str| {
+            values.keys().any(|name| name.starts_with(what))
+        };
+        for (what, told) in [
+            ("pullgate_filter_", [true, false, false]),
+            ("pullgate_ranges_refresh", [false, true, false]),
+            ("pullgate_ranges_held", [false, true, false]),
+            ("pullgate_gate_", [false, false, true]),
+        ] {
+            assert_eq!(
+                [&filter, &ranges, &gate].map(|values| tells(values, what)),
+                told
+            );
+        }
     }
 }
