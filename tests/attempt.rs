@@ -7,6 +7,7 @@
     reason = "it tells a test, which it fails"
 )]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -25,6 +26,7 @@ use nix::unistd::Pid;
 use pullgate::cli::Role;
 use pullgate::config::Config;
 use pullgate::confine::{self, Reach};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use socket2::{Domain, Protocol, Socket, Type};
 
 fn main() {
@@ -98,6 +100,7 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     });
     tell("make a namespace", errno(unshare(CloneFlags::CLONE_NEWUTS)));
     tell("touch a link", touch_a_link());
+    tell("put on another filter", put_on_a_filter());
     tell("signal another process", errno(kill(Pid::parent(), None)));
     tell(
         "become another user",
@@ -123,6 +126,16 @@ fn use_bpf() -> io::Result<()> {
         Err(error) => Err(io::Error::other(error)),
         Ok(_) => Ok(()),
     }
+}
+
+/// One that lets everything through.
+fn put_on_a_filter() -> io::Result<()> {
+    let action = SeccompAction::Log;
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+    let filter = SeccompFilter::new(BTreeMap::new(), action, SeccompAction::Allow, arch);
+    let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
+    let program = program.map_err(io::Error::other)?;
+    apply_filter(&program).map_err(io::Error::other)
 }
 
 /// Asks for no change of the loopback interface, which is answered by who may ask for one:

@@ -58,7 +58,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "write a status socket's directory",
             ],
         };
-        assert_eq!(told.len(), 19, "{text}");
+        assert_eq!(told.len(), 20, "{text}");
         for (what, answer) in &told {
             assert_eq!(
                 *answer == "yes",

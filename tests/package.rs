@@ -48,16 +48,20 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
         (journal.contains("gate is listening") && journal.contains("\"F_LISTEN\"")).then_some(())
     });
     let edge = Client::new(&pki, Some(&pki.ours.client()));
-    let ask = || edge.get(&network, Host::Edge, origin(), SHOP).0.brief();
-    let enters = || connect(&network, Host::Stranger, origin()).is_ok();
-    assert_eq!(ask(), "200");
-    assert!(enters(), "monitor mode");
+    let visitors = Visitors {
+        network: &network,
+        edge,
+    };
+    assert_eq!(visitors.ask(), "200");
+    assert!(visitors.stranger_enters(), "monitor mode");
     eventually("the gate has seen the stranger", || {
         (seen_by_gate(&debian) == 1).then_some(())
     });
 
     debian.follow(&[manual.enforce, manual.reload]);
-    eventually("the filter enforces", || (!enters()).then_some(()));
+    eventually("the filter enforces", || {
+        (!visitors.stranger_enters()).then_some(())
+    });
     let strangers = seen_by_gate(&debian);
     debian.follow(&[manual.status]);
 
@@ -65,13 +69,13 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                assert_eq!(ask(), "200");
+                assert_eq!(visitors.ask(), "200");
                 served.fetch_add(1, Ordering::Relaxed);
             }
         });
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                assert!(!enters(), "a stranger got in");
+                assert!(!visitors.stranger_enters(), "a stranger got in");
                 tried.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -94,9 +98,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     });
     assert_eq!(seen_by_gate(&debian), strangers, "the gate saw a stranger");
 
-    let reaches = || connect(&network, Host::Edge, origin()).is_ok();
-    let linger = || edge.connect(&network, Host::Edge, origin(), SHOP).unwrap();
-    mishaps(&debian, (&ask, &linger), (&reaches, &enters));
+    mishaps(&debian, &visitors);
 
     // A host that boots is protected without anybody's help, and before it has a network.
     debian.reboot();
@@ -105,8 +107,8 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
             .says(&["pullgate", "status"])
             .starts_with("PROTECTED")
     );
-    assert_eq!(ask(), "200");
-    assert!(!enters());
+    assert_eq!(visitors.ask(), "200");
+    assert!(!visitors.stranger_enters());
     let since = |unit: &str| {
         let time = debian.property(unit, "ActiveEnterTimestampMonotonic");
         time.parse::<u64>().unwrap()
@@ -119,7 +121,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
 
     debian.systemctl(&["stop", FILTER, RANGES]);
     assert!(debian.has_pins(), "the filter goes on");
-    assert!(!enters());
+    assert!(!visitors.stranger_enters());
     debian.systemctl(&["start", FILTER, RANGES]);
 
     // A removal ends whatever runs.
@@ -151,12 +153,15 @@ fn a_tarball_is_unpacked_over_a_host_and_leaves_what_is_configured() {
     let archive = manual.unpack.rsplit('=').next().unwrap();
     debian.receive_tarball(archive);
 
-    debian.follow(&[manual.unpack, manual.take_in, manual.check]);
+    debian.follow(&[manual.unpack]);
+    debian.follow(&manual.take_in);
+    debian.follow(&[manual.check]);
     debian.judge_units();
     debian.follow(&[manual.start_filter, manual.enforce, manual.reload]);
     let configured = debian.read(CONFIGURATION);
     assert!(configured.contains("\"enforce\""));
-    debian.follow(&[manual.unpack, manual.take_in]);
+    debian.follow(&[manual.unpack]);
+    debian.follow(&manual.take_in);
     debian.systemctl(&["restart", FILTER, RANGES]);
 
     assert_eq!(debian.read(CONFIGURATION), configured);
@@ -170,11 +175,7 @@ fn a_tarball_is_unpacked_over_a_host_and_leaves_what_is_configured() {
 }
 
 /// What goes wrong on hosts, and must not let anybody in or keep anybody out.
-fn mishaps(
-    debian: &Debian<'_>,
-    (ask, linger): (&impl Fn() -> String, &impl Fn() -> Session),
-    (reaches, enters): (&impl Fn() -> bool, &impl Fn() -> bool),
-) {
+fn mishaps(debian: &Debian<'_>, visitors: &Visitors<'_>) {
     // What cannot be used is refused, and takes nobody down.
     let good = debian.read(CONFIGURATION);
     let before = pids(debian);
@@ -196,20 +197,20 @@ fn mishaps(
     debian.follow(&["rm -r /run/pullgate"]);
     for _ in 0..2 {
         debian.systemctl(&["restart", FILTER, RANGES, GATE]);
-        assert_eq!(ask(), "200");
+        assert_eq!(visitors.ask(), "200");
     }
     debian.write(CONFIGURATION, &good);
     debian.systemctl(&["restart", GATE]);
     assert_eq!(debian.property("pullgate-gate.socket", "Result"), "success");
-    assert_eq!(ask(), "200");
+    assert_eq!(visitors.ask(), "200");
 
     // A gate that cannot start does not take the port away, however many come meanwhile.
     debian.follow(&[KEEP]);
     assert!(!debian.run(&["systemctl", "restart", GATE]).status.success());
-    let waiting: Vec<_> = (0..20).map(|_| reaches()).collect();
+    let waiting: Vec<_> = (0..20).map(|_| visitors.edge_connects()).collect();
     assert!(waiting.iter().all(|reached| *reached));
     debian.follow(&[SHARE]);
-    assert_eq!(ask(), "200");
+    assert_eq!(visitors.ask(), "200");
     assert_eq!(
         debian.property("pullgate-gate.socket", "ActiveState"),
         "active"
@@ -217,7 +218,7 @@ fn mishaps(
 
     // Who ends slowly is not killed for it: connections get what they were promised.
     debian.follow(&[HURRY]);
-    let silent = linger();
+    let silent = visitors.linger();
     debian.systemctl(&["stop", GATE]);
     assert_eq!(debian.property(&unit("gate"), "Result"), "success");
     drop(silent);
@@ -225,8 +226,8 @@ fn mishaps(
 
     // Who is killed comes back; meanwhile the pins go on, and connections wait in the socket.
     debian.systemctl(&["kill", "--signal=KILL", FILTER, GATE]);
-    assert!(!enters());
-    assert_eq!(ask(), "200");
+    assert!(!visitors.stranger_enters());
+    assert_eq!(visitors.ask(), "200");
     let directories = debian.property("pullgate-directories.service", "Result");
     assert_eq!(directories, "success");
     for role in ["filter", "gate"] {
@@ -235,6 +236,34 @@ fn mishaps(
             let is_back = debian.property(&unit(role), "ActiveState") == "active";
             (was_killed && is_back).then_some(())
         });
+    }
+}
+
+/// Who comes to the origin.
+struct Visitors<'a> {
+    network: &'a Network,
+    edge: Client,
+}
+
+impl Visitors<'_> {
+    /// What the edge is answered.
+    fn ask(&self) -> String {
+        let (reply, _) = self.edge.get(self.network, Host::Edge, origin(), SHOP);
+        reply.brief()
+    }
+
+    /// A connection of the edge's that asks for nothing.
+    fn linger(&self) -> Session {
+        let session = self.edge.connect(self.network, Host::Edge, origin(), SHOP);
+        session.unwrap()
+    }
+
+    fn edge_connects(&self) -> bool {
+        connect(self.network, Host::Edge, origin()).is_ok()
+    }
+
+    fn stranger_enters(&self) -> bool {
+        connect(self.network, Host::Stranger, origin()).is_ok()
     }
 }
 
@@ -264,7 +293,7 @@ struct Manual {
     reload: &'static str,
     start_gate: &'static str,
     unpack: &'static str,
-    take_in: &'static str,
+    take_in: [&'static str; 3],
 }
 
 impl Manual {
@@ -289,7 +318,7 @@ impl Manual {
             reload,
             start_gate: next(),
             unpack: next(),
-            take_in: next(),
+            take_in: [next(), next(), next()],
         }
     }
 }
@@ -300,9 +329,9 @@ fn unit(role: &str) -> String {
 
 const KEEP: &str = "chown root:root /etc/pullgate/*.key && chmod 600 /etc/pullgate/*.key";
 const SHARE: &str = "chgrp pullgate-gate /etc/pullgate/*.key && chmod 640 /etc/pullgate/*.key";
-/// Until the next boot, systemd waits for a second.
+/// Until the next boot, systemd waits for less than it takes to end a silent connection.
 const HURRY: &str = "cd /run/systemd/system && mkdir pullgate-gate.service.d && \
-    printf '[Service]\\nTimeoutStopSec=1s\\n' >pullgate-gate.service.d/hurry.conf && \
+    printf '[Service]\\nTimeoutStopSec=3s\\n' >pullgate-gate.service.d/hurry.conf && \
     systemctl daemon-reload";
 const CONFIGURATION: &str = "etc/pullgate/pullgate.toml";
 /// The package of a higher version.

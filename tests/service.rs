@@ -21,7 +21,7 @@ fn the_service_manager_is_told_of_reloads_and_of_the_end() {
     let rig = Rig::with_shop("");
     let patient = fs::read_to_string(&rig.config).unwrap();
     let patient = patient.replace("drain_timeout = \"5s\"", "drain_timeout = \"10m\"");
-    fs::write(&rig.config, patient).unwrap();
+    fs::write(&rig.config, &patient).unwrap();
     assert!(rig.reload());
     rig.gate().tells("RELOADING=1\nMONOTONIC_USEC=", 1);
     rig.gate().tells("READY=1", 1);
@@ -37,6 +37,12 @@ fn the_service_manager_is_told_of_reloads_and_of_the_end() {
     let within = Duration::from_secs(600 + 15).as_micros();
     rig.gate()
         .tells(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={within}"), 1);
+
+    // A role without connections needs none of it.
+    fs::write(&rig.config, patient).unwrap();
+    let ranges = Pullgate::start(&rig.network, &rig.config, "ranges");
+    ranges.signal(nix::sys::signal::Signal::SIGTERM);
+    ranges.tells("STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000", 1);
 }
 
 #[test]

@@ -234,13 +234,10 @@ async fn serve(
     if let Some(filter) = &running.filter {
         filter.let_go();
     }
-    let settings = Arc::clone(&running.config.borrow());
-    let settings = settings.gate.as_ref();
-    let drain = settings.map_or(Duration::ZERO, |gate| gate.drain_timeout);
     // A successor may start.
-    notify::stopping(drain + FAREWELL);
+    notify::stopping(running.drain_timeout() + FAREWELL);
     if let Some(gate) = &running.gate {
-        gate.drain(drain).await;
+        gate.drain(running.drain_timeout()).await;
     }
     tasks.wait().await;
     outcome
@@ -289,6 +286,13 @@ impl Running {
     fn pulse(&self) -> Pulse {
         let (filter, gate) = (self.filter.as_ref(), self.gate.as_ref());
         Pulse::new(filter, gate, self.refresh.as_ref())
+    }
+
+    /// What connections get at the end.
+    fn drain_timeout(&self) -> Duration {
+        let config = self.config.borrow();
+        let settings = config.gate.as_ref().filter(|_| self.gate.is_some());
+        settings.map_or(Duration::ZERO, |gate| gate.drain_timeout)
     }
 
     /// Returns when the time to confirm is over and nobody did.

@@ -146,7 +146,10 @@ pub fn end_trial(paths: &Paths) -> Result<bool, StartError> {
         return Ok(false);
     }
     signal(paths, Role::Filter, Signal::TERM)?;
-    let ended = look(LOOKS, || Ok((!is_on_trial(paths)?).then_some(true)))?;
+    // It answers for a moment longer than its trial lasts, and looks after its links as long.
+    let ended = look(LOOKS, || {
+        Ok(connect(paths, Role::Filter).is_err().then_some(true))
+    })?;
     ended.ok_or(StartError::TrialGoesOn)
 }
 

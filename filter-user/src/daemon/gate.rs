@@ -163,16 +163,16 @@ impl GateRole {
             workers.push(runtime.handle().clone());
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
-            let (gate, connections) = (Arc::clone(&self.gate), self.connections.clone());
+            let gate = Arc::clone(&self.gate);
             // As long as there may be one more, the connections are not at their end.
-            let accepting = connections.token();
+            let accepting = self.connections.token();
             let stop = tasks.stopped();
             // Dropped with the thread however it ends.
             let (alive, ended) = oneshot::channel::<Infallible>();
             std::thread::Builder::new()
                 .name(format!("gate-{number}"))
                 .spawn(move || {
-                    work(&runtime, gate, sockets, (&connections, accepting), stop);
+                    work(&runtime, gate, sockets, accepting, stop);
                     drop(alive);
                 })?;
             tasks.spawn_until(async move {
@@ -337,9 +337,10 @@ fn work(
     runtime: &Runtime,
     gate: Arc<Gate>,
     sockets: Vec<TcpListener>,
-    (connections, accepting): (&TaskTracker, TaskTrackerToken),
+    accepting: TaskTrackerToken,
     stop: CancellationToken,
 ) {
+    let connections = accepting.task_tracker().clone();
     runtime.block_on(async {
         let listeners = sockets.into_iter().map(tokio::net::TcpListener::from_std);
         let listeners: std::io::Result<Vec<_>> = listeners.collect();

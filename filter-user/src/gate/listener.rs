@@ -129,7 +129,6 @@ mod tests {
 
     use super::super::{Loaded, Policies};
     use super::*;
-    use crate::cli::Role;
     use crate::config::Config;
     use crate::ranges::{InForce, RangeSet, Table};
     use crate::telemetry::Metrics;
@@ -143,8 +142,10 @@ mod tests {
         stop.cancel();
 
         for _ in 0..20 {
-            let _waiting = StdStream::connect(address).unwrap();
+            let _waiting = [(); 2].map(|()| StdStream::connect(address).unwrap());
             let listener = TcpListener::from_std(socket.try_clone().unwrap()).unwrap();
+            // It is known by this that somebody waits.
+            drop(listener.accept().await.unwrap());
             let connections = TaskTracker::new();
             let accepting = serve(
                 Arc::clone(&gate),
@@ -173,7 +174,7 @@ mod tests {
             loaded,
             watch::channel(Arc::new(table)).1,
             watch::channel(Arc::new(InForce::default())).1,
-            Metrics::new(&[Role::Gate]),
+            Metrics::default(),
         ))
     }
 }
