@@ -216,6 +216,18 @@ fn mishaps(debian: &Debian<'_>, visitors: &Visitors<'_>) {
         "active"
     );
 
+    // What others may write is refused at a start as well, and not mended on the quiet.
+    debian.follow(&["chmod 666 /etc/pullgate/pullgate.toml"]);
+    assert!(
+        !debian
+            .run(&["systemctl", "restart", FILTER])
+            .status
+            .success()
+    );
+    assert!(!visitors.stranger_enters());
+    debian.follow(&["chmod 640 /etc/pullgate/pullgate.toml"]);
+    debian.systemctl(&["restart", FILTER]);
+
     // Who ends slowly is not killed for it: connections get what they were promised.
     debian.follow(&[HURRY]);
     let silent = visitors.linger();

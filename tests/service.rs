@@ -159,6 +159,19 @@ fn metrics_that_cannot_be_told_keep_no_role_from_starting() {
         warnings.contains("`metrics.gate`: metrics are told nowhere until"),
         "{warnings}"
     );
+    drop(gate);
+
+    // Nor is anything replaced that is no socket.
+    let precious = rig.network.path("run/precious");
+    fs::write(&precious, "precious").unwrap();
+    let text = fs::read_to_string(&rig.config).unwrap();
+    let socket = format!("\"unix:{}\"", precious.display());
+    fs::write(&rig.config, text.replace("\"127.0.0.1:9145\"", &socket)).unwrap();
+    let gate = Pullgate::start(&rig.network, &rig.config, "gate");
+    let warnings = gate.status()["warnings"].to_string();
+    assert!(warnings.contains("not ours to replace"), "{warnings}");
+    drop(gate);
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
 }
 
 #[test]

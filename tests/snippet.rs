@@ -115,6 +115,31 @@ fn a_server_that_demands_the_certificate_itself_demands_as_much() {
 }
 
 #[test]
+fn each_upstream_has_a_place_of_its_own() {
+    let mut rig = Rig::new();
+    let elsewhere = format!(
+        "upstream = \"unix:{}\"",
+        rig.network.path("web.sock").display()
+    );
+    rig.start("", &[&shop(""), &blog(&elsewhere)]);
+    let text = print(&rig, "haproxy", "--behind-gate");
+    let (shop_only, blog_only) = text.split_once("frontend pullgate-2\n").unwrap();
+    assert!(shop_only.contains("default_backend application\n"));
+    assert!(blog_only.contains("default_backend application-2\n"));
+
+    let other = HAPROXY_APPLICATION.replace("application\n", "application-2\n");
+    let text = format!(
+        "{HAPROXY}{text}{HAPROXY_APPLICATION}{}",
+        other.replace("200", "203")
+    );
+    let _server = Server::start(&rig.network, "haproxy", &["-db", "-f"], &text);
+
+    assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+    let theirs = Client::new(&rig.pki, Some(&rig.pki.other.client()));
+    assert_eq!(rig.tell(&theirs, BLOG), "203, Relayed");
+}
+
+#[test]
 fn the_closest_name_decides_which_ca_is_asked_for() {
     for server in ["nginx", "apache", "caddy"] {
         let rig = Rig::new();
@@ -180,6 +205,11 @@ fn what_would_let_more_in_is_not_printed() {
         ("apache", shop("require_client_eku = true"), "do not say"),
         ("haproxy", shop("max_depth = 0"), "chains of any length"),
         ("caddy", shop("max_depth = 1"), "chains of any length"),
+        (
+            "nginx",
+            shop("client_auth = \"log\""),
+            "nobody in without one",
+        ),
     ] {
         rig.configure("", &[&host, &blog("")]);
         let output = rig.pullgate(&["snippet", server, "--own-mtls"]);
@@ -195,6 +225,11 @@ fn what_would_let_more_in_is_not_printed() {
     let output = rig.pullgate(&["snippet", "nginx", "--behind-gate"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("`gate.host.proxy_protocol`: "), "{error}");
+
+    rig.configure("", &[&shop(""), &blog("")]);
+    let output = rig.pullgate(&["snippet", "caddy", "--behind-gate"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("reads no PROXY header"), "{error}");
 
     let encrypted = "upstream_tls = { ca_file = \"@PKI@/web-ca.pem\", name = \"shop.example\" }";
     rig.configure("", &[&shop(encrypted), &blog("")]);

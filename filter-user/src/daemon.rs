@@ -46,7 +46,7 @@ use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::confine::{self, Confined, Reach};
 use crate::file::{self, Keeper, ReadError, Stamp};
-use crate::gate::{Lint, Loaded, service_group, unreadable_keys};
+use crate::gate::{Lint, Loaded, service_group, unreadable_files};
 use crate::refresh::Progress;
 use crate::report::chain;
 
@@ -76,7 +76,7 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
     if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
         lints.extend(view::exposures(gate));
-        lints.extend(unreadable_keys(gate));
+        lints.extend(unreadable_files(gate));
     }
     let lints = lints.iter().map(Lint::to_string);
     weaknesses.extend(lints);

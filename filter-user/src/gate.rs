@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use self::credentials::{pin, service_group};
 use self::ending::{Ending, Word};
-pub use self::lint::{Lint, listeners, unreadable_keys};
+pub use self::lint::{Lint, listeners, unreadable_files};
 pub use self::listener::{bind, serve};
 use self::pace::Pace;
 pub use self::peer::VerifiedPeer;

@@ -261,7 +261,11 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
 }
 
 fn start_logging(format: Option<LogFormat>) {
-    let wanted = std::env::var("PULLGATE_LOG").unwrap_or_else(|_| "info".to_owned());
+    let wanted = std::env::var("PULLGATE_LOG").unwrap_or_default();
+    let wanted = match wanted.trim() {
+        "" => "info".to_owned(),
+        _ => wanted,
+    };
     let (filter, refused) = match EnvFilter::try_new(&wanted) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),

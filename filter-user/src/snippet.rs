@@ -44,6 +44,18 @@ pub fn snippet(
     if server == Server::Apache {
         sites = closest_first(&sites);
     }
+    let mut targets: Vec<Target> = Vec::new();
+    for site in &mut sites {
+        let known = targets.iter().position(|target| *target == site.target);
+        let index = known.unwrap_or_else(|| {
+            targets.push(site.target.clone());
+            targets.len() - 1
+        });
+        site.suffix = match index {
+            0 => String::new(),
+            _ => format!("-{}", index + 1),
+        };
+    }
 
     let mut parts = template(server, pairing).split("---\n");
     let mut part = || parts.next().unwrap_or_default();
@@ -79,6 +91,8 @@ struct Site {
     min_tls: MinTls,
     max_depth: usize,
     target: Target,
+    /// Tells an upstream from others in the names of what is there for it.
+    suffix: String,
     proxy_protocol: ProxyProtocol,
 }
 
@@ -89,16 +103,9 @@ impl Site {
         host: &Host,
         shared: &Path,
     ) -> Result<Self, ConfigError> {
-        let upstream = &host.upstream;
-        let is_unix = matches!(upstream.value.target, Target::Unix(_));
-        if (server, pairing, is_unix) == (Server::Apache, Pairing::BehindGate, true) {
-            let text =
-                "Apache listens on no UNIX socket; give it an address, such as 127.0.0.1:8080";
-            return Err(upstream.place.error(text));
-        }
         let authority = match pairing {
             Pairing::BehindGate => {
-                in_clear_text(host)?;
+                can_be_behind(server, host)?;
                 String::new()
             }
             Pairing::OwnMtls => {
@@ -108,6 +115,15 @@ impl Site {
         };
         let path = |path: &Path| path.display().to_string();
         let pair = host.certificates.first();
+        let files = pair.map(|pair| [&pair.certificate, &pair.key]);
+        for Located { value, place } in files.iter().flatten() {
+            if !is_plain(&path(value)) {
+                return Err(place.error(format_args!(
+                    "a web server would misread the name {}; let it have no spaces or quotes",
+                    value.display()
+                )));
+            }
+        }
         Ok(Self {
             place: host.place().clone(),
             names: host
@@ -122,7 +138,8 @@ impl Site {
             authority,
             min_tls: host.min_tls,
             max_depth: host.max_depth,
-            target: upstream.value.target.clone(),
+            target: host.upstream.value.target.clone(),
+            suffix: String::new(),
             proxy_protocol: host.proxy_protocol,
         })
     }
@@ -137,6 +154,7 @@ impl Site {
             min_tls: MinTls::default(),
             max_depth: DEFAULT_DEPTH,
             target: Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            suffix: String::new(),
             proxy_protocol: ProxyProtocol::default(),
         }
     }
@@ -171,7 +189,13 @@ impl Site {
                     Server::Caddy => "unix/",
                     Server::Nginx | Server::Apache => "unix:",
                 };
-                (format!("{scheme}{}", path.display()), "unix:".to_owned())
+                // The gate is another user; nginx lets everybody in by itself.
+                let mode = match server {
+                    Server::Haproxy => " mode 666",
+                    Server::Nginx | Server::Apache | Server::Caddy => "",
+                };
+                let listen = format!("{scheme}{}{mode}", path.display());
+                (listen, "unix:".to_owned())
             }
         };
         let mut text = part.to_owned();
@@ -181,6 +205,7 @@ impl Site {
             ("@ALIASES@\n", aliases),
             ("@SITES@", sites.collect::<Vec<_>>().join(", ")),
             ("@LISTEN@", listen),
+            ("@SUFFIX@", self.suffix.clone()),
             ("@FROM@", from),
             ("@CERTIFICATE@", self.certificate.clone()),
             ("@KEY@", self.key.clone()),
@@ -202,15 +227,41 @@ impl Site {
     }
 }
 
-/// What is printed for an upstream speaks no TLS.
-fn in_clear_text(host: &Host) -> Result<(), ConfigError> {
-    if host.upstream.value.tls.is_none() {
-        return Ok(());
+/// Looks for what the server does not understand of what the gate says.
+fn can_be_behind(server: Server, host: &Host) -> Result<(), ConfigError> {
+    if host.upstream.value.tls.is_some() {
+        return Err(host.place().of("gate.host.upstream_tls").error(
+            "the gate speaks TLS to this upstream, for which there is no snippet; a web server on \
+             this host needs none: leave `upstream_tls` out",
+        ));
     }
-    Err(host.place().of("gate.host.upstream_tls").error(
-        "the gate speaks TLS to this upstream, for which there is no snippet; a web server on this \
-         host needs none: leave `upstream_tls` out",
-    ))
+    if server == Server::Caddy && host.proxy_protocol != ProxyProtocol::None {
+        return Err(host.place().of("gate.host.proxy_protocol").error(
+            "Debian's Caddy 2.6 reads no PROXY header, and would answer 400 to everybody; let this \
+             host say \"none\"",
+        ));
+    }
+    match (server, &host.upstream.value.target) {
+        (Server::Apache, Target::Unix(_)) => Err(host
+            .upstream
+            .place
+            .error("Apache listens on no UNIX socket; give it an address, such as 127.0.0.1:8080")),
+        (Server::Caddy, Target::Unix(_)) => Err(host.upstream.place.error(
+            "Debian's Caddy 2.6 lets nobody else into its UNIX socket; give it an address, such as \
+             127.0.0.1:8080",
+        )),
+        (_, Target::Unix(path)) if !is_plain(&path.display().to_string()) => Err(host
+            .upstream
+            .place
+            .error("a web server would misread this name; let it have no spaces or quotes")),
+        (_, _) => Ok(()),
+    }
+}
+
+/// Whether every server takes it for one word.
+fn is_plain(path: &str) -> bool {
+    path.chars()
+        .all(|c| c.is_alphanumeric() || "/._-+=@:,~%".contains(c))
 }
 
 /// Looks for what the server cannot demand of a client, and would let in.
@@ -237,6 +288,12 @@ fn authority(host: &Host, shared: &Path) -> Result<String, ConfigError> {
             "this host demands no certificate, so there is nothing that a web server should demand",
         ));
     }
+    if host.client_auth == ClientAuth::Log {
+        return Err(host.place().of("gate.host.client_auth").error(
+            "a web server that demands a certificate lets nobody in without one; say \"enforce\" \
+             when nobody is missed any more",
+        ));
+    }
     if !host.crls.is_empty() {
         return Err(host.place().of("gate.host.crl").error(
             "the web server would let in what is revoked; leave `crl` out, or let the gate verify",
@@ -251,6 +308,9 @@ fn authority(host: &Host, shared: &Path) -> Result<String, ConfigError> {
         ));
     };
     match value {
+        Trust::CaFile(path) if !is_plain(&path.display().to_string()) => Err(place.error(
+            "a web server would misread this name; let it have no spaces or quotes",
+        )),
         Trust::CaFile(path) => Ok(path.display().to_string()),
         Trust::Cloudflare => Ok(shared.display().to_string()),
         Trust::Pin(_) => Err(place.error(

@@ -147,8 +147,14 @@ pub(super) fn paths(source: &Source<'_>) -> Paths {
         #[serde(default)]
         paths: RawPaths,
     }
-    let only: PathsOnly = toml::from_str(source.text).unwrap_or_default();
-    only.paths.convert(source)
+    let read = |text| toml::from_str::<PathsOnly>(text);
+    let only = read(source.text).or_else(|error| {
+        // What stands before the line that is no TOML.
+        let bad = error.span().map_or(0, |span| span.start);
+        let good = source.text.get(..bad).unwrap_or_default();
+        read(good.rfind('\n').map_or("", |end| &good[..end]))
+    });
+    only.unwrap_or_default().paths.convert(source)
 }
 
 #[derive(Default, Deserialize)]

@@ -306,6 +306,11 @@ fn a_bad_range_is_named_with_its_line_and_field() {
          you mean `192.0.2.0/24`?"
     );
     assert!(error("[ranges]\nallow = [\"::/0\"]").contains("is everybody"));
+    assert_eq!(
+        error("[ranges]\ndeny = [\"0.0.0.0/1\",\n\"192.0.0.0/2\",\n\"128.0.0.0/2\"]"),
+        "/etc/pullgate/pullgate.toml:4: `ranges.deny`: with those before it is `0.0.0.0/0`, \
+         which is everybody; name the ranges that you mean"
+    );
 }
 
 #[test]

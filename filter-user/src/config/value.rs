@@ -35,6 +35,7 @@ pub(super) fn rules(
     field: &str,
 ) -> Result<Vec<IpNet>, ConfigError> {
     let mut nets = Vec::new();
+    let mut last = None;
     for rule in rules {
         let Located {
             value: Rule(net),
@@ -52,8 +53,16 @@ pub(super) fn rules(
             )));
         }
         nets.push(net);
+        last = Some(place);
     }
-    Ok(nets)
+    let union = IpNet::aggregate(&nets);
+    let everybody = union.iter().find(|net| net.prefix_len() == 0);
+    match (everybody, last) {
+        (Some(net), Some(place)) => Err(place.error(format_args!(
+            "with those before it is `{net}`, which is everybody; name the ranges that you mean"
+        ))),
+        (_, _) => Ok(nets),
+    }
 }
 
 pub(super) fn is_trustworthy(url: &Url) -> bool {
@@ -75,7 +84,14 @@ pub(super) fn is_host_name(name: &str) -> bool {
 pub(super) fn parse_target(source: &Source<'_>, text: &Spanned<String>) -> Result<Target, String> {
     let text = text.as_ref();
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-        return Ok(Target::Unix(absolute(source, PathBuf::from(path))));
+        let path = absolute(source, PathBuf::from(path));
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            return Err(format!(
+                "the path of a socket has at most {SOCKET_PATH_MAX} bytes, and this one {length}"
+            ));
+        }
+        return Ok(Target::Unix(path));
     }
     let address = text.parse::<SocketAddr>().ok();
     address
@@ -148,6 +164,8 @@ impl<'de> Deserialize<'de> for Rule {
     }
 }
 
+/// unix(7): `sun_path`, and a zero behind it.
+const SOCKET_PATH_MAX: usize = 107;
 const DURATION_MIN: Duration = Duration::from_millis(100);
 const DURATION_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// What a host with a million file descriptors could hold.

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, geteuid, kill_process};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -61,9 +62,8 @@ pub fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, StartE
         )],
         roles: Vec::new(),
     };
-    ask_all(&mut report, paths, Role::ALL)?;
-    let protects = |status: &Status| status.role != Role::Ranges.label();
-    report.protected &= report.roles.iter().any(protects);
+    // Any role may be one of those that should.
+    report.protected &= ask_all(&mut report, paths, Role::ALL)?;
     Ok(report)
 }
 
@@ -405,7 +405,12 @@ fn signal(paths: &Paths, role: Role, signal: Signal) -> Result<(), StartError> {
     };
     let stream = connect(paths, role).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
-    kill_process(peer.pid, signal).map_err(|errno| blame(errno.into()))
+    kill_process(peer.pid, signal).map_err(|errno| match errno {
+        Errno::PERM => StartError::SocketForbidden {
+            path: paths.socket(role),
+        },
+        errno => blame(errno.into()),
+    })
 }
 
 /// A role that does not answer in this time is taken not to run.

@@ -33,6 +33,8 @@ use crate::telemetry::Metrics;
 pub(super) struct GateRole {
     pub(super) gate: Arc<Gate>,
     pub(super) addresses: String,
+    /// Where connections wait in vain: in a socket unit's sockets that `gate.listen` does not name.
+    pub(super) unanswered: Vec<SocketAddr>,
     /// What it was started with.
     started: Arc<(Vec<SocketAddr>, usize)>,
     metrics: Metrics,
@@ -47,14 +49,22 @@ pub(super) struct GateRole {
     turn: Arc<Mutex<()>>,
 }
 
+/// Sockets that connections wait in.
+#[derive(Default)]
+pub(super) struct Bound {
+    sockets: Vec<TcpListener>,
+    unanswered: Vec<SocketAddr>,
+}
+
 impl GateRole {
     /// Takes the listening sockets that were inherited, and binds those that were not;
     /// connections wait in them until [`Self::start`].
     pub(super) fn bind(
         config: &config::Gate,
         mut inherited: Vec<Inherited>,
-    ) -> Result<Vec<TcpListener>, StartError> {
+    ) -> Result<Bound, StartError> {
         let mut sockets = Vec::new();
+        let mut unanswered = Vec::new();
         let mut bound = Vec::new();
         for address in &config.listen {
             let found = inherited.iter().position(|it| it.address == *address);
@@ -81,6 +91,7 @@ impl GateRole {
         } in inherited
         {
             if !is_ours {
+                unanswered.push(address);
                 // A socket unit would take it for a failure of its own if we hung up.
                 warn!(
                     %address,
@@ -99,7 +110,10 @@ impl GateRole {
             }
         }
         super::notify::store(&bound);
-        Ok(sockets)
+        Ok(Bound {
+            sockets,
+            unanswered,
+        })
     }
 
     /// Starts to serve what comes in.
@@ -107,10 +121,14 @@ impl GateRole {
         config: watch::Receiver<Arc<Config>>,
         gate: Gate,
         read: Vec<Option<Stamp>>,
-        sockets: Vec<TcpListener>,
+        bound: Bound,
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
+        let Bound {
+            sockets,
+            unanswered,
+        } = bound;
         let in_force = Arc::clone(&config.borrow());
         let Some(settings) = &in_force.gate else {
             return Err(StartError::NotDescribed {
@@ -122,6 +140,7 @@ impl GateRole {
         let mut role = Self {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
+            unanswered,
             started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),

@@ -14,7 +14,7 @@ use tracing::error;
 
 use super::error::StartError;
 use super::filter::FilterRole;
-use super::gate::{GateRole, stamps, warn_of};
+use super::gate::{Bound, GateRole, stamps, warn_of};
 use super::lockout::Family;
 use super::notify::Inherited;
 use super::rules::{compile, compiled};
@@ -164,7 +164,7 @@ impl Plan {
         // A port that is taken must be known before anything is attached.
         let bound = match (&config.gate, &self.loaded) {
             (Some(gate), Some(_)) => GateRole::bind(gate, self.inherited)?,
-            (_, _) => Vec::new(),
+            (_, _) => Bound::default(),
         };
         if let Some(confined) = &running.confined {
             confined.refuse_listening()?;

@@ -152,6 +152,12 @@ impl View {
                 "`{what}` has changed: restart the gate, which goes by the old"
             ));
         }
+        warnings.extend(role.unanswered.iter().map(|address| {
+            format!(
+                "whoever connects to {address} waits in vain: `pullgate-gate.socket` listens there, \
+                 and `gate.listen` does not name it; let both name the same"
+            )
+        }));
         let mut lints = role.gate.lints();
         lints.extend(config.gate.iter().flat_map(exposures));
         warnings.extend(lints.iter().map(Lint::to_string));

@@ -201,25 +201,49 @@ fn is_our_group(group: u32) -> bool {
     group == 0 || is_own || service_group() == Some(group)
 }
 
-/// The group of the package's gate, if it is installed: group(5).
+/// The group of the package's gate, if it is installed.
 #[must_use]
 pub fn service_group() -> Option<u32> {
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    groups.lines().find_map(|line| {
-        let (name, rest) = line.split_once(':')?;
-        let number = rest.split(':').nth(1)?;
-        number.parse().ok().filter(|_| name == GATE_GROUP)
-    })
+    service_groups().first().copied()
 }
 
-/// Whether a key is root's alone, so that root may check it and the package's gate may not read it.
-pub(super) fn is_out_of_service(key: &Path) -> bool {
-    let (Some(group), Ok(metadata)) = (service_group(), std::fs::metadata(key)) else {
-        return false;
+/// The groups of the package's gate, its own first: group(5).
+fn service_groups() -> Vec<u32> {
+    let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let mut groups: Vec<(bool, u32)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let is_own = fields.next()? == GATE_GROUP;
+            let number = fields.nth(1)?.parse().ok()?;
+            let is_member = fields.next()?.split(',').any(|name| name == GATE_GROUP);
+            (is_own || is_member).then_some((!is_own, number))
+        })
+        .collect();
+    groups.sort_unstable();
+    groups.into_iter().map(|(_, number)| number).collect()
+}
+
+/// What keeps the package's gate, if it is installed, from a file that root can read: the file, or a
+/// directory on the way to it that is root's alone or that the unit hides.
+pub(super) fn obstacle(path: &Path) -> Option<PathBuf> {
+    let groups = service_groups();
+    let real = std::fs::canonicalize(path).ok()?;
+    let lets_in = |path: &Path, right: u32| {
+        std::fs::metadata(path).map_or(true, |found| {
+            let is_for_group = found.mode() & right << 3 != 0 && groups.contains(&found.gid());
+            found.uid() != 0 || is_for_group || found.mode() & right != 0
+        })
     };
-    let mode = metadata.mode();
-    let is_for_group = mode & 0o040 != 0 && metadata.gid() == group;
-    metadata.uid() == 0 && !is_for_group && mode & 0o004 == 0
+    let mut directories = real.ancestors().skip(1);
+    let is_closed = |directory: &&Path| {
+        HIDDEN.contains(&directory.to_str().unwrap_or_default()) || !lets_in(directory, 0o001)
+    };
+    match directories.find(is_closed) {
+        _ if groups.is_empty() => None,
+        Some(directory) => Some(directory.to_owned()),
+        None => (!lets_in(&real, 0o004)).then_some(real),
+    }
 }
 
 /// systemd.exec(5), `LoadCredential=`: a directory that only the service can enter.
@@ -478,6 +502,8 @@ fn hint(path: &Path) -> &'static str {
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../baseline/authenticated_origin_pull_ca.pem");
 /// The group that the package makes for the gate alone.
 pub(super) const GATE_GROUP: &str = "pullgate-gate";
+/// systemd.exec(5), `ProtectHome=`.
+const HIDDEN: [&str; 3] = ["/home", "/root", "/run/user"];
 /// How all groups look that a user namespace does not know: user_namespaces(7), overflowgid.
 const NO_GROUP: u32 = 65534;
 /// Bytes that are read of a PEM file; a list of revoked certificates may be long.

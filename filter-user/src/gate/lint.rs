@@ -3,10 +3,11 @@
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use rustls::pki_types::UnixTime;
 
-use super::credentials::{GATE_GROUP, is_out_of_service, seconds};
+use super::credentials::{GATE_GROUP, obstacle, seconds};
 use super::policy::Policy;
 use crate::config::{ClientAuth, Gate, Host, Name, Place, Target, Trust};
 
@@ -81,21 +82,36 @@ pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Lint> {
         .collect()
 }
 
-/// Keys that whoever runs as root can read, and the gate as the package runs it can not.
+/// Files that whoever runs as root can read, and the gate as the package runs it can not.
 #[must_use]
-pub fn unreadable_keys(config: &Gate) -> Vec<Lint> {
+pub fn unreadable_files(config: &Gate) -> Vec<Lint> {
     let pairs = config.hosts.iter().flat_map(|host| {
-        let keys = host.certificates.iter().map(|pair| &pair.key);
-        keys.map(move |key| (host, key))
+        let mut files: Vec<(&Place, &Path)> = Vec::new();
+        for pair in &host.certificates {
+            files.extend([&pair.certificate, &pair.key].map(|it| (&it.place, it.value.as_path())));
+        }
+        for trust in &host.trust {
+            if let Trust::CaFile(path) = &trust.value {
+                files.push((&trust.place, path));
+            }
+        }
+        files.extend(host.crls.iter().map(|it| (&it.place, it.value.as_path())));
+        files.into_iter().map(move |file| (host, file))
     });
-    let unreadable = pairs.filter(|(_, key)| is_out_of_service(&key.value));
-    let lints = unreadable.map(|(host, key)| {
-        let path = key.value.display();
-        let text = format_args!(
-            "{path} is root's alone, and the package's gate does not run as root: `chgrp \
-             {GATE_GROUP} {path}` and `chmod 640 {path}`"
-        );
-        Lint::new(host, &key.place, text)
+    let lints = pairs.filter_map(|(host, (place, path))| {
+        let obstacle = obstacle(path)?;
+        let (file, path) = (path.display(), obstacle.display());
+        let text = match obstacle.is_dir() {
+            true => format!(
+                "{file} is below {path}, which the package's gate cannot enter, for it does not run \
+                 as root: put the file below /etc/pullgate, or let the group {GATE_GROUP} in"
+            ),
+            false => format!(
+                "{path} is root's alone, and the package's gate does not run as root: `chgrp \
+                 {GATE_GROUP} {path}` and `chmod 640 {path}`"
+            ),
+        };
+        Some(Lint::new(host, place, text))
     });
     lints.collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         // Who may not ask does not know whether somebody is behind it.
         Err(error) if !is_gone(error.kind()) => return Err(error),
         Err(_) => {}
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        let text = "there is something else than a socket, which is not ours to replace";
+        return Err(io::Error::new(ErrorKind::AlreadyExists, text));
     }
     file::remove(path)?;
     let listener = UnixListener::bind(path)?;
