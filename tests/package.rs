@@ -192,6 +192,24 @@ fn mishaps(debian: &Debian<'_>, visitors: &Visitors<'_>) {
             .starts_with("PROTECTED")
     );
 
+    // What only a start can reach is refused by a reload, and not by an upgrade.
+    let (_, host) = good.rsplit_once("[[gate.host]]").unwrap();
+    let host = host
+        .replacen(SHOP, "blog.example", 1)
+        .replacen(":8080", ":8090", 1);
+    let more = format!("{good}[[gate.host]]{host}");
+    debian.write(CONFIGURATION, &more);
+    let reload = debian.run(&["systemctl", "reload", GATE]);
+    assert!(!reload.status.success());
+    assert!(
+        debian
+            .journal("gate")
+            .contains("TCP port 8090 is out of reach")
+    );
+    debian.follow(&[&format!("dpkg --install {UPGRADE}")]);
+    assert_ne!(pids(debian)[2], before[2]);
+    debian.systemctl(&["reload", GATE]);
+
     // A gate that is to listen elsewhere leaves its socket unit alone; lost directories come back.
     debian.write(CONFIGURATION, &good.replace(", \"[::]:443\"", ""));
     debian.follow(&["rm -r /run/pullgate"]);

@@ -46,6 +46,25 @@ fn the_service_manager_is_told_of_reloads_and_of_the_end() {
 }
 
 #[test]
+fn who_asks_for_a_reload_is_told_what_became_of_it() {
+    let rig = Rig::with_shop("");
+    let reload = || rig.pullgate(&["reload", "--only", "gate"]);
+    rig.configure("", &[&shop("")]);
+
+    assert_eq!(reload().status.code(), Some(0));
+    assert_eq!(rig.gate().status()["reload"]["count"], 1);
+
+    rig.configure("", &[&shop("upstream = \"127.0.0.1:8090\"")]);
+    let refused = reload();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(78), "{error}");
+    assert!(
+        error.contains("the gate goes on as before: TCP port 8090"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
     let rig = with_metrics();
     let interval = Duration::from_millis(200);

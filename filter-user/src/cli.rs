@@ -57,6 +57,12 @@ pub enum Command {
         #[arg(long, value_enum)]
         only: Option<Role>,
     },
+    /// Let a running role read its configuration again, and wait until that is in force.
+    Reload {
+        /// Which one.
+        #[arg(long, value_enum)]
+        only: Role,
+    },
     /// Show what is protected, and by which roles.
     Status {
         /// As JSON.

@@ -32,7 +32,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal as listen_for};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 
-pub use self::ask::{approve, confirm, end_trial, held, refresh, status, status_without, stay};
+pub use self::ask::{
+    approve, confirm, end_trial, held, refresh, reload, status, status_without, stay,
+};
 pub use self::error::{LoadError, StartError};
 use self::filter::FilterRole;
 use self::gate::GateRole;
@@ -49,6 +51,7 @@ use crate::file::{self, Keeper, ReadError, Stamp};
 use crate::gate::{Lint, Loaded, service_group, unreadable_files};
 use crate::refresh::Progress;
 use crate::report::chain;
+use crate::telemetry::status::ReloadStatus;
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
 /// host; returns what is in order and could be better.
@@ -278,8 +281,7 @@ struct Running {
     config: watch::Sender<Arc<Config>>,
     roles: Vec<Role>,
     confined: Option<Confined>,
-    /// Why the last reload was refused, if it was.
-    reload_error: watch::Sender<Option<String>>,
+    reloads: watch::Sender<ReloadStatus>,
 }
 
 impl Running {
@@ -325,14 +327,23 @@ impl Running {
     /// Reads the configuration again, and returns whether it is in force; one that cannot be used
     /// leaves the old one so.
     fn reload(&self, file: &Path) -> bool {
-        self.reload_error.send_replace(None);
+        let error = self.try_reload(file).err();
+        let is_in_force = error.is_none();
+        self.reloads.send_modify(|reloads| {
+            reloads.count += 1;
+            reloads.error = error;
+        });
+        is_in_force
+    }
+
+    fn try_reload(&self, file: &Path) -> Result<(), String> {
         let config = match load(file) {
             Ok(config) => Arc::new(config),
             Err(error) => {
                 if let Some(filter) = &self.filter {
                     filter.note_bad_configuration(&error);
                 }
-                return self.keep_the_old(&error);
+                return Err(self.keep_the_old(&error));
             }
         };
         let before = Arc::clone(&self.config.borrow());
@@ -347,31 +358,28 @@ impl Running {
             .and_then(|()| self.load_gate(&config))
         {
             Ok(loaded) => loaded,
-            Err(error) => return self.keep_the_old(&error),
+            Err(error) => return Err(self.keep_the_old(&error)),
         };
         // The filter may yet refuse it, and the gate shall go by the same rules.
-        let accepted = match &self.filter {
-            Some(filter) => tokio::task::block_in_place(|| filter.reload(&config)),
-            None => true,
-        };
-        if accepted {
-            if let (Some(role), Some(gate), Some(loaded)) = (&self.gate, &config.gate, loaded) {
-                role.put_in_force(gate, loaded);
-            }
-            info!("configuration reloaded");
-            self.config.send_replace(config);
+        if let Some(filter) = &self.filter {
+            tokio::task::block_in_place(|| filter.reload(&config))?;
         }
-        accepted
+        if let (Some(role), Some(gate), Some(loaded)) = (&self.gate, &config.gate, loaded) {
+            role.put_in_force(gate, loaded);
+        }
+        info!("configuration reloaded");
+        self.config.send_replace(config);
+        Ok(())
     }
 
-    fn keep_the_old(&self, error: &dyn std::error::Error) -> bool {
+    /// Tells everybody why nothing has changed.
+    fn keep_the_old(&self, error: &dyn std::error::Error) -> String {
         if let Some(gate) = &self.gate {
             gate.note_failure(error);
         }
         let error = chain(error);
         error!(error, "configuration not reloaded, the old one stays");
-        self.reload_error.send_replace(Some(error));
-        false
+        error
     }
 
     /// Whether we can still reach what a new configuration wants.

@@ -83,6 +83,10 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             }
             say(&format!("{}: in order", cli.config.display()))?;
         }
+        Command::Reload { only } => {
+            daemon::reload(&paths(&cli.config), *only)?;
+            say(&format!("{}: in force", cli.config.display()))?;
+        }
         Command::Status { json } => {
             let report = match load(&cli.config) {
                 Ok(config) => daemon::status(&config)?,

@@ -22,7 +22,7 @@ use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::file;
 use crate::report::chain;
-use crate::telemetry::status::{RefreshStatus, Report, SightingStatus, Status};
+use crate::telemetry::status::{RefreshStatus, ReloadStatus, Report, SightingStatus, Status};
 use crate::xdp::{self, Stay};
 
 /// Asks every role that the configuration describes for its status.
@@ -133,6 +133,34 @@ pub fn confirm(paths: &Paths) -> Result<(), StartError> {
     match stays {
         Some(true) => Ok(()),
         Some(false) | None => Err(StartError::NotConfirmed),
+    }
+}
+
+/// Lets a running role read its configuration again, and returns when that is in force.
+///
+/// # Errors
+///
+/// Returns why the role cannot be told, why it goes on as before, or that it does not come to an end.
+pub fn reload(paths: &Paths, role: Role) -> Result<(), StartError> {
+    let ask = || {
+        let asked = ask_if_permitted(paths, role)?;
+        asked.map_err(|source| StartError::Socket {
+            path: paths.socket(role),
+            source,
+        })
+    };
+    let before = ask()?.reload.count;
+    signal(paths, role, Signal::HUP)?;
+    let reloaded = look(RELOAD_LOOKS, || {
+        let reload = ask()?.reload;
+        Ok((reload.count > before).then_some(reload))
+    })?;
+    match reloaded {
+        Some(ReloadStatus { error: None, .. }) => Ok(()),
+        Some(ReloadStatus {
+            error: Some(error), ..
+        }) => Err(StartError::NotReloaded { role, error }),
+        None => Err(StartError::ReloadGoesOn { role }),
     }
 }
 
@@ -421,6 +449,8 @@ const APPROVED_MAX: usize = 64 << 10;
 const ANSWER_MAX: u64 = 4 << 20;
 /// How often we look whether a role has done what it was told.
 const LOOKS: u32 = 200;
+/// Each host's upstream may be asked what it speaks.
+const RELOAD_LOOKS: u32 = 1000;
 /// A source may have several ways, each of which may take its time.
 const REFRESH_LOOKS: u32 = 3000;
 /// Cloudflare comes back within a quarter of an hour where it has business, so that an hour tells

@@ -179,6 +179,20 @@ pub enum StartError {
     /// A refresh, or an approval, does not come to an end.
     #[error("the ranges role was told, but is not done; `pullgate status` shows what it says")]
     RefreshGoesOn,
+    /// A reload does not come to an end.
+    #[error("the {} was told, but is not done; `pullgate status` shows what it says", role.label())]
+    ReloadGoesOn {
+        /// Who was told.
+        role: Role,
+    },
+    /// A reload was refused.
+    #[error("the {} goes on as before: {error}", role.label())]
+    NotReloaded {
+        /// Who refused.
+        role: Role,
+        /// Why.
+        error: String,
+    },
     /// Enforcement would cut the operator's own connection.
     #[error(
         "your own connection from {peer} to port {port} would be cut; put its source into \
@@ -234,9 +248,10 @@ impl StartError {
             | Self::NotDescribed { .. }
             | Self::ListenFd { .. }
             | Self::Table(_)
+            | Self::NotReloaded { .. }
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
-            Self::NotConfirmed | Self::RefreshGoesOn => EX_TEMPFAIL,
+            Self::NotConfirmed | Self::RefreshGoesOn | Self::ReloadGoesOn { .. } => EX_TEMPFAIL,
             Self::NothingHeld
             | Self::OtherHeld { .. }
             | Self::NothingOnTrial

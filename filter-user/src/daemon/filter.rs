@@ -133,7 +133,7 @@ impl FilterRole {
     }
 
     /// Puts a changed configuration in force; returns whether it could be.
-    pub(super) fn reload(&self, config: &Arc<Config>) -> bool {
+    pub(super) fn reload(&self, config: &Arc<Config>) -> Result<(), String> {
         let outcome = self.try_reload(config);
         let mut account = self.account();
         match outcome {
@@ -141,13 +141,14 @@ impl FilterRole {
                 account.reload_error = None;
                 self.metrics.reloaded("Reloaded");
                 info!("the filter is reloaded");
-                true
+                Ok(())
             }
             Err(error) => {
-                account.reload_error = Some(chain(&error));
+                let error = chain(&error);
+                account.reload_error = Some(error.clone());
                 self.metrics.reloaded("Failed");
-                error!(error = %chain(&error), "the filter is not reloaded, the old one stays");
-                false
+                error!(error, "the filter is not reloaded, the old one stays");
+                Err(error)
             }
         }
     }

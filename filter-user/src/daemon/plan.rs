@@ -123,7 +123,7 @@ impl Plan {
             config: self.config,
             roles: self.roles.clone(),
             confined: self.confined,
-            reload_error: watch::Sender::new(None),
+            reloads: watch::Sender::default(),
         };
         // The sockets first: a second instance must not get any further.
         let mut listeners = Vec::new();
@@ -176,7 +176,7 @@ impl Plan {
         for (role, listener) in listeners {
             let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
             view.confined.clone_from(&running.confined);
-            view.reload_error = Some(running.reload_error.subscribe());
+            view.reloads = Some(running.reloads.subscribe());
             view.untold = untold.remove(&role);
             match role {
                 Role::Filter => {

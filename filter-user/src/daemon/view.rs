@@ -24,7 +24,7 @@ use crate::snapshot::Follower;
 use crate::telemetry::http::Told;
 use crate::telemetry::status::{
     DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus, RangesStatus,
-    RefreshStatus, SightingStatus, SourceStatus, Status,
+    RefreshStatus, ReloadStatus, SightingStatus, SourceStatus, Status,
 };
 use crate::telemetry::{FrameLabels, Metrics};
 use crate::xdp::{Filter, Rung};
@@ -42,7 +42,7 @@ pub(super) struct View {
     pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
     pub(super) gate: Option<GateRole>,
     pub(super) confined: Option<Confined>,
-    pub(super) reload_error: Option<watch::Receiver<Option<String>>>,
+    pub(super) reloads: Option<watch::Receiver<ReloadStatus>>,
     /// Why the metrics are told nowhere, if they should be.
     pub(super) untold: Option<String>,
 }
@@ -66,7 +66,7 @@ impl View {
             progress: None,
             gate: None,
             confined: None,
-            reload_error: None,
+            reloads: None,
             untold: None,
         }
     }
@@ -81,11 +81,10 @@ impl View {
             warnings.push(format!("the snapshot is not used: {error}"));
         }
         // The other roles tell what they keep instead.
-        let refused = self
-            .reload_error
-            .as_ref()
-            .filter(|_| self.role == Role::Ranges);
-        if let Some(error) = refused.and_then(|refused| refused.borrow().clone()) {
+        let reloads = self.reloads.as_ref();
+        let reload = reloads.map(|reloads| reloads.borrow().clone());
+        let reload = reload.unwrap_or_default();
+        if let (Role::Ranges, Some(error)) = (self.role, &reload.error) {
             warnings.push(format!("the configuration was not reloaded: {error}"));
         }
         self.describe_lists(&mut warnings);
@@ -124,6 +123,7 @@ impl View {
             warnings,
             ranges,
             details,
+            reload,
             filter,
             refresh,
             sightings: self.sightings(),

@@ -24,6 +24,9 @@ pub struct Status {
     pub ranges: RangesStatus,
     /// What is particular to the role, line by line.
     pub details: Vec<(String, String)>,
+    /// What became of reloads of the configuration.
+    #[serde(default)]
+    pub reload: ReloadStatus,
     /// What the filter does, if the role is the filter.
     #[serde(default)]
     pub filter: Option<FilterStatus>,
@@ -35,6 +38,15 @@ pub struct Status {
     pub sightings: Vec<SightingStatus>,
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
+}
+
+/// What became of reloads of the configuration.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct ReloadStatus {
+    /// How many there were since the start of the process.
+    pub count: u64,
+    /// Why the last left what was in force before, if it did.
+    pub error: Option<String>,
 }
 
 /// What the filter does.
