@@ -44,18 +44,7 @@ pub fn snippet(
     if server == Server::Apache {
         sites = closest_first(&sites);
     }
-    let mut targets: Vec<Target> = Vec::new();
-    for site in &mut sites {
-        let known = targets.iter().position(|target| *target == site.target);
-        let index = known.unwrap_or_else(|| {
-            targets.push(site.target.clone());
-            targets.len() - 1
-        });
-        site.suffix = match index {
-            0 => String::new(),
-            _ => format!("-{}", index + 1),
-        };
-    }
+    number_upstreams(&mut sites);
 
     let mut parts = template(server, pairing).split("---\n");
     let mut part = || parts.next().unwrap_or_default();
@@ -103,27 +92,22 @@ impl Site {
         host: &Host,
         shared: &Path,
     ) -> Result<Self, ConfigError> {
-        let authority = match pairing {
+        let [certificate, key, authority] = match pairing {
             Pairing::BehindGate => {
                 can_be_behind(server, host)?;
-                String::new()
+                Default::default()
             }
             Pairing::OwnMtls => {
                 no_more_than(server, host)?;
-                authority(host, shared)?
+                let pair = &host.certificates[0];
+                let [certificate, key] = [&pair.certificate, &pair.key];
+                [
+                    plain(&certificate.place, &certificate.value)?,
+                    plain(&key.place, &key.value)?,
+                    authority(host, shared)?,
+                ]
             }
         };
-        let path = |path: &Path| path.display().to_string();
-        let pair = host.certificates.first();
-        let files = pair.map(|pair| [&pair.certificate, &pair.key]);
-        for Located { value, place } in files.iter().flatten() {
-            if !is_plain(&path(value)) {
-                return Err(place.error(format_args!(
-                    "a web server would misread the name {}; let it have no spaces or quotes",
-                    value.display()
-                )));
-            }
-        }
         Ok(Self {
             place: host.place().clone(),
             names: host
@@ -131,10 +115,8 @@ impl Site {
                 .iter()
                 .map(|name| name.value.to_string())
                 .collect(),
-            certificate: pair
-                .map(|pair| path(&pair.certificate.value))
-                .unwrap_or_default(),
-            key: pair.map(|pair| path(&pair.key.value)).unwrap_or_default(),
+            certificate,
+            key,
             authority,
             min_tls: host.min_tls,
             max_depth: host.max_depth,
@@ -250,18 +232,21 @@ fn can_be_behind(server: Server, host: &Host) -> Result<(), ConfigError> {
             "Debian's Caddy 2.6 lets nobody else into its UNIX socket; give it an address, such as \
              127.0.0.1:8080",
         )),
-        (_, Target::Unix(path)) if !is_plain(&path.display().to_string()) => Err(host
-            .upstream
-            .place
-            .error("a web server would misread this name; let it have no spaces or quotes")),
-        (_, _) => Ok(()),
+        (_, Target::Unix(path)) => plain(&host.upstream.place, path).map(drop),
+        (_, Target::Tcp(_)) => Ok(()),
     }
 }
 
-/// Whether every server takes it for one word.
-fn is_plain(path: &str) -> bool {
-    path.chars()
-        .all(|c| c.is_alphanumeric() || "/._-+=@:,~%".contains(c))
+/// The name of a file that every server takes for one word.
+fn plain(place: &Place, path: &Path) -> Result<String, ConfigError> {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+=@:,~%".contains(c);
+    if text.chars().all(is_plain) {
+        return Ok(text);
+    }
+    Err(place.error(format_args!(
+        "a web server would misread the name {text}; let it have no spaces or quotes"
+    )))
 }
 
 /// Looks for what the server cannot demand of a client, and would let in.
@@ -308,11 +293,8 @@ fn authority(host: &Host, shared: &Path) -> Result<String, ConfigError> {
         ));
     };
     match value {
-        Trust::CaFile(path) if !is_plain(&path.display().to_string()) => Err(place.error(
-            "a web server would misread this name; let it have no spaces or quotes",
-        )),
-        Trust::CaFile(path) => Ok(path.display().to_string()),
-        Trust::Cloudflare => Ok(shared.display().to_string()),
+        Trust::CaFile(path) => plain(place, path),
+        Trust::Cloudflare => plain(place, shared),
         Trust::Pin(_) => Err(place.error(
             "a web server knows no pins, and would let in whatever the CA has signed; name the CA of \
              your client certificate, or let the gate verify",
@@ -377,6 +359,22 @@ fn closest_first(sites: &[Site]) -> Vec<Site> {
         (first.starts_with('*'), Reverse(labels))
     });
     split
+}
+
+/// One suffix for all sites of an upstream; the first has none.
+fn number_upstreams(sites: &mut [Site]) {
+    let mut targets: Vec<Target> = Vec::new();
+    for site in sites {
+        let known = targets.iter().position(|target| *target == site.target);
+        let index = known.unwrap_or_else(|| {
+            targets.push(site.target.clone());
+            targets.len() - 1
+        });
+        site.suffix = match index {
+            0 => String::new(),
+            _ => format!("-{}", index + 1),
+        };
+    }
 }
 
 /// Who listens expects a header of everybody, or of nobody.
