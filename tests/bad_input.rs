@@ -292,7 +292,7 @@ fn what_the_filter_does_not_cover_is_warned_of() {
     let bench = Bench::new();
     let text = bench.text().replace(
         "[gate]\n",
-        "ports = [443, 80, 81]\nudp_ports = [81]\n\
+        "ports = [443, 80, 81, 82]\nudp_ports = [81]\n\
          destinations = [\"203.0.113.10\", \"203.0.113.11\"]\n[gate]\nlisten = [\"0.0.0.0:8443\"]\n",
     );
 
@@ -302,7 +302,13 @@ fn what_the_filter_does_not_cover_is_warned_of() {
             .network
             .on(Host::Origin, || UdpSocket::bind(address).unwrap())
     };
-    let _sockets = ["[::]:443", "127.0.0.1:80", "0.0.0.0:81"].map(bind);
+    let _sockets = [
+        "[::]:443",
+        "127.0.0.1:80",
+        "0.0.0.0:81",
+        "[2001:db8:10::10]:82",
+    ]
+    .map(bind);
 
     let output = bench.pullgate(&text, &["check"]);
 

@@ -307,6 +307,30 @@ fn status_merges_the_roles_and_fails_when_one_is_missing() {
     );
 }
 
+#[test]
+fn a_typo_takes_no_protection_away_and_hides_no_role_that_is_down() {
+    let mut lab = Lab::start(&Plan::default());
+    let text = fs::read_to_string(&lab.config).unwrap();
+    let told = |lab: &Lab| {
+        let output = lab.pullgate(&["status"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    fs::write(&lab.config, format!("{text}\nty po\n")).unwrap();
+
+    let (code, text) = told(&lab);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("which roles should run cannot be told"),
+        "{text}"
+    );
+
+    drop(lab.gate.take());
+    let (code, text) = told(&lab);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("gate: not running"), "{text}");
+}
+
 fn status(lab: &Lab) -> serde_json::Value {
     let output = lab.pullgate(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -327,11 +327,15 @@ impl Running {
     /// Reads the configuration again, and returns whether it is in force; one that cannot be used
     /// leaves the old one so.
     fn reload(&self, file: &Path) -> bool {
+        self.reloads.send_modify(|reloads| reloads.under_way = true);
         let error = self.try_reload(file).err();
         let is_in_force = error.is_none();
         self.reloads.send_modify(|reloads| {
-            reloads.count += 1;
-            reloads.error = error;
+            *reloads = ReloadStatus {
+                count: reloads.count + 1,
+                under_way: false,
+                error,
+            };
         });
         is_in_force
     }

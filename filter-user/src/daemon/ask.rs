@@ -21,6 +21,7 @@ use super::error::{LoadError, StartError};
 use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::file;
+use crate::gate::service_group;
 use crate::report::chain;
 use crate::telemetry::status::{RefreshStatus, ReloadStatus, Report, SightingStatus, Status};
 use crate::xdp::{self, Stay};
@@ -62,8 +63,23 @@ pub fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, StartE
         )],
         roles: Vec::new(),
     };
-    // Any role may be one of those that should.
-    report.protected &= ask_all(&mut report, paths, Role::ALL)?;
+    let mut missing = Vec::new();
+    for role in Role::ALL {
+        match ask_if_permitted(paths, role)? {
+            Ok(status) => report.add(status),
+            Err(error) => missing.push((role, absent(paths, role, &error))),
+        }
+    }
+    let should_run = |role: Role| {
+        let mut described = report.roles.iter().flat_map(|status| &status.described);
+        described.any(|label| label == role.label())
+    };
+    let protects = |status: &Status| status.role != Role::Ranges.label();
+    let lacks = missing.iter().any(|(role, _)| should_run(*role));
+    report.protected &= report.roles.iter().any(protects) && !lacks;
+    report
+        .warnings
+        .extend(missing.into_iter().map(|(_, text)| text));
     Ok(report)
 }
 
@@ -149,7 +165,9 @@ pub fn reload(paths: &Paths, role: Role) -> Result<(), StartError> {
             source,
         })
     };
-    let before = ask()?.reload.count;
+    let before = ask()?.reload;
+    // One that is under way may have read the file before it was as it is.
+    let before = before.count + u64::from(before.under_way);
     signal(paths, role, Signal::HUP)?;
     let reloaded = look(RELOAD_LOOKS, || {
         let reload = ask()?.reload;
@@ -396,7 +414,7 @@ fn check_peer(paths: &Paths, role: Role, stream: &Socket) -> io::Result<()> {
     let home = match role {
         Role::Filter => &paths.run,
         Role::Ranges => &paths.state,
-        // Nothing tells whose it is, and nobody signals it.
+        // Nothing tells whose it is; who signals it looks closer.
         Role::Gate => return Ok(()),
     };
     let peer = socket_peercred(stream)?.uid.as_raw();
@@ -433,6 +451,15 @@ fn signal(paths: &Paths, role: Role, signal: Signal) -> Result<(), StartError> {
     };
     let stream = connect(paths, role).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
+    let is_known = [0, geteuid().as_raw()].contains(&peer.uid.as_raw());
+    let is_gate = service_group() == Some(peer.gid.as_raw());
+    if role == Role::Gate && !is_known && !is_gate {
+        let text = format!(
+            "user {} answers there, and is not the gate's",
+            peer.uid.as_raw()
+        );
+        return Err(blame(io::Error::other(text)));
+    }
     kill_process(peer.pid, signal).map_err(|errno| match errno {
         Errno::PERM => StartError::SocketForbidden {
             path: paths.socket(role),

@@ -8,6 +8,7 @@ use filter_ebpf::verdict::Counted;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::described;
 use super::filter::{Account, FilterRole};
 use super::gate::GateRole;
 use super::pulse::Pulse;
@@ -119,6 +120,10 @@ impl View {
             role: self.role.label().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            described: described(&config)
+                .into_iter()
+                .map(|role| role.label().to_owned())
+                .collect(),
             enforcing,
             warnings,
             ranges,

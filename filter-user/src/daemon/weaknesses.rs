@@ -91,9 +91,12 @@ fn strange_destinations(filter: &Filter) -> Vec<String> {
 fn open_udp_ports(filter: &Filter) -> Vec<String> {
     // A kernel that does not tell is no reason to warn.
     let listening = netlink::udp_listeners().unwrap_or_default();
-    let reachable = listening
-        .iter()
-        .filter(|address| !address.ip().is_loopback());
+    let reachable = listening.iter().filter(|address| {
+        let address = address.ip().to_canonical();
+        let destinations = &filter.destinations;
+        let is_protected = destinations.is_empty() || destinations.contains(&address);
+        !address.is_loopback() && (address.is_unspecified() || is_protected)
+    });
     let mut ports: BTreeSet<_> = reachable.map(SocketAddr::port).collect();
     ports.retain(|port| filter.ports.contains(port) && !filter.udp_ports.contains(port));
     let tell = |port| {

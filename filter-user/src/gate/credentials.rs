@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::getegid;
+use rustix::process::{getegid, geteuid};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -227,6 +227,10 @@ fn service_groups() -> Vec<u32> {
 /// What keeps the package's gate, if it is installed, from a file that root can read: the file, or a
 /// directory on the way to it that is root's alone or that the unit hides.
 pub(super) fn obstacle(path: &Path) -> Option<PathBuf> {
+    // A user sees for himself, and in a user namespace not whose a directory is.
+    if !geteuid().is_root() {
+        return None;
+    }
     let groups = service_groups();
     let real = std::fs::canonicalize(path).ok()?;
     let lets_in = |path: &Path, right: u32| {

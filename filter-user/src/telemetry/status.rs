@@ -16,6 +16,9 @@ pub struct Status {
     pub version: String,
     /// Process id.
     pub pid: u32,
+    /// The roles that its configuration describes.
+    #[serde(default)]
+    pub described: Vec<String>,
     /// Whether it refuses whom it is there to refuse; not so in monitor mode.
     pub enforcing: bool,
     /// Where protection is weaker than it could be, in sentences.
@@ -43,8 +46,10 @@ pub struct Status {
 /// What became of reloads of the configuration.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct ReloadStatus {
-    /// How many there were since the start of the process.
+    /// How many came to an end since the start of the process.
     pub count: u64,
+    /// Whether one has begun and not come to an end.
+    pub under_way: bool,
     /// Why the last left what was in force before, if it did.
     pub error: Option<String>,
 }
