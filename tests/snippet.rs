@@ -207,6 +207,11 @@ fn what_would_let_more_in_is_not_printed() {
         ("caddy", shop("max_depth = 1"), "chains of any length"),
         (
             "nginx",
+            shop("").replace("shop.example.pem", "a b.pem"),
+            "would misread the name",
+        ),
+        (
+            "nginx",
             shop("client_auth = \"log\""),
             "nobody in without one",
         ),

@@ -238,9 +238,10 @@ async fn serve(
         filter.let_go();
     }
     // A successor may start.
-    notify::stopping(running.drain_timeout() + FAREWELL);
+    let drain_timeout = running.drain_timeout();
+    notify::stopping(drain_timeout + FAREWELL);
     if let Some(gate) = &running.gate {
-        gate.drain(running.drain_timeout()).await;
+        gate.drain(drain_timeout).await;
     }
     tasks.wait().await;
     outcome
@@ -343,12 +344,7 @@ impl Running {
     fn try_reload(&self, file: &Path) -> Result<(), String> {
         let config = match load(file) {
             Ok(config) => Arc::new(config),
-            Err(error) => {
-                if let Some(filter) = &self.filter {
-                    filter.note_bad_configuration(&error);
-                }
-                return Err(self.keep_the_old(&error));
-            }
+            Err(error) => return Err(self.keep_the_old(&error)),
         };
         let before = Arc::clone(&self.config.borrow());
         for what in view::waits_for_a_start(&config, &before) {
@@ -378,6 +374,9 @@ impl Running {
 
     /// Tells everybody why nothing has changed.
     fn keep_the_old(&self, error: &dyn std::error::Error) -> String {
+        if let Some(filter) = &self.filter {
+            filter.note_failure();
+        }
         if let Some(gate) = &self.gate {
             gate.note_failure(error);
         }

@@ -25,7 +25,7 @@ mod trust;
 mod upstream;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
 use self::shares::{Allowed, Shares};
 pub use self::sightings::{Sighting, Sightings, Visit};
 pub use self::trust::Identity;
-use crate::config::{self, ConfigError, OnTrustChange, Trust};
+use crate::config::{self, ConfigError, OnTrustChange};
 use crate::ranges::{InForce, Table};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -278,29 +278,10 @@ pub fn load(
 /// The files that [`load`] reads.
 #[must_use]
 pub fn files(config: &config::Gate) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = config
-        .cloudflare_ca
-        .iter()
-        .map(|ca| ca.value.clone())
-        .collect();
-    for host in &config.hosts {
-        for pair in &host.certificates {
-            files.extend([pair.certificate.value.clone(), pair.key.value.clone()]);
-        }
-        for trust in &host.trust {
-            if let Trust::CaFile(path) = &trust.value {
-                files.push(path.clone());
-            }
-        }
-        files.extend(host.crls.iter().map(|crl| crl.value.clone()));
-        files.extend(
-            host.upstream
-                .value
-                .tls
-                .iter()
-                .map(|tls| tls.ca_file.value.clone()),
-        );
-    }
+    let shared = config.cloudflare_ca.iter().map(|ca| ca.value.as_path());
+    let hosts = config.hosts.iter().flat_map(config::Host::files);
+    let all = shared.chain(hosts.map(|(_, path)| path));
+    let mut files: Vec<_> = all.map(Path::to_owned).collect();
     files.sort();
     files.dedup();
     files

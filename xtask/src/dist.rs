@@ -99,7 +99,8 @@ fn tarball(package: &Path, binary: &Path, dist: &Path) -> anyhow::Result<()> {
     fs::rename(tree.join("etc/pullgate/pullgate.toml"), shared).context("target/dist")?;
     fs::remove_dir_all(tree.join("etc")).context("target/dist")?;
     let file = tree.join("usr/lib/tmpfiles.d/pullgate-configuration.conf");
-    fs::write(file, CONFIGURATION).context("target/dist")?;
+    let tmpfiles = "filter-user/dist/systemd/pullgate-configuration.tmpfiles";
+    fs::copy(root().join(tmpfiles), file).context(tmpfiles)?;
     let archive = format!("{name}.tar.gz");
     let mut tar = Command::new("tar");
     tar.current_dir(dist)
@@ -175,9 +176,4 @@ fn licences(manifest: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// tmpfiles.d(5).
-const CONFIGURATION: &str = "\
-d /etc/pullgate 0750 root pullgate -
-C /etc/pullgate/pullgate.toml 0640 root pullgate - /usr/share/pullgate/pullgate.toml
-";
 const MUSL: &str = "x86_64-unknown-linux-musl";

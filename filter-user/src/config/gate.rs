@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -94,6 +94,21 @@ impl Host {
     pub fn label(&self) -> String {
         let first = self.names.first();
         first.map_or_else(String::new, |name| name.value.to_string())
+    }
+
+    /// The files that it names, and where.
+    #[must_use]
+    pub fn files(&self) -> Vec<(&Place, &Path)> {
+        let pairs = self.certificates.iter();
+        let own = pairs.flat_map(|pair| [&pair.certificate, &pair.key]);
+        let upstream = self.upstream.value.tls.iter().map(|tls| &tls.ca_file);
+        let files = own.chain(&self.crls).chain(upstream);
+        let files = files.map(|Located { value, place }| (place, value.as_path()));
+        let trusted = self.trust.iter().filter_map(|trust| match &trust.value {
+            Trust::CaFile(path) => Some((&trust.place, path.as_path())),
+            Trust::Cloudflare | Trust::Pin(_) => None,
+        });
+        files.chain(trusted).collect()
     }
 
     /// The place to blame for what concerns the host as a whole.

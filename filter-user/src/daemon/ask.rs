@@ -43,8 +43,8 @@ pub fn status(config: &Config) -> Result<Report, StartError> {
             "neither [filter] nor [gate] is configured: ranges are kept for other tools only";
         report.warnings.push(text.to_owned());
     }
-    let have_all = ask_all(&mut report, &config.paths, described(config))?;
-    report.protected &= have_all;
+    let missing = ask_all(&mut report, &config.paths, described(config))?;
+    report.protected &= missing.is_empty();
     Ok(report)
 }
 
@@ -63,43 +63,34 @@ pub fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, StartE
         )],
         roles: Vec::new(),
     };
-    let mut missing = Vec::new();
-    for role in Role::ALL {
-        match ask_if_permitted(paths, role)? {
-            Ok(status) => report.add(status),
-            Err(error) => missing.push((role, absent(paths, role, &error))),
-        }
-    }
-    let should_run = |role: Role| {
+    let missing = ask_all(&mut report, paths, Role::ALL)?;
+    let should_run = |role: &Role| {
         let mut described = report.roles.iter().flat_map(|status| &status.described);
         described.any(|label| label == role.label())
     };
     let protects = |status: &Status| status.role != Role::Ranges.label();
-    let lacks = missing.iter().any(|(role, _)| should_run(*role));
+    let lacks = missing.iter().any(should_run);
     report.protected &= report.roles.iter().any(protects) && !lacks;
-    report
-        .warnings
-        .extend(missing.into_iter().map(|(_, text)| text));
     Ok(report)
 }
 
-/// Adds what these roles say, and returns whether all of them do.
+/// Adds what these roles say, and returns those that say nothing.
 fn ask_all(
     report: &mut Report,
     paths: &Paths,
     roles: impl IntoIterator<Item = Role>,
-) -> Result<bool, StartError> {
-    let mut have_all = true;
+) -> Result<Vec<Role>, StartError> {
+    let mut missing = Vec::new();
     for role in roles {
         match ask_if_permitted(paths, role)? {
             Ok(status) => report.add(status),
             Err(error) => {
-                have_all = false;
+                missing.push(role);
                 report.warnings.push(absent(paths, role, &error));
             }
         }
     }
-    Ok(have_all)
+    Ok(missing)
 }
 
 /// Why a role has no status, and what that means.

@@ -12,7 +12,7 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
-use super::error::{LoadError, StartError};
+use super::error::StartError;
 use super::lockout::{self, Family, OwnConnection};
 use super::rules::{compile, usable};
 use super::tasks::Tasks;
@@ -132,21 +132,17 @@ impl FilterRole {
         }
     }
 
-    /// Puts a changed configuration in force; returns whether it could be.
+    /// Puts a changed configuration in force, or returns why it cannot be.
     pub(super) fn reload(&self, config: &Arc<Config>) -> Result<(), String> {
-        let outcome = self.try_reload(config);
-        let mut account = self.account();
-        match outcome {
+        match self.try_reload(config) {
             Ok(()) => {
-                account.reload_error = None;
                 self.metrics.reloaded("Reloaded");
                 info!("the filter is reloaded");
                 Ok(())
             }
             Err(error) => {
                 let error = chain(&error);
-                account.reload_error = Some(error.clone());
-                self.metrics.reloaded("Failed");
+                self.note_failure();
                 error!(error, "the filter is not reloaded, the old one stays");
                 Err(error)
             }
@@ -166,10 +162,9 @@ impl FilterRole {
         Ok(())
     }
 
-    /// Keeps in mind that the configuration on disk is not the one in force.
-    pub(super) fn note_bad_configuration(&self, error: &LoadError) {
+    /// Counts that the configuration on disk is not the one in force.
+    pub(super) fn note_failure(&self) {
         self.metrics.reloaded("Failed");
-        self.account().reload_error = Some(chain(error));
     }
 
     /// Looks after the links, and says what has changed.
@@ -298,8 +293,6 @@ pub(super) struct Account {
     /// The last drops of the sample, newest last, and when they were taken.
     pub(super) drops: VecDeque<(SystemTime, xdp::Drop)>,
     pub(super) sources: TopSources,
-    /// Why the last reload failed, if it did.
-    pub(super) reload_error: Option<String>,
     /// One a tick, oldest first.
     totals: VecDeque<Totals>,
 }

@@ -81,11 +81,11 @@ impl View {
         if let Some(error) = &*self.trouble.borrow() {
             warnings.push(format!("the snapshot is not used: {error}"));
         }
-        // The other roles tell what they keep instead.
+        // The gate tells of its files too.
         let reloads = self.reloads.as_ref();
         let reload = reloads.map(|reloads| reloads.borrow().clone());
         let reload = reload.unwrap_or_default();
-        if let (Role::Ranges, Some(error)) = (self.role, &reload.error) {
+        if let (Role::Filter | Role::Ranges, Some(error)) = (self.role, &reload.error) {
             warnings.push(format!("the configuration was not reloaded: {error}"));
         }
         self.describe_lists(&mut warnings);
@@ -243,9 +243,6 @@ impl View {
         }
         if filter.is_on_trial() {
             warnings.push("on trial: `pullgate confirm` lets the filter stay".to_owned());
-        }
-        if let Some(error) = &account.reload_error {
-            warnings.push(format!("the configuration was not reloaded: {error}"));
         }
 
         let (interfaces, all_filtered) = self.interfaces(filter, warnings);

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{getegid, geteuid};
+use rustix::process::getegid;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -207,8 +207,8 @@ pub fn service_group() -> Option<u32> {
     service_groups().first().copied()
 }
 
-/// The groups of the package's gate, its own first: group(5).
-fn service_groups() -> Vec<u32> {
+/// The groups of the package's gate, its own first; none, if it is not installed: group(5).
+pub(super) fn service_groups() -> Vec<u32> {
     let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
     let mut groups: Vec<(bool, u32)> = text
         .lines()
@@ -224,14 +224,9 @@ fn service_groups() -> Vec<u32> {
     groups.into_iter().map(|(_, number)| number).collect()
 }
 
-/// What keeps the package's gate, if it is installed, from a file that root can read: the file, or a
-/// directory on the way to it that is root's alone or that the unit hides.
-pub(super) fn obstacle(path: &Path) -> Option<PathBuf> {
-    // A user sees for himself, and in a user namespace not whose a directory is.
-    if !geteuid().is_root() {
-        return None;
-    }
-    let groups = service_groups();
+/// What keeps the package's gate, which is in these groups, from a file that root can read: the file,
+/// or a directory on the way to it that is root's alone or that the unit hides.
+pub(super) fn obstacle(path: &Path, groups: &[u32]) -> Option<PathBuf> {
     let real = std::fs::canonicalize(path).ok()?;
     let lets_in = |path: &Path, right: u32| {
         std::fs::metadata(path).map_or(true, |found| {
@@ -244,7 +239,6 @@ pub(super) fn obstacle(path: &Path) -> Option<PathBuf> {
         HIDDEN.contains(&directory.to_str().unwrap_or_default()) || !lets_in(directory, 0o001)
     };
     match directories.find(is_closed) {
-        _ if groups.is_empty() => None,
         Some(directory) => Some(directory.to_owned()),
         None => (!lets_in(&real, 0o004)).then_some(real),
     }

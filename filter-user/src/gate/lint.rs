@@ -3,11 +3,11 @@
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 
+use rustix::process::geteuid;
 use rustls::pki_types::UnixTime;
 
-use super::credentials::{GATE_GROUP, obstacle, seconds};
+use super::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
 use super::policy::Policy;
 use crate::config::{ClientAuth, Gate, Host, Name, Place, Target, Trust};
 
@@ -85,21 +85,15 @@ pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Lint> {
 /// Files that whoever runs as root can read, and the gate as the package runs it can not.
 #[must_use]
 pub fn unreadable_files(config: &Gate) -> Vec<Lint> {
-    let pairs = config.hosts.iter().flat_map(|host| {
-        let mut files: Vec<(&Place, &Path)> = Vec::new();
-        for pair in &host.certificates {
-            files.extend([&pair.certificate, &pair.key].map(|it| (&it.place, it.value.as_path())));
-        }
-        for trust in &host.trust {
-            if let Trust::CaFile(path) = &trust.value {
-                files.push((&trust.place, path));
-            }
-        }
-        files.extend(host.crls.iter().map(|it| (&it.place, it.value.as_path())));
-        files.into_iter().map(move |file| (host, file))
-    });
+    let groups = service_groups();
+    // A user sees for himself, and in a user namespace not whose a directory is.
+    if groups.is_empty() || !geteuid().is_root() {
+        return Vec::new();
+    }
+    let hosts = config.hosts.iter();
+    let pairs = hosts.flat_map(|host| host.files().into_iter().map(move |file| (host, file)));
     let lints = pairs.filter_map(|(host, (place, path))| {
-        let obstacle = obstacle(path)?;
+        let obstacle = obstacle(path, &groups)?;
         let (file, path) = (path.display(), obstacle.display());
         let text = match obstacle.is_dir() {
             true => format!(
