@@ -26,7 +26,7 @@ mod program {
         self, CHUNK, DESTINATIONS_MAX, EVENT, EVENTS_BYTES, GENERATIONS, NODES, PORT_BITMAP,
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
     };
-    use filter_ebpf::table::{self, ABSENT, Chunk, Class, Table, Tree};
+    use filter_ebpf::table::{self, ABSENT, Chunk, Class, Node, Table, Tree};
     use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
 
     #[btf_map]
@@ -322,8 +322,12 @@ mod program {
         fn entry(&self, node: u16, index: u8) -> u16 {
             self.0
                 .get(abi::chunk_index(node, self.1))
+                // Two indices, not one made of both: before Linux 6.10 the verifier knows no bounds of
+                // `a | b` (it forgets them in `reg |= reg`), and refuses the program. Only a load on
+                // such a kernel proves that the compiler has kept them apart.
                 .map_or(ABSENT, |chunk| {
-                    chunk[usize::from(node % CHUNK) << 8 | usize::from(index)]
+                    let (nodes, _) = chunk.as_chunks::<{ size_of::<Node>() / size_of::<u16>() }>();
+                    nodes[usize::from(node % CHUNK)][usize::from(index)]
                 })
         }
     }
