@@ -228,13 +228,26 @@ fn a_bad_range_is_refused() {
 }
 
 #[test]
-fn an_interface_that_does_not_exist_is_refused() {
+fn an_interface_that_does_not_exist_is_a_typo_to_check_and_waited_for_by_run() {
     let bench = Bench::new();
-    bench.refuses(
-        &bench.text().replace("wan0", "wan9"),
-        "filter.interfaces",
-        &["interface `wan9` does not exist", "`ip link` lists"],
-    );
+    let text = bench.text().replace("wan0", "wan9");
+
+    let output = bench.pullgate(&text, &["check"]);
+
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(78), "{error}");
+    for word in [
+        "`filter.interfaces`: ",
+        "interface `wan9` does not exist",
+        "`ip link` lists",
+    ] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    // What is put on trial is looked at by somebody, who shall know at once.
+    let trial = ["run", "--only", "filter", "--confirm", "10s"];
+    let output = bench.pullgate(&text, &trial);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interface `wan9` does not exist"));
 }
 
 #[test]
@@ -370,7 +383,9 @@ fn nobody_answers_in_the_place_of_the_filter() {
     let mut rogue = rogue.args(["run", "--only", "ranges"]).spawn().unwrap();
     let [ranges, filter] =
         ["ranges", "filter"].map(|role| bench.network.path(format!("run/{role}.sock")));
-    eventually("the role answers", || fs::rename(&ranges, &filter).ok());
+    // The file is there before anybody listens.
+    eventually("the role answers", || UnixStream::connect(&ranges).ok());
+    fs::rename(&ranges, &filter).unwrap();
 
     let status = bench.pullgate(&bench.text(), &["status"]);
 

@@ -15,7 +15,7 @@ use tests::{Lab, Plan, Rig};
 fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     let rig = Rig::new();
     rig.configure("listen = [\"127.0.0.1:8443\"]", &[&shop(""), &blog("")]);
-    for directory in ["state", "run"] {
+    for directory in ["state", "state-filter", "run"] {
         fs::create_dir(rig.network.path(directory)).unwrap();
     }
     // Whoever may connect finds somebody.

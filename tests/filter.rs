@@ -1,6 +1,7 @@
 //! Verifies how the filter is attached, changed, asked and put on trial.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
@@ -10,9 +11,10 @@ use aya::programs::{Xdp, XdpMode};
 use filter_ebpf::cases::Packet;
 use filter_ebpf::verdict::{Reason, Verdict};
 use pullgate::config::Config;
+use pullgate::netlink::Changed;
 use pullgate::ranges::Table;
 use pullgate::snapshot;
-use pullgate::xdp::{Filter, Stay};
+use pullgate::xdp::{Filter, Start, Stay};
 use serde_json::Value;
 use tests::daemon::{self, Pullgate};
 use tests::net::{Host, INTERFACE, ip};
@@ -248,6 +250,260 @@ fn interfaces_with_a_default_route_are_found_as_they_come() {
             event["interface"] == "wan2"
         });
     assert_eq!(mode(&lab, "wan2"), "native");
+}
+
+#[test]
+fn an_uplink_is_remembered_and_filtered_before_it_has_a_route() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+    ip(&[
+        "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
+    ]);
+    let memory = lab.network.path("state-filter/uplinks.json");
+    eventually("it is remembered", || {
+        let text = std::fs::read_to_string(&memory).ok()?;
+        text.contains(INTERFACE).then_some(())
+    });
+
+    // As at a boot: no pin, no route.
+    reboot(&mut lab);
+    ip(&["-n", &namespace, "route", "del", "default"]);
+    lab.start_filter();
+
+    assert_eq!(mode(&lab, INTERFACE), "native");
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    // Who unloads starts from nothing.
+    lab.unload();
+    lab.start_filter();
+    assert_eq!(lab.filter().status()["enforcing"], false);
+    assert!(!attached(&lab, INTERFACE));
+}
+
+#[test]
+fn remembered_uplinks_that_others_could_write_are_not_believed() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+    let memory = lab.network.path("state-filter/uplinks.json");
+    std::fs::write(&memory, r#"{"version":1,"uplinks":["wan0"]}"#).unwrap();
+    std::fs::set_permissions(&memory, std::fs::Permissions::from_mode(0o666)).unwrap();
+
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+
+    assert!(!attached(&lab, INTERFACE));
+    lab.filter().event(0, "it is said", |event| {
+        event["error"]
+            .to_string()
+            .contains("uplinks.json may be changed by every user")
+    });
+}
+
+#[test]
+fn an_interface_that_is_missing_at_the_start_is_waited_for() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&["-n", &namespace, "link", "del", INTERFACE]);
+
+    // Nobody comes: it is ready after a while, and says what it is not.
+    lab.start_filter();
+    let status = lab.filter().status();
+    assert_eq!(status["enforcing"], false, "{status}");
+    assert_eq!(status["filter"]["interfaces"][0]["mode"], "none");
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("`wan0` is not filtered: it does not exist"),
+        "{warnings}"
+    );
+    let attached_metric = "pullgate_filter_attached{iface=\"wan0\",mode=\"none\"}";
+    assert_eq!(status["metrics"][attached_metric], 0.0, "{status}");
+
+    // It comes, under another name first, as a driver gives it.
+    let mark = lab.filter().mark();
+    lab.network.connect(Host::Origin);
+    lab.filter().event(mark, "it is attached", |event| {
+        event["message"] == "has come, and is filtered"
+    });
+    assert_eq!(lab.filter().status()["enforcing"], true);
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    // It comes while the start waits, which is over then.
+    lab.unload();
+    ip(&["-n", &namespace, "link", "del", INTERFACE]);
+    lab.configure("interface_timeout = \"1day\"");
+    std::thread::scope(|scope| {
+        let network = &lab.network;
+        let appears = scope.spawn(move || {
+            eventually("the role answers", || {
+                std::os::unix::net::UnixStream::connect(network.path("run/filter.sock")).ok()
+            });
+            network.connect(Host::Origin);
+        });
+        let started = Pullgate::start(network, &lab.config, "filter");
+        appears.join().unwrap();
+        assert_eq!(started.stop(), Some(0));
+    });
+}
+
+#[test]
+fn what_strangers_can_come_in_by_is_not_protected_whoever_names_it() {
+    let lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    ip(&[
+        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
+    ]);
+    for name in ["peer2", "wan2"] {
+        ip(&["-n", &namespace, "link", "set", name, "up"]);
+    }
+    assert_eq!(lab.filter().status()["enforcing"], true);
+    let uncovered = |routes: &[&[&str]]| {
+        for route in routes {
+            let mut words = vec!["-n", &namespace, "route", "add"];
+            words.extend(*route);
+            words.extend(["dev", "wan2"]);
+            ip(&words);
+        }
+        let said = eventually("it is not protected", || {
+            let status = lab.filter().status();
+            let text = status["warnings"].to_string();
+            (status["enforcing"] == false).then_some(text)
+        });
+        assert!(
+            said.contains("`wan2` is not filtered") && said.contains("does not name it"),
+            "{said}"
+        );
+        let metric = "pullgate_filter_attached{iface=\"wan2\",mode=\"none\"}";
+        assert_eq!(lab.filter().status()["metrics"][metric], 0.0);
+        assert_eq!(lab.pullgate(&["status"]).status.code(), Some(1));
+        for route in routes {
+            let mut words = vec!["-n", &namespace, "route", "del"];
+            words.extend(*route);
+            words.extend(["dev", "wan2"]);
+            ip(&words);
+        }
+        eventually("it is protected again", || {
+            (lab.filter().status()["enforcing"] == true).then_some(())
+        });
+    };
+
+    uncovered(&[&["default"]]);
+    uncovered(&[&["0.0.0.0/1"], &["128.0.0.0/1"]]);
+    uncovered(&[&["2000::/3"]]);
+    uncovered(&[&["default", "table", "100"]]);
+}
+
+#[test]
+fn a_vpn_with_a_table_of_its_own_takes_no_protection_away() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&[
+        "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
+    ]);
+    ip(&["-n", &namespace, "tuntap", "add", "wg0", "mode", "tun"]);
+    ip(&["-n", &namespace, "link", "set", "wg0", "up"]);
+    let add = |table: &[&str]| {
+        let mut words = vec!["-n", &namespace, "route", "add", "0.0.0.0/1", "dev", "wg0"];
+        words.extend(table);
+        ip(&words);
+    };
+    add(&["table", "51820"]);
+
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+    let status = lab.filter().status();
+    assert_eq!(status["enforcing"], true, "{status}");
+
+    // What packets take by default is another matter.
+    add(&[]);
+    eventually("the tunnel is an uplink", || {
+        let status = lab.filter().status();
+        let said = status["warnings"].to_string();
+        let names_it = said.contains("`wg0` is not filtered: a route to the internet leads there");
+        (status["enforcing"] == false && names_it).then_some(())
+    });
+}
+
+#[test]
+fn a_bridge_and_its_port_are_filtered_in_whatever_order_they_come() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
+    ip(&["-n", &namespace, "link", "set", "br0", "up"]);
+    ip(&["-n", &namespace, "tuntap", "add", "guest0", "mode", "tap"]);
+    for port in [INTERFACE, "guest0"] {
+        ip(&["-n", &namespace, "link", "set", port, "master", "br0"]);
+    }
+    let modes = |lab: &Lab| [mode(lab, "br0"), mode(lab, INTERFACE)];
+
+    // The bridge alone, and then its port as well: the kernel takes none below another one.
+    lab.configure("interfaces = [\"br0\"]");
+    lab.start_filter();
+    lab.configure("interfaces = [\"br0\", \"wan0\"]");
+    let event = lab.reload();
+    assert_eq!(event["level"], "INFO", "{event}");
+    assert_eq!(modes(&lab), ["generic", "native"]);
+
+    // With no other port, what is on the port sees all of it.
+    ip(&["-n", &namespace, "link", "del", "guest0"]);
+    lab.unload();
+    lab.configure("interfaces = [\"wan0\"]");
+    lab.start_filter();
+    ip(&["-n", &namespace, "route", "add", "default", "dev", "br0"]);
+    eventually("the bridge is covered", || {
+        let status = lab.filter().status();
+        let interfaces = status["filter"]["interfaces"].as_array().unwrap().clone();
+        let bridge = interfaces.iter().find(|it| it["name"] == "br0")?;
+        (bridge["covered_by"] == INTERFACE).then_some(())
+    });
+    assert_eq!(lab.filter().status()["enforcing"], true);
+}
+
+#[test]
+fn a_foreign_program_above_an_interface_is_named_and_status_goes_by_it() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
+    ip(&[
+        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
+    ]);
+    ip(&["-n", &namespace, "link", "set", "wan2", "master", "br0"]);
+    let mut objects = Objects::load();
+    let foreign: &mut Xdp = objects.program("bare_pass");
+    lab.network.on(Host::Origin, || {
+        foreign.attach("br0", XdpMode::Skb).unwrap()
+    });
+
+    lab.configure("interfaces = [\"wan0\", \"wan2\"]");
+    lab.start_filter();
+
+    let status = lab.filter().status();
+    assert_eq!(status["enforcing"], false, "{status}");
+    let said = status["warnings"].to_string();
+    for word in [
+        "`wan2` is not filtered: another XDP program (id ",
+        "is on `br0`, which is stacked on `wan2`",
+        "ip link set dev br0 xdp off",
+    ] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(lab.pullgate(&["status"]).status.code(), Some(1));
+    // The other one is protected all the same, and a reload does not depend on what is amiss.
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+    assert_eq!(lab.reload()["level"], "INFO");
+
+    let mark = lab.filter().mark();
+    foreign.unload().unwrap();
+    lab.filter().event(mark, "it is attached", |event| {
+        event["interface"] == "wan2" && event["message"] == "has come, and is filtered"
+    });
+    assert_eq!(lab.filter().status()["enforcing"], true);
 }
 
 #[test]
@@ -491,10 +747,17 @@ fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
     let table = Table::compile(&rules).unwrap();
     lab.network.on(Host::Origin, || {
         let settings = config.filter.as_ref().unwrap();
-        let bpf = &config.paths.bpf;
-        let mut filter = Filter::start(settings, bpf, &rules, &table, Stay::OnTrial).unwrap();
+        let mut filter = Filter::start(Start {
+            settings,
+            base: &config.paths.bpf,
+            rules: &rules,
+            table: &table,
+            stay: Stay::OnTrial,
+            uplinks: BTreeSet::new(),
+        })
+        .unwrap();
         filter.revert().unwrap();
-        filter.tend().unwrap();
+        filter.reconcile(Changed::ALL).unwrap();
     });
 
     lab.configure("mode = \"monitor\"");
@@ -679,6 +942,19 @@ fn send(lab: &Lab, host: Host, port: u16) {
 
 fn some(count: u64) -> Option<u64> {
     Some(count).filter(|count| *count > 0)
+}
+
+/// Takes away what a boot does: processes and pins, but no file.
+fn reboot(lab: &mut Lab) {
+    lab.filter.take().unwrap().kill();
+    std::fs::remove_dir_all(lab.network.path("bpf/pullgate")).unwrap();
+}
+
+fn attached(lab: &Lab, interface: &str) -> bool {
+    let status = lab.filter().status();
+    let interfaces = status["filter"]["interfaces"].as_array().unwrap();
+    let mut named = interfaces.iter().filter(|it| it["name"] == interface);
+    named.any(|it| it["filtered"] == true)
 }
 
 fn mode(lab: &Lab, interface: &str) -> String {

@@ -66,6 +66,8 @@ pub struct Paths {
     pub run: PathBuf,
     /// Directory of the pins, on a bpffs.
     pub bpf: PathBuf,
+    /// Directory of what the filter alone keeps: the uplinks that it remembers.
+    pub filter: PathBuf,
 }
 
 impl Paths {
@@ -86,6 +88,12 @@ impl Paths {
     #[must_use]
     pub fn snapshot(&self) -> PathBuf {
         self.state.join("ranges.json")
+    }
+
+    /// What `interfaces = "auto"` remembers across boots.
+    #[must_use]
+    pub fn uplinks(&self) -> PathBuf {
+        self.filter.join("uplinks.json")
     }
 }
 
@@ -108,6 +116,8 @@ pub struct Filter {
     pub attach: Attach,
     /// What to do where another program holds the XDP hook.
     pub coexist: Coexist,
+    /// How long a start waits for interfaces that are not there.
+    pub interface_timeout: Duration,
 }
 
 /// What is protected, as the kernel's program is told it.

@@ -52,6 +52,7 @@ use crate::gate::{Lint, Loaded, service_group, unreadable_files};
 use crate::refresh::Progress;
 use crate::report::chain;
 use crate::telemetry::status::ReloadStatus;
+use crate::xdp;
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
 /// host; returns what is in order and could be better.
@@ -67,6 +68,10 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     join_groups(&config.paths, service_group());
     confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
+    // A role waits for an interface that is not there; who asks is told of a typo.
+    if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
+        xdp::check_interfaces(filter)?;
+    }
     let mut weaknesses = all_weaknesses(config, &roles);
     // A role starts without them, and whoever asks for one asks whether it would.
     if roles.contains(&Role::Ranges) {
@@ -158,6 +163,9 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     early.thread_block().map_err(no_signals)?;
     let config = load(file)?;
     let roles = roles(&config, options.only)?;
+    if roles.contains(&Role::Filter) {
+        xdp::raise_memory_limit();
+    }
     // Others' processes cannot be looked at any more once we are confined.
     let family = Family::look();
     if options.power == Power::AsNeeded {
@@ -220,9 +228,16 @@ async fn serve(
     if let Some(interval) = notify::watchdog() {
         tasks.spawn(running.pulse().feed_watchdog(interval));
     }
-    info!(roles = running.roles.len(), "ready");
-    notify::ready();
+    let ready = async {
+        if let Some(filter) = &running.filter {
+            filter.wait_for_interfaces().await;
+        }
+        info!(roles = running.roles.len(), "ready");
+        notify::ready();
+        std::future::pending::<()>().await;
+    };
     let mut outcome = tokio::select! {
+        () = ready => Ok(()),
         () = signals.wait_for_stop(file, &running) => Ok(()),
         () = tasks.failed() => Err(StartError::TaskEnded),
         () = running.trial_is_over(options.trial) => Err(StartError::NotConfirmed),
@@ -235,7 +250,7 @@ async fn serve(
     info!("stopping");
     tasks.stop();
     if let Some(filter) = &running.filter {
-        filter.let_go();
+        filter.release_lock();
     }
     // A successor may start.
     let drain_timeout = running.drain_timeout();

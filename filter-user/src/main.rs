@@ -20,7 +20,7 @@ use pullgate::snapshot::{self, SnapshotError};
 use pullgate::snippet::snippet;
 use pullgate::telemetry::journal::Journal;
 use pullgate::xdp::{self, XdpError};
-use pullgate::{gate, listing, refresh};
+use pullgate::{file, gate, listing, refresh};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -221,6 +221,8 @@ fn unload(paths: &Paths) -> anyhow::Result<()> {
         say("the filter that was on trial is gone, and its role has ended")?;
     }
     let removed = xdp::unload(&paths.bpf)?;
+    // Else the next boot would filter what may lead elsewhere by then.
+    file::remove(&paths.uplinks()).with_context(|| paths.uplinks().display().to_string())?;
     if removed.is_empty() {
         return say("nothing was loaded");
     }

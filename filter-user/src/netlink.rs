@@ -4,18 +4,17 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
-use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
@@ -24,7 +23,7 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr as P
 use rustix::io::Errno;
 
 /// A network interface.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Interface {
     /// Its number in this network namespace.
     pub index: u32,
@@ -32,8 +31,29 @@ pub struct Interface {
     pub name: String,
     /// Whether its frames begin with an Ethernet header.
     pub is_ethernet: bool,
-    /// The bond that it is a member of.
-    pub bond: Option<String>,
+    /// What it is, as far as that matters to where its frames come from.
+    pub kind: Kind,
+    /// The interface of this namespace that carries its frames, if it is a VLAN or the like.
+    pub lower: Option<u32>,
+    /// The bond, bridge or team that it is a port of.
+    pub controller: Option<u32>,
+}
+
+/// What an interface is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Several ports that act as one; the kernel attaches programs to the bond alone.
+    Bond,
+    /// A switch: frames for this host come from any of its ports.
+    Bridge,
+    /// Several ports that act as one, each with a program of its own.
+    Team,
+    /// Frames of another interface, picked by tag or address: VLAN, macvlan, ipvlan.
+    Stacked,
+    /// One end of a pair whose other end is on this host: a container's.
+    Veth,
+    /// A network card, a tunnel, or anything else whose frames come from elsewhere.
+    Other,
 }
 
 /// All interfaces of this network namespace.
@@ -50,15 +70,14 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
         }
     })?;
     let interfaces = links.iter().filter_map(|link| {
-        let bond = controller(link).and_then(|index| {
-            let is_ours = |other: &&LinkMessage| other.header.index == index && is_bond(other);
-            name(links.iter().find(is_ours)?)
-        });
+        let kind = kind(link);
         Some(Interface {
             index: link.header.index,
             name: name(link)?,
             is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
-            bond,
+            kind,
+            lower: lower(link).filter(|_| kind == Kind::Stacked),
+            controller: controller(link),
         })
     });
     Ok(interfaces.collect())
@@ -104,7 +123,7 @@ fn name(link: &LinkMessage) -> Option<String> {
     })
 }
 
-/// The interface that a bond's or a bridge's member belongs to.
+/// The bond, bridge or team that an interface is a port of.
 fn controller(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| {
         if let LinkAttribute::Controller(index) = attribute {
@@ -115,39 +134,119 @@ fn controller(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-fn is_bond(link: &LinkMessage) -> bool {
-    let bond = LinkInfo::Kind(InfoKind::Bond);
-    link.attributes
-        .iter()
-        .any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(info) if info.contains(&bond)))
+/// The interface that another is stacked on, unless that is in another namespace.
+fn lower(link: &LinkMessage) -> Option<u32> {
+    let mut found = None;
+    for attribute in &link.attributes {
+        if let LinkAttribute::LinkNetNsId(_) = attribute {
+            return None;
+        }
+        if let LinkAttribute::Link(index) = attribute {
+            found = Some(*index);
+        }
+    }
+    found
 }
 
-/// The interfaces, by index, that a default route of either family leads to.
+fn kind(link: &LinkMessage) -> Kind {
+    let infos = link.attributes.iter().filter_map(|attribute| {
+        if let LinkAttribute::LinkInfo(infos) = attribute {
+            Some(infos)
+        } else {
+            None
+        }
+    });
+    let kinds = infos.flatten().filter_map(|info| {
+        if let LinkInfo::Kind(kind) = info {
+            Some(kind)
+        } else {
+            None
+        }
+    });
+    let is_any = |names: &[InfoKind]| kinds.clone().any(|kind| names.contains(kind));
+    if is_any(&[InfoKind::Bond]) {
+        Kind::Bond
+    } else if is_any(&[InfoKind::Bridge]) {
+        Kind::Bridge
+    } else if is_any(&[InfoKind::Team]) {
+        Kind::Team
+    } else if is_any(&[
+        InfoKind::Vlan,
+        InfoKind::MacVlan,
+        InfoKind::MacVtap,
+        InfoKind::IpVlan,
+        InfoKind::IpVtap,
+    ]) {
+        Kind::Stacked
+    } else if is_any(&[InfoKind::Veth]) {
+        Kind::Veth
+    } else {
+        Kind::Other
+    }
+}
+
+/// The interfaces, by index, that routes to the internet lead to.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Uplinks {
+    /// By the table that packets take unless a rule says otherwise.
+    pub main: BTreeSet<u32>,
+    /// By any other table.
+    pub other: BTreeSet<u32>,
+}
+
+/// Finds the interfaces that routes to the internet lead to: default routes of either family, and
+/// their halves (`0.0.0.0/1`, `2000::/3`), as VPNs and some hosters set them.
 ///
 /// # Errors
 ///
 /// Returns the error of the request.
-pub fn default_routes() -> io::Result<BTreeSet<u32>> {
-    let mut found = BTreeSet::new();
+pub fn uplinks() -> io::Result<Uplinks> {
+    let mut uplinks = Uplinks::default();
     let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
     ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
         let RouteNetlinkMessage::NewRoute(route) = message else {
             return;
         };
-        let is_default =
-            route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
-        if !is_default {
+        if !leads_out(&route) {
             return;
         }
+        let table = match table(&route) {
+            RT_TABLE_MAIN => &mut uplinks.main,
+            _ => &mut uplinks.other,
+        };
         for attribute in route.attributes {
             if let RouteAttribute::Oif(index) = attribute {
-                found.insert(index);
+                table.insert(index);
             } else if let RouteAttribute::MultiPath(hops) = attribute {
-                found.extend(hops.iter().map(|hop| hop.interface_index));
+                table.extend(hops.iter().map(|hop| hop.interface_index));
             }
         }
     })?;
-    Ok(found)
+    Ok(uplinks)
+}
+
+/// Whether a route is for more of the internet than any network holds: networks are of /8 at the
+/// most, and private IPv6 space is fc00::/7.
+fn leads_out(route: &RouteMessage) -> bool {
+    let longest = if route.header.address_family == AddressFamily::Inet6 {
+        6
+    } else {
+        7
+    };
+    route.header.kind == RouteType::Unicast && route.header.destination_prefix_length <= longest
+}
+
+/// The number of a route's table; numbers above 255 are in an attribute.
+fn table(route: &RouteMessage) -> u32 {
+    let attributes = &mut route.attributes.iter();
+    let large = attributes.find_map(|attribute| {
+        if let RouteAttribute::Table(table) = attribute {
+            Some(*table)
+        } else {
+            None
+        }
+    });
+    large.unwrap_or_else(|| route.header.table.into())
 }
 
 /// The kernel's own words on why a program cannot be attached to an interface.
@@ -184,9 +283,18 @@ pub fn why_not_attached(interface: u32, program: BorrowedFd<'_>, flags: u32) -> 
     }
 }
 
-/// The number of the XDP program that is on an interface.
+/// An XDP program that is on an interface.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Occupant {
+    /// The program's number.
+    pub program: u32,
+    /// Whether it is in the stack (generic XDP), not in the driver.
+    pub is_generic: bool,
+}
+
+/// The XDP program that is on an interface.
 #[must_use]
-pub fn occupant(interface: u32) -> Option<u32> {
+pub fn occupant(interface: u32) -> Option<Occupant> {
     let mut message = LinkMessage::default();
     message.header.index = interface;
     let mut found = None;
@@ -199,9 +307,16 @@ pub fn occupant(interface: u32) -> Option<u32> {
             let LinkAttribute::Xdp(xdp) = attribute else {
                 continue;
             };
+            let is_generic = xdp.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
             for xdp in xdp {
-                if let LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) = xdp {
-                    found = Some(id);
+                if let LinkXdp::ProgId(program)
+                | LinkXdp::DrvProgId(program)
+                | LinkXdp::SkbProgId(program) = xdp
+                {
+                    found = Some(Occupant {
+                        program,
+                        is_generic,
+                    });
                 }
             }
         }
@@ -279,9 +394,52 @@ fn sockets(protocol: u8, states: &StateFlags) -> io::Result<Vec<Connection>> {
     Ok(connections)
 }
 
-/// Tells that something about interfaces or routes has changed; not what.
+/// Reports changes of interfaces and of routes to the internet.
 pub struct Watch {
     socket: TokioSocket,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Changed {
+    /// An interface has come, gone, or become another's port.
+    pub links: bool,
+    /// A route to the internet has come or gone.
+    pub routes: bool,
+}
+
+impl Changed {
+    /// Anything may have.
+    pub const ALL: Self = Self {
+        links: true,
+        routes: true,
+    };
+
+    fn is_any(self) -> bool {
+        self.links || self.routes
+    }
+
+    /// Adds what a message reports.
+    fn add(&mut self, message: &[u8]) {
+        let mut rest = message;
+        while !rest.is_empty() {
+            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
+                // What cannot be read may be anything.
+                *self = Self::ALL;
+                return;
+            };
+            let length = usize::try_from(message.header.length).unwrap_or(rest.len());
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            match message.payload {
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+                ) => self.routes |= leads_out(&route),
+                NetlinkPayload::InnerMessage(_) => self.links = true,
+                NetlinkPayload::Overrun(_) => *self = Self::ALL,
+                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) | NetlinkPayload::Noop | _ => {}
+            }
+        }
+    }
 }
 
 impl Watch {
@@ -293,35 +451,48 @@ impl Watch {
     pub fn new() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind(&Port::new(0, 0))?;
+        // Of a full routing table (BGP) most messages are read and forgotten; a loss is noticed.
+        socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
         for group in [RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE] {
             socket.socket_mut().add_membership(group)?;
         }
         Ok(Self { socket })
     }
 
-    /// Returns after a change, or after several that come close together.
+    /// Returns at once after a change, with all that has been reported by then.
     ///
     /// # Errors
     ///
     /// Returns an error of the socket.
-    pub async fn changed(&mut self) -> io::Result<()> {
-        self.told().await?;
-        // Bounded: on some hosts it never stops.
+    pub async fn changed(&mut self) -> io::Result<Changed> {
+        let mut changed = Changed::default();
+        while !changed.is_any() {
+            self.receive(&mut changed).await?;
+        }
+        // What waits already is part of the same change. Bounded: on some hosts it never stops.
         for _ in 0..MESSAGES_MAX {
-            match tokio::time::timeout(PAUSE, self.told()).await {
-                Ok(told) => told?,
-                Err(_) => break,
+            tokio::select! {
+                biased;
+                received = self.receive(&mut changed) => received?,
+                () = std::future::ready(()) => break,
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
-    /// Takes one message; a loss of messages (ENOBUFS) tells of a change as well.
-    async fn told(&mut self) -> io::Result<()> {
+    /// Takes one message; a loss of messages (ENOBUFS) may be of any.
+    async fn receive(&mut self, changed: &mut Changed) -> io::Result<()> {
         let mut message = Vec::with_capacity(BUFFER);
         match self.socket.recv(&mut message).await {
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => Ok(()),
-            told => told,
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => {
+                *changed = Changed::ALL;
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => {
+                changed.add(&message);
+                Ok(())
+            }
         }
     }
 }
@@ -405,11 +576,14 @@ const XDP_FLAGS_REPLACE: u32 = 1 << 4;
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
-/// Changes that are taken together, and the pause that ends them.
-const MESSAGES_MAX: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(20);
-/// Messages are not read, only taken away.
-const BUFFER: usize = 1 << 13;
+/// `RT_TABLE_MAIN`.
+const RT_TABLE_MAIN: u32 = 254;
+/// Messages that are taken together.
+const MESSAGES_MAX: u32 = 1000;
+/// Bytes of a message: the kernel's own NLMSG_GOODSIZE is at most this.
+const BUFFER: usize = 1 << 15;
+/// Bytes that wait to be read: some thousand routes.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

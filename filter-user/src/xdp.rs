@@ -3,13 +3,16 @@
 mod attach;
 mod error;
 mod events;
-mod interfaces;
+mod link;
 mod load;
 mod pins;
 mod probe;
 mod publish;
+mod reconcile;
+mod remedy;
+mod uplinks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -25,14 +28,18 @@ pub use self::attach::{Attached, Rung, Stay};
 pub use self::error::XdpError;
 use self::events::Events;
 pub use self::events::{Drop, TopSources};
-pub use self::interfaces::check_interfaces;
 use self::load::Program;
+pub use self::load::raise_memory_limit;
 use self::pins::{Pins, Staging};
 pub use self::pins::{check_bpffs, is_loaded, unload};
 pub use self::probe::{Probe, frame, loaded_interface, probe};
 use self::publish::Publisher;
-use crate::config;
-use crate::netlink::{self, Interface};
+use self::reconcile::Failures;
+pub use self::reconcile::{Coverage, Reconciled, State};
+use self::uplinks::{Targets, Topology};
+pub use self::uplinks::{check_interfaces, check_kinds};
+use crate::config::{self, Interfaces};
+use crate::netlink::Interface;
 use crate::ranges::{Rules, Table};
 
 /// The filter in the kernel: attached, pinned and published.
@@ -42,53 +49,69 @@ use crate::ranges::{Rules, Table};
 pub struct Filter {
     pins: Pins,
     settings: config::Filter,
-    force: Force,
+    loaded: LoadedSet,
+    /// The network as of the last look.
+    topology: Topology,
+    /// Interfaces that have led to the internet, by name, for `interfaces = "auto"`.
+    uplinks: BTreeSet<String>,
     /// Pins that wait for the end of the trial.
     trial: Option<Staging>,
-    /// Whether a trial is over, and what was before is in force again: nothing here is looked after.
+    /// Whether a trial is over, and what was before is active again: nothing here is reconciled.
     reverted: bool,
-    /// Interfaces with a default route whose frames cannot be judged, as of the last look.
-    unfit: Vec<String>,
     /// By interface, what keeps failing.
-    failures: BTreeMap<String, Failure>,
+    failures: Failures,
     /// Keeps the pins to this process.
     lock: Option<File>,
 }
 
-/// An interface that could not be attached to.
-#[derive(Default)]
-struct Failure {
-    /// Times in a row.
-    times: u32,
-    /// Looks until the next attempt.
-    pause: u32,
-}
-
-/// What is in force: programs that judge by the same maps.
-struct Force {
+/// What is active: programs that judge by the same maps.
+struct LoadedSet {
     publisher: Publisher,
     events: Events,
-    /// By interface; also of interfaces that are gone, for their return.
+    /// By interface; also of interfaces that are gone or still to come.
     programs: BTreeMap<String, Program>,
     attached: Vec<Attached>,
+    /// By name, every interface that was attached to, also if it is gone.
+    once_attached: BTreeSet<String>,
+}
+
+/// What a filter starts from.
+pub struct Start<'a> {
+    /// What is configured.
+    pub settings: &'a config::Filter,
+    /// The directory of the pins.
+    pub base: &'a Path,
+    /// What `table` was compiled from.
+    pub rules: &'a Rules<'a>,
+    /// The table that packets are judged by first.
+    pub table: &'a Table,
+    /// Whether it outlives this process.
+    pub stay: Stay,
+    /// The uplinks that were remembered from before, by name.
+    pub uplinks: BTreeSet<String>,
 }
 
 impl Filter {
-    /// Loads the program with `settings`, publishes `table`, and only then attaches.
+    /// Loads the program with the settings, publishes the table, and only then attaches.
     ///
     /// Links that are pinned already are adopted, of whatever version: the program is replaced
     /// through its link in one step, so that no packet passes in between, and counters go on.
     ///
+    /// Interfaces that are named and not there are attached to when they come, see
+    /// [`Self::reconcile`]. So are those that refuse the program, as long as another one takes it.
+    ///
     /// # Errors
     ///
     /// Returns the step that failed. What was attached before still is.
-    pub fn start(
-        settings: &config::Filter,
-        base: &Path,
-        rules: &Rules<'_>,
-        table: &Table,
-        stay: Stay,
-    ) -> Result<Self, XdpError> {
+    pub fn start(start: Start<'_>) -> Result<Self, XdpError> {
+        let Start {
+            settings,
+            base,
+            rules,
+            table,
+            stay,
+            uplinks,
+        } = start;
         let pins = Pins::open(base)?;
         let lock = Some(pins.lock()?);
         pins.adopt_other_versions()?;
@@ -99,9 +122,23 @@ impl Filter {
                 }
             }
         }
+        let topology = Topology::read().map_err(XdpError::Netlink)?;
         let staging = pins.stage()?;
-        let force = match Force::load(settings, &pins, &staging, rules, table) {
-            Ok(force) => force,
+        let mut failures = Failures::default();
+        let accept = match stay {
+            Stay::Pinned => Accept::Partial,
+            Stay::OnTrial => Accept::Whole,
+        };
+        let loading = Loading {
+            settings,
+            pins: &pins,
+            staging: &staging,
+            topology: &topology,
+            uplinks: &uplinks,
+            accept,
+        };
+        let loaded = match LoadedSet::load(&loading, rules, table, &mut failures) {
+            Ok(loaded) => loaded,
             Err(error) => {
                 pins.remove_unless_linked()?;
                 return Err(error);
@@ -110,11 +147,12 @@ impl Filter {
         let mut filter = Self {
             pins,
             settings: settings.clone(),
-            force,
+            loaded,
+            topology,
+            uplinks,
             trial: Some(staging),
             reverted: false,
-            unfit: Vec::new(),
-            failures: BTreeMap::new(),
+            failures,
             lock,
         };
         if stay == Stay::Pinned {
@@ -124,7 +162,7 @@ impl Filter {
     }
 
     /// Leaves the pins to a successor, who may start while this process ends.
-    pub fn let_go(&mut self) {
+    pub fn release_lock(&mut self) {
         self.lock = None;
     }
 
@@ -134,22 +172,21 @@ impl Filter {
     ///
     /// Returns the pin that cannot be made.
     pub fn confirm(&mut self) -> Result<(), XdpError> {
-        for attached in &mut self.force.attached {
+        for attached in &mut self.loaded.attached {
             attached.pin()?;
         }
         if let Some(staging) = self.trial.take() {
             self.pins.commit(&staging)?;
-            let mut kept: Vec<_> = self.force.programs.keys().map(String::as_str).collect();
-            if let config::Interfaces::Named(names) = &self.settings.interfaces {
-                kept.extend(names.iter().map(|name| name.value.as_str()));
-            }
+            let kept: Vec<_> = self.loaded.programs.keys().map(String::as_str).collect();
             self.pins.keep_only(&kept)?;
             self.pins.remove_other_versions()?;
+            self.note_uplinks();
+            self.prepare_spare();
         }
         Ok(())
     }
 
-    /// Ends a trial: what was in force before is so again.
+    /// Ends a trial: what was active before is so again.
     ///
     /// # Errors
     ///
@@ -157,7 +194,7 @@ impl Filter {
     pub fn revert(&mut self) -> Result<(), XdpError> {
         let staging = self.trial.take();
         self.reverted = true;
-        let outcome = self.force.revert(&self.pins);
+        let outcome = self.loaded.revert(&self.pins);
         if let Some(staging) = staging {
             self.pins.discard(&staging)?;
         }
@@ -165,11 +202,11 @@ impl Filter {
         outcome
     }
 
-    /// Puts other settings in force, together with a table: one step per interface.
+    /// Applies other settings together with a table: one step per interface.
     ///
     /// # Errors
     ///
-    /// Returns the step that failed; what was in force before is so again.
+    /// Returns the step that failed; what was active before is so again.
     pub fn reload(
         &mut self,
         settings: &config::Filter,
@@ -182,94 +219,25 @@ impl Filter {
         if !self.pins.exist() {
             return Err(XdpError::Unloaded);
         }
+        let topology = Topology::read().map_err(XdpError::Netlink)?;
         let staging = self.pins.stage()?;
-        self.force = Force::load(settings, &self.pins, &staging, rules, table)?;
+        let mut failures = self.failures.clone();
+        let loading = Loading {
+            settings,
+            pins: &self.pins,
+            staging: &staging,
+            topology: &topology,
+            uplinks: &self.uplinks,
+            accept: Accept::Whole,
+        };
+        self.loaded = LoadedSet::load(&loading, rules, table, &mut failures)?;
         self.settings = settings.clone();
-        self.failures.clear();
+        self.topology = topology;
+        self.failures = failures;
         self.trial = Some(staging);
         let confirmed = self.confirm();
         self.trial = None;
         confirmed
-    }
-
-    /// Looks after the links: attaches wherever the filter should be in force and is not, unless it
-    /// was unloaded or was on a trial that is over.
-    ///
-    /// # Errors
-    ///
-    /// Returns why the interfaces cannot be looked at.
-    pub fn tend(&mut self) -> Result<Tended, XdpError> {
-        if self.reverted {
-            return Ok(Tended::default());
-        }
-        let all = netlink::interfaces().map_err(XdpError::Netlink)?;
-        let attached: Vec<_> = self
-            .force
-            .attached
-            .iter()
-            .map(|a| a.interface.clone())
-            .collect();
-        let wanted = interfaces::wanted(&self.settings, &all, &attached)?;
-        self.unfit = wanted.unfit;
-        let mut tended = Tended {
-            missing: wanted.missing,
-            ..Tended::default()
-        };
-        // An interface that is gone has no frames left to judge.
-        let is_there = |attached: &Attached| all.iter().any(|i| i.name == attached.interface);
-        self.force.attached.retain(is_there);
-        let is_filtered = |interface: &Interface| {
-            let mut attached = self.force.attached.iter();
-            attached.any(|a| a.interface == interface.name && a.is_filtered(&all))
-        };
-        let mut unfiltered = wanted.present;
-        unfiltered.retain(|interface| !is_filtered(interface));
-        // What comes during a trial waits for its end: only then is it known what it shall be.
-        if unfiltered.is_empty() || self.is_on_trial() {
-            return Ok(tended);
-        }
-        if !self.pins.exist() {
-            tended.unloaded = true;
-            return Ok(tended);
-        }
-        self.pins.follow_renames(&all)?;
-        for interface in unfiltered {
-            let name = &interface.name;
-            let failure = self.failures.entry(name.clone()).or_default();
-            if failure.pause > 0 {
-                failure.pause -= 1;
-                continue;
-            }
-            let was_there = self.force.programs.contains_key(name);
-            match self
-                .force
-                .attach_late(&interface, &self.settings, &self.pins)
-            {
-                Ok(()) => {
-                    self.failures.remove(name);
-                    let list = match was_there {
-                        true => &mut tended.attached_anew,
-                        false => &mut tended.found,
-                    };
-                    list.push(interface.name);
-                }
-                Err(error) => {
-                    failure.times += 1;
-                    failure.pause = failure.times.min(PAUSE_MAX);
-                    if failure.times == 1 {
-                        tended.failed.push((interface.name, error));
-                    }
-                }
-            }
-        }
-        Ok(tended)
-    }
-
-    /// Lets the next look try everything again: the network has changed.
-    pub fn try_again(&mut self) {
-        for failure in self.failures.values_mut() {
-            failure.pause = 0;
-        }
     }
 
     /// Publishes another table; packets are judged by the old one or the new one, never a mix.
@@ -280,8 +248,8 @@ impl Filter {
     ///
     /// Returns the step that failed; the old table is then still the one in use.
     pub fn publish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<Duration, XdpError> {
-        if self.force.publisher.fits(table) {
-            return self.force.publisher.publish(rules, table);
+        if self.loaded.publisher.fits(table) {
+            return self.loaded.publisher.publish(rules, table);
         }
         info!("the table has outgrown its maps, larger ones are loaded");
         let begun = std::time::Instant::now();
@@ -295,13 +263,13 @@ impl Filter {
     ///
     /// Returns the error of the map.
     pub fn drops(&mut self) -> Result<Vec<Drop>, XdpError> {
-        for program in self.force.programs.values_mut() {
+        for program in self.loaded.programs.values_mut() {
             program.pass_log_on();
         }
-        self.force.events.take()
+        self.loaded.events.take()
     }
 
-    /// Whether what is in force still waits to be confirmed.
+    /// Whether what is active still waits to be confirmed.
     #[must_use]
     pub fn is_on_trial(&self) -> bool {
         self.trial.is_some()
@@ -313,102 +281,117 @@ impl Filter {
         &self.settings
     }
 
-    /// Where the program is attached, how, and whether it still is.
-    ///
-    /// # Errors
-    ///
-    /// Returns why the interfaces cannot be looked at.
-    pub fn attached(&self) -> Result<Vec<(&Attached, bool)>, XdpError> {
-        let all = netlink::interfaces().map_err(XdpError::Netlink)?;
-        let attached = self.force.attached.iter();
-        Ok(attached
-            .map(|attached| (attached, attached.is_filtered(&all)))
-            .collect())
-    }
-
-    /// Interfaces that the configuration names and that the program is not attached to.
-    #[must_use]
-    pub fn missing(&self) -> Vec<String> {
-        let config::Interfaces::Named(names) = &self.settings.interfaces else {
-            return Vec::new();
-        };
-        let is_attached =
-            |name: &&String| self.force.attached.iter().any(|a| a.interface == **name);
-        let names = names.iter().map(|name| &name.value);
-        names.filter(|name| !is_attached(name)).cloned().collect()
-    }
-
-    /// Interfaces that lead to the internet and cannot be filtered: tunnels.
-    #[must_use]
-    pub fn unfit(&self) -> &[String] {
-        &self.unfit
-    }
-
     /// How many frames were judged so far, by interface.
     ///
     /// # Errors
     ///
     /// Returns the error of the read that failed.
     pub fn frames(&self) -> Result<BTreeMap<String, Frames>, XdpError> {
-        let programs = self.force.programs.iter();
-        programs
+        let programs = self.loaded.programs.iter();
+        let of_interfaces = programs.filter(|(interface, _)| *interface != pins::SPARE);
+        of_interfaces
             .map(|(interface, program)| Ok((interface.clone(), program.frames()?)))
             .collect()
     }
 }
 
-impl Force {
+/// What a set is loaded for.
+struct Loading<'a> {
+    settings: &'a config::Filter,
+    pins: &'a Pins,
+    staging: &'a Staging,
+    topology: &'a Topology,
+    uplinks: &'a BTreeSet<String>,
+    accept: Accept,
+}
+
+/// What a load may come to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Accept {
+    /// Every interface takes the program, but for those that refused it before.
+    Whole,
+    /// At least one does, or none is there yet.
+    Partial,
+}
+
+impl LoadedSet {
     fn load(
-        settings: &config::Filter,
-        pins: &Pins,
-        staging: &Staging,
+        loading: &Loading<'_>,
         rules: &Rules<'_>,
         table: &Table,
+        failures: &mut Failures,
     ) -> Result<Self, XdpError> {
+        let Loading {
+            settings,
+            pins,
+            staging,
+            topology,
+            uplinks,
+            accept,
+        } = *loading;
+        pins.follow_renames(topology.interfaces())?;
+        let targets = topology.targets(settings, uplinks, &pins.interfaces()?);
+        refuse_absence(settings, &targets, accept)?;
         let mut shared = load::shared_maps(staging, table)?;
         let mut publisher = Publisher::new(&mut shared)?;
         let took = publisher.publish(rules, table)?;
         debug!(took_ms = took.as_secs_f64() * 1e3, "new maps are filled");
-        let mut force = Self {
+        let mut set = Self {
             publisher,
             events: Events::new(&mut shared)?,
             programs: BTreeMap::new(),
             attached: Vec::new(),
+            once_attached: BTreeSet::new(),
         };
 
-        let active = force.publisher.active()?;
-        let all = netlink::interfaces().map_err(XdpError::Netlink)?;
-        pins.follow_renames(&all)?;
-        let wanted = interfaces::wanted(settings, &all, &pins.interfaces()?)?;
-        if let (Some(interface), true) = (wanted.missing.first(), wanted.present.is_empty()) {
-            let interface = interface.clone();
-            return Err(XdpError::NoInterface { interface });
-        }
-        // All programs are loaded before the first is attached: most that can fail does so here.
-        for Interface { name, .. } in &wanted.present {
+        let active = set.publisher.active()?;
+        // All programs are loaded before the first is attached: most that can fail does so here, and
+        // an interface that comes later finds its program ready.
+        let present = targets.attach.iter().map(|interface| &interface.name);
+        for name in present.chain(&targets.missing) {
             let program = Program::load(settings, name, pins, active, |map| staging.shared(map))?;
-            force.programs.insert(name.clone(), program);
+            set.programs.insert(name.clone(), program);
         }
-        for interface in &wanted.present {
-            if let Err(error) = force.attach(interface, settings, pins, staging) {
-                force.revert(pins)?;
+        let failed_before = std::mem::take(failures);
+        let mut refusal = None;
+        for interface in &targets.attach {
+            let Err(error) = set.attach(interface, loading) else {
+                continue;
+            };
+            let is_tolerated = accept == Accept::Partial || failed_before.has(&interface.name);
+            if !error.is_refusal() || !is_tolerated {
+                set.revert(pins)?;
                 return Err(error);
             }
+            error!(interface = interface.name, %error, "the interface is not filtered");
+            failures.note(&interface.name, &error);
+            refusal.get_or_insert(error);
         }
-        Ok(force)
+        match refusal.filter(|_| set.attached.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(set),
+        }
     }
 
-    fn attach(
-        &mut self,
-        interface: &Interface,
-        settings: &config::Filter,
-        pins: &Pins,
-        staging: &Staging,
-    ) -> Result<(), XdpError> {
+    fn attach(&mut self, interface: &Interface, loading: &Loading<'_>) -> Result<(), XdpError> {
+        let Loading {
+            settings,
+            pins,
+            staging,
+            topology,
+            ..
+        } = *loading;
         if let Some(program) = self.programs.get_mut(&interface.name) {
-            let attached = attach::attach(program, interface, settings, pins)?;
+            let place = attach::Place {
+                interface,
+                settings,
+                pins,
+                topology,
+            };
+            let attached = attach::attach(program, &place)?;
             let (rung, pin) = (attached.rung, staging.program(&interface.name));
             self.attached.push(attached);
+            self.once_attached.insert(interface.name.clone());
             program.pin(rung, &pin)?;
         }
         Ok(())
@@ -421,48 +404,27 @@ impl Force {
             .map(|attached| attached.revert(pins))
             .fold(Ok(()), Result::and)
     }
+}
 
-    /// Attaches on an interface that has come or has lost its link, with what is in force elsewhere.
-    fn attach_late(
-        &mut self,
-        interface: &Interface,
-        settings: &config::Filter,
-        pins: &Pins,
-    ) -> Result<(), XdpError> {
-        let name = &interface.name;
-        if !self.programs.contains_key(name) {
-            let active = self.publisher.active()?;
-            let program = Program::load(settings, name, pins, active, |map| pins.shared(map))?;
-            self.programs.insert(name.clone(), program);
+/// Nothing is put on trial, or in the place of what protects, for interfaces none of which is there.
+fn refuse_absence(
+    settings: &config::Filter,
+    targets: &Targets,
+    accept: Accept,
+) -> Result<(), XdpError> {
+    let is_named = matches!(settings.interfaces, Interfaces::Named(_));
+    match targets.missing.first() {
+        Some(interface) if is_named && accept == Accept::Whole && targets.attach.is_empty() => {
+            Err(XdpError::NoInterface {
+                interface: interface.clone(),
+            })
         }
-        if let Some(program) = self.programs.get_mut(name) {
-            let mut attached = attach::attach(program, interface, settings, pins)?;
-            attached.pin()?;
-            program.pin(attached.rung, &pins.program(name))?;
-            self.attached.retain(|attached| attached.interface != *name);
-            self.attached.push(attached);
-        }
-        Ok(())
+        Some(_) | None => Ok(()),
     }
 }
 
 /// How many frames of each kind an interface has had.
 pub type Frames = Vec<(Counted, u64)>;
-
-/// What [`Filter::tend`] found.
-#[derive(Debug, Default)]
-pub struct Tended {
-    /// Interfaces that have come, and are filtered.
-    pub found: Vec<String>,
-    /// Interfaces that were filtered before, were not, and are again.
-    pub attached_anew: Vec<String>,
-    /// Interfaces that are not filtered, and why: only the first time in a row.
-    pub failed: Vec<(String, XdpError)>,
-    /// Interfaces that the configuration names and that do not exist.
-    pub missing: Vec<String>,
-    /// Somebody has unloaded the filter; only a restart brings it back.
-    pub unloaded: bool,
-}
 
 impl std::ops::Drop for Filter {
     /// A trial that ends in whatever way ends as if it had not been confirmed.
@@ -474,9 +436,6 @@ impl std::ops::Drop for Filter {
         }
     }
 }
-
-/// Looks between two attempts of what keeps failing; a change of the network ends the pause.
-const PAUSE_MAX: u32 = 30;
 
 /// Finds the first capability that this process lacks for the filter.
 ///

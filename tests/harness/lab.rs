@@ -397,9 +397,13 @@ fn configuration(lab: &Lab) -> String {
     } else {
         format!("interfaces = {interfaces}\n")
     };
+    let timeout = match plan.filter.contains("interface_timeout =") {
+        true => "",
+        false => "interface_timeout = \"100ms\"\n",
+    };
     format!(
         "[paths]\nstate = {}\nrun = {}\nbpf = {}\n\n\
-         [filter]\n{interfaces}{}\n\n\
+         [filter]\n{interfaces}{timeout}{}\n\n\
          [ranges]\nsources = {}\ninterval = \"1h\"\nremoval_grace = \"{}\"\n# The lab's strangers live in documentation space.\n\
          unsafe_documentation_ranges = true\n{}\n\n\
          [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"2s\"\n\n{}{}",

@@ -205,6 +205,7 @@ struct RawPaths {
     state: Option<PathBuf>,
     run: Option<PathBuf>,
     bpf: Option<PathBuf>,
+    filter: Option<PathBuf>,
 }
 
 impl RawPaths {
@@ -212,10 +213,21 @@ impl RawPaths {
         let or = |path: Option<PathBuf>, default: &str| {
             absolute(source, path.unwrap_or_else(|| PathBuf::from(default)))
         };
+        let state = or(self.state, "/var/lib/pullgate");
+        // Beside the other roles' state, not in it: that directory is another user's.
+        let filter = match self.filter {
+            Some(filter) => absolute(source, filter),
+            None => {
+                let mut beside = state.clone().into_os_string();
+                beside.push("-filter");
+                PathBuf::from(beside)
+            }
+        };
         Paths {
-            state: or(self.state, "/var/lib/pullgate"),
+            state,
             run: or(self.run, "/run/pullgate"),
             bpf: or(self.bpf, "/sys/fs/bpf/pullgate"),
+            filter,
         }
     }
 }

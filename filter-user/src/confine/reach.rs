@@ -60,7 +60,10 @@ impl Reach {
                 None => {}
             }
             match (role, &config.gate) {
-                (Role::Filter, _) => reach.writes(&config.paths.bpf),
+                (Role::Filter, _) => {
+                    reach.writes(&config.paths.bpf);
+                    reach.writes(&config.paths.filter);
+                }
                 (Role::Ranges, _) => reach.fetches(config, &config.ranges),
                 (Role::Gate, Some(gate)) => reach.relays(gate),
                 (Role::Gate, None) => {}

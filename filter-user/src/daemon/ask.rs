@@ -506,6 +506,7 @@ mod tests {
             state: directory.to_owned(),
             run: directory.to_owned(),
             bpf: directory.to_owned(),
+            filter: directory.to_owned(),
         }
     }
 

@@ -110,6 +110,15 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// None of the addresses can be listened on, for want of IPv6.
+    #[error(
+        "cannot listen on {address}: this kernel has no IPv6 (`ipv6.disable=1`); put an IPv4 address \
+         into `gate.listen`, such as \"0.0.0.0:443\""
+    )]
+    NoIpv6 {
+        /// The first address.
+        address: SocketAddr,
+    },
     /// A listening socket that was handed over cannot be used.
     #[error("descriptor {descriptor} was handed over to listen on, but cannot be used")]
     ListenFd {
@@ -247,6 +256,7 @@ impl StartError {
             | Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
             | Self::ListenFd { .. }
+            | Self::NoIpv6 { .. }
             | Self::Table(_)
             | Self::NotReloaded { .. }
             | Self::Directory { .. } => EX_CONFIG,

@@ -1,13 +1,13 @@
 //! The filter as a role: publishes every change of the ranges, reloads with the configuration,
-//! looks after its links, and keeps an account of what it drops.
+//! reconciles its links with the network, and keeps an account of what it drops.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use filter_ebpf::verdict::Counted;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
@@ -18,11 +18,12 @@ use super::rules::{compile, usable};
 use super::tasks::Tasks;
 use crate::cli::Role;
 use crate::config::{self, Config};
-use crate::netlink;
+use crate::netlink::{self, Changed};
 use crate::ranges::InForce;
 use crate::report::chain;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
+use crate::uplinks;
 use crate::xdp::{self, Filter, Frames, Stay, TopSources, XdpError};
 
 /// The running filter; cheap to clone.
@@ -31,6 +32,8 @@ pub(super) struct FilterRole {
     state: Arc<Mutex<State>>,
     account: Arc<Mutex<Account>>,
     metrics: Metrics,
+    /// Notified after each reconciliation.
+    reconciled: Arc<Notify>,
 }
 
 /// The filter, and what it was made from.
@@ -38,6 +41,8 @@ pub(super) struct State {
     pub(super) filter: Filter,
     config: Arc<Config>,
     published: Arc<InForce>,
+    /// The uplinks that are on disk.
+    saved_uplinks: BTreeSet<String>,
 }
 
 impl FilterRole {
@@ -55,24 +60,73 @@ impl FilterRole {
         let (now, table) = usable(config, now)?;
         lockout::check(settings, &table, own)?;
         let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
-        let rules = config.ranges.rules(now.set());
-        let filter = Filter::start(settings, &config.paths.bpf, &rules, &table, stay)?;
+        let uplinks = uplinks::load(&config.paths.uplinks()).unwrap_or_else(|error| {
+            warn!(error = %chain(&error), "the remembered uplinks are not used");
+            BTreeSet::new()
+        });
+        let filter = Filter::start(xdp::Start {
+            settings,
+            base: &config.paths.bpf,
+            rules: &config.ranges.rules(now.set()),
+            table: &table,
+            stay,
+            uplinks: uplinks.clone(),
+        })?;
         let role = Self {
             state: Arc::new(Mutex::new(State {
                 filter,
                 config: Arc::clone(config),
                 published: now,
+                saved_uplinks: uplinks,
             })),
             account: Arc::new(Mutex::new(Account::default())),
             metrics: metrics.clone(),
+            reconciled: Arc::default(),
         };
+        role.remember_uplinks();
         tasks.spawn(role.clone().run(in_force, watch));
         Ok(role)
     }
 
     /// Leaves the pins to a successor.
-    pub(super) fn let_go(&self) {
-        self.state().filter.let_go();
+    pub(super) fn release_lock(&self) {
+        self.state().filter.release_lock();
+    }
+
+    /// Returns when all interfaces that are named or remembered are there and filtered, or after
+    /// `filter.interface_timeout`: at boot, drivers load while we start, and the service manager holds
+    /// the network back for as long.
+    pub(super) async fn wait_for_interfaces(&self) {
+        let (awaited, patience) = {
+            let state = self.state();
+            let filter = &state.filter;
+            (filter.awaited(), filter.settings().interface_timeout)
+        };
+        if awaited.is_empty() {
+            return;
+        }
+        let interfaces = awaited.join(", ");
+        warn!(
+            interfaces,
+            ?patience,
+            "waiting for interfaces that do not exist yet"
+        );
+        let arrival = async {
+            loop {
+                let reconciled = self.reconciled.notified();
+                if self.state().filter.awaited().is_empty() {
+                    return;
+                }
+                reconciled.await;
+            }
+        };
+        if tokio::time::timeout(patience, arrival).await.is_err() {
+            let missing = self.state().filter.awaited().join(", ");
+            error!(
+                interfaces = missing,
+                "ready without interfaces that still do not exist; they are filtered when they come"
+            );
+        }
     }
 
     async fn run(self, mut in_force: watch::Receiver<Arc<InForce>>, watch: netlink::Watch) {
@@ -80,6 +134,7 @@ impl FilterRole {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unwell = Unwell::default();
+        let mut ticks = 0;
         loop {
             tokio::select! {
                 changed = in_force.changed() => {
@@ -90,16 +145,21 @@ impl FilterRole {
                     block_in_place(|| self.publish(now));
                 }
                 changed = changed(&mut watch) => {
-                    if let Err(error) = changed {
-                        warn!(%error, "network changes are not told any more, only looked for");
+                    let changed = changed.unwrap_or_else(|error| {
+                        warn!(%error, "network changes are no longer reported, only polled for");
                         watch = None;
-                    }
-                    self.state().filter.try_again();
-                    self.tend(&mut unwell);
+                        Changed::ALL
+                    });
+                    block_in_place(|| self.reconcile(&mut unwell, changed));
                 }
                 _ = tick.tick() => {
-                    self.tend(&mut unwell);
-                    self.look();
+                    // Routes are listed again now and then, should an event have been lost.
+                    ticks = (ticks + 1) % ROUTES_TICKS;
+                    let routes = ticks == 0 || watch.is_none();
+                    block_in_place(|| {
+                        self.reconcile(&mut unwell, Changed { links: false, routes });
+                        self.look();
+                    });
                 }
             }
         }
@@ -111,6 +171,7 @@ impl FilterRole {
             filter,
             config,
             published,
+            ..
         } = &mut *state;
         if *now.set() == *published.set() {
             return;
@@ -167,42 +228,59 @@ impl FilterRole {
         self.metrics.reloaded("Failed");
     }
 
-    /// Looks after the links, and says what has changed.
-    fn tend(&self, unwell: &mut Unwell) {
-        let tended = match self.state().filter.tend() {
-            Ok(tended) => tended,
+    /// Attaches where the filter should be and is not, and logs what has changed.
+    fn reconcile(&self, unwell: &mut Unwell, changed: Changed) {
+        let reconciled = match self.state().filter.reconcile(changed) {
+            Ok(reconciled) => reconciled,
             Err(error) => {
                 if !std::mem::replace(&mut unwell.blind, true) {
-                    error!(error = %chain(&error), "the filter cannot be looked after");
+                    error!(error = %chain(&error), "the filter cannot be reconciled");
                 }
                 return;
             }
         };
-        for interface in &tended.found {
+        for interface in &reconciled.found {
             info!(interface, "has come, and is filtered");
         }
-        for interface in &tended.attached_anew {
+        for interface in &reconciled.reattached {
             self.metrics.reattached(interface);
             warn!(interface, "was not filtered, and is again: attached anew");
         }
-        for (interface, error) in &tended.failed {
+        for (interface, error) in &reconciled.failed {
             error!(interface, error = %chain(error), "the interface is not filtered");
         }
         let missing = |interface: &&String| !unwell.missing.contains(*interface);
-        for interface in tended.missing.iter().filter(missing) {
+        for interface in reconciled.missing.iter().filter(missing) {
             error!(
                 interface,
-                "the interface is gone, and will be filtered if it returns"
+                "the interface does not exist, and will be filtered when it comes"
             );
         }
-        if tended.unloaded && !unwell.unloaded {
+        if reconciled.unloaded && !unwell.unloaded {
             error!("the filter was unloaded, nothing is filtered until this role is restarted");
         }
         *unwell = Unwell {
             blind: false,
-            missing: tended.missing,
-            unloaded: tended.unloaded,
+            missing: reconciled.missing,
+            unloaded: reconciled.unloaded,
         };
+        self.remember_uplinks();
+        self.reconciled.notify_waiters();
+    }
+
+    /// Saves the uplinks, if they are others than those on disk.
+    fn remember_uplinks(&self) {
+        let mut state = self.state();
+        if state.filter.is_on_trial() || *state.filter.uplinks() == state.saved_uplinks {
+            return;
+        }
+        let uplinks = state.filter.uplinks().clone();
+        let path = state.config.paths.uplinks();
+        if let Err(error) = uplinks::save(&path, &uplinks) {
+            warn!(%error, path = %path.display(), "uplinks are not remembered across boots");
+        }
+        // Not tried again each second.
+        state.saved_uplinks = uplinks;
     }
 
     /// Brings the account up to date.
@@ -280,7 +358,7 @@ struct Unwell {
 }
 
 /// Returns when the network's configuration has changed.
-async fn changed(watch: &mut Option<netlink::Watch>) -> io::Result<()> {
+async fn changed(watch: &mut Option<netlink::Watch>) -> io::Result<Changed> {
     match watch {
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
@@ -357,7 +435,9 @@ impl Totals {
     }
 }
 
-/// How often the filter is looked after, beside when the network changes.
+/// Ticks between two listings of all routes.
+const ROUTES_TICKS: u32 = 60;
+/// How often the filter is reconciled, beside when the network changes.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks that rates are taken over.
 const RATE_TICKS: usize = 11;

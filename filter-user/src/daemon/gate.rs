@@ -8,6 +8,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
@@ -35,6 +36,8 @@ pub(super) struct GateRole {
     pub(super) addresses: String,
     /// Where connections wait in vain: in a socket unit's sockets that `gate.listen` does not name.
     pub(super) unanswered: Vec<SocketAddr>,
+    /// IPv6 addresses of `gate.listen` on a kernel that has no IPv6.
+    pub(super) without_ipv6: Vec<SocketAddr>,
     /// What it was started with.
     started: Arc<(Vec<SocketAddr>, usize)>,
     metrics: Metrics,
@@ -54,6 +57,7 @@ pub(super) struct GateRole {
 pub(super) struct Bound {
     sockets: Vec<TcpListener>,
     unanswered: Vec<SocketAddr>,
+    without_ipv6: Vec<SocketAddr>,
 }
 
 impl GateRole {
@@ -65,6 +69,7 @@ impl GateRole {
     ) -> Result<Bound, StartError> {
         let mut sockets = Vec::new();
         let mut unanswered = Vec::new();
+        let mut without_ipv6 = Vec::new();
         let mut bound = Vec::new();
         for address in &config.listen {
             let found = inherited.iter().position(|it| it.address == *address);
@@ -73,15 +78,26 @@ impl GateRole {
                 sockets.push(inherited.swap_remove(index).socket);
                 continue;
             }
-            let socket = gate::bind(*address).map_err(|source| StartError::Bind {
-                address: *address,
-                source,
-            })?;
+            let socket = match gate::bind(*address) {
+                Ok(socket) => socket,
+                Err(source) if is_without_ipv6(address, &source) => {
+                    warn!(%address, "this kernel has no IPv6, so nothing can come in there");
+                    without_ipv6.push(*address);
+                    continue;
+                }
+                Err(source) => {
+                    let address = *address;
+                    return Err(StartError::Bind { address, source });
+                }
+            };
             bound.push(socket.try_clone().map_err(|source| StartError::Bind {
                 address: *address,
                 source,
             })?);
             sockets.push(socket);
+        }
+        if let (true, Some(address)) = (sockets.is_empty(), without_ipv6.first()) {
+            return Err(StartError::NoIpv6 { address: *address });
         }
         inherited.retain(|it| !config.listen.contains(&it.address));
         for Inherited {
@@ -113,6 +129,7 @@ impl GateRole {
         Ok(Bound {
             sockets,
             unanswered,
+            without_ipv6,
         })
     }
 
@@ -128,6 +145,7 @@ impl GateRole {
         let Bound {
             sockets,
             unanswered,
+            without_ipv6,
         } = bound;
         let in_force = Arc::clone(&config.borrow());
         let Some(settings) = &in_force.gate else {
@@ -136,11 +154,14 @@ impl GateRole {
             });
         };
         raise_descriptor_limit(settings.max_connections);
-        let addresses: Vec<_> = settings.listen.iter().map(SocketAddr::to_string).collect();
+        let listen = settings.listen.iter();
+        let served = listen.filter(|address| !without_ipv6.contains(address));
+        let addresses: Vec<_> = served.map(SocketAddr::to_string).collect();
         let mut role = Self {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
             unanswered,
+            without_ipv6,
             started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),
@@ -403,6 +424,12 @@ async fn settled(watch: &mut Option<Watch>) {
             return;
         }
     }
+}
+
+/// Whether an address cannot be served because the kernel was told to have no IPv6
+/// (`ipv6.disable=1`).
+fn is_without_ipv6(address: &SocketAddr, error: &std::io::Error) -> bool {
+    address.is_ipv6() && Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }
 
 /// A relayed connection takes two descriptors; most hosts grant 1,024 unless asked for more.

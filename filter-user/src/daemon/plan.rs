@@ -1,8 +1,10 @@
 //! The plan: what is to run, examined before the host is touched, and then started.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -89,6 +91,15 @@ impl Plan {
         let config = self.config.borrow();
         for path in [&config.paths.state, &config.paths.run] {
             std::fs::create_dir_all(path).map_err(|source| StartError::Directory {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        if self.roles.contains(&Role::Filter) {
+            let path = &config.paths.filter;
+            // Of nobody else's business, and nobody else's to change.
+            let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+            created.map_err(|source| StartError::Directory {
                 path: path.clone(),
                 source,
             })?;
@@ -242,7 +253,7 @@ pub(super) fn examine(config: &Config, roles: &[Role]) -> Result<Option<Loaded>,
     for role in roles {
         match (role, &config.filter, &config.gate) {
             (Role::Filter, Some(filter), _) => {
-                xdp::check_interfaces(filter)?;
+                xdp::check_kinds(filter)?;
                 xdp::check_bpffs(&config.paths.bpf)?;
             }
             (Role::Gate, _, Some(gate)) => loaded = Some(super::gate::load(gate, None)?),

@@ -28,7 +28,7 @@ use crate::telemetry::status::{
     RefreshStatus, ReloadStatus, SightingStatus, SourceStatus, Status,
 };
 use crate::telemetry::{FrameLabels, Metrics};
-use crate::xdp::{Filter, Rung};
+use crate::xdp::{Coverage, Filter, Rung, State};
 
 /// What a role's status is made from.
 pub(super) struct View {
@@ -102,7 +102,11 @@ impl View {
         let filter = filter.map(|(status, _)| status);
         for interface in filter.iter().flat_map(|filter| &filter.interfaces) {
             if interface.filtered {
-                let text = format!("{} ({})", interface.name, interface.mode);
+                let how = match &interface.covered_by {
+                    Some(lower) => format!("covered by {lower}"),
+                    None => interface.mode.clone(),
+                };
+                let text = format!("{} ({how})", interface.name);
                 details.push(("attached".to_owned(), text));
             }
         }
@@ -161,6 +165,12 @@ impl View {
             format!(
                 "whoever connects to {address} waits in vain: `pullgate-gate.socket` listens there, \
                  and `gate.listen` does not name it; let both name the same"
+            )
+        }));
+        warnings.extend(role.without_ipv6.iter().map(|address| {
+            format!(
+                "`gate.listen`: {address} is not served, because this kernel has no IPv6 \
+                 (`ipv6.disable=1`)"
             )
         }));
         let mut lints = role.gate.lints();
@@ -260,55 +270,46 @@ impl View {
         Some((status, mode == Mode::Enforce && all_filtered))
     }
 
-    /// Returns where the filter is attached, and whether that is wherever it should be.
+    /// Returns how each interface fares, and whether all strangers' frames are judged.
     fn interfaces(
         &self,
         filter: &Filter,
         warnings: &mut Vec<String>,
     ) -> (Vec<InterfaceStatus>, bool) {
-        let unfiltered = |name| format!("`{name}` is not filtered: it was detached or is gone");
-        let mut interfaces = Vec::new();
         // What was attached by another rung is not any more.
         self.metrics.forget_attached();
-        match filter.attached() {
-            Ok(attached) => {
-                for (attached, filtered) in attached {
-                    let (name, mode) = (&attached.interface, attached.rung.label());
-                    self.metrics.attached(name, mode, filtered);
-                    if !filtered {
-                        warnings.push(unfiltered(name));
-                    } else if attached.rung != Rung::Native {
-                        let rung = attached.rung.name();
-                        warnings.push(format!("`{name}` is filtered by {rung} only"));
-                    }
-                    interfaces.push(InterfaceStatus {
-                        name: name.clone(),
-                        mode: mode.to_owned(),
-                        filtered,
-                    });
-                }
+        let coverage = match filter.coverage() {
+            Ok(coverage) => coverage,
+            Err(error) => {
+                warnings.push(format!("interfaces not readable: {}", chain(&error)));
+                return (Vec::new(), false);
             }
-            Err(error) => warnings.push(format!("interfaces not readable: {}", chain(&error))),
-        }
-        let missing = filter.missing();
-        for name in &missing {
-            warnings.push(unfiltered(name));
-            self.metrics.attached(name, "none", false);
-        }
-        for name in filter.unfit() {
-            warnings.push(format!(
-                "`{name}` has a default route, but is no Ethernet interface: not filtered"
-            ));
-        }
-        if interfaces.is_empty() && missing.is_empty() {
+        };
+        if coverage.is_empty() {
             warnings.push(NO_INTERFACE.to_owned());
             self.metrics.attached("none", "none", false);
         }
-        let all_filtered = !interfaces.is_empty()
-            && interfaces.iter().all(|interface| interface.filtered)
-            && missing.is_empty()
-            && filter.unfit().is_empty();
-        (interfaces, all_filtered)
+        let all_covered = coverage.iter().all(|it| it.state.is_covered());
+        let is_protected = all_covered && !coverage.is_empty();
+        let mut interfaces = Vec::new();
+        for Coverage { interface, state } in coverage {
+            let (mode, filtered) = (state.label(), state.is_covered());
+            self.metrics.attached(&interface, mode, filtered);
+            warnings.extend(shortfall(&interface, &state));
+            interfaces.push(InterfaceStatus {
+                name: interface,
+                mode: mode.to_owned(),
+                filtered,
+                covered_by: state.covered_by().map(str::to_owned),
+            });
+        }
+        for (upper, lower) in filter.bystanders() {
+            warnings.push(format!(
+                "`{upper}` shares `{lower}` with an uplink, so its clients are filtered as well; \
+                 name the uplink itself in `filter.interfaces` to spare them"
+            ));
+        }
+        (interfaces, is_protected)
     }
 
     /// Returns what the filter has counted; the metrics are told all of it.
@@ -456,6 +457,26 @@ impl Told for View {
         }
         reservations
     }
+}
+
+/// What is wrong with how an interface is filtered.
+fn shortfall(interface: &str, state: &State) -> Option<String> {
+    let why = match state {
+        State::Attached(Rung::Native) | State::Covered(_) => return None,
+        State::Attached(rung) => {
+            return Some(format!("`{interface}` is filtered by {} only", rung.name()));
+        }
+        State::Detached => "no program of ours is attached to it".to_owned(),
+        State::Missing => "it does not exist".to_owned(),
+        State::NotEthernet => {
+            "a route to the internet leads there, and its frames are not Ethernet frames".to_owned()
+        }
+        State::NotNamed => "a route to the internet leads there, so strangers can come in, and \
+                            `filter.interfaces` does not name it; add it"
+            .to_owned(),
+        State::Refused(reason) => reason.clone(),
+    };
+    Some(format!("`{interface}` is not filtered: {why}"))
 }
 
 /// What differs and takes effect at the next start only; of the gate's own,

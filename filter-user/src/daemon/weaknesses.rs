@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use crate::cli::Role;
 use crate::config::{Config, Filter, Interfaces, Mode};
-use crate::netlink;
+use crate::netlink::{self, Uplinks};
 use crate::ranges::guard::Documentation;
 
 /// What any of the roles has to say, each thing once, before it runs.
@@ -56,7 +56,7 @@ fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
 /// What a filter that runs knows better.
 fn of_start(filter: &Filter) -> Vec<String> {
     let is_auto = matches!(filter.interfaces, Interfaces::Auto);
-    let has_none = || netlink::default_routes().is_ok_and(|routes| routes.is_empty());
+    let has_none = || netlink::uplinks().is_ok_and(|uplinks| uplinks == Uplinks::default());
     let mut weaknesses = Vec::new();
     if is_auto && has_none() {
         weaknesses.push(NO_INTERFACE.to_owned());

@@ -76,10 +76,13 @@ pub struct FilterStatus {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// The rung: `native`, `generic` or `tcx`.
+    /// The rung: `native`, `generic` or `tcx`; `covered` by another's program, or `none`.
     pub mode: String,
     /// Whether it is filtered at this moment.
     pub filtered: bool,
+    /// The interface whose program sees its frames, if that is another one.
+    #[serde(default)]
+    pub covered_by: Option<String>,
 }
 
 /// Frames of one kind.

@@ -12,12 +12,15 @@ use aya_obj::programs::XdpAttachType;
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::interfaces::{link_index, pinned_index};
+use super::link::{link_index, pinned_index};
 use super::load::{Program, pin_error};
 use super::pins::{self, Pins};
+use super::remedy::{self, Refusal};
+use super::uplinks::Topology;
 use super::{XdpError, errno};
 use crate::config::{self, Attach, Coexist};
-use crate::netlink::{self, Interface, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
+use crate::kernel;
+use crate::netlink::{self, Interface, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
 use crate::report::chain;
 
 /// An interface that the program is attached to.
@@ -45,11 +48,11 @@ pub enum Stay {
 }
 
 impl Attached {
-    /// Whether the interface is filtered by our link at this moment.
+    /// The index of the interface, if it is filtered by our link at this moment.
     ///
     /// Not so if the pin was removed, if the link was detached, or if the interface was deleted and
-    /// created anew, or renamed.
-    pub(super) fn is_filtered(&self, interfaces: &[Interface]) -> bool {
+    /// created again, or renamed.
+    pub(super) fn filtered_index(&self, interfaces: &[Interface]) -> Option<u32> {
         let index = interfaces
             .iter()
             .find(|interface| interface.name == self.interface)
@@ -58,7 +61,7 @@ impl Attached {
             Some(link) => link_index(link),
             None => pinned_index(&self.pin),
         };
-        linked.is_some() && linked == index
+        linked.filter(|linked| Some(*linked) == index)
     }
 
     /// From here on the link stays.
@@ -144,23 +147,29 @@ impl Rung {
     }
 }
 
-/// Attaches a program to its interface: through the link that is pinned already, else anew.
+/// Where a program is to be attached.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) interface: &'a Interface,
+    pub(super) settings: &'a config::Filter,
+    pub(super) pins: &'a Pins,
+    /// What lies above and below the interface.
+    pub(super) topology: &'a Topology,
+}
+
+/// Attaches a program to its interface: through the link that is pinned already, else by a new one.
 ///
 /// A new link is held until [`Attached::pin`]; dropped before, it is detached.
-pub(super) fn attach(
-    program: &mut Program,
-    interface: &Interface,
-    settings: &config::Filter,
-    pins: &Pins,
-) -> Result<Attached, XdpError> {
+pub(super) fn attach(program: &mut Program, place: &Place<'_>) -> Result<Attached, XdpError> {
+    let interface = place.interface;
     if !interface.is_ethernet {
         return Err(XdpError::NotEthernet {
             interface: interface.name.clone(),
         });
     }
-    let attached = match adopt(program, interface, settings, pins)? {
+    let attached = match adopt(program, interface, place.settings, place.pins)? {
         Some(attached) => attached,
-        None => climb(program, interface, settings, pins)?,
+        None => attach_best(program, place)?,
     };
     if attached.rung != Rung::Native {
         let (interface, mode) = (&interface.name, attached.rung.name());
@@ -242,18 +251,19 @@ fn update_tcx(tcx: &mut SchedClassifier, link: FdLink) -> Result<(), ProgramErro
 }
 
 /// Attaches on the highest rung that the interface and the configuration allow.
-fn climb(
-    program: &mut Program,
-    interface: &Interface,
-    settings: &config::Filter,
-    pins: &Pins,
-) -> Result<Attached, XdpError> {
+fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, XdpError> {
+    let Place {
+        interface,
+        settings,
+        pins,
+        ..
+    } = *place;
     let mut refusal = None;
     let mut rungs = Rung::ALL
         .into_iter()
         .filter(|rung| rung.is_allowed(settings));
     rungs
-        .find_map(|rung| match attach_at(program, interface, rung) {
+        .find_map(|rung| match attach_at(program, place, rung) {
             Ok(link) => Some(Ok(Attached {
                 interface: interface.name.clone(),
                 rung,
@@ -261,9 +271,9 @@ fn climb(
                 held: Some(link),
                 replaced: false,
             })),
-            Err(error @ (XdpError::Attach { .. } | XdpError::Occupied { .. })) => {
+            Err(error) if error.is_refusal() => {
                 warn!(interface = interface.name, mode = rung.name(), "{error}");
-                // The first refusal is the one to tell: it is of the rung that was wanted most.
+                // The first refusal is the one to report: it is of the rung that was wanted most.
                 refusal.get_or_insert(error);
                 None
             }
@@ -277,10 +287,11 @@ fn climb(
         })
 }
 
-fn attach_at(program: &mut Program, interface: &Interface, rung: Rung) -> Result<FdLink, XdpError> {
+fn attach_at(program: &mut Program, place: &Place<'_>, rung: Rung) -> Result<FdLink, XdpError> {
+    let interface = place.interface;
     let link = match rung {
-        Rung::Native => attach_xdp(program, interface, XdpMode::Driver, XDP_FLAGS_DRV_MODE)?,
-        Rung::Generic => attach_xdp(program, interface, XdpMode::Skb, XDP_FLAGS_SKB_MODE)?,
+        Rung::Native => attach_xdp(program, place, XdpMode::Driver, XDP_FLAGS_DRV_MODE)?,
+        Rung::Generic => attach_xdp(program, place, XdpMode::Skb, XDP_FLAGS_SKB_MODE)?,
         Rung::Tcx => attach_tcx(program, interface)?,
     };
     info!(
@@ -293,27 +304,39 @@ fn attach_at(program: &mut Program, interface: &Interface, rung: Rung) -> Result
 
 fn attach_xdp(
     program: &mut Program,
-    interface: &Interface,
+    place: &Place<'_>,
     mode: XdpMode,
     flags: u32,
 ) -> Result<FdLink, XdpError> {
+    let interface = place.interface;
     let xdp = program.xdp()?;
-    let id = match xdp.attach_to_if_index(interface.index, mode) {
+    let mut attached = xdp.attach_to_if_index(interface.index, mode);
+    // The kernel refuses a program below another one. If that is ours, this one takes its place.
+    if attached.as_ref().is_err_and(is_in_use) && detach_above(place)? {
+        attached = xdp.attach_to_if_index(interface.index, mode);
+    }
+    let id = match attached {
         Ok(id) => id,
-        Err(error) if matches!(errno(&error), Some(Errno::BUSY | Errno::EXIST)) => {
-            return Err(XdpError::Occupied {
-                interface: interface.name.clone(),
-                program: netlink::occupant(interface.index).map_or_else(String::new, |occupant| {
-                    format!(" (id {occupant}{})", name_of(occupant))
-                }),
-            });
-        }
+        Err(error) if is_in_use(&error) => return Err(in_use(place, &error)),
         Err(error) => {
             let fd = xdp.fd().map_err(XdpError::Load)?.as_fd();
             let words = netlink::why_not_attached(interface.index, fd, flags);
+            let refusal = Refusal {
+                errno: errno(&error),
+                words: words.as_deref(),
+                interface,
+                parent: interface
+                    .lower
+                    .and_then(|index| place.topology.name_of(index)),
+            };
+            let mut reason = words.clone().unwrap_or_else(|| chain(&error));
+            if let Some(remedy) = remedy::remedy(&refusal) {
+                reason.push_str("; ");
+                reason.push_str(&remedy);
+            }
             return Err(XdpError::Attach {
                 interface: interface.name.clone(),
-                reason: explain(&error, words.as_deref(), interface),
+                reason,
             });
         }
     };
@@ -322,41 +345,102 @@ fn attach_xdp(
     FdLink::try_from(link).map_err(|_not_a_link| XdpError::NoLinks)
 }
 
+fn is_in_use(error: &ProgramError) -> bool {
+    matches!(errno(error), Some(Errno::BUSY | Errno::EXIST))
+}
+
+/// Detaches our programs from the interfaces above, as this interface carries their frames; returns
+/// whether there were any. For as long as it takes to attach below, nothing judges these frames.
+fn detach_above(place: &Place<'_>) -> Result<bool, XdpError> {
+    let Place {
+        interface,
+        pins,
+        topology,
+        ..
+    } = *place;
+    let mut any = false;
+    for upper in topology.stacked_on(interface) {
+        if let Some(rung) = pins.linked(&upper.name) {
+            warn!(
+                from = upper.name,
+                to = interface.name,
+                "the program moves to the interface below"
+            );
+            pins::remove(&pins.link(rung, &upper.name))?;
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
+/// Which program is in the way: one on the interface, or one on an interface that is stacked on it.
+fn in_use(place: &Place<'_>, error: &ProgramError) -> XdpError {
+    let Place {
+        interface,
+        topology,
+        ..
+    } = *place;
+    let name = interface.name.clone();
+    let describe = |occupant: Occupant| {
+        let number = occupant.program;
+        format!(" (id {number}{})", name_of(number))
+    };
+    if let Some(occupant) = netlink::occupant(interface.index) {
+        return XdpError::Occupied {
+            interface: name,
+            hook: match occupant.is_generic {
+                true => "xdpgeneric",
+                false => "xdp",
+            },
+            program: describe(occupant),
+            coexist: coexist_hint(),
+        };
+    }
+    let above = topology
+        .stacked_on(interface)
+        .find_map(|upper| Some((upper, netlink::occupant(upper.index)?)));
+    match above {
+        Some((upper, occupant)) => XdpError::OccupiedAbove {
+            interface: name,
+            upper: upper.name.clone(),
+            program: describe(occupant),
+        },
+        None => XdpError::Attach {
+            interface: name,
+            reason: chain(error),
+        },
+    }
+}
+
+/// The way to live with another program, where the kernel has it.
+fn coexist_hint() -> &'static str {
+    match kernel::is_at_least(TCX_SINCE) {
+        true => ", or set `filter.coexist = \"tcx\"`",
+        false => "",
+    }
+}
+
 fn attach_tcx(program: &mut Program, interface: &Interface) -> Result<FdLink, XdpError> {
+    if !kernel::is_at_least(TCX_SINCE) {
+        let (major, minor) = TCX_SINCE;
+        return Err(XdpError::Attach {
+            interface: interface.name.clone(),
+            reason: format!(
+                "`filter.coexist = \"tcx\"` needs Linux {major}.{minor}, and this is {}",
+                kernel::release()
+            ),
+        });
+    }
     let tcx = program.tcx()?;
     // Before whatever else is there: it may redirect packets past us.
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let attached = tcx.attach_with_options(&interface.name, TcAttachType::Ingress, options);
     let id = attached.map_err(|error| XdpError::Attach {
         interface: interface.name.clone(),
-        reason: format!("{} (TCX needs Linux 6.6)", chain(&error)),
+        reason: chain(&error),
     })?;
     let link = tcx.take_link(id).map_err(XdpError::Load)?;
     FdLink::try_from(link).map_err(|_not_a_link| XdpError::NoLinks)
-}
-
-/// The kernel's reason in its own words, and what helps against the famous ones.
-fn explain(error: &ProgramError, words: Option<&str>, interface: &Interface) -> String {
-    let name = &interface.name;
-    let mut reason = words.map_or_else(|| chain(error), str::to_owned);
-    let lower = reason.to_lowercase();
-    let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
-    let hint = if errno(error) == Some(Errno::RANGE) || says(&["mtu", "too large", "frags"]) {
-        format!(
-            "the driver takes frames of one buffer only: `ip link set dev {name} mtu 3498` or less"
-        )
-    } else if says(&["lro", "gro_hw", "gro-hw", "guest_"]) {
-        format!("`ethtool -K {name} lro off rx-gro-hw off`")
-    } else if says(&["queue", "ring", "channel"]) {
-        format!("XDP needs queues of its own: `ethtool -L {name} combined N` with half as many")
-    } else if let Some(bond) = &interface.bond {
-        format!("it is a member of the bond `{bond}`: name the bond in `filter.interfaces`")
-    } else {
-        return reason;
-    };
-    reason.push_str("; ");
-    reason.push_str(&hint);
-    reason
 }
 
 /// `, name …` of a loaded program, if it can be found out.
@@ -368,37 +452,5 @@ fn name_of(program: u32) -> String {
 }
 
 const WEAKER: &str = "the verdicts are the same, but each packet costs many times as much";
-
-#[cfg(test)]
-mod tests {
-    use aya::sys::SyscallError;
-
-    use super::*;
-
-    #[test]
-    fn famous_refusals_come_with_a_remedy() {
-        let other = || ProgramError::IOError(io::Error::other("refused"));
-        let range = ProgramError::SyscallError(SyscallError {
-            call: "bpf_link_create",
-            io_error: Errno::RANGE.into(),
-        });
-        let explain = |error: &ProgramError, words| explain(error, words, &interface(None));
-
-        assert!(explain(&range, None).contains("mtu 3498"));
-        assert!(explain(&other(), Some("MTU too large")).contains("mtu 3498"));
-        assert!(explain(&other(), Some("LRO is enabled")).contains("lro off"));
-        assert!(explain(&other(), Some("not enough TX queues")).contains("ethtool -L eth0"));
-        assert_eq!(explain(&other(), Some("something else")), "something else");
-        let member = interface(Some("bond0"));
-        assert!(super::explain(&other(), None, &member).contains("`bond0`"));
-    }
-
-    fn interface(bond: Option<&str>) -> Interface {
-        Interface {
-            index: 2,
-            name: "eth0".to_owned(),
-            is_ethernet: true,
-            bond: bond.map(str::to_owned),
-        }
-    }
-}
+/// The first Linux with TCX: kernel/bpf/tcx.c.
+const TCX_SINCE: (u32, u32) = (6, 6);

@@ -7,6 +7,7 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
+use crate::kernel;
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
 
 /// Why the filter could not be put into the kernel, or could not be changed.
@@ -95,9 +96,30 @@ pub enum XdpError {
     Object(#[source] EbpfError),
     /// The kernel's verifier refuses the program.
     #[error(
-        "the kernel refuses the XDP program; PULLGATE_LOG=pullgate=debug shows the verifier's log"
+        "the verifier of Linux {} refuses the XDP program{}; the manual names the kernels that were \
+         tried: run one of them, and report this with all that `PULLGATE_LOG=pullgate=debug` logs",
+        kernel::release(),
+        quoted(words)
     )]
-    Refused(#[source] io::Error),
+    Refused {
+        /// The last lines of the verifier's log, in one.
+        words: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Before Linux 5.11 maps and programs count against the limit of locked memory.
+    #[error(
+        "Linux {} counts BPF maps and programs against the limit of locked memory, which is \
+         {limit_kib} KiB; start it as root, or raise the limit (`LimitMEMLOCK=infinity` in the unit, \
+         `ulimit -l unlimited`)",
+        kernel::release()
+    )]
+    LockedMemory {
+        /// The limit.
+        limit_kib: u64,
+        /// The kernel's answer.
+        source: EbpfError,
+    },
     /// The program cannot be loaded or taken hold of.
     #[error("the XDP program cannot be loaded")]
     Load(#[source] ProgramError),
@@ -144,14 +166,31 @@ pub enum XdpError {
     /// Another XDP program is on the interface.
     #[error(
         "another XDP program{program} is on `{interface}`; remove it with `ip link set dev \
-         {interface} xdp off` or through the tool that put it there (`bpftool link show` names \
-         its link), or set `filter.coexist = \"tcx\"`; a filter of pullgate's own that another \
-         `paths.bpf` has pinned goes with `rm -r` of that directory"
+         {interface} {hook} off` or through the tool that put it there (`bpftool link show` names \
+         its link){coexist}; a filter of pullgate's own that another `paths.bpf` has pinned goes \
+         with `rm -r` of that directory"
     )]
     Occupied {
         /// The interface.
         interface: String,
+        /// The word of ip(8) for where it is.
+        hook: &'static str,
         /// Its number and name in parentheses, as far as they are known.
+        program: String,
+        /// How to live with it, on kernels where that is possible.
+        coexist: &'static str,
+    },
+    /// Another XDP program is on an interface that is stacked on this one.
+    #[error(
+        "another XDP program{program} is on `{upper}`, which is stacked on `{interface}`, and the \
+         kernel attaches none below it; remove that one (`ip link set dev {upper} xdp off`)"
+    )]
+    OccupiedAbove {
+        /// The interface.
+        interface: String,
+        /// The one above.
+        upper: String,
+        /// The program's number and name in parentheses, as far as they are known.
         program: String,
     },
     /// A trial could not be ended by going back.
@@ -194,7 +233,23 @@ pub enum XdpError {
     },
 }
 
+/// `: …`, if there is something to quote.
+fn quoted(words: &str) -> String {
+    match words {
+        "" => String::new(),
+        words => format!(": {words}"),
+    }
+}
+
 impl XdpError {
+    /// Whether it is about one interface that does not take the program, and no other.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Attach { .. } | Self::Occupied { .. } | Self::OccupiedAbove { .. }
+        )
+    }
+
     /// The exit code for this error: sysexits.h.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -212,7 +267,8 @@ impl XdpError {
             | Self::Pin { .. }
             | Self::Missing { .. }
             | Self::Object(_)
-            | Self::Refused(_)
+            | Self::Refused { .. }
+            | Self::LockedMemory { .. }
             | Self::Load(_)
             | Self::Map { .. }
             | Self::NotVerified
@@ -220,6 +276,7 @@ impl XdpError {
             | Self::Netlink(_)
             | Self::Attach { .. }
             | Self::Occupied { .. }
+            | Self::OccupiedAbove { .. }
             | Self::NoLinks
             | Self::NoWayBack { .. }
             | Self::Unloaded

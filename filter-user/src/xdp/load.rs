@@ -11,12 +11,14 @@ use aya_log::EbpfLogger;
 use filter_ebpf::abi;
 use filter_ebpf::verdict::{COUNTERS, Counted};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 use super::attach::Rung;
 use super::pins::{self, Pins, Staging};
 use super::{XdpError, errno};
 use crate::config::{self, Fragments, Mode};
+use crate::kernel;
 use crate::ranges::Table;
 
 /// Loads the object for its maps: all that the programs of the interfaces share, empty.
@@ -162,17 +164,19 @@ pub(super) fn total(counters: &PerCpuArray<MapData, u64>, slot: u32) -> Result<u
 
 /// Loads the XDP program for frames of several buffers or, on old kernels, of one.
 fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
-    let refusal = match xdp(ebpf, abi::PROGRAM)?.load() {
+    match xdp(ebpf, abi::PROGRAM)?.load() {
         Ok(()) => return Ok(abi::PROGRAM),
-        Err(error) if errno(&error) == Some(Errno::INVAL) => error,
+        Err(error) if errno(&error) == Some(Errno::INVAL) => {}
         Err(error) => return Err(refused(error)),
-    };
+    }
     match xdp(ebpf, abi::PROGRAM_LINEAR)?.load() {
         Ok(()) => {
             warn!("this kernel (before 5.18) takes no XDP program for frames of several buffers");
             Ok(abi::PROGRAM_LINEAR)
         }
-        Err(_) => Err(refused(refusal)),
+        // On kernels that know no such frames, the first refusal is of the flag alone, and its log is
+        // empty.
+        Err(error) => Err(refused(error)),
     }
 }
 
@@ -186,7 +190,34 @@ fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, XdpError> {
     if OBJECT.is_empty() {
         return Err(XdpError::NoProgram);
     }
-    loader.load(OBJECT).map_err(XdpError::Object)
+    loader.load(OBJECT).map_err(|source| {
+        let limit = getrlimit(Resource::Memlock).current;
+        let (true, Some(limit)) = (!kernel::is_at_least(MEMORY_CONTROLLED_SINCE), limit) else {
+            return XdpError::Object(source);
+        };
+        XdpError::LockedMemory {
+            limit_kib: limit >> 10,
+            source,
+        }
+    })
+}
+
+/// Raises the limit of locked memory as far as this process may, see
+/// [`XdpError::LockedMemory`]. To be called before it gives up CAP_SYS_RESOURCE.
+pub fn raise_memory_limit() {
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let maximum = getrlimit(Resource::Memlock).maximum;
+        let highest = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        // What is not granted is reported if it is missed.
+        setrlimit(Resource::Memlock, highest).ok();
+    }
 }
 
 /// Removes the pin of a counter map that is of another shape than ours.
@@ -242,7 +273,7 @@ fn destinations(settings: &config::Filter) -> [u128; abi::DESTINATIONS_MAX] {
     bits
 }
 
-/// The verifier's log goes to the log, where its hundreds of lines belong.
+/// The verifier's log goes to the log, where its hundreds of lines belong; its last words say why.
 fn refused(error: ProgramError) -> XdpError {
     let ProgramError::LoadError {
         io_error,
@@ -252,7 +283,24 @@ fn refused(error: ProgramError) -> XdpError {
         return XdpError::Load(error);
     };
     debug!(%verifier_log, "the kernel refuses the XDP program");
-    XdpError::Refused(io_error)
+    XdpError::Refused {
+        words: last_words(&verifier_log.to_string()),
+        source: io_error,
+    }
+}
+
+/// The last lines of a verifier's log that say something, in one: the instruction, and the reason.
+fn last_words(log: &str) -> String {
+    let is_account = |line: &&str| {
+        // Counts of what was verified stand behind the reason.
+        let accounts = ["processed ", "verification time", "stack depth"];
+        accounts.iter().any(|start| line.starts_with(start))
+    };
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<_> = lines.filter(|line| !is_account(line)).collect();
+    let from = lines.len().saturating_sub(LAST_WORDS);
+    let words = lines.get(from..).unwrap_or_default().join(" / ");
+    words.chars().take(WORDS_MAX).collect()
 }
 
 pub(super) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, XdpError> {
@@ -268,5 +316,30 @@ pub(super) fn pin_error(pin: &Path, error: &dyn std::error::Error) -> XdpError {
     pins::blame(pin)(io::Error::other(crate::report::chain(error)))
 }
 
+/// Lines of the verifier's log in an error, and characters.
+const LAST_WORDS: usize = 3;
+const WORDS_MAX: usize = 600;
+/// From this Linux on memory is charged to the control group: commit 97306be45fbe.
+const MEMORY_CONTROLLED_SINCE: (u32, u32) = (5, 11);
 /// The XDP object, empty in builds without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_verifier_are_the_reason_without_the_account() {
+        let log = "0: R1=ctx\n\n140: (0f) r0 += r3\nmath between map_value pointer and register with \
+            unbounded min value is not allowed\nverification time 512 usec\nstack depth 32+0\n\
+            processed 176 insns (limit 1000000) max_states_per_insn 0\n";
+
+        assert_eq!(
+            last_words(log),
+            "0: R1=ctx / 140: (0f) r0 += r3 / math between map_value pointer and register with \
+             unbounded min value is not allowed"
+        );
+        assert_eq!(last_words(""), "");
+        assert_eq!(last_words(&"x".repeat(10_000)).len(), WORDS_MAX);
+    }
+}

@@ -6,7 +6,8 @@
 //!                counters-eth0    what the program counts
 //!                explained-eth0   what `pullgate explain` added to that
 //!                ranges_v4 …      the maps that the programs of all interfaces share
-//!                next/            the same, of a load that is not yet in force
+//!                counters-%spare  counters of the program that waits for the next interface
+//!                next/            the same, of a load that is not yet active
 //! ```
 
 use std::fs::{self, DirBuilder, File};
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 
 use super::XdpError;
 use super::attach::{Rung, Stay};
-use super::interfaces::pinned_index;
+use super::link::pinned_index;
 use crate::netlink::Interface;
 
 /// The pin directory of this version.
@@ -249,6 +250,19 @@ impl Pins {
         Ok(())
     }
 
+    /// Gives an interface the counters of another name; not if it has some already.
+    pub(super) fn rename_counters(&self, from: &str, to: &str) -> Result<bool, XdpError> {
+        let moves = abi::INTERFACE_MAPS
+            .map(|map| (self.of_interface(map, from), self.of_interface(map, to)));
+        if moves.iter().any(|(_, place)| place.exists()) {
+            return Ok(false);
+        }
+        for (pin, place) in moves {
+            fs::rename(&pin, &place).map_err(blame(&place))?;
+        }
+        Ok(true)
+    }
+
     /// The names of the interfaces that have a program: the pinned ones, or those on trial.
     pub(super) fn interfaces_in_force(&self, stay: Stay) -> Result<Vec<String>, XdpError> {
         let mut names = match stay {
@@ -435,6 +449,9 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     paths.collect()
 }
 
+/// In the place of an interface's name, for the program that waits for the next one: no interface
+/// has a percent sign in its name.
+pub(super) const SPARE: &str = "%spare";
 /// The user who may do everything.
 const ROOT: u32 = 0;
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.

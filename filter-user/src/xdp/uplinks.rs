@@ -1,63 +1,245 @@
-//! Which interfaces are to be filtered: those that the configuration names, or those that lead to
-//! the internet.
+//! By which interfaces strangers can come in, and where to attach so that each of them is covered.
+//!
+//! Pure: what netlink reports and the configuration in, [`Targets`] out. Interfaces are stacked (a
+//! VLAN on a bond, a bridge over a port), and a program sees the frames of everything above it: it
+//! is attached to the lowest interface that carries the frames, and those above are covered. The
+//! kernel demands as much, for it refuses a program below another one.
 
-use std::fs;
-use std::path::Path;
-
-use aya::programs::links::{FdLink, PinnedLink};
+use std::collections::BTreeSet;
+use std::io;
 
 use super::XdpError;
 use crate::config::{self, Interfaces};
-use crate::netlink::{self, Interface};
+use crate::netlink::{self, Interface, Kind};
 
-/// What is to be filtered, as far as it exists at this moment.
-pub(super) struct Wanted {
-    pub(super) present: Vec<Interface>,
-    /// Named by the configuration, but not there.
-    pub(super) missing: Vec<String>,
-    /// With a default route, but not Ethernet.
-    pub(super) unfit: Vec<String>,
+/// The network as the kernel describes it at one moment.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Topology {
+    interfaces: Vec<Interface>,
+    uplinks: netlink::Uplinks,
 }
 
-/// Picks the interfaces that `settings` are for from all there are.
-///
-/// An interface that once had a default route stays wanted as long as it is `linked`: routes come and
-/// go with leases, and none of that shall open the host.
-pub(super) fn wanted(
-    settings: &config::Filter,
-    all: &[Interface],
-    linked: &[String],
-) -> Result<Wanted, XdpError> {
-    let mut wanted = Wanted {
-        present: Vec::new(),
-        missing: Vec::new(),
-        unfit: Vec::new(),
-    };
-    match &settings.interfaces {
-        Interfaces::Auto => {
-            let routes = netlink::default_routes().map_err(XdpError::Netlink)?;
-            let leads_out = |interface: &Interface| {
-                routes.contains(&interface.index) || linked.contains(&interface.name)
-            };
-            for interface in all.iter().filter(|interface| leads_out(interface)) {
-                // A tunnel has no frames to judge; what carries it has.
-                if interface.is_ethernet {
-                    wanted.present.push(interface.clone());
-                } else {
-                    wanted.unfit.push(interface.name.clone());
-                }
-            }
-        }
-        Interfaces::Named(names) => {
-            for name in names {
-                match all.iter().find(|interface| interface.name == name.value) {
-                    Some(interface) => wanted.present.push(interface.clone()),
-                    None => wanted.missing.push(name.value.clone()),
-                }
-            }
-        }
+/// What is to be filtered.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Targets {
+    /// Where to attach, lower interfaces before those that are stacked on them.
+    pub(super) attach: Vec<Interface>,
+    /// Named by the configuration or remembered, but not there.
+    pub(super) missing: Vec<String>,
+}
+
+impl Topology {
+    /// Looks at all of it.
+    pub(super) fn read() -> io::Result<Self> {
+        Ok(Self {
+            interfaces: netlink::interfaces()?,
+            uplinks: netlink::uplinks()?,
+        })
     }
-    Ok(wanted)
+
+    /// Looks at the interfaces again; a routing table may hold a million routes.
+    pub(super) fn with_new_interfaces(&self) -> io::Result<Self> {
+        Ok(Self {
+            interfaces: netlink::interfaces()?,
+            uplinks: self.uplinks.clone(),
+        })
+    }
+
+    /// All interfaces.
+    pub(super) fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    /// The interface of that name.
+    pub(super) fn named(&self, name: &str) -> Option<&Interface> {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.name == name)
+    }
+
+    /// The interfaces by which strangers can come in, whatever is configured: those that lead to the
+    /// internet.
+    ///
+    /// A tunnel that only a table of its own leads to (wg-quick, Tailscale) is a VPN's: what arrives
+    /// by it was let in by its other end. An Ethernet interface that another table leads to is one
+    /// uplink of several.
+    pub(super) fn exposed(&self) -> impl Iterator<Item = &Interface> {
+        let netlink::Uplinks { main, other } = &self.uplinks;
+        self.interfaces.iter().filter(|interface| {
+            main.contains(&interface.index)
+                || interface.is_ethernet && other.contains(&interface.index)
+        })
+    }
+
+    /// Picks what `settings` are for.
+    ///
+    /// Under `"auto"`, an interface that once led to the internet stays a target: `remembered` and
+    /// `linked` are the names of such. Routes come and go with leases, and at boot they come last.
+    pub(super) fn targets(
+        &self,
+        settings: &config::Filter,
+        remembered: &BTreeSet<String>,
+        linked: &[String],
+    ) -> Targets {
+        let mut targets = Targets::default();
+        let mut wanted: Vec<&Interface> = Vec::new();
+        match &settings.interfaces {
+            Interfaces::Auto => {
+                wanted.extend(
+                    self.exposed()
+                        .filter(|interface| interface.is_ethernet)
+                        .map(|interface| self.carrier(interface)),
+                );
+                for name in remembered {
+                    match self.named(name) {
+                        Some(interface) if interface.is_ethernet => wanted.push(interface),
+                        Some(_) => {}
+                        None => targets.missing.push(name.clone()),
+                    }
+                }
+                wanted.extend(linked.iter().filter_map(|name| self.named(name)));
+            }
+            Interfaces::Named(names) => {
+                for name in names {
+                    match self.named(&name.value) {
+                        Some(interface) => wanted.push(self.bond_of(interface)),
+                        None => targets.missing.push(name.value.clone()),
+                    }
+                }
+            }
+        }
+        wanted.sort_by_key(|interface| (self.depth(interface, DEPTH_MAX), interface.index));
+        wanted.dedup_by_key(|interface| interface.index);
+        let mut kept = BTreeSet::new();
+        for interface in wanted {
+            if self.cover(interface, &kept).is_none() {
+                kept.insert(interface.index);
+                targets.attach.push(interface.clone());
+            }
+        }
+        targets
+    }
+
+    /// The attached interface whose program sees all frames of `interface`: itself, or a lower one.
+    pub(super) fn cover(
+        &self,
+        interface: &Interface,
+        attached: &BTreeSet<u32>,
+    ) -> Option<&Interface> {
+        self.cover_within(interface, attached, DEPTH_MAX)
+    }
+
+    fn cover_within(
+        &self,
+        interface: &Interface,
+        attached: &BTreeSet<u32>,
+        depth: u32,
+    ) -> Option<&Interface> {
+        if attached.contains(&interface.index) {
+            return self.at(interface.index);
+        }
+        let depth = depth.checked_sub(1)?;
+        if let Some(lower) = self.lower(interface) {
+            return self.cover_within(lower, attached, depth);
+        }
+        let bond = self.bond_of(interface);
+        if bond.index != interface.index {
+            return self.cover_within(bond, attached, depth);
+        }
+        // The frames of a switch come from all its ports; a container's are no stranger's.
+        let mut by = None;
+        for port in self.ports(interface) {
+            match self.cover_within(port, attached, depth) {
+                Some(lower) => by = Some(lower),
+                None if port.kind == Kind::Veth => {}
+                None => return None,
+            }
+        }
+        by
+    }
+
+    /// The interfaces above `interface`, whose frames its program sees as well.
+    pub(super) fn stacked_on<'a>(
+        &'a self,
+        interface: &'a Interface,
+    ) -> impl Iterator<Item = &'a Interface> {
+        self.interfaces
+            .iter()
+            .filter(|upper| upper.index != interface.index && self.is_above(upper, interface))
+    }
+
+    fn is_above(&self, upper: &Interface, interface: &Interface) -> bool {
+        let mut below = vec![upper];
+        for _ in 0..DEPTH_MAX {
+            let next: Vec<_> = below
+                .iter()
+                .flat_map(|upper| self.lower(upper).into_iter().chain(self.ports(upper)))
+                .collect();
+            if next.iter().any(|lower| lower.index == interface.index) {
+                return true;
+            }
+            below = next;
+        }
+        false
+    }
+
+    /// The lowest interface that carries all frames of `interface`.
+    fn carrier<'a>(&'a self, interface: &'a Interface) -> &'a Interface {
+        let mut carrier = interface;
+        for _ in 0..DEPTH_MAX {
+            carrier = match self.lower(carrier) {
+                Some(lower) => lower,
+                None => return self.bond_of(carrier),
+            };
+        }
+        carrier
+    }
+
+    /// The bond that `interface` is a port of, or itself: the kernel attaches nothing to such a port.
+    fn bond_of<'a>(&'a self, interface: &'a Interface) -> &'a Interface {
+        let controller = interface.controller.and_then(|index| self.at(index));
+        controller
+            .filter(|controller| controller.kind == Kind::Bond)
+            .unwrap_or(interface)
+    }
+
+    /// The name of the interface with this index.
+    pub(super) fn name_of(&self, index: u32) -> Option<&str> {
+        self.at(index).map(|interface| interface.name.as_str())
+    }
+
+    fn lower(&self, interface: &Interface) -> Option<&Interface> {
+        self.at(interface.lower?)
+    }
+
+    fn ports<'a>(&'a self, interface: &Interface) -> impl Iterator<Item = &'a Interface> {
+        let index = interface.index;
+        let has_ports = matches!(interface.kind, Kind::Bridge | Kind::Team);
+        self.interfaces
+            .iter()
+            .filter(move |port| has_ports && port.controller == Some(index))
+    }
+
+    /// How many interfaces lie below.
+    fn depth(&self, interface: &Interface, most: u32) -> u32 {
+        let Some(most) = most.checked_sub(1) else {
+            return 0;
+        };
+        let below = self
+            .lower(interface)
+            .into_iter()
+            .chain(self.ports(interface));
+        below
+            .map(|lower| 1 + self.depth(lower, most))
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn at(&self, index: u32) -> Option<&Interface> {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.index == index)
+    }
 }
 
 /// Finds what is wrong with the named interfaces: one whose frames cannot be judged, or that none of
@@ -67,8 +249,27 @@ pub(super) fn wanted(
 ///
 /// Returns the interface, with its place in the configuration.
 pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigError> {
+    let missing = check_kinds(settings)?;
+    match missing {
+        Some(name) => Err(name.place.error(format_args!(
+            "interface `{}` does not exist; `ip link` lists those that do",
+            name.value
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Finds a named interface whose frames cannot be judged. Returns the first missing one, if none of
+/// them exists.
+///
+/// # Errors
+///
+/// Returns the interface, with its place in the configuration.
+pub fn check_kinds(
+    settings: &config::Filter,
+) -> Result<Option<&config::Located<String>>, config::ConfigError> {
     let Interfaces::Named(names) = &settings.interfaces else {
-        return Ok(());
+        return Ok(None);
     };
     let all = netlink::interfaces().unwrap_or_default();
     let mut missing = None;
@@ -83,36 +284,200 @@ pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigE
             None => missing = missing.or(Some(name)),
         }
     }
-    match missing {
-        Some(name) if !any => Err(name.place.error(format_args!(
-            "interface `{}` does not exist; `ip link` lists those that do",
-            name.value
-        ))),
-        Some(_) | None => Ok(()),
+    Ok(missing.filter(|_| !any))
+}
+
+/// Interfaces on top of each other: the kernel's own MAX_NEST_DEV, net/core/dev.c.
+const DEPTH_MAX: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_vlan_with_the_default_route_is_covered_by_its_parent() {
+        let network = network([card("eth0"), vlan("eth0.10", 1), vlan("eth0.20", 1)], [2]);
+
+        let targets = network.targets(&auto(), &BTreeSet::new(), &[]);
+
+        assert_eq!(names(&targets), ["eth0"]);
+        assert_eq!(covered_by(&network, "eth0.10", &targets), Some("eth0"));
     }
-}
 
-/// The index of the interface that a pinned link is attached to, as [`link_index`].
-pub(super) fn pinned_index(pin: &Path) -> Option<u32> {
-    let pinned = PinnedLink::from_pin(pin).ok()?;
-    link_index(&FdLink::from(pinned))
-}
+    #[test]
+    fn a_named_vlan_is_attached_to_itself_and_its_parent_is_not_covered() {
+        let network = network([card("eth0"), vlan("eth0.10", 1)], [1, 2]);
 
-/// The index of the interface that a link is attached to; 0 if that is gone.
-///
-/// aya does not tell it, but the kernel's fdinfo does (`bpf_xdp_link_show_fdinfo`, net/core/dev.c,
-/// `tcx_link_fdinfo`, kernel/bpf/tcx.c): ours is the descriptor whose fdinfo has the link's id.
-pub(super) fn link_index(link: &FdLink) -> Option<u32> {
-    let id = format!("link_id:\t{}", link.info().ok()?.id());
-    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
-    descriptors.flatten().find_map(|descriptor| {
-        let info = fs::read_to_string(descriptor.path()).ok()?;
-        if !info.lines().any(|line| line == id) {
-            return None;
+        let targets = network.targets(&named(&["eth0.10"]), &BTreeSet::new(), &[]);
+
+        assert_eq!(names(&targets), ["eth0.10"]);
+        assert_eq!(covered_by(&network, "eth0", &targets), None);
+    }
+
+    #[test]
+    fn a_parent_and_its_vlan_need_one_program_in_whatever_order_they_are_named() {
+        let network = network([vlan("eth0.10", 2), card("eth0")], []);
+
+        for order in [["eth0", "eth0.10"], ["eth0.10", "eth0"]] {
+            let targets = network.targets(&named(&order), &BTreeSet::new(), &[]);
+
+            assert_eq!(names(&targets), ["eth0"], "{order:?}");
         }
-        let index = info
-            .lines()
-            .find_map(|line| line.strip_prefix("ifindex:"))?;
-        index.trim().parse().ok()
-    })
+    }
+
+    #[test]
+    fn a_bond_stands_for_its_ports_and_for_the_vlans_on_it() {
+        let bond = of_kind("bond0", Kind::Bond);
+        let network = network(
+            [port("eth0", 3), port("eth1", 3), bond, vlan("wan", 3)],
+            [4],
+        );
+
+        for settings in [auto(), named(&["eth1", "wan", "bond0"])] {
+            let targets = network.targets(&settings, &BTreeSet::new(), &[]);
+
+            assert_eq!(names(&targets), ["bond0"]);
+            assert_eq!(covered_by(&network, "wan", &targets), Some("bond0"));
+            assert_eq!(covered_by(&network, "eth0", &targets), Some("bond0"));
+        }
+    }
+
+    #[test]
+    fn a_bridge_is_covered_by_its_ports_if_all_of_them_are() {
+        let bridge = of_kind("br0", Kind::Bridge);
+        let container = Interface {
+            kind: Kind::Veth,
+            ..port("veth1", 2)
+        };
+        let guest = port("tap0", 2);
+        let alone = network([port("eth0", 2), bridge.clone(), container], [2]);
+        let shared = network([port("eth0", 2), bridge, guest], [2]);
+        let settings = named(&["eth0"]);
+
+        let targets = alone.targets(&settings, &BTreeSet::new(), &[]);
+        assert_eq!(covered_by(&alone, "br0", &targets), Some("eth0"));
+        let targets = shared.targets(&settings, &BTreeSet::new(), &[]);
+        assert_eq!(covered_by(&shared, "br0", &targets), None);
+        // Named both, the lower comes first: the kernel takes them in no other order.
+        let targets = shared.targets(&named(&["br0", "eth0"]), &BTreeSet::new(), &[]);
+        assert_eq!(names(&targets), ["eth0", "br0"]);
+        // By itself the bridge is the target, lest guests are filtered too.
+        let targets = shared.targets(&auto(), &BTreeSet::new(), &[]);
+        assert_eq!(names(&targets), ["br0"]);
+    }
+
+    #[test]
+    fn a_tunnel_counts_if_the_main_table_leads_to_it_and_a_card_in_any() {
+        let tunnel = || Interface {
+            is_ethernet: false,
+            ..card("wg0")
+        };
+        let mut by_rule = network([card("eth0"), tunnel(), card("eth1")], [1]);
+        by_rule.uplinks.other = BTreeSet::from([2, 3]);
+        let exposed = |network: &Topology| {
+            let exposed = network.exposed();
+            exposed.map(|i| i.name.clone()).collect::<Vec<_>>()
+        };
+
+        assert_eq!(exposed(&by_rule), ["eth0", "eth1"]);
+        let tunnelled = network([card("eth0"), tunnel()], [2]);
+        assert_eq!(exposed(&tunnelled), ["wg0"]);
+        let targets = tunnelled.targets(&auto(), &BTreeSet::new(), &[]);
+        assert_eq!(covered_by(&tunnelled, "wg0", &targets), None);
+    }
+
+    #[test]
+    fn an_uplink_is_remembered_and_waited_for_and_a_lan_is_left_alone() {
+        let network = network([card("eth0"), card("lan0")], []);
+        let remembered = BTreeSet::from(["eth0".to_owned(), "eth9".to_owned()]);
+
+        let targets = network.targets(&auto(), &remembered, &[]);
+
+        assert_eq!(names(&targets), ["eth0"]);
+        assert_eq!(targets.missing, ["eth9"]);
+    }
+
+    #[test]
+    fn interfaces_that_claim_to_lie_on_each_other_end_no_search() {
+        let network = network([vlan("a", 2), vlan("b", 1)], [1, 2]);
+
+        let targets = network.targets(&auto(), &BTreeSet::new(), &[]);
+
+        assert_eq!(targets.attach.len(), 1);
+        assert_eq!(network.stacked_on(&network.interfaces[0]).count(), 1);
+    }
+
+    fn network<const N: usize, const M: usize>(
+        interfaces: [Interface; N],
+        uplinks: [u32; M],
+    ) -> Topology {
+        let numbered = interfaces.into_iter().zip(1..);
+        Topology {
+            interfaces: numbered
+                .map(|(interface, index)| Interface { index, ..interface })
+                .collect(),
+            uplinks: netlink::Uplinks {
+                main: uplinks.into(),
+                other: BTreeSet::new(),
+            },
+        }
+    }
+
+    fn card(name: &str) -> Interface {
+        of_kind(name, Kind::Other)
+    }
+
+    fn vlan(name: &str, lower: u32) -> Interface {
+        Interface {
+            lower: Some(lower),
+            ..of_kind(name, Kind::Stacked)
+        }
+    }
+
+    fn port(name: &str, controller: u32) -> Interface {
+        Interface {
+            controller: Some(controller),
+            ..card(name)
+        }
+    }
+
+    fn of_kind(name: &str, kind: Kind) -> Interface {
+        Interface {
+            index: 0,
+            name: name.to_owned(),
+            is_ethernet: true,
+            kind,
+            lower: None,
+            controller: None,
+        }
+    }
+
+    fn auto() -> config::Filter {
+        filter("interfaces = \"auto\"")
+    }
+
+    fn named(names: &[&str]) -> config::Filter {
+        filter(&format!("interfaces = {names:?}"))
+    }
+
+    fn filter(line: &str) -> config::Filter {
+        let text = format!("[filter]\n{line}\n");
+        let config = Config::parse(Path::new("pullgate.toml"), &text).unwrap();
+        config.filter.unwrap()
+    }
+
+    fn names(targets: &Targets) -> Vec<&str> {
+        let attach = targets.attach.iter();
+        attach.map(|interface| interface.name.as_str()).collect()
+    }
+
+    fn covered_by<'a>(network: &'a Topology, name: &str, targets: &Targets) -> Option<&'a str> {
+        let attached = targets.attach.iter().map(|interface| interface.index);
+        let interface = network.named(name).unwrap();
+        let by = network.cover(interface, &attached.collect())?;
+        Some(by.name.as_str())
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::fmt::Formatter;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 
-use super::super::value::located;
+use super::super::value::{duration, located};
 use super::super::{
     Attach, Coexist, ConfigError, Filter, Fragments, Interfaces, Located, Mode, Source,
 };
@@ -30,6 +31,8 @@ pub(super) struct Raw {
     attach: Attach,
     #[serde(default)]
     coexist: Coexist,
+    #[serde(default = "ten_seconds", deserialize_with = "duration")]
+    interface_timeout: Duration,
 }
 
 enum RawInterfaces {
@@ -168,12 +171,17 @@ impl Raw {
             fragments: self.fragments,
             attach: self.attach,
             coexist: self.coexist,
+            interface_timeout: self.interface_timeout,
         })
     }
 }
 
 fn https() -> Spanned<Vec<RawPort>> {
     Spanned::new(0..0, vec![RawPort::Number(443)])
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
 }
 
 fn nothing<T>() -> Spanned<Vec<T>> {

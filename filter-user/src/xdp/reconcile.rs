@@ -1,0 +1,435 @@
+//! The reconciler: what should be filtered and what is, brought together, interface by interface.
+//!
+//! [`Filter::reconcile`] acts, [`Filter::coverage`] only looks; both go by the same [`Targets`], and by
+//! every interface that strangers can come in by, whether the configuration names it or not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::{info, warn};
+
+use super::attach::{self, Attached, Rung};
+use super::load::Program;
+use super::pins::{Pins, SPARE};
+use super::uplinks::Topology;
+use super::{Filter, LoadedSet, XdpError};
+use crate::config::Interfaces;
+use crate::netlink::{Changed, Interface};
+use crate::report::chain;
+
+/// How one interface fares.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Coverage {
+    /// The interface: strangers can come in by it, or the configuration names it.
+    pub interface: String,
+    /// Whether its frames are judged, and by what.
+    pub state: State,
+}
+
+/// Whether an interface's frames are judged, and by what.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum State {
+    /// By a program on it.
+    Attached(Rung),
+    /// By the program on this other interface, which carries its frames.
+    Covered(String),
+    /// Not: its link was detached, or is about to be made.
+    Detached,
+    /// Not: the configuration names it, and it does not exist.
+    Missing,
+    /// Not: its frames do not begin with an Ethernet header.
+    NotEthernet,
+    /// Not: the configuration does not name it.
+    NotNamed,
+    /// Not: the kernel does not take the program, for this reason.
+    Refused(String),
+}
+
+impl State {
+    /// Whether strangers' frames are judged.
+    #[must_use]
+    pub fn is_covered(&self) -> bool {
+        match self {
+            Self::Attached(_) | Self::Covered(_) => true,
+            Self::Detached
+            | Self::Missing
+            | Self::NotEthernet
+            | Self::NotNamed
+            | Self::Refused(_) => false,
+        }
+    }
+
+    /// The other interface whose program judges the frames.
+    #[must_use]
+    pub fn covered_by(&self) -> Option<&str> {
+        if let Self::Covered(lower) = self {
+            Some(lower)
+        } else {
+            None
+        }
+    }
+
+    /// The word in metrics and status.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Attached(rung) => rung.label(),
+            Self::Covered(_) => "covered",
+            Self::Detached
+            | Self::Missing
+            | Self::NotEthernet
+            | Self::NotNamed
+            | Self::Refused(_) => "none",
+        }
+    }
+}
+
+/// What [`Filter::reconcile`] did and found.
+#[derive(Debug, Default)]
+pub struct Reconciled {
+    /// Interfaces that have come, and are filtered.
+    pub found: Vec<String>,
+    /// Interfaces that were filtered before, were not, and are again.
+    pub reattached: Vec<String>,
+    /// Interfaces that are not filtered, and why: only the first time in a row.
+    pub failed: Vec<(String, XdpError)>,
+    /// Interfaces that are named or remembered, and do not exist.
+    pub missing: Vec<String>,
+    /// Another process has unloaded the filter; only a restart brings it back.
+    pub unloaded: bool,
+}
+
+impl Filter {
+    /// Attaches wherever the filter should be and is not, unless it was unloaded or was on a trial
+    /// that is over.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the interfaces cannot be listed.
+    pub fn reconcile(&mut self, changed: Changed) -> Result<Reconciled, XdpError> {
+        if self.reverted {
+            return Ok(Reconciled::default());
+        }
+        let topology = match changed.routes {
+            true => Topology::read(),
+            false => self.topology.with_new_interfaces(),
+        };
+        let topology = topology.map_err(XdpError::Netlink)?;
+        if topology != self.topology {
+            self.failures.retry_now();
+        } else if changed.links {
+            self.failures.retry_soon();
+        }
+        self.topology = topology;
+        let targets = self.targets();
+        let mut reconciled = Reconciled {
+            missing: targets.missing,
+            ..Reconciled::default()
+        };
+        let all = self.topology.interfaces();
+        // An interface that is gone has no frames left to judge.
+        let is_there = |attached: &Attached| all.iter().any(|i| i.name == attached.interface);
+        self.loaded.attached.retain(is_there);
+        let filtered = self.loaded.filtered(all);
+        let mut unfiltered = targets.attach;
+        unfiltered.retain(|interface| !filtered.contains_key(&interface.index));
+        // What comes during a trial waits for its end: only then is it known what it shall be.
+        if unfiltered.is_empty() || self.is_on_trial() {
+            return Ok(reconciled);
+        }
+        if !self.pins.exist() {
+            reconciled.unloaded = true;
+            return Ok(reconciled);
+        }
+        self.pins.follow_renames(all)?;
+        for interface in unfiltered {
+            if self.failures.is_waiting(&interface.name) {
+                continue;
+            }
+            let was_there = self.loaded.was_attached(&interface.name);
+            match self.attach_late(&interface) {
+                Ok(()) => {
+                    self.failures.forget(&interface.name);
+                    let list = match was_there {
+                        true => &mut reconciled.reattached,
+                        false => &mut reconciled.found,
+                    };
+                    list.push(interface.name);
+                }
+                Err(error) => {
+                    if self.failures.note(&interface.name, &error) {
+                        reconciled.failed.push((interface.name, error));
+                    }
+                }
+            }
+        }
+        self.note_uplinks();
+        self.prepare_spare();
+        Ok(reconciled)
+    }
+
+    /// How every interface fares that strangers can come in by, or that the configuration names.
+    ///
+    /// # Errors
+    ///
+    /// Returns why the interfaces cannot be listed.
+    pub fn coverage(&self) -> Result<Vec<Coverage>, XdpError> {
+        let topology = self.topology.with_new_interfaces();
+        let topology = topology.map_err(XdpError::Netlink)?;
+        let targets = topology.targets(&self.settings, &self.uplinks, &self.linked());
+        let filtered = self.loaded.filtered(topology.interfaces());
+        let indices = filtered.keys().copied().collect();
+        let state = |interface: &Interface| {
+            if let Some(rung) = filtered.get(&interface.index) {
+                return State::Attached(*rung);
+            }
+            if let Some(lower) = topology.cover(interface, &indices) {
+                return State::Covered(lower.name.clone());
+            }
+            if let Some(reason) = self.failures.reason(&interface.name) {
+                return State::Refused(reason.to_owned());
+            }
+            let is_target = targets.attach.iter().any(|it| it.index == interface.index);
+            let is_named = self.loaded.was_attached(&interface.name);
+            match &self.settings.interfaces {
+                _ if !interface.is_ethernet => State::NotEthernet,
+                Interfaces::Named(_) if !is_target && !is_named => State::NotNamed,
+                Interfaces::Named(_) | Interfaces::Auto => State::Detached,
+            }
+        };
+        let mut coverage = BTreeMap::new();
+        let named = match &self.settings.interfaces {
+            Interfaces::Named(names) => names.iter().map(|name| name.value.as_str()).collect(),
+            Interfaces::Auto => Vec::new(),
+        };
+        let attached = self.loaded.attached.iter();
+        let attached = attached.map(|attached| attached.interface.as_str());
+        let exposed = topology.exposed().map(|interface| interface.name.as_str());
+        let missing = targets.missing.iter().map(String::as_str);
+        for name in named
+            .into_iter()
+            .chain(attached)
+            .chain(exposed)
+            .chain(missing)
+        {
+            let state = topology.named(name).map_or(State::Missing, state);
+            coverage.insert(name.to_owned(), state);
+        }
+        // A remembered uplink that is gone lets no stranger in.
+        if matches!(self.settings.interfaces, Interfaces::Auto) {
+            coverage.retain(|name, state| *state != State::Missing || !self.uplinks.contains(name));
+        }
+        let coverage = coverage.into_iter();
+        Ok(coverage
+            .map(|(interface, state)| Coverage { interface, state })
+            .collect())
+    }
+
+    /// Interfaces that are filtered although nobody asked for it: they share a parent with an uplink
+    /// (VLANs of one card), so their clients are judged like strangers. With the parent's name.
+    #[must_use]
+    pub fn bystanders(&self) -> Vec<(String, String)> {
+        if !matches!(self.settings.interfaces, Interfaces::Auto) {
+            return Vec::new();
+        }
+        let exposed: BTreeSet<u32> = self.topology.exposed().map(|it| it.index).collect();
+        let mut bystanders = Vec::new();
+        for attached in &self.loaded.attached {
+            let Some(lower) = self.topology.named(&attached.interface) else {
+                continue;
+            };
+            for upper in self.topology.stacked_on(lower) {
+                if !exposed.contains(&upper.index) {
+                    bystanders.push((upper.name.clone(), lower.name.clone()));
+                }
+            }
+        }
+        bystanders
+    }
+
+    /// Interfaces that have led to the internet, by name: what `interfaces = "auto"` remembers.
+    #[must_use]
+    pub fn uplinks(&self) -> &BTreeSet<String> {
+        &self.uplinks
+    }
+
+    /// Interfaces that are named or remembered, and that are not attached to yet.
+    #[must_use]
+    pub fn awaited(&self) -> Vec<String> {
+        self.targets().missing
+    }
+
+    fn targets(&self) -> super::Targets {
+        let linked = self.linked();
+        self.topology
+            .targets(&self.settings, &self.uplinks, &linked)
+    }
+
+    fn linked(&self) -> Vec<String> {
+        let attached = self.loaded.attached.iter();
+        attached.map(|a| a.interface.clone()).collect()
+    }
+
+    /// Remembers what is attached as an uplink.
+    pub(super) fn note_uplinks(&mut self) {
+        match self.settings.interfaces {
+            Interfaces::Auto => {
+                let attached = self.loaded.attached.iter();
+                self.uplinks
+                    .extend(attached.map(|attached| attached.interface.clone()));
+            }
+            Interfaces::Named(_) => self.uplinks.clear(),
+        }
+    }
+
+    /// Under `"auto"`, an uplink may appear at any time under any name: a program waits for it, so that
+    /// it is attached in the event that announces it.
+    pub(super) fn prepare_spare(&mut self) {
+        let is_auto = matches!(self.settings.interfaces, Interfaces::Auto);
+        if !is_auto || self.loaded.programs.contains_key(SPARE) || !self.pins.exist() {
+            return;
+        }
+        match self.loaded.load_program(SPARE, &self.settings, &self.pins) {
+            Ok(()) => {}
+            Err(error) => warn!(error = %chain(&error), "no program is loaded ahead"),
+        }
+    }
+
+    /// Attaches on an interface that has come or has lost its link, with what is active elsewhere.
+    fn attach_late(&mut self, interface: &Interface) -> Result<(), XdpError> {
+        let Self {
+            loaded,
+            settings,
+            pins,
+            topology,
+            ..
+        } = self;
+        let name = &interface.name;
+        if !loaded.programs.contains_key(name) && !loaded.take_spare(name, pins)? {
+            loaded.load_program(name, settings, pins)?;
+        }
+        if let Some(program) = loaded.programs.get_mut(name) {
+            let place = attach::Place {
+                interface,
+                settings,
+                pins,
+                topology,
+            };
+            let mut attached = attach::attach(program, &place)?;
+            attached.pin()?;
+            program.pin(attached.rung, &pins.program(name))?;
+            loaded
+                .attached
+                .retain(|attached| attached.interface != *name);
+            loaded.attached.push(attached);
+            loaded.once_attached.insert(name.clone());
+        }
+        Ok(())
+    }
+}
+
+impl LoadedSet {
+    /// The interfaces that are filtered by our links at this moment, by index.
+    fn filtered(&self, all: &[Interface]) -> BTreeMap<u32, Rung> {
+        let attached = self.attached.iter();
+        attached
+            .filter_map(|attached| Some((attached.filtered_index(all)?, attached.rung)))
+            .collect()
+    }
+
+    fn was_attached(&self, name: &str) -> bool {
+        self.once_attached.contains(name)
+    }
+
+    fn load_program(
+        &mut self,
+        name: &str,
+        settings: &crate::config::Filter,
+        pins: &Pins,
+    ) -> Result<(), XdpError> {
+        let active = self.publisher.active()?;
+        let program = Program::load(settings, name, pins, active, |map| pins.shared(map))?;
+        self.programs.insert(name.to_owned(), program);
+        Ok(())
+    }
+
+    /// Makes the spare program that of an interface; not if that has counters from before.
+    fn take_spare(&mut self, name: &str, pins: &Pins) -> Result<bool, XdpError> {
+        if !self.programs.contains_key(SPARE) || !pins.rename_counters(SPARE, name)? {
+            return Ok(false);
+        }
+        if let Some(spare) = self.programs.remove(SPARE) {
+            info!(
+                interface = name,
+                "the program that was loaded ahead is taken"
+            );
+            self.programs.insert(name.to_owned(), spare);
+        }
+        Ok(true)
+    }
+}
+
+/// What keeps failing, by interface.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failures(BTreeMap<String, Failure>);
+
+/// An interface that could not be attached to.
+#[derive(Clone, Debug, Default)]
+struct Failure {
+    /// Times in a row.
+    times: u32,
+    /// Looks until the next attempt.
+    pause: u32,
+    reason: String,
+}
+
+impl Failures {
+    pub(super) fn has(&self, interface: &str) -> bool {
+        self.0.contains_key(interface)
+    }
+
+    fn reason(&self, interface: &str) -> Option<&str> {
+        self.0.get(interface).map(|failure| failure.reason.as_str())
+    }
+
+    /// Notes a failure; returns whether it is news.
+    pub(super) fn note(&mut self, interface: &str, error: &XdpError) -> bool {
+        let failure = self.0.entry(interface.to_owned()).or_default();
+        let reason = chain(error);
+        let is_news = failure.reason != reason;
+        failure.times += 1;
+        failure.pause = failure.times.min(PAUSE_MAX);
+        failure.reason = reason;
+        is_news
+    }
+
+    fn forget(&mut self, interface: &str) {
+        self.0.remove(interface);
+    }
+
+    /// Whether the next attempt is not due yet; each call is a look.
+    fn is_waiting(&mut self, interface: &str) -> bool {
+        let Some(failure) = self.0.get_mut(interface) else {
+            return false;
+        };
+        let is_waiting = failure.pause > 0;
+        failure.pause = failure.pause.saturating_sub(1);
+        is_waiting
+    }
+
+    /// The network is another one.
+    fn retry_now(&mut self) {
+        for failure in self.0.values_mut() {
+            failure.pause = 0;
+        }
+    }
+
+    /// Something about an interface has changed: perhaps by our own attempt.
+    fn retry_soon(&mut self) {
+        for failure in self.0.values_mut() {
+            failure.pause = failure.pause.min(1);
+        }
+    }
+}
+
+/// Looks between two attempts of what keeps failing.
+const PAUSE_MAX: u32 = 30;
