@@ -11,7 +11,11 @@ use std::time::Duration;
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use tests::daemon::Pullgate;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+use tests::daemon::{self, Pullgate};
 use tests::gate::{blog, shop};
 use tests::net::Host;
 use tests::{Lab, Plan, Rig};
@@ -256,4 +260,63 @@ fn ask(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+#[test]
+fn a_kernel_without_ipv6_is_served_over_ipv4_and_status_says_so() {
+    let rig = Rig::new();
+    rig.configure("", &[&shop("")]);
+    let gate = on_a_kernel_without_ipv6(|| Pullgate::start(&rig.network, &rig.config, "gate"));
+
+    let status = gate.status();
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("`gate.listen`: [::]:443 is not served, because this kernel has no IPv6"),
+        "{warnings}"
+    );
+    let listen = serde_json::json!(["listen", "0.0.0.0:443"]);
+    assert!(status["details"].as_array().unwrap().contains(&listen));
+    assert_eq!(gate.stop(), Some(0));
+
+    rig.configure("listen = [\"[::]:443\"]", &[&shop("")]);
+    let words = ["run", "--only", "gate"];
+    let refused = on_a_kernel_without_ipv6(|| daemon::output(&rig.network, &rig.config, &words));
+    assert_eq!(refused.status.code(), Some(78));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        error.contains("this kernel has no IPv6") && error.contains("`gate.listen`"),
+        "{error}"
+    );
+}
+
+/// Starts processes as if the kernel had been booted with `ipv6.disable=1`.
+fn on_a_kernel_without_ipv6<T: Send>(start: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            refuse_ipv6();
+            start()
+        });
+        inside.join().unwrap()
+    })
+}
+
+/// For this thread and the processes that it starts.
+fn refuse_ipv6() {
+    let is_ipv6 = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        u64::try_from(nix::libc::AF_INET6).unwrap(),
+    );
+    let rule = SeccompRule::new(vec![is_ipv6.unwrap()]).unwrap();
+    let rules = [(nix::libc::SYS_socket, vec![rule])].into();
+    let unsupported = u32::try_from(nix::libc::EAFNOSUPPORT).unwrap();
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(unsupported),
+        TargetArch::x86_64,
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    apply_filter(&program).unwrap();
 }
