@@ -13,6 +13,7 @@ use tests::client::{Client, Session, connect};
 use tests::debian::{Debian, text};
 use tests::eventually;
 use tests::gate::{StopAtTheEnd, origin};
+use tests::manual::Manual;
 use tests::net::{Host, Network};
 use tests::pki::{Pki, SHOP};
 use tests::web::{Kind, Web};
@@ -312,47 +313,6 @@ fn seen_by_gate(debian: &Debian<'_>) -> usize {
         .map(|address| address.to_string());
     let names_him = |line: &&str| line.contains(&v4) || line.contains(&v6);
     journal.lines().filter(names_him).count()
-}
-
-/// The commands of the manual's first run, as an operator copies them; he is root already.
-struct Manual {
-    package: &'static str,
-    install: &'static str,
-    check: &'static str,
-    start_filter: &'static str,
-    status: &'static str,
-    enforce: &'static str,
-    reload: &'static str,
-    start_gate: &'static str,
-    unpack: &'static str,
-    take_in: [&'static str; 3],
-}
-
-impl Manual {
-    fn read() -> Self {
-        let manual = include_str!("../README.md");
-        let section = manual.split("## Install and first run").nth(1).unwrap();
-        let lines = section.lines().filter_map(|line| line.strip_prefix("$ "));
-        let mut commands = lines.map(|line| line.split(" #").next().unwrap().trim());
-        assert_eq!(commands.next(), Some("cargo xtask dist"));
-        let mut next = || commands.next().unwrap().strip_prefix("sudo ").unwrap();
-        let install = next();
-        let (check, start_filter, status, enforce, reload) =
-            (next(), next(), next(), next(), next());
-        assert_eq!([next(), next()], [status, check]);
-        Self {
-            package: install.strip_prefix("apt install ./").unwrap(),
-            install,
-            check,
-            start_filter,
-            status,
-            enforce,
-            reload,
-            start_gate: next(),
-            unpack: next(),
-            take_in: [next(), next(), next()],
-        }
-    }
 }
 
 fn unit(role: &str) -> String {

@@ -14,6 +14,7 @@ pub mod feed;
 pub mod gate;
 mod janitor;
 pub mod lab;
+pub mod manual;
 pub mod net;
 pub mod oracle;
 pub mod pki;

@@ -68,6 +68,14 @@ impl Network {
     /// Makes the namespaces, and a directory with a bpffs of their own.
     #[must_use]
     pub fn new() -> Self {
+        let network = Self::without_origin();
+        network.connect(Host::Origin);
+        network
+    }
+
+    /// The same, where the origin is a virtual machine's to be: see [`Self::tap`].
+    #[must_use]
+    pub fn without_origin() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("pg{}-{number}", std::process::id());
         let directory = TempDir::with_prefix("pullgate-lab-").unwrap();
@@ -105,15 +113,28 @@ impl Network {
             "0",
         ]);
         ip(&["-n", &hub, "link", "set", "hub", "up"]);
-        for host in Host::ALL {
+        for host in [Host::Edge, Host::Stranger] {
             network.connect(host);
         }
         network
     }
 
+    /// Makes a port of the bridge that a virtual machine's card is connected to.
+    pub fn tap(&self, name: &str) {
+        let hub = &self.hub();
+        ip(&["-n", hub, "tuntap", "add", name, "mode", "tap", "vnet_hdr"]);
+        ip(&["-n", hub, "link", "set", name, "master", "hub", "up"]);
+    }
+
+    /// The name of the bridge's namespace.
+    #[must_use]
+    pub fn hub(&self) -> String {
+        format!("{}-hub", self.id)
+    }
+
     /// Connects a host to the bridge by a new interface.
     pub fn connect(&self, host: Host) {
-        let hub = &format!("{}-hub", self.id);
+        let hub = &self.hub();
         let name = self.namespace(host);
         let port = format!("to-{}", host.label());
         let mac = host.mac().map(|byte| format!("{byte:02x}")).join(":");

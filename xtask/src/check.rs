@@ -21,5 +21,6 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .env("RUSTDOCFLAGS", "--deny warnings"),
     )?;
     test::run(&test::Options::default())?;
+    test::run(&test::Options::short_vm())?;
     run::run(&run::Options::once())
 }

@@ -15,6 +15,7 @@ mod ranges_baseline;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 /// What there is to do with this workspace.
 #[derive(Parser)]

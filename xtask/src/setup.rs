@@ -67,21 +67,7 @@ pub(crate) fn debian() -> anyhow::Result<()> {
     if tree.exists() {
         return Ok(());
     }
-    let mut targets = Command::new("apt-get");
-    targets.args([
-        "indextargets",
-        "--format",
-        "$(CODENAME) $(REPO_URI)",
-        "Created-By: Packages",
-    ]);
-    let output = targets.output().context("apt-get indextargets")?;
-    let text = String::from_utf8(output.stdout).context("apt-get indextargets")?;
-    let ours = text
-        .lines()
-        .find_map(|line| line.strip_prefix(DEBIAN)?.strip_prefix(' '));
-    let Some(archive) = ours else {
-        bail!("apt knows no archive of {DEBIAN}, which the tests install in");
-    };
+    let archive = archive(DEBIAN)?;
     let unfinished = root().join("target/debian.unfinished");
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).context("target/debian.unfinished")?;
@@ -96,6 +82,26 @@ pub(crate) fn debian() -> anyhow::Result<()> {
     fs::rename(&unfinished, &tree).context("target/debian")
 }
 
+/// Where this host has the packages of a suite from.
+pub(crate) fn archive(suite: &str) -> anyhow::Result<String> {
+    let mut targets = Command::new("apt-get");
+    targets.args([
+        "indextargets",
+        "--format",
+        "$(CODENAME) $(REPO_URI)",
+        "Created-By: Packages",
+    ]);
+    let output = targets.output().context("apt-get indextargets")?;
+    let text = String::from_utf8(output.stdout).context("apt-get indextargets")?;
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix(suite)?.strip_prefix(' '));
+    match found {
+        Some(archive) => Ok(archive.to_owned()),
+        None => bail!("apt knows no archive of {suite}, which the tests install in"),
+    }
+}
+
 /// Installs a tool under `target/tools`, unless that version is there already.
 fn tool(name: &str, version: &str, features: &[&str]) -> anyhow::Result<()> {
     let tools = root().join("target/tools");
@@ -108,7 +114,16 @@ fn tool(name: &str, version: &str, features: &[&str]) -> anyhow::Result<()> {
 }
 
 fn packages() -> anyhow::Result<()> {
-    let missing = missing();
+    install_packages(&PACKAGES)
+}
+
+/// What only `cargo xtask test --vm` needs.
+pub(crate) fn vm_packages() -> anyhow::Result<()> {
+    install_packages(&VM_PACKAGES)
+}
+
+fn install_packages(wanted: &[&str]) -> anyhow::Result<()> {
+    let missing = missing(wanted);
     if missing.is_empty() {
         return Ok(());
     }
@@ -148,14 +163,15 @@ fn packages() -> anyhow::Result<()> {
 }
 
 /// The packages that dpkg does not call installed.
-fn missing() -> Vec<&'static str> {
+fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"]);
-    let output = query.args(PACKAGES).output();
+    let output = query.args(wanted).output();
     let installed = output.map(|output| output.stdout).unwrap_or_default();
     let installed = String::from_utf8_lossy(&installed);
-    PACKAGES
-        .into_iter()
+    wanted
+        .iter()
+        .copied()
         .filter(|package| {
             !installed
                 .lines()
@@ -196,4 +212,16 @@ const PACKAGES: [&str; 24] = [
     "systemd",
     "util-linux",
     "xdp-tools",
+];
+/// What makes and boots the machines of the kernel matrix.
+const VM_PACKAGES: [&str; 9] = [
+    "busybox-static",
+    "cpio",
+    "debian-archive-keyring",
+    "e2fsprogs",
+    "kmod",
+    "procps",
+    "qemu-system-x86",
+    "xz-utils",
+    "zstd",
 ];

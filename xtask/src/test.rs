@@ -8,9 +8,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::build::with_object;
-use crate::dist;
-use crate::exec::{exec, is_root, root, say, shown};
-use crate::setup;
+use crate::exec::{as_root, exec, is_root, root, say, shown};
+use crate::{dist, setup, vm};
 
 /// What to test.
 #[derive(Args, Default)]
@@ -20,10 +19,31 @@ pub(crate) struct Options {
     /// Repeat what is a matter of chance many times: takes half an hour.
     #[arg(long)]
     long: bool,
+    /// Instead of the tests on this host: boot these kernels of `tests/vm/kernels` in virtual machines,
+    /// or all of them, and install, enforce and reboot there.
+    #[arg(long, value_name = "KERNEL", num_args = 0..)]
+    vm: Option<Vec<String>>,
+    /// With `--vm`: only what CI does.
+    #[arg(long, requires = "vm")]
+    short: bool,
+}
+
+impl Options {
+    /// What CI boots.
+    pub(crate) fn short_vm() -> Self {
+        Self {
+            vm: Some(vec!["6.1".to_owned(), "6.12".to_owned()]),
+            short: true,
+            ..Self::default()
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
+    if let Some(kernels) = &options.vm {
+        return boot(kernels, options.short);
+    }
     let skips = root().join("target/skipped-tests");
     if skips.exists() {
         fs::remove_file(&skips).context("target/skipped-tests")?;
@@ -65,6 +85,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         bail!("{failed} tests failed");
     }
     Ok(())
+}
+
+/// Boots kernels, and lets them judge.
+fn boot(kernels: &[String], short: bool) -> anyhow::Result<()> {
+    exec(&mut with_object(&[
+        "build",
+        "--workspace",
+        "--all-targets",
+    ])?)?;
+    dist::for_tests()?;
+    let ready = vm::prepare(kernels)?;
+    let mut command = as_root(Command::new(root().join("target/debug/vm")));
+    command.arg("--machines").arg(root().join("target/vm"));
+    if short {
+        command.arg("--short");
+    }
+    exec(command.args(ready))
 }
 
 /// How many tests ran.

@@ -1,0 +1,775 @@
+//! What is looked at on each kernel, in the order in which a host is set up.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use tests::client::Client;
+use tests::daemon;
+use tests::manual::Manual;
+use tests::net::{Host, Network};
+use tests::pki::{Pki, SHOP};
+
+use crate::machine::{self, CARDS, Card, E1000E, Machine, VIRTIO, VIRTIO_FIXED, VMXNET3, put};
+use crate::visitors::{Flood, knock};
+
+/// One check on one kernel.
+pub(crate) struct Row {
+    /// What was looked at.
+    pub(crate) check: &'static str,
+    /// What was measured, if anything was.
+    pub(crate) note: String,
+    /// Why it is not as it should be.
+    pub(crate) failure: Option<anyhow::Error>,
+}
+
+/// Boots a kernel and looks at everything; a check that fails does not keep the next from being made,
+/// unless there is no machine.
+pub(crate) fn run(directory: &Path, short: bool) -> Vec<Row> {
+    let network = Network::without_origin();
+    let pki = Pki::new(&network.path("pki"));
+    let mut rows = Rows::default();
+    let Some(mut machine) = rows.make("boots, systemd is content", || {
+        boot(&network, &pki, directory)
+    }) else {
+        return rows.0;
+    };
+    rows.check(
+        &mut machine,
+        "apt install, check, enable, monitor, enforce",
+        install,
+    );
+    rows.check(
+        &mut machine,
+        "native on virtio: stranger silent, edge answered",
+        native,
+    );
+    rows.check(
+        &mut machine,
+        "every variant, and the verdict table",
+        verdicts,
+    );
+    rows.check(
+        &mut machine,
+        "auto, remembered: not one answer at a boot",
+        boot_remembered,
+    );
+    rows.check(&mut machine, "generic XDP", generic);
+    if short {
+        return rows.0;
+    }
+    rows.check(&mut machine, "named: not one answer at a boot", boot_named);
+    rows.check(
+        &mut machine,
+        "a driver that loads 20 s late: not one answer",
+        boot_late,
+    );
+    rows.check(
+        &mut machine,
+        "auto, nothing remembered: gap at a boot",
+        boot_first,
+    );
+    rows.check(
+        &mut machine,
+        "a new uplink: gap until it is filtered",
+        new_uplink,
+    );
+    rows.check(&mut machine, "tcx behind another program", tcx);
+    rows.check(
+        &mut machine,
+        "virtio whose offloads are fixed: remedy, generic",
+        virtio_fixed,
+    );
+    rows.check(&mut machine, "e1000e: generic", e1000e);
+    rows.check(
+        &mut machine,
+        "vmxnet3: native where the driver has it, MTU",
+        vmxnet3,
+    );
+    rows.check(&mut machine, "VLAN: covered by its parent", vlan);
+    rows.check(
+        &mut machine,
+        "VLAN, then a default route by its parent",
+        vlan_and_parent,
+    );
+    rows.check(&mut machine, "macvlan: covered by its parent", macvlan);
+    rows.check(&mut machine, "bond", bond);
+    rows.check(&mut machine, "bridge over a port", bridge);
+    rows.check(&mut machine, "PPP uplink: NOT PROTECTED", ppp);
+    rows.check(&mut machine, "4,000 ranges in allow; locked memory", memory);
+    rows.check(&mut machine, "explain, reload, restart, kill -9", lifecycle);
+    rows.check(&mut machine, "trial: back by itself, and confirmed", trial);
+    rows.check(
+        &mut machine,
+        "gate by socket activation, nginx behind it",
+        |machine| gate(machine, &pki),
+    );
+    rows.check(&mut machine, "upgrade", upgrade);
+    rows.check(&mut machine, "unload", unload);
+    rows.check(&mut machine, "remove, purge", purge);
+    rows.0
+}
+
+#[derive(Default)]
+struct Rows(Vec<Row>);
+
+impl Rows {
+    fn make<T>(
+        &mut self,
+        check: &'static str,
+        make: impl FnOnce() -> anyhow::Result<(T, String)>,
+    ) -> Option<T> {
+        let begun = Instant::now();
+        let (made, note, failure) = match make() {
+            Ok((made, note)) => (Some(made), note, None),
+            Err(error) => (None, String::new(), Some(error)),
+        };
+        let seconds = begun.elapsed().as_secs();
+        match &failure {
+            None => println!("  ok     {seconds:>4} s  {check}  {note}"),
+            Some(error) => println!("  FAILED {seconds:>4} s  {check}: {error:#}"),
+        }
+        self.0.push(Row {
+            check,
+            note,
+            failure,
+        });
+        made
+    }
+
+    fn check(
+        &mut self,
+        machine: &mut Machine<'_>,
+        check: &'static str,
+        look: impl FnOnce(&mut Machine<'_>) -> anyhow::Result<String>,
+    ) {
+        let made = self.make(check, || Ok(((), look(machine)?)));
+        if made.is_none() {
+            println!("{}", machine.last_words());
+        }
+    }
+}
+
+fn boot<'a>(
+    network: &'a Network,
+    pki: &Pki,
+    directory: &Path,
+) -> anyhow::Result<(Machine<'a>, String)> {
+    let seed = machine::seed(&network.path(""))?;
+    let target = daemon::binary();
+    let target = target.ancestors().nth(2).context("target")?;
+    let package =
+        |number| fs::read(target.join(format!("dist/test/pullgate_0.0.{number}_amd64.deb")));
+    put(&seed, Manual::read().package, package(1)?)?;
+    put(&seed, UPGRADE, package(2)?)?;
+    for name in ["shop.example.pem", "shop.example.key", "ours-ca.pem"] {
+        put(&seed, &format!("root/{name}"), fs::read(pki.path(name))?)?;
+    }
+    put(&seed, "etc/nginx/conf.d/web.conf", NGINX)?;
+    put_verdict_test(&seed, target)?;
+    let machine = Machine::boot(network, directory, &seed)?;
+    machine.settle()?;
+    let release = machine.run("uname -r")?.trim().to_owned();
+    Ok((machine, release))
+}
+
+/// Adds the built test, and the object that it loads, where it looks for it.
+fn put_verdict_test(seed: &Path, target: &Path) -> anyhow::Result<()> {
+    let built = fs::read_dir(target.join("debug/deps"))?
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with("verdict-") && !name.contains('.')
+        });
+    let newest = built.max_by_key(|entry| entry.metadata().and_then(|found| found.modified()).ok());
+    let place = seed.join(VERDICT);
+    fs::create_dir_all(place.parent().context("a directory")?)?;
+    let mut strip = Command::new("strip");
+    strip
+        .arg("-o")
+        .arg(&place)
+        .arg(newest.context("no built test")?.path());
+    ensure!(strip.status()?.success(), "strip");
+    let object = target.join("bpf/bpfel-unknown-none/release/filter");
+    let inside = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/bpf/bpfel-unknown-none/release/filter");
+    // The path goes by way of this directory.
+    let manifest = env!("CARGO_MANIFEST_DIR").trim_start_matches('/');
+    put(seed, &format!("{manifest}/.keep"), "")?;
+    let inside = inside.to_string_lossy().replace("/tests/..", "");
+    put(seed, inside.trim_start_matches('/'), fs::read(object)?)
+}
+
+fn install(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    let manual = Manual::read();
+    for command in [manual.install, manual.check, manual.start_filter] {
+        machine.run(command)?;
+    }
+    let (_, monitored) = machine.try_run(manual.status)?;
+    ensure!(monitored.starts_with("NOT PROTECTED"), "{monitored}");
+    ensure!(
+        knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "monitor mode"
+    );
+    for command in [manual.enforce, manual.reload, manual.status] {
+        machine.run(command)?;
+    }
+    let version = machine.run("cat /etc/debian_version")?;
+    Ok(format!("Debian {}", version.trim()))
+}
+
+fn native(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    is_filtered(machine, VIRTIO, "native")?;
+    Ok(String::new())
+}
+
+fn generic(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    start(machine, "interfaces = [\"wan0\"]\nattach = \"generic\"")?;
+    is_filtered(machine, VIRTIO, "generic")?;
+    Ok(String::new())
+}
+
+/// The test that asks the loaded program every row of the table, in namespaces of its own.
+fn verdicts(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    let (status, text) = machine.try_run(&format!("/{VERDICT} --test-threads=1 2>&1"))?;
+    ensure!(status == 0, "{text}");
+    let passed = text.lines().filter(|line| line.ends_with("... ok")).count();
+    Ok(format!("{passed} tests"))
+}
+
+fn boot_remembered(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    machine.run("grep -q wan0 /var/lib/pullgate-filter/uplinks.json")?;
+    reboot_unanswered(machine, VIRTIO)
+}
+
+fn boot_named(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    start(machine, "interfaces = [\"wan0\"]")?;
+    reboot_unanswered(machine, VIRTIO)
+}
+
+fn boot_late(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    machine.write("/etc/modprobe.d/late.conf", "blacklist e1000e\n")?;
+    machine.write("/etc/systemd/system/late.service", LATE)?;
+    machine.run("systemctl --quiet enable late.service")?;
+    uplink_by(machine, E1000E)?;
+    configure(machine, "interfaces = [\"wan2\"]")?;
+    let outcome = reboot_unanswered(machine, E1000E);
+    machine.run("systemctl --quiet disable late.service && rm /etc/modprobe.d/late.conf")?;
+    machine.run("modprobe e1000e")?;
+    uplink_by(machine, VIRTIO)?;
+    outcome
+}
+
+fn boot_first(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    start(machine, "interfaces = \"auto\"")?;
+    machine.run("rm /var/lib/pullgate-filter/uplinks.json")?;
+    let network = machine.network();
+    let answers = Flood::during(network, VIRTIO.mac(), || machine.reboot())?;
+    is_filtered(machine, VIRTIO, "native")?;
+    let gap = answers.gap().as_millis();
+    Ok(format!("{gap} ms, {} answers", answers.stranger))
+}
+
+fn new_uplink(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    start(machine, "interfaces = \"auto\"")?;
+    machine.run("ip route del default && ip -6 route del default && systemctl stop pullgate-filter && pullgate unload")?;
+    machine.run("systemctl start pullgate-filter")?;
+    let network = machine.network();
+    // Only a host route leads back to them, so that they are answered from the first packet on.
+    let [v4, v6] = Host::Stranger.addresses();
+    let [edge4, edge6] = Host::Edge.addresses();
+    machine.run(&format!(
+        "for a in {v4} {v6} {edge4} {edge6}; do ip route add $a dev wan0; done"
+    ))?;
+    ensure!(
+        knock(network, VIRTIO.mac(), None)?.stranger,
+        "no uplink, so not filtered"
+    );
+    let log = machine.run(
+        "journalctl --sync; before=$(date +%s%N); ip route add default dev wan0; \
+         until journalctl --boot --unit pullgate-filter --since=-5s | grep -q 'has come, and is filtered'; do :; done; \
+         journalctl --boot --output=short-unix --unit pullgate-filter --since=-5s | awk -v before=$before \
+         '/program attached/ { printf \"%d\", ($1 * 1e9 - before) / 1e6; exit }'",
+    )?;
+    is_filtered(machine, VIRTIO, "native")?;
+    machine.run(&format!(
+        "for a in {v4} {v6} {edge4} {edge6}; do ip route del $a; done; networkctl reconfigure wan0"
+    ))?;
+    Ok(format!("{} ms", log.trim()))
+}
+
+fn tcx(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    // Another filter, whose pins are elsewhere, is a foreign program to this one.
+    start(machine, "interfaces = [\"wan0\"]\ncoexist = \"tcx\"")?;
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    let other = "[paths]\nstate = \"/run/other\"\nrun = \"/run/other\"\nbpf = \"/sys/fs/bpf/other\"\n\
+                 [filter]\ninterfaces = [\"wan0\"]\nmode = \"monitor\"\n";
+    machine.write("/root/other.toml", other)?;
+    machine.run(
+        "mkdir -p /run/other && systemd-run --quiet --unit=other --property=Type=notify \
+                 pullgate --config /root/other.toml run --only filter --yes",
+    )?;
+    let (status, text) = machine.try_run("systemctl start pullgate-filter")?;
+    let has_tcx = kernel(machine)? >= (6, 6);
+    let outcome = match has_tcx {
+        true => {
+            ensure!(status == 0, "{text}");
+            is_filtered(machine, VIRTIO, "tcx").map(|()| String::new())
+        }
+        false => {
+            // What it advises must be possible here.
+            let log =
+                machine.run("journalctl --boot --no-pager --unit pullgate-filter --lines=30")?;
+            let names_kernel = log.contains("needs Linux 6.6, and this is");
+            let advises = log.contains("or set `filter.coexist");
+            ensure!(status != 0 && names_kernel && !advises, "{log}");
+            Ok("refused".to_owned())
+        }
+    };
+    machine.run("systemctl stop other pullgate-filter; pullgate --config /root/other.toml unload; pullgate unload")?;
+    outcome
+}
+
+fn virtio_fixed(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    uplink_by(machine, VIRTIO_FIXED)?;
+    configure(machine, "interfaces = [\"wan1\"]\nattach = \"native\"")?;
+    let (status, _) = machine.try_run("systemctl restart pullgate-filter")?;
+    let log = machine.run("journalctl --boot --no-pager --unit pullgate-filter --lines=30")?;
+    ensure!(
+        status != 0 && log.contains("only the hypervisor can change that"),
+        "{log}"
+    );
+    start(machine, "interfaces = [\"wan1\"]")?;
+    is_filtered(machine, VIRTIO_FIXED, "generic")?;
+    uplink_by(machine, VIRTIO)?;
+    Ok(String::new())
+}
+
+fn e1000e(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    uplink_by(machine, E1000E)?;
+    start(machine, "interfaces = \"auto\"")?;
+    is_filtered(machine, E1000E, "generic")?;
+    uplink_by(machine, VIRTIO)?;
+    Ok(String::new())
+}
+
+fn vmxnet3(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    uplink_by(machine, VMXNET3)?;
+    machine.run("ip link set wan3 mtu 9000")?;
+    start(machine, "interfaces = [\"wan3\"]")?;
+    is_filtered(machine, VMXNET3, "generic")?;
+    let has_native = kernel(machine)? >= (6, 6);
+    let log = machine.run("journalctl --boot --no-pager --unit pullgate-filter --lines=30")?;
+    let advice = "ip link set dev wan3 mtu 3400";
+    ensure!(log.contains(advice) == has_native, "{log}");
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    machine.run("ip link set wan3 mtu 3400")?;
+    start(machine, "interfaces = [\"wan3\"]")?;
+    let mode = match has_native {
+        true => "native",
+        false => "generic",
+    };
+    is_filtered(machine, VMXNET3, mode)?;
+    machine.run("ip link set wan3 mtu 1500")?;
+    uplink_by(machine, VIRTIO)?;
+    Ok(mode.to_owned())
+}
+
+fn vlan(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    stacked(machine, "ip link add link wan0 name up0 type vlan id 10")?;
+    start(machine, "interfaces = \"auto\"")?;
+    is_covered(machine, "up0", "wan0")?;
+    let answered = knock(machine.network(), VIRTIO.mac(), Some(10))?;
+    ensure!(!answered.stranger, "a stranger in the VLAN is answered");
+    Ok(String::new())
+}
+
+/// What was the wrong all-clear: the VLAN is filtered, and then its parent is an uplink as well.
+fn vlan_and_parent(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    start(machine, "interfaces = [\"up0\"]")?;
+    ensure!(
+        mode(&machine.status()?, "up0") == "generic",
+        "named, so attached to itself"
+    );
+    let log = machine.run("journalctl --boot --no-pager --unit pullgate-filter --lines=30")?;
+    ensure!(
+        log.contains("it is stacked on `wan0`: name that instead"),
+        "{log}"
+    );
+    machine.run("ip route add default dev wan0 metric 50")?;
+    machine.eventually(
+        "NOT PROTECTED",
+        "pullgate status | grep '`wan0` is not filtered'; [ $? = 0 ]",
+    )?;
+    let (code, _) = machine.try_run("pullgate status")?;
+    ensure!(code == 1, "exit code {code}");
+    // Named as well, it takes over, in whatever order.
+    configure(machine, "interfaces = [\"up0\", \"wan0\"]")?;
+    machine.run("systemctl reload pullgate-filter")?;
+    is_covered(machine, "up0", "wan0")?;
+    machine.run("ip route del default dev wan0 metric 50")?;
+    start(machine, "interfaces = \"auto\"")?;
+    is_covered(machine, "up0", "wan0")?;
+    unstack(machine)?;
+    Ok(String::new())
+}
+
+fn macvlan(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    stacked(
+        machine,
+        "ip link add link wan0 name up0 address 02:00:00:00:00:21 type macvlan mode bridge",
+    )?;
+    start(machine, "interfaces = \"auto\"")?;
+    is_covered(machine, "up0", "wan0")?;
+    let answered = knock(machine.network(), [2, 0, 0, 0, 0, 0x21], None)?;
+    ensure!(!answered.stranger, "a stranger at the macvlan is answered");
+    unstack(machine)?;
+    Ok(String::new())
+}
+
+fn bond(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    stacked(
+        machine,
+        "ip link add up0 type bond mode active-backup && ip link set wan0 down && \
+         ip link set wan0 master up0 && ip link set wan0 up && \
+         echo 02:00:00:00:00:01 >/sys/class/net/up0/address",
+    )?;
+    start(machine, "interfaces = \"auto\"")?;
+    let mode = mode(&machine.status()?, "up0");
+    ensure!(["native", "generic"].contains(&mode.as_str()), "{mode}");
+    ensure!(
+        !knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "answered"
+    );
+    // A port stands for its bond.
+    start(machine, "interfaces = [\"wan0\"]")?;
+    is_covered(machine, "wan0", "up0")?;
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    machine.run("ip link set wan0 nomaster")?;
+    unstack(machine)?;
+    Ok(mode)
+}
+
+fn bridge(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    stacked(
+        machine,
+        "ip link add up0 type bridge && ip link set up0 address 02:00:00:00:00:01 && ip link set wan0 master up0",
+    )?;
+    start(machine, "interfaces = \"auto\"")?;
+    ensure!(
+        mode(&machine.status()?, "up0") == "generic",
+        "on the bridge itself"
+    );
+    ensure!(
+        !knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "answered"
+    );
+    start(machine, "interfaces = [\"wan0\"]")?;
+    is_covered(machine, "up0", "wan0")?;
+    ensure!(
+        !knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "answered"
+    );
+    machine.run("ip link set wan0 nomaster")?;
+    unstack(machine)?;
+    Ok(String::new())
+}
+
+fn ppp(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    start(machine, "interfaces = [\"wan0\"]")?;
+    ensure!(machine.status()?["protected"] == true, "before");
+    // Two ends on one host: what counts is the interface.
+    machine.run(
+        "systemd-run --quiet --unit=ppp --property=Type=exec pppd nodetach noauth local noipdefault \
+         192.0.2.1:192.0.2.2 pty 'pppd nodetach notty noauth local 192.0.2.2:192.0.2.1'",
+    )?;
+    machine.eventually("ppp0", "ip -brief address show ppp0 | grep 192.0.2")?;
+    machine.run("ip route add default dev ppp0 metric 10")?;
+    let text = machine.eventually(
+        "NOT PROTECTED",
+        "pullgate status | grep '`ppp0` is not filtered'",
+    )?;
+    let (code, _) = machine.try_run("pullgate status")?;
+    ensure!(code == 1, "exit code {code}: {text}");
+    machine.run("systemctl stop ppp")?;
+    machine.eventually("PROTECTED", "pullgate status")?;
+    Ok(String::new())
+}
+
+fn memory(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    let ranges = (0..4000).map(|n| format!("\"10.{}.{}.0/24\"", n / 256 * 16 % 256, n % 256));
+    let allow: Vec<_> = ranges.collect();
+    start_with(machine, "interfaces = [\"wan0\"]", &allow.join(", "))?;
+    is_filtered(machine, VIRTIO, "native")?;
+    // Without a service manager, and with the limit that a shell has.
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    machine.run(
+        "systemd-run --quiet --unit=shell --property=Type=notify --property=LimitMEMLOCK=65536 \
+         pullgate run --only filter --yes && systemctl stop shell && pullgate unload",
+    )?;
+    // One that may not raise it is told so, where it counts.
+    let (status, text) = machine.try_run(
+        "prlimit --memlock=65536:65536 setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \
+         timeout --preserve-status 20 pullgate run --only filter --yes 2>&1",
+    )?;
+    machine.try_run("pullgate unload")?;
+    let counts = kernel(machine)? < (5, 11);
+    let says = text.contains("against the limit of locked memory, which is 64 KiB");
+    ensure!(
+        says == counts && (status == 70) == counts,
+        "{status}: {text}"
+    );
+    start(machine, "interfaces = [\"wan0\"]")?;
+    Ok(String::new())
+}
+
+fn lifecycle(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    let [stranger, _] = Host::Stranger.addresses();
+    let explained = machine.run(&format!("pullgate explain {stranger}"))?;
+    ensure!(explained.contains("drop (NotListed)"), "{explained}");
+    let network = machine.network();
+    let answers = Flood::during(network, VIRTIO.mac(), || {
+        machine.run("systemctl reload pullgate-filter && systemctl restart pullgate-filter")?;
+        machine.run("systemctl kill --signal=KILL pullgate-filter")?;
+        machine
+            .eventually("it is back", "pullgate status")
+            .map(drop)
+    })?;
+    ensure!(answers.stranger == 0, "{answers:?}");
+    Ok(format!("{} SYNs", answers.sent))
+}
+
+fn trial(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    let (code, text) = machine.try_run("pullgate run --only filter --confirm 3s --yes 2>&1")?;
+    ensure!(code == 75, "{code}: {text}");
+    ensure!(
+        knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "nothing is left"
+    );
+    machine.run(
+        "systemd-run --quiet --unit=trial --property=Type=notify pullgate run --only filter --confirm 1h --yes && \
+         pullgate confirm && systemctl stop trial",
+    )?;
+    ensure!(
+        !knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "it stays"
+    );
+    machine.run("systemctl start pullgate-filter")?;
+    Ok(String::new())
+}
+
+fn gate(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
+    machine.run("cp /root/shop.example.* /root/ours-ca.pem /etc/pullgate/ && cd /etc/pullgate && \
+                 chmod 640 *.key && chgrp pullgate-gate *.key && systemctl --quiet enable --now nginx")?;
+    start(
+        machine,
+        &format!(
+            "interfaces = [\"wan0\"]\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n[[gate.host]]\n\
+         names = [\"{SHOP}\"]\ncertificate = \"shop.example.pem\"\nkey = \"shop.example.key\"\n\
+         trust = [\"ours-ca.pem\"]\nupstream = \"127.0.0.1:8080\"\n"
+        ),
+    )?;
+    machine.run(Manual::read().start_gate)?;
+    let network = machine.network();
+    let ask =
+        |client: &Client, from: Host, to: IpAddr| client.get(network, from, to, SHOP).0.brief();
+    let ours = Client::new(pki, Some(&pki.ours.client()));
+    let without = Client::new(pki, None);
+    for origin in Host::Origin.addresses() {
+        let (served, refused) = (
+            ask(&ours, Host::Edge, origin),
+            ask(&without, Host::Edge, origin),
+        );
+        ensure!(served == "200", "{origin}: {served}");
+        ensure!(
+            refused.contains("CertificateRequired"),
+            "{origin}: {refused}"
+        );
+    }
+    ensure!(!knock(network, VIRTIO.mac(), None)?.stranger, "answered");
+    // Its socket outlives it.
+    machine.run("systemctl kill --signal=KILL pullgate-gate")?;
+    let served = ask(&ours, Host::Edge, Host::Origin.addresses()[0]);
+    ensure!(served == "200", "after a kill: {served}");
+    machine.eventually("PROTECTED", "pullgate status")?;
+    Ok(String::new())
+}
+
+fn upgrade(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    let network = machine.network();
+    let answers = Flood::during(network, VIRTIO.mac(), || {
+        machine.run(&format!("dpkg --install /{UPGRADE}"))?;
+        machine.eventually("PROTECTED", "pullgate status").map(drop)
+    })?;
+    ensure!(answers.stranger == 0, "{answers:?}");
+    machine.run("dpkg-query --show pullgate | grep -q 0.0.2")?;
+    Ok(format!("{} SYNs", answers.sent))
+}
+
+fn unload(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    machine.run(
+        "systemctl stop pullgate-filter && pullgate unload && ! ls /sys/fs/bpf | grep pullgate",
+    )?;
+    ensure!(
+        knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "the way back in"
+    );
+    machine.run("systemctl start pullgate-filter")?;
+    Ok(String::new())
+}
+
+fn purge(machine: &mut Machine<'_>) -> anyhow::Result<String> {
+    machine.run("apt-get --yes remove pullgate && ! ls /sys/fs/bpf | grep pullgate")?;
+    machine.run(
+        "apt-get --yes purge pullgate && ! ls -d /var/lib/pullgate* /run/pullgate 2>/dev/null",
+    )?;
+    ensure!(
+        knock(machine.network(), VIRTIO.mac(), None)?.stranger,
+        "nothing is left"
+    );
+    Ok(String::new())
+}
+
+/// Reboots while SYNs come all the time; none of the stranger's may be answered.
+fn reboot_unanswered(machine: &mut Machine<'_>, card: Card) -> anyhow::Result<String> {
+    let network = machine.network();
+    let answers = Flood::during(network, card.mac(), || machine.reboot())?;
+    ensure!(answers.stranger == 0, "{answers:?}");
+    machine.eventually("PROTECTED", "pullgate status")?;
+    Ok(format!("{} SYNs", answers.sent))
+}
+
+/// Looks at status and at the wire.
+fn is_filtered(machine: &Machine<'_>, card: Card, expected: &str) -> anyhow::Result<()> {
+    let status = machine.status()?;
+    ensure!(status["protected"] == true, "{}", status["warnings"]);
+    let found = mode(&status, card.name);
+    ensure!(
+        found == expected,
+        "{}: {found}: {}",
+        card.name,
+        status["warnings"]
+    );
+    let answered = knock(machine.network(), card.mac(), None)?;
+    ensure!(!answered.stranger, "a stranger is answered");
+    Ok(())
+}
+
+fn is_covered(machine: &Machine<'_>, upper: &str, lower: &str) -> anyhow::Result<()> {
+    let script = format!(
+        "pullgate status --json | grep -A3 '\"name\": \"{upper}\"' | grep -q '\"covered_by\": \"{lower}\"' && pullgate status"
+    );
+    machine
+        .eventually(&format!("{upper} is covered by {lower}"), &script)
+        .map(drop)
+}
+
+fn mode(status: &Value, interface: &str) -> String {
+    let roles = status["roles"].as_array();
+    let interfaces = roles
+        .into_iter()
+        .flatten()
+        .flat_map(|role| role["filter"]["interfaces"].as_array())
+        .flatten();
+    let mut named = interfaces.filter(|it| it["name"] == interface);
+    let found = named.next().map(|it| it["mode"].to_string());
+    found.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// Starts the filter from nothing.
+fn start(machine: &Machine<'_>, filter: &str) -> anyhow::Result<()> {
+    start_with(machine, filter, "")
+}
+
+fn start_with(machine: &Machine<'_>, filter: &str, allow: &str) -> anyhow::Result<()> {
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    write_configuration(machine, filter, allow)?;
+    machine.run("systemctl start pullgate-filter").map(drop)
+}
+
+fn configure(machine: &Machine<'_>, filter: &str) -> anyhow::Result<()> {
+    write_configuration(machine, filter, "")
+}
+
+fn write_configuration(machine: &Machine<'_>, filter: &str, allow: &str) -> anyhow::Result<()> {
+    let text = format!("[ranges]\nallow = [{allow}]\n[filter]\n{filter}\n");
+    // As it was installed: its owner and its mode stay.
+    machine.write("/etc/pullgate/pullgate.toml", &text)
+}
+
+/// Gives another card the addresses and the default routes.
+fn uplink_by(machine: &Machine<'_>, card: Card) -> anyhow::Result<()> {
+    machine.write(
+        "/etc/systemd/network/20-uplink.network",
+        &machine::uplink(card.name),
+    )?;
+    let others: Vec<_> = CARDS.iter().map(|card| card.name).collect();
+    machine.run(&format!(
+        "networkctl reload; for i in {}; do ip address flush dev $i 2>/dev/null; ip link set $i down 2>/dev/null; done; \
+         networkctl up {name}; networkctl reconfigure {name}",
+        others.join(" "),
+        name = card.name,
+    ))?;
+    has_uplink(machine, card.name)
+}
+
+/// Puts an interface `up0` on top of the card, with its addresses and routes.
+fn stacked(machine: &Machine<'_>, make: &str) -> anyhow::Result<()> {
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    machine.write(
+        "/etc/systemd/network/20-uplink.network",
+        &machine::uplink("up0"),
+    )?;
+    machine.write(
+        "/etc/systemd/network/21-carrier.network",
+        "[Match]\nName=wan0\n[Network]\nLinkLocalAddressing=no\nKeepMaster=yes\nVLAN=\n",
+    )?;
+    machine.run(&format!(
+        "networkctl reload; ip address flush dev wan0; {make}; ip link set wan0 up; ip link set up0 up"
+    ))?;
+    has_uplink(machine, "up0")
+}
+
+fn unstack(machine: &Machine<'_>) -> anyhow::Result<()> {
+    machine.run("systemctl stop pullgate-filter && pullgate unload")?;
+    machine.run("ip link del up0; rm /etc/systemd/network/21-carrier.network")?;
+    uplink_by(machine, VIRTIO)
+}
+
+fn has_uplink(machine: &Machine<'_>, interface: &str) -> anyhow::Result<()> {
+    let [v4, v6] = Host::Origin.addresses();
+    machine
+        .eventually(
+            "addresses and routes",
+            &format!(
+                "ip -4 route show default | grep -q 'dev {interface}' && ip -6 route show default | grep -q 'dev {interface}' && \
+                 ip address show dev {interface} | grep -q {v4} && ip address show dev {interface} | grep -q {v6}"
+            ),
+        )
+        .map(drop)
+}
+
+fn kernel(machine: &Machine<'_>) -> anyhow::Result<(u32, u32)> {
+    let release = machine.run("uname -r")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || {
+        numbers
+            .next()
+            .context("a version")?
+            .parse()
+            .context("a version")
+    };
+    Ok((next()?, next()?))
+}
+
+const UPGRADE: &str = "root/pullgate_upgrade.deb";
+/// Beside the installed `pullgate`, which it starts.
+const VERDICT: &str = "usr/bin/pullgate-verdict-test";
+const NGINX: &str = "server {\n    listen 127.0.0.1:8080 proxy_protocol;\n    location / { return 200 \"nginx\\n\"; }\n}\n";
+const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n[Service]\nType=oneshot\n\
+    ExecStart=sleep 20\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";
