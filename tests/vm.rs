@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 
-use self::checks::Row;
+use self::checks::{Row, Scope};
 
 /// Which kernels to boot, and where `cargo xtask` has prepared them.
 #[derive(Parser)]
@@ -29,6 +29,9 @@ struct Options {
     /// Only what CI does.
     #[arg(long)]
     short: bool,
+    /// Only checks whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
     /// The kernels' names.
     kernels: Vec<String>,
 }
@@ -50,11 +53,15 @@ fn main() -> anyhow::Result<ExitCode> {
         std::process::exit(130);
     });
 
+    let scope = Scope {
+        short: options.short,
+        only: &options.only,
+    };
     let mut results = Vec::new();
     for name in &options.kernels {
         println!("\nkernel {name}");
         let begun = Instant::now();
-        let rows = checks::run(&options.machines.join(name), options.short);
+        let rows = checks::run(&options.machines.join(name), scope);
         println!("kernel {name} took {} s", begun.elapsed().as_secs());
         results.push((name.as_str(), begun.elapsed().as_secs(), rows));
     }

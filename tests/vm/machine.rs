@@ -383,7 +383,9 @@ pub(crate) fn put(seed: &Path, path: &str, content: impl AsRef<[u8]>) -> anyhow:
     fs::write(path, content).map_err(Into::into)
 }
 
-fn colons(mac: [u8; 6]) -> String {
+/// A hardware address as it is written.
+#[must_use]
+pub(crate) fn colons(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

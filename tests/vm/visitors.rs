@@ -127,7 +127,7 @@ pub(crate) struct Answers {
     /// How many of them were answered, the first and the last when.
     pub(crate) stranger: u64,
     first: Option<Instant>,
-    last: Option<Instant>,
+    pub(crate) last: Option<Instant>,
     /// How many of the edge's were answered.
     pub(crate) edge: u64,
 }

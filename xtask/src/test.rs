@@ -42,7 +42,7 @@ impl Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
     if let Some(kernels) = &options.vm {
-        return boot(kernels, options.short);
+        return boot(kernels, options);
     }
     let skips = root().join("target/skipped-tests");
     if skips.exists() {
@@ -88,7 +88,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Boots kernels, and lets them judge.
-fn boot(kernels: &[String], short: bool) -> anyhow::Result<()> {
+fn boot(kernels: &[String], options: &Options) -> anyhow::Result<()> {
     exec(&mut with_object(&[
         "build",
         "--workspace",
@@ -98,8 +98,11 @@ fn boot(kernels: &[String], short: bool) -> anyhow::Result<()> {
     let ready = vm::prepare(kernels)?;
     let mut command = as_root(Command::new(root().join("target/debug/vm")));
     command.arg("--machines").arg(root().join("target/vm"));
-    if short {
+    if options.short {
         command.arg("--short");
+    }
+    if let Some(filter) = &options.filter {
+        command.args(["--only", filter]);
     }
     exec(command.args(ready))
 }
