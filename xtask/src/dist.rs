@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::build::with_object;
@@ -19,65 +19,159 @@ pub(crate) struct Options {
     /// Another version than the workspace's, for the Debian package.
     #[arg(long)]
     version: Option<String>,
+    /// For which processor.
+    #[arg(long, value_enum, default_value_t = Target::X86_64)]
+    target: Target,
+}
+
+/// A processor that packages are made for.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(crate) enum Target {
+    #[value(name = "x86_64")]
+    X86_64,
+    Aarch64,
+}
+
+impl Target {
+    /// What Debian calls it.
+    fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// What uname(1) calls it.
+    fn machine(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// The target of a binary that needs no library.
+    pub(crate) fn musl(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-musl",
+            Self::Aarch64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    /// What cargo needs to know to build such a binary. C's side of the cryptography is compiled
+    /// with musl's headers where Debian has them, and else with glibc's, of which it takes nothing
+    /// that musl does not have.
+    pub(crate) fn tools(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::X86_64 => &[("CC_x86_64_unknown_linux_musl", "musl-gcc")],
+            Self::Aarch64 => &[
+                ("CC_aarch64_unknown_linux_musl", "aarch64-linux-gnu-gcc"),
+                (
+                    "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER",
+                    "aarch64-linux-gnu-gcc",
+                ),
+            ],
+        }
+    }
+
+    /// What takes the symbols out of its binaries.
+    fn strip(self) -> &'static str {
+        match self {
+            Self::X86_64 => "strip",
+            Self::Aarch64 => "aarch64-linux-gnu-strip",
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
-    setup::cargo_deb()?;
-    let package = ["--package", "filter-user", "--release"];
-    exec(with_object(&["build", "--bins", "--examples"])?.args(package))?;
-    documents("release")?;
     let version = options.version.as_deref();
-    let version = version.unwrap_or(env!("CARGO_PKG_VERSION"));
+    package(options.target, version.unwrap_or(env!("CARGO_PKG_VERSION"))).map(drop)
+}
+
+/// Makes both; returns the Debian package.
+pub(crate) fn package(target: Target, version: &str) -> anyhow::Result<PathBuf> {
+    setup::cargo_deb()?;
     let dist = root().join("target/dist");
-    let package = debian_package("release", version, &dist)?;
-    tarball(&package, &static_binary()?, &dist)
+    let (binary, package) = match target {
+        Target::X86_64 => {
+            let package = ["--package", "filter-user", "--release"];
+            exec(with_object(&["build", "--bins", "--examples"])?.args(package))?;
+            documents("release", target)?;
+            let package = debian_package("release", version, &dist, None)?;
+            (static_binary(target)?, package)
+        }
+        Target::Aarch64 => {
+            setup::cross()?;
+            // The pages are written here, by a program for here.
+            let pages = ["--package", "filter-user", "--example", "pages"];
+            exec(with_object(&["build"])?.args(pages))?;
+            documents("debug", target)?;
+            let binary = static_binary(target)?;
+            (
+                binary,
+                debian_package("release", version, &dist, Some(target))?,
+            )
+        }
+    };
+    tarball(&package, &binary, &dist, target)?;
+    Ok(package)
 }
 
 /// What the tests install: two versions of what `cargo build` has built, the same as a tarball, and a
 /// Debian to install them in.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     setup::cargo_deb()?;
-    documents("debug")?;
+    documents("debug", Target::X86_64)?;
     let dist = root().join("target/dist/test");
-    debian_package("dev", "0.0.1", &dist)?;
-    let package = debian_package("dev", "0.0.2", &dist)?;
-    tarball(&package, &root().join("target/debug/pullgate"), &dist)?;
+    debian_package("dev", "0.0.1", &dist, None)?;
+    let package = debian_package("dev", "0.0.2", &dist, None)?;
+    let binary = root().join("target/debug/pullgate");
+    tarball(&package, &binary, &dist, Target::X86_64)?;
     setup::debian()
 }
 
 /// Writes what the packages carry besides what stands in the repository.
-fn documents(built: &str) -> anyhow::Result<()> {
+fn documents(built: &str, target: Target) -> anyhow::Result<()> {
     let dist = root().join("target/dist");
     fs::create_dir_all(dist.join("doc")).context("target/dist")?;
     let pages = root().join("target").join(built).join("examples/pages");
     exec(Command::new(pages).arg(&dist))?;
-    third_party(&dist.join("doc/THIRD-PARTY"))
+    third_party(&dist.join("doc/THIRD-PARTY"), target)
 }
 
-/// Packages what was built with a profile; returns the package.
-fn debian_package(profile: &str, version: &str, directory: &Path) -> anyhow::Result<PathBuf> {
+/// Packages what was built with a profile, for here or as a static binary; returns the package.
+fn debian_package(
+    profile: &str,
+    version: &str,
+    directory: &Path,
+    cross: Option<Target>,
+) -> anyhow::Result<PathBuf> {
     let mut deb = cargo(&["deb", "--quiet", "--no-build", "--package", "filter-user"]);
     deb.args(["--profile", profile, "--deb-version", version, "--output"]);
-    exec(with_tools(deb.arg(directory))?)?;
-    Ok(directory.join(format!("pullgate_{version}_amd64.deb")))
+    deb.arg(directory);
+    if let Some(target) = cross {
+        deb.args(["--target", target.musl()]);
+    }
+    exec(with_tools(&mut deb)?)?;
+    let architecture = cross.unwrap_or(Target::X86_64).debian();
+    Ok(directory.join(format!("pullgate_{version}_{architecture}.deb")))
 }
 
 /// Builds a binary that needs no library.
-fn static_binary() -> anyhow::Result<PathBuf> {
+fn static_binary(target: Target) -> anyhow::Result<PathBuf> {
     let mut build = with_object(&["build", "--package", "filter-user", "--release"])?;
-    // C's side of the cryptography is compiled with musl's headers.
-    build
-        .args(["--target", MUSL])
-        .env("CC_x86_64_unknown_linux_musl", "musl-gcc");
+    build.args(["--target", target.musl()]);
+    build.envs(target.tools().iter().copied());
     exec(&mut build)?;
-    Ok(root().join("target").join(MUSL).join("release/pullgate"))
+    let built = root().join("target").join(target.musl());
+    Ok(built.join("release/pullgate"))
 }
 
 /// The files of a package with another binary, in the places where it puts them; what the operator
 /// edits is beside them, and systemd-tmpfiles copies it to where there is none.
-fn tarball(package: &Path, binary: &Path, dist: &Path) -> anyhow::Result<()> {
-    let name = format!("pullgate-{}-x86_64-linux-musl", env!("CARGO_PKG_VERSION"));
+fn tarball(package: &Path, binary: &Path, dist: &Path, target: Target) -> anyhow::Result<()> {
+    let (version, machine) = (env!("CARGO_PKG_VERSION"), target.machine());
+    let name = format!("pullgate-{version}-{machine}-linux-musl");
     let tree = dist.join(&name);
     if tree.exists() {
         fs::remove_dir_all(&tree).context("target/dist")?;
@@ -92,6 +186,7 @@ fn tarball(package: &Path, binary: &Path, dist: &Path) -> anyhow::Result<()> {
     exec(
         Command::new("install")
             .arg("--strip")
+            .arg(format!("--strip-program={}", target.strip()))
             .arg(binary)
             .arg(tree.join("usr/bin/pullgate")),
     )?;
@@ -112,9 +207,10 @@ fn tarball(package: &Path, binary: &Path, dist: &Path) -> anyhow::Result<()> {
 }
 
 /// Writes who wrote what is in the binary, and by which licence it may be given on.
-fn third_party(file: &Path) -> anyhow::Result<()> {
+fn third_party(file: &Path, target: Target) -> anyhow::Result<()> {
     let mut tree = cargo(&["tree", "--package", "filter-user", "--edges", "normal"]);
     tree.args(["--prefix", "none", "--no-dedupe", "--format", "{p}"]);
+    tree.args(["--target", target.musl()]);
     let output = tree.output().context("cargo tree")?;
     let linked = String::from_utf8(output.stdout).context("cargo tree")?;
     let output = cargo(&["metadata", "--format-version", "1"]).output();
@@ -175,5 +271,3 @@ fn licences(manifest: &Path) -> anyhow::Result<Vec<PathBuf>> {
     files.sort();
     Ok(files)
 }
-
-const MUSL: &str = "x86_64-unknown-linux-musl";

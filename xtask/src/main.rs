@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod arm64;
 mod bench;
 mod build;
 mod check;

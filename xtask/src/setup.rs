@@ -28,6 +28,7 @@ fn toolchain() -> anyhow::Result<()> {
         "lib/rustlib/src/rust/library/core",
         "bin/cargo-clippy",
         "bin/rustfmt",
+        "lib/rustlib/aarch64-unknown-linux-musl",
         "lib/rustlib/x86_64-unknown-linux-musl",
     ]
     .iter()
@@ -120,6 +121,16 @@ fn packages() -> anyhow::Result<()> {
 /// What only `cargo xtask test --vm` needs.
 pub(crate) fn vm_packages() -> anyhow::Result<()> {
     install_packages(&VM_PACKAGES)
+}
+
+/// The C compiler and linker that only `cargo xtask dist --target aarch64` needs.
+pub(crate) fn cross() -> anyhow::Result<()> {
+    install_packages(&CROSS_PACKAGES)
+}
+
+/// What only `cargo xtask test --arm64` needs.
+pub(crate) fn arm64_packages() -> anyhow::Result<()> {
+    install_packages(&ARM64_PACKAGES)
 }
 
 fn install_packages(wanted: &[&str]) -> anyhow::Result<()> {
@@ -224,4 +235,14 @@ const VM_PACKAGES: [&str; 9] = [
     "qemu-system-x86",
     "xz-utils",
     "zstd",
+];
+/// The compiler only recommends the library that it compiles and links with.
+const CROSS_PACKAGES: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+/// What makes and boots an arm64 machine.
+const ARM64_PACKAGES: [&str; 5] = [
+    "cpio",
+    "debian-archive-keyring",
+    "kmod",
+    "mmdebstrap",
+    "qemu-system-arm",
 ];

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::build::with_object;
 use crate::exec::{as_root, exec, is_root, root, say, shown};
-use crate::{dist, setup, vm};
+use crate::{arm64, dist, setup, vm};
 
 /// What to test.
 #[derive(Args, Default)]
@@ -23,6 +23,10 @@ pub(crate) struct Options {
     /// or all of them, and install, enforce and reboot there.
     #[arg(long, value_name = "KERNEL", num_args = 0..)]
     vm: Option<Vec<String>>,
+    /// Instead of the tests on this host: build the arm64 package, and run it on Debian's arm64 kernel
+    /// in a virtual machine.
+    #[arg(long, conflicts_with = "vm")]
+    arm64: bool,
     /// With `--vm`: only what CI does.
     #[arg(long, requires = "vm")]
     short: bool,
@@ -47,6 +51,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let skips = root().join("target/skipped-tests");
     if skips.exists() {
         fs::remove_file(&skips).context("target/skipped-tests")?;
+    }
+
+    if options.arm64 {
+        return arm64::test();
     }
 
     exec(&mut with_object(&[

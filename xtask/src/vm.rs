@@ -288,19 +288,7 @@ impl Tree {
             order += &format!("{name}\n");
         }
         fs::write(tree.join("order"), order).context("target/vm")?;
-        let listed = Command::new("find").current_dir(&tree).output();
-        let listed = listed.context("find")?.stdout;
-        let archive = File::create(directory.join("initrd")).context("target/vm")?;
-        let mut cpio = Command::new("cpio");
-        cpio.current_dir(&tree)
-            .args(["--create", "--format=newc", "--quiet"]);
-        cpio.stdin(Stdio::piped()).stdout(archive);
-        say(&format!("+ {}", shown(&cpio)));
-        let mut child = cpio.spawn().context("cpio")?;
-        let mut names = child.stdin.take().context("cpio")?;
-        names.write_all(&listed).context("cpio")?;
-        drop(names);
-        ensure!(child.wait().context("cpio")?.success(), "cpio failed");
+        archive(&tree, &directory.join("initrd"))?;
         fs::remove_dir_all(&tree).context("target/vm")
     }
 
@@ -388,6 +376,24 @@ fn debian(name: &str) -> anyhow::Result<PathBuf> {
     fs::rename(&unfinished, &tree).context("target/vm")?;
     fs::write(stamp, packages).context("target/vm")?;
     Ok(tree)
+}
+
+/// Packs a tree as the kernel unpacks an initramfs.
+pub(crate) fn archive(tree: &Path, place: &Path) -> anyhow::Result<()> {
+    let listed = Command::new("find").current_dir(tree).output();
+    let listed = listed.context("find")?.stdout;
+    let archive = File::create(place).context("target/vm")?;
+    let mut cpio = Command::new("cpio");
+    cpio.current_dir(tree)
+        .args(["--create", "--format=newc", "--quiet"]);
+    cpio.stdin(Stdio::piped()).stdout(archive);
+    say(&format!("+ {}", shown(&cpio)));
+    let mut child = cpio.spawn().context("cpio")?;
+    let mut names = child.stdin.take().context("cpio")?;
+    names.write_all(&listed).context("cpio")?;
+    drop(names);
+    ensure!(child.wait().context("cpio")?.success(), "cpio failed");
+    Ok(())
 }
 
 fn write_program(path: &Path, text: &str) -> anyhow::Result<()> {
