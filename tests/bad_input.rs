@@ -243,7 +243,7 @@ fn an_interface_that_does_not_exist_is_a_typo_to_check_and_waited_for_by_run() {
     ] {
         assert!(error.contains(word), "{word}: {error}");
     }
-    // What is put on trial is looked at by somebody, who shall know at once.
+    // An operator who puts it on trial waits for the answer.
     let trial = ["run", "--only", "filter", "--confirm", "10s"];
     let output = bench.pullgate(&text, &trial);
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));

@@ -15,8 +15,10 @@ use tests::{Lab, Plan};
 use time::OffsetDateTime;
 
 const TROUBLESHOOTING: &str = include_str!("../docs/troubleshooting.md");
-const DOCUMENTS: [&str; 4] = [
+const KERNELS: &str = include_str!("../docs/kernels.md");
+const DOCUMENTS: [&str; 5] = [
     TROUBLESHOOTING,
+    KERNELS,
     include_str!("../docs/migrating.md"),
     include_str!("../docs/fleet.md"),
     include_str!("../docs/threat-model.md"),
@@ -101,6 +103,32 @@ fn every_reason_is_explained() {
     for reason in reasons {
         assert!(TROUBLESHOOTING.contains(&format!("`{reason}`")), "{reason}");
     }
+}
+
+#[test]
+fn the_kernels_that_are_named_are_those_that_are_booted() {
+    let lines = include_str!("vm/kernels").lines();
+    let booted: Vec<_> = lines
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    let section = KERNELS.split("Others were not run").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    let named: Vec<_> = rows
+        .skip(1)
+        .map(|row| row.split_whitespace().nth(1).unwrap())
+        .collect();
+    assert_eq!(named, booted);
+
+    let manual = include_str!("../README.md");
+    let requirements = manual.split("## Requirements").nth(1).unwrap();
+    let requirements = requirements.split("\n## ").next().unwrap();
+    for kernel in booted {
+        assert!(requirements.contains(kernel), "{kernel}");
+    }
+    // What an operator must know before the first attach of a production card.
+    assert!(KERNELS.contains("## The first attach"));
+    assert!(requirements.contains("docs/kernels.md"));
 }
 
 #[test]

@@ -309,7 +309,7 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
     lab.unload();
     ip(&["-n", &namespace, "link", "del", INTERFACE]);
 
-    // Nobody comes: it is ready after a while, and says what it is not.
+    // It does not come: the role is ready after a while, and status says what is missing.
     lab.start_filter();
     let status = lab.filter().status();
     assert_eq!(status["enforcing"], false, "{status}");
@@ -504,6 +504,51 @@ fn a_foreign_program_above_an_interface_is_named_and_status_goes_by_it() {
         event["interface"] == "wan2" && event["message"] == "has come, and is filtered"
     });
     assert_eq!(lab.filter().status()["enforcing"], true);
+}
+
+#[test]
+fn an_uplink_that_comes_later_and_refuses_the_program_takes_the_all_clear_away() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&[
+        "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
+    ]);
+    ip(&[
+        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
+    ]);
+    for name in ["peer2", "wan2"] {
+        ip(&["-n", &namespace, "link", "set", name, "up"]);
+    }
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+    assert_eq!(lab.filter().status()["enforcing"], true);
+    let mut objects = Objects::load();
+    let foreign: &mut Xdp = objects.program("bare_pass");
+    // In the stack, where ours would be in the driver: the kernel has one or the other.
+    lab.network.on(Host::Origin, || {
+        foreign.attach("wan2", XdpMode::Skb).unwrap()
+    });
+
+    ip(&[
+        "-6", "-n", &namespace, "route", "add", "default", "dev", "wan2",
+    ]);
+
+    let said = eventually("it is not protected", || {
+        let status = lab.filter().status();
+        (status["enforcing"] == false).then(|| status["warnings"].to_string())
+    });
+    for word in [
+        "`wan2` is not filtered: another XDP program (id ",
+        "ip link set dev wan2 xdpgeneric off",
+    ] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(lab.pullgate(&["status"]).status.code(), Some(1));
+    foreign.unload().unwrap();
+    eventually("it is protected", || {
+        (lab.filter().status()["enforcing"] == true).then_some(())
+    });
 }
 
 #[test]

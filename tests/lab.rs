@@ -3,9 +3,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser;
-use nix::sys::signal::{SigSet, Signal};
 use serde_json::Value;
 use tests::scenarios;
 use tests::{Lab, Plan};
@@ -24,16 +22,7 @@ fn main() -> anyhow::Result<ExitCode> {
         nix::unistd::geteuid().is_root(),
         "the lab makes network namespaces: run it as root"
     );
-    // Every thread inherits the mask, so that this one alone hears of Ctrl-C. The janitor cleans
-    // up behind us however we end.
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block().context("signals")?;
-    std::thread::spawn(move || {
-        signals.wait().ok();
-        std::process::exit(INTERRUPTED);
-    });
+    tests::exit_on_interrupt()?;
 
     let mut lab = Lab::start(&Plan::default());
     let mark = lab.gate().mark();
@@ -85,6 +74,3 @@ fn narrate(events: &[Value]) {
     }
     println!();
 }
-
-/// What a shell says of a process that Ctrl-C has ended.
-const INTERRUPTED: i32 = 130;

@@ -14,9 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context as _;
 use clap::Parser;
-use nix::sys::signal::{SigSet, Signal};
 
 use self::checks::{Row, Scope};
 
@@ -42,16 +40,7 @@ fn main() -> anyhow::Result<ExitCode> {
         nix::unistd::geteuid().is_root(),
         "it makes network namespaces: run it as root"
     );
-    // Every thread inherits the mask, so that this one alone hears of Ctrl-C. The janitor cleans
-    // up behind us however we end.
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block().context("signals")?;
-    std::thread::spawn(move || {
-        signals.wait().ok();
-        std::process::exit(130);
-    });
+    tests::exit_on_interrupt()?;
 
     let scope = Scope {
         short: options.short,

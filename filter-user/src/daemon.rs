@@ -68,7 +68,7 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     join_groups(&config.paths, service_group());
     confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
-    // A role waits for an interface that is not there; who asks is told of a typo.
+    // A role waits for an interface that does not exist; to an operator it is a typo.
     if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
         xdp::check_interfaces(filter)?;
     }

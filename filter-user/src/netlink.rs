@@ -615,6 +615,52 @@ mod tests {
     }
 
     #[test]
+    fn only_links_and_routes_to_the_internet_are_changes() {
+        let of_route = |length, family| {
+            let mut route = RouteMessage::default();
+            route.header.kind = RouteType::Unicast;
+            route.header.address_family = family;
+            route.header.destination_prefix_length = length;
+            RouteNetlinkMessage::NewRoute(route)
+        };
+        let (v4, v6) = (AddressFamily::Inet, AddressFamily::Inet6);
+        let links = RouteNetlinkMessage::NewLink(LinkMessage::default());
+        let routes = Changed {
+            links: false,
+            routes: true,
+        };
+
+        for (messages, changed) in [
+            (
+                vec![of_route(24, v4), of_route(8, v4), of_route(7, v6)],
+                Changed::default(),
+            ),
+            (vec![of_route(0, v4)], routes),
+            (vec![of_route(24, v4), of_route(1, v4)], routes),
+            (vec![of_route(3, v6)], routes),
+            (vec![links, of_route(0, v6)], Changed::ALL),
+        ] {
+            let mut seen = Changed::default();
+            for message in messages {
+                seen.add(&bytes(message));
+            }
+            assert_eq!(seen, changed);
+        }
+        let mut seen = Changed::default();
+        seen.add(&[1, 2, 3]);
+        assert_eq!(seen, Changed::ALL, "what cannot be read may be anything");
+    }
+
+    fn bytes(message: RouteNetlinkMessage) -> Vec<u8> {
+        let payload = NetlinkPayload::InnerMessage(message);
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
     fn the_kernels_words_are_found_behind_the_header() {
         let mut refusal = vec![0; NETLINK_HEADER];
         refusal.extend([6, 0, 2, 0, 9, 9, 0, 0]);

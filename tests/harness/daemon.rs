@@ -163,6 +163,19 @@ impl Pullgate {
         serde_json::from_reader(stream).unwrap()
     }
 
+    /// How many reloads have come to an end.
+    #[must_use]
+    pub fn reloads(&self) -> u64 {
+        self.status()["reload"]["count"].as_u64().unwrap()
+    }
+
+    /// Waits until status knows of another reload: the log is a moment ahead of it.
+    pub fn wait_for_reload(&self, before: u64) {
+        crate::eventually("status knows of the reload", || {
+            (self.reloads() > before).then_some(())
+        });
+    }
+
     /// Whether the role still answers at its status socket.
     #[must_use]
     pub fn is_answering(&self) -> bool {

@@ -89,12 +89,14 @@ impl Rig {
     /// Lets the gate read its configuration again; whether it is in force.
     #[must_use]
     pub fn reload(&self) -> bool {
-        let mark = self.gate().mark();
-        self.gate().signal(Signal::SIGHUP);
-        let event = self.gate().event(mark, "the reload ends", |event| {
+        let gate = self.gate();
+        let (mark, before) = (gate.mark(), gate.reloads());
+        gate.signal(Signal::SIGHUP);
+        let event = gate.event(mark, "the reload ends", |event| {
             let message = event["message"].as_str().unwrap_or_default();
             message == "configuration reloaded" || message.contains("not reloaded")
         });
+        gate.wait_for_reload(before);
         event["message"] == "configuration reloaded"
     }
 

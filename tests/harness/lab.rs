@@ -149,12 +149,15 @@ impl Lab {
 
     /// Lets the running filter read its configuration again, and waits for the outcome.
     pub fn reload(&self) -> Value {
-        let mark = self.filter().mark();
-        self.filter().signal(Signal::SIGHUP);
-        self.filter().event(mark, "the reload ends", |event| {
+        let filter = self.filter();
+        let (mark, before) = (filter.mark(), filter.reloads());
+        filter.signal(Signal::SIGHUP);
+        let event = filter.event(mark, "the reload ends", |event| {
             let message = event["message"].as_str().unwrap_or_default();
             message.contains("filter is reloaded") || message.contains("not reloaded")
-        })
+        });
+        filter.wait_for_reload(before);
+        event
     }
 
     /// Stops the filter role and detaches its program.

@@ -29,6 +29,8 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, Signal};
+
 pub use self::gate::Rig;
 pub use self::lab::{Lab, Plan};
 
@@ -54,6 +56,8 @@ pub(crate) fn within_patience<T>(mut condition: impl FnMut() -> Option<T>) -> Op
     }
 }
 
+/// What a shell makes of SIGINT.
+const INTERRUPTED: i32 = 130;
 /// How long anything in a test may take that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -69,6 +73,26 @@ pub fn skip(test: &str, reason: &str) {
         .open(path)
         .unwrap();
     file.write_all(line.as_bytes()).unwrap();
+}
+
+/// Ends this process at SIGINT and SIGTERM. The janitor cleans up behind it however it ends.
+///
+/// To be called before there is a second thread.
+///
+/// # Errors
+///
+/// Returns why signals cannot be blocked.
+pub fn exit_on_interrupt() -> anyhow::Result<()> {
+    // Every thread inherits the mask, so that the one below alone receives them.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    std::thread::spawn(move || {
+        signals.wait().ok();
+        std::process::exit(INTERRUPTED);
+    });
+    Ok(())
 }
 
 /// How often to do it: `cargo xtask test --long` has time for more.

@@ -41,11 +41,11 @@ type Check = fn(&mut Machine<'_>, &Pki) -> anyhow::Result<String>;
 /// What CI does on each kernel, and then the rest.
 const SHORT: [(&str, Check); 4] = [
     ("native on virtio: stranger silent, edge answered", native),
-    ("every variant, and the verdict table", verdicts),
     (
         "auto, remembered: not one answer at a boot",
         boot_remembered,
     ),
+    ("every variant, and the verdict table", verdicts),
     ("generic XDP", generic),
 ];
 const REST: [(&str, Check); 20] = [
@@ -274,22 +274,28 @@ fn new_uplink(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
         knock(network, VIRTIO.mac(), None)?.stranger,
         "no uplink, so not filtered"
     );
-    let mut announced = Instant::now();
+    // The guest's own clock: what it takes to start a command there is not the filter's doing.
+    let mut took = String::new();
     let answers = Flood::during(network, VIRTIO.mac(), || {
-        announced = Instant::now();
-        machine.run("ip route add default dev wan0")?;
-        let log = "journalctl --boot --unit pullgate-filter | grep 'has come, and is filtered'";
-        machine.eventually("it is filtered", log).map(drop)
+        let log = "journalctl --boot --output=short-unix --unit pullgate-filter";
+        let script = format!(
+            "ip route add default dev wan0; added=$(date +%s%N); \
+             until {log} | grep -q 'has come, and is filtered'; do :; done; \
+             {log} | grep 'program attached' | tail -1 | \
+             awk -v added=$added '{{ printf \"%d\", ($1 * 1e9 - added) / 1e6 }}'"
+        );
+        took = machine.run(&script)?;
+        Ok(())
     })?;
     is_filtered(machine, VIRTIO, "native")?;
-    let gap = answers
-        .last
-        .map(|last| last.saturating_duration_since(announced));
     for address in &hosts {
         machine.run(&format!("ip route del {address} dev wan0"))?;
     }
     recover(machine)?;
-    Ok(format!("{} ms", gap.unwrap_or_default().as_millis()))
+    let took: i64 = took.trim().parse().context("milliseconds")?;
+    ensure!(took < 1000, "attached only {took} ms after the route");
+    ensure!(answers.stranger > 0, "nothing was measured");
+    Ok(format!("{} ms", took.max(0)))
 }
 
 fn tcx(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
@@ -373,7 +379,7 @@ fn vlan(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     stacked(machine, "ip link add link wan0 name up0 type vlan id 10")?;
     start(machine, "interfaces = \"auto\"")?;
     is_covered(machine, "up0", "wan0")?;
-    // The hosts' kernel has no VLAN devices, so nobody answers who asks for them there.
+    // The hosts' kernel has no VLAN devices, so that it answers no question for their addresses.
     for host in [Host::Stranger, Host::Edge] {
         for address in host.addresses() {
             let mac = machine::colons(host.mac());
@@ -507,7 +513,7 @@ fn memory(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
         "systemd-run --quiet --unit=shell --property=Type=notify --property=LimitMEMLOCK=65536 \
          pullgate run --only filter --yes && systemctl stop shell && pullgate unload",
     )?;
-    // One that may not raise it is told so, where it counts.
+    // One that may not raise it reports the limit, on kernels where it counts.
     let (status, text) = machine.try_run(
         "prlimit --memlock=65536:65536 setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \
          timeout --preserve-status 20 pullgate run --only filter --yes 2>&1",

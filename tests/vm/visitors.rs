@@ -119,7 +119,7 @@ pub(crate) struct Flood {
     answers: Mutex<Answers>,
 }
 
-/// When somebody was answered.
+/// How many were answered, and when.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Answers {
     /// SYNs of the stranger.

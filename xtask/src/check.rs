@@ -1,4 +1,5 @@
-//! `cargo xtask check`: what CI runs, in one command.
+//! `cargo xtask check`: what CI runs, in one command. With the kernels in virtual machines it takes
+//! half an hour at most.
 
 use crate::build::{bpf_cargo, with_object};
 use crate::exec::{cargo, exec};

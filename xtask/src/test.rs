@@ -57,12 +57,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         return arm64::test();
     }
 
-    exec(&mut with_object(&[
-        "build",
-        "--workspace",
-        "--all-targets",
-    ])?)?;
-    dist::for_tests()?;
+    build()?;
     let mut test = with_object(&["test", "--workspace"])?;
     test.args(options.filter.iter())
         .env("PULLGATE_SKIPS", &skips);
@@ -95,14 +90,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots kernels, and lets them judge.
-fn boot(kernels: &[String], options: &Options) -> anyhow::Result<()> {
+/// Builds everything, and packages it.
+fn build() -> anyhow::Result<()> {
     exec(&mut with_object(&[
         "build",
         "--workspace",
         "--all-targets",
     ])?)?;
-    dist::for_tests()?;
+    dist::for_tests()
+}
+
+/// Boots kernels, and lets them judge.
+fn boot(kernels: &[String], options: &Options) -> anyhow::Result<()> {
+    build()?;
     let ready = vm::prepare(kernels)?;
     let mut command = as_root(Command::new(root().join("target/debug/vm")));
     command.arg("--machines").arg(root().join("target/vm"));

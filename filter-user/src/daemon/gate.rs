@@ -426,8 +426,7 @@ async fn settled(watch: &mut Option<Watch>) {
     }
 }
 
-/// Whether an address cannot be served because the kernel was told to have no IPv6
-/// (`ipv6.disable=1`).
+/// Whether an address cannot be served because the kernel has no IPv6 (`ipv6.disable=1`).
 fn is_without_ipv6(address: &SocketAddr, error: &std::io::Error) -> bool {
     address.is_ipv6() && Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }

@@ -97,7 +97,7 @@ impl Plan {
         }
         if self.roles.contains(&Role::Filter) {
             let path = &config.paths.filter;
-            // Of nobody else's business, and nobody else's to change.
+            // No other role reads or writes it.
             let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
             created.map_err(|source| StartError::Directory {
                 path: path.clone(),

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use aya::maps::{Array, MapData, MapError, MapInfo, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
@@ -171,7 +172,11 @@ fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
     }
     match xdp(ebpf, abi::PROGRAM_LINEAR)?.load() {
         Ok(()) => {
-            warn!("this kernel (before 5.18) takes no XDP program for frames of several buffers");
+            LINEAR.call_once(|| {
+                warn!(
+                    "this kernel (before 5.18) takes no XDP program for frames of several buffers"
+                );
+            });
             Ok(abi::PROGRAM_LINEAR)
         }
         // On kernels that know no such frames, the first refusal is of the flag alone, and its log is
@@ -316,6 +321,8 @@ pub(super) fn pin_error(pin: &Path, error: &dyn std::error::Error) -> XdpError {
     pins::blame(pin)(io::Error::other(crate::report::chain(error)))
 }
 
+/// Once a process: every interface has a program.
+static LINEAR: Once = Once::new();
 /// Lines of the verifier's log in an error, and characters.
 const LAST_WORDS: usize = 3;
 const WORDS_MAX: usize = 600;

@@ -1,6 +1,6 @@
 //! The reconciler: what should be filtered and what is, brought together, interface by interface.
 //!
-//! [`Filter::reconcile`] acts, [`Filter::coverage`] only looks; both go by the same [`Targets`], and by
+//! [`Filter::reconcile`] acts, [`Filter::coverage`] only looks; both go by the same `Targets`, and by
 //! every interface that strangers can come in by, whether the configuration names it or not.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,8 +224,8 @@ impl Filter {
             .collect())
     }
 
-    /// Interfaces that are filtered although nobody asked for it: they share a parent with an uplink
-    /// (VLANs of one card), so their clients are judged like strangers. With the parent's name.
+    /// Interfaces that are filtered only because they share a parent with an uplink (VLANs of one
+    /// card): their clients are judged like strangers. With the parent's name.
     #[must_use]
     pub fn bystanders(&self) -> Vec<(String, String)> {
         if !matches!(self.settings.interfaces, Interfaces::Auto) {
