@@ -1,10 +1,10 @@
 //! Verifies how the filter is attached, changed, asked and put on trial.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
-use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{Xdp, XdpMode};
@@ -14,6 +14,7 @@ use pullgate::config::Config;
 use pullgate::netlink::Changed;
 use pullgate::ranges::Table;
 use pullgate::snapshot;
+use pullgate::uplinks::Memory;
 use pullgate::xdp::{Filter, Start, Stay};
 use serde_json::Value;
 use tests::daemon::{self, Pullgate};
@@ -276,7 +277,7 @@ fn an_uplink_is_remembered_and_filtered_before_it_has_a_route() {
     assert_eq!(mode(&lab, INTERFACE), "native");
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 
-    // Who unloads starts from nothing.
+    // After `unload` nothing is remembered.
     lab.unload();
     lab.start_filter();
     assert_eq!(lab.filter().status()["enforcing"], false);
@@ -288,7 +289,8 @@ fn remembered_uplinks_that_others_could_write_are_not_believed() {
     let mut lab = Lab::start(&Plan::default());
     lab.unload();
     let memory = lab.network.path("state-filter/uplinks.json");
-    std::fs::write(&memory, r#"{"version":1,"uplinks":["wan0"]}"#).unwrap();
+    let text = r#"{"version":1,"interfaces":{"uplinks":["wan0"],"software":[]}}"#;
+    std::fs::write(&memory, text).unwrap();
     std::fs::set_permissions(&memory, std::fs::Permissions::from_mode(0o666)).unwrap();
 
     lab.configure("interfaces = \"auto\"");
@@ -335,22 +337,28 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
     lab.unload();
     ip(&["-n", &namespace, "link", "del", INTERFACE]);
     lab.configure("interface_timeout = \"1day\"");
+    let has_come = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let network = &lab.network;
-        let appears = scope.spawn(move || {
+        let appears = scope.spawn(|| {
             eventually("the role answers", || {
                 std::os::unix::net::UnixStream::connect(network.path("run/filter.sock")).ok()
             });
+            has_come.store(true, Ordering::SeqCst);
             network.connect(Host::Origin);
         });
         let started = Pullgate::start(network, &lab.config, "filter");
+        assert!(has_come.load(Ordering::SeqCst), "it was ready before");
+        started.event(0, "it waited", |event| {
+            event["message"] == "waiting for interfaces that do not exist yet"
+        });
         appears.join().unwrap();
         assert_eq!(started.stop(), Some(0));
     });
 }
 
 #[test]
-fn what_strangers_can_come_in_by_is_not_protected_whoever_names_it() {
+fn an_uplink_that_is_not_named_takes_the_all_clear_away() {
     let lab = Lab::start(&Plan::default());
     let namespace = lab.network.namespace(Host::Origin);
     ip(&[
@@ -379,6 +387,12 @@ fn what_strangers_can_come_in_by_is_not_protected_whoever_names_it() {
         let metric = "pullgate_filter_attached{iface=\"wan2\",mode=\"none\"}";
         assert_eq!(lab.filter().status()["metrics"][metric], 0.0);
         assert_eq!(lab.pullgate(&["status"]).status.code(), Some(1));
+        let checked = lab.pullgate(&["check"]);
+        assert!(
+            error(&checked).contains("strangers can come in by `wan2`"),
+            "{}",
+            error(&checked)
+        );
         for route in routes {
             let mut words = vec!["-n", &namespace, "route", "del"];
             words.extend(*route);
@@ -465,7 +479,65 @@ fn a_bridge_and_its_port_are_filtered_in_whatever_order_they_come() {
 }
 
 #[test]
-fn a_foreign_program_above_an_interface_is_named_and_status_goes_by_it() {
+fn a_move_that_comes_to_nothing_leaves_the_program_where_it_was() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
+    ip(&["-n", &namespace, "link", "set", "br0", "up"]);
+    ip(&["-n", &namespace, "link", "set", INTERFACE, "master", "br0"]);
+    ip(&[
+        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
+    ]);
+    let mut objects = Objects::load();
+    let foreign: &mut Xdp = objects.program("bare_pass");
+    lab.network.on(Host::Origin, || {
+        foreign.attach("wan2", XdpMode::Driver).unwrap()
+    });
+    lab.configure("interfaces = [\"br0\"]");
+    lab.start_filter();
+    assert_eq!(mode(&lab, "br0"), "generic");
+
+    // The port takes it, and the other interface does not: all of it is undone.
+    lab.configure("interfaces = [\"wan0\", \"wan2\"]");
+    let event = lab.reload();
+    assert_eq!(event["level"], "ERROR", "{event}");
+    assert_eq!(mode(&lab, "br0"), "generic");
+    assert!(!attached(&lab, INTERFACE));
+
+    // So does a trial that is over.
+    lab.configure("interfaces = [\"wan0\"]");
+    assert_eq!(lab.filter.take().unwrap().stop(), Some(0));
+    let trial = ["run", "--only", "filter", "--confirm", "100ms", "--yes"];
+    let ended = lab.pullgate(&trial);
+    assert_eq!(ended.status.code(), Some(75), "{}", error(&ended));
+    assert!(lab.pin("generic-br0").exists() && !lab.pin("native-wan0").exists());
+}
+
+#[test]
+fn a_renamed_interface_stays_filtered_and_status_has_its_name() {
+    let lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    let link = link_id(&lab, "native");
+
+    ip(&["-n", &namespace, "link", "set", INTERFACE, "down"]);
+    ip(&["-n", &namespace, "link", "set", INTERFACE, "name", "lan0"]);
+
+    eventually("its pins follow", || {
+        lab.pin("native-lan0").exists().then_some(())
+    });
+    eventually("status has the new name", || {
+        attached(&lab, "lan0").then_some(())
+    });
+    ip(&["-n", &namespace, "link", "set", "lan0", "name", INTERFACE]);
+    eventually("and the old one", || {
+        attached(&lab, INTERFACE).then_some(())
+    });
+    assert_eq!(link_id(&lab, "native"), link);
+}
+
+#[test]
+fn a_foreign_program_above_an_interface_is_named_and_takes_the_all_clear_away() {
     let mut lab = Lab::start(&Plan::default());
     let namespace = lab.network.namespace(Host::Origin);
     lab.unload();
@@ -489,7 +561,7 @@ fn a_foreign_program_above_an_interface_is_named_and_status_goes_by_it() {
     for word in [
         "`wan2` is not filtered: another XDP program (id ",
         "is on `br0`, which is stacked on `wan2`",
-        "ip link set dev br0 xdp off",
+        "`bpftool link show` names its link",
     ] {
         assert!(said.contains(word), "{word}: {said}");
     }
@@ -798,7 +870,7 @@ fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
             rules: &rules,
             table: &table,
             stay: Stay::OnTrial,
-            uplinks: BTreeSet::new(),
+            memory: Memory::default(),
         })
         .unwrap();
         filter.revert().unwrap();

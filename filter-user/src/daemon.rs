@@ -69,10 +69,12 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
     // A role waits for an interface that does not exist; to an operator it is a typo.
+    let mut weaknesses = Vec::new();
     if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
-        xdp::check_interfaces(filter)?;
+        weaknesses.extend(xdp::check_interfaces(filter)?);
+        weaknesses.extend(weaknesses::of_check(filter));
     }
-    let mut weaknesses = all_weaknesses(config, &roles);
+    weaknesses.extend(all_weaknesses(config, &roles));
     // A role starts without them, and whoever asks for one asks whether it would.
     if roles.contains(&Role::Ranges) {
         match (plan::examine_sources(&config.ranges), only) {

@@ -13,7 +13,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
@@ -62,12 +62,15 @@ pub enum Kind {
 ///
 /// Returns the error of the request.
 pub fn interfaces() -> io::Result<Vec<Interface>> {
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let mut links = Vec::new();
-    ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
-        if let RouteNetlinkMessage::NewLink(link) = message {
-            links.push(link);
-        }
+    let links = consistent(|| {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let mut links = Vec::new();
+        ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                links.push(link);
+            }
+        })?;
+        Ok(links)
     })?;
     let interfaces = links.iter().filter_map(|link| {
         let kind = kind(link);
@@ -89,14 +92,39 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 ///
 /// Returns the error of the request.
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
-    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    let mut addresses = Vec::new();
-    ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
-        if let RouteNetlinkMessage::NewAddress(message) = message {
-            addresses.extend(own_address(&message));
-        }
-    })?;
-    Ok(addresses)
+    let addresses = interface_addresses()?.into_iter();
+    Ok(addresses.map(|(_, address)| address).collect())
+}
+
+/// The interfaces, by index, that have an address beyond their own link.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn addressed() -> io::Result<BTreeSet<u32>> {
+    let is_local = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let addresses = interface_addresses()?.into_iter();
+    Ok(addresses
+        .filter(|(_, address)| !is_local(address))
+        .map(|(index, _)| index)
+        .collect())
+}
+
+fn interface_addresses() -> io::Result<Vec<(u32, IpAddr)>> {
+    consistent(|| {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut addresses = Vec::new();
+        ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewAddress(message) = message {
+                let index = message.header.index;
+                addresses.extend(own_address(&message).map(|address| (index, address)));
+            }
+        })?;
+        Ok(addresses)
+    })
 }
 
 /// Where a link has two ends, ours is the local one: rtnetlink(7).
@@ -201,39 +229,54 @@ pub struct Uplinks {
 ///
 /// Returns the error of the request.
 pub fn uplinks() -> io::Result<Uplinks> {
-    let mut uplinks = Uplinks::default();
-    let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-    ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
-        let RouteNetlinkMessage::NewRoute(route) = message else {
-            return;
-        };
-        if !leads_out(&route) {
+    consistent(|| {
+        let mut uplinks = Uplinks::default();
+        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewRoute(route) = message {
+                uplinks.add(&route);
+            }
+        })?;
+        Ok(uplinks)
+    })
+}
+
+impl Uplinks {
+    fn add(&mut self, route: &RouteMessage) {
+        if !leads_out(route) {
             return;
         }
-        let table = match table(&route) {
-            RT_TABLE_MAIN => &mut uplinks.main,
-            _ => &mut uplinks.other,
+        let table = match table(route) {
+            RT_TABLE_MAIN => &mut self.main,
+            _ => &mut self.other,
         };
-        for attribute in route.attributes {
+        for attribute in &route.attributes {
             if let RouteAttribute::Oif(index) = attribute {
-                table.insert(index);
+                table.insert(*index);
             } else if let RouteAttribute::MultiPath(hops) = attribute {
                 table.extend(hops.iter().map(|hop| hop.interface_index));
             }
         }
-    })?;
-    Ok(uplinks)
+    }
 }
 
 /// Whether a route is for more of the internet than any network holds: networks are of /8 at the
-/// most, and private IPv6 space is fc00::/7.
+/// most, and private IPv6 space is fc00::/7. Multicast, 224.0.0.0/4, is not the internet.
 fn leads_out(route: &RouteMessage) -> bool {
     let longest = if route.header.address_family == AddressFamily::Inet6 {
         6
     } else {
         7
     };
-    route.header.kind == RouteType::Unicast && route.header.destination_prefix_length <= longest
+    let is_multicast = route.attributes.iter().any(|attribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute {
+            address.octets()[0] >= 224
+        } else {
+            false
+        }
+    });
+    let is_wide = route.header.destination_prefix_length <= longest;
+    route.header.kind == RouteType::Unicast && is_wide && !is_multicast
 }
 
 /// The number of a route's table; numbers above 255 are in an attribute.
@@ -502,7 +545,19 @@ impl Watch {
 #[error("{0}")]
 struct Refusal(String);
 
-/// Sends one request, and hands on every message of the answer.
+/// Asks again if something has changed meanwhile, so that the answer may miss a part.
+fn consistent<T>(dump: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..DUMPS_MAX {
+        match dump() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+    dump()
+}
+
+/// Sends one request, and hands on every message of the answer. One that the kernel could not give
+/// whole fails as [`io::ErrorKind::Interrupted`].
 fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
     protocol: isize,
     request: M,
@@ -523,6 +578,7 @@ fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
+    let mut is_whole = true;
     loop {
         let (answer, _) = socket.recv_from_full()?;
         let mut rest = answer.as_slice();
@@ -530,6 +586,7 @@ fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
             let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
             let length = usize::try_from(message.header.length).unwrap_or(rest.len());
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
             match message.payload {
                 NetlinkPayload::InnerMessage(message) => each(message),
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
@@ -539,7 +596,8 @@ fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
                         None => error.to_io(),
                     });
                 }
-                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Done(_) if is_whole => return Ok(()),
+                NetlinkPayload::Done(_) => return Err(io::ErrorKind::Interrupted.into()),
                 NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
             }
         }
@@ -565,6 +623,9 @@ fn explanation(refusal: &[u8]) -> Option<String> {
 /// include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NETLINK_HEADER: usize = 16;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Times that an interrupted answer is asked for.
+const DUMPS_MAX: u32 = 10;
 /// include/uapi/linux/if_link.h.
 const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
 /// In the driver.
@@ -624,6 +685,15 @@ mod tests {
             RouteNetlinkMessage::NewRoute(route)
         };
         let (v4, v6) = (AddressFamily::Inet, AddressFamily::Inet6);
+        let mut multicast = RouteMessage::default();
+        multicast.header.kind = RouteType::Unicast;
+        multicast.header.address_family = v4;
+        multicast.header.destination_prefix_length = 4;
+        let group = RouteAddress::Inet([224, 0, 0, 0].into());
+        multicast
+            .attributes
+            .push(RouteAttribute::Destination(group));
+        let multicast = RouteNetlinkMessage::NewRoute(multicast);
         let links = RouteNetlinkMessage::NewLink(LinkMessage::default());
         let routes = Changed {
             links: false,
@@ -638,6 +708,7 @@ mod tests {
             (vec![of_route(0, v4)], routes),
             (vec![of_route(24, v4), of_route(1, v4)], routes),
             (vec![of_route(3, v6)], routes),
+            (vec![multicast], Changed::default()),
             (vec![links, of_route(0, v6)], Changed::ALL),
         ] {
             let mut seen = Changed::default();

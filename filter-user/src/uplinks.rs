@@ -1,4 +1,4 @@
-//! What `interfaces = "auto"` remembers across boots: the interfaces that have led to the internet.
+//! What the filter remembers of interfaces across boots.
 //!
 //! At boot routes come last, and strangers are answered as soon as there is an address. So what was an
 //! uplink once is filtered from the start. The file is the filter's own; one that is damaged, or that
@@ -14,12 +14,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::file::{self, Keeper, ReadError};
 
+/// What is known of interfaces, by name.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Those that have led to the internet, for `interfaces = "auto"`.
+    pub uplinks: BTreeSet<String>,
+    /// Filtered ones that are no cards but made by the network's configuration (bonds, bridges,
+    /// VLANs): a start must not wait for them, since that configuration waits for the start.
+    pub software: BTreeSet<String>,
+}
+
 /// The file, as JSON.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
     version: u32,
-    uplinks: BTreeSet<String>,
+    interfaces: Memory,
 }
 
 /// Why remembered uplinks cannot be used.
@@ -50,17 +61,17 @@ pub enum UplinksError {
     },
 }
 
-/// Reads the names that were saved; none if there is no file.
+/// Reads what was saved; nothing if there is no file.
 ///
 /// # Errors
 ///
 /// Returns why what is there cannot be used.
-pub fn load(path: &Path) -> Result<BTreeSet<String>, UplinksError> {
+pub fn load(path: &Path) -> Result<Memory, UplinksError> {
     let path_of = || path.to_owned();
     let bytes = match file::read_kept(path, SIZE_MAX, Keeper::Nobody) {
         Ok((bytes, _)) => bytes,
         Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(BTreeSet::new());
+            return Ok(Memory::default());
         }
         Err(source) => {
             return Err(UplinksError::Read {
@@ -74,26 +85,33 @@ pub fn load(path: &Path) -> Result<BTreeSet<String>, UplinksError> {
             path: path_of(),
             source,
         })?;
-    let Document { version, uplinks } = document;
+    let Document {
+        version,
+        interfaces,
+    } = document;
+    let Memory { uplinks, software } = &interfaces;
     let is_ours = version == VERSION
-        && uplinks.len() <= UPLINKS_MAX
-        && uplinks.iter().all(|name| is_interface_name(name));
+        && uplinks.len().max(software.len()) <= NAMES_MAX
+        && uplinks.union(software).all(|name| is_interface_name(name));
     match is_ours {
-        true => Ok(uplinks),
+        true => Ok(interfaces),
         false => Err(UplinksError::Content { path: path_of() }),
     }
 }
 
-/// Writes names in one step: a reader finds the old ones or the new ones.
+/// Writes it in one step: a reader finds the old or the new.
 ///
 /// # Errors
 ///
 /// Returns the operating system's error.
-pub fn save(path: &Path, uplinks: &BTreeSet<String>) -> io::Result<()> {
-    let uplinks = uplinks.iter().take(UPLINKS_MAX).cloned().collect();
+pub fn save(path: &Path, memory: &Memory) -> io::Result<()> {
+    let bounded = |names: &BTreeSet<String>| names.iter().take(NAMES_MAX).cloned().collect();
     let document = Document {
         version: VERSION,
-        uplinks,
+        interfaces: Memory {
+            uplinks: bounded(&memory.uplinks),
+            software: bounded(&memory.software),
+        },
     };
     let text = serde_json::to_vec(&document)?;
     let temporary = path.with_extension("json.new");
@@ -117,7 +135,7 @@ fn is_interface_name(name: &str) -> bool {
 
 const VERSION: u32 = 1;
 /// More than any host has.
-const UPLINKS_MAX: usize = 64;
+const NAMES_MAX: usize = 64;
 const SIZE_MAX: usize = 4096;
 
 #[cfg(test)]
@@ -125,36 +143,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_saved_is_loaded_and_no_file_is_no_uplink() {
+    fn what_is_saved_is_loaded_and_no_file_is_no_memory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("uplinks.json");
-        assert_eq!(load(&path).unwrap(), BTreeSet::new());
+        assert_eq!(load(&path).unwrap(), Memory::default());
 
-        let uplinks = BTreeSet::from(["eth0".to_owned(), "bond0.7".to_owned()]);
-        save(&path, &uplinks).unwrap();
-        save(&path, &uplinks).unwrap();
+        let memory = memory();
+        save(&path, &memory).unwrap();
+        save(&path, &memory).unwrap();
 
-        assert_eq!(load(&path).unwrap(), uplinks);
+        assert_eq!(load(&path).unwrap(), memory);
     }
 
     #[test]
     fn what_is_damaged_odd_or_open_to_others_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("uplinks.json");
-        for text in [
-            "",
-            "{}",
-            r#"{"version":2,"uplinks":[]}"#,
-            r#"{"version":1,"uplinks":["a/b"]}"#,
-            r#"{"version":1,"uplinks":["sixteen-letters-"]}"#,
-            r#"{"version":1,"uplinks":["eth0"],"more":1}"#,
+        let good = r#"{"version":1,"interfaces":{"uplinks":["eth0"],"software":[]}}"#;
+        fs::write(&path, good).unwrap();
+        load(&path).unwrap();
+        for (from, to) in [
+            (good, ""),
+            (good, "{}"),
+            ("1", "2"),
+            ("eth0", "a/b"),
+            ("eth0", "sixteen-letters-"),
+            ("[]}", "[]},\"more\":1"),
         ] {
-            fs::write(&path, text).unwrap();
-            assert!(load(&path).is_err(), "{text}");
+            fs::write(&path, good.replacen(from, to, 1)).unwrap();
+            assert!(load(&path).is_err(), "{to}");
         }
 
-        save(&path, &BTreeSet::from(["eth0".to_owned()])).unwrap();
+        save(&path, &memory()).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
         assert!(matches!(load(&path), Err(UplinksError::Read { .. })));
+    }
+
+    fn memory() -> Memory {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Memory {
+            uplinks: names(&["eth0", "bond0"]),
+            software: names(&["bond0"]),
+        }
     }
 }

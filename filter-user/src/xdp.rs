@@ -18,7 +18,6 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use aya::programs::ProgramError;
 use filter_ebpf::verdict::Counted;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
@@ -36,11 +35,12 @@ pub use self::probe::{Probe, frame, loaded_interface, probe};
 use self::publish::Publisher;
 use self::reconcile::Failures;
 pub use self::reconcile::{Coverage, Reconciled, State};
-use self::uplinks::{Targets, Topology};
+use self::uplinks::{History, Targets, Topology};
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self, Interfaces};
 use crate::netlink::Interface;
 use crate::ranges::{Rules, Table};
+use crate::uplinks::Memory;
 
 /// The filter in the kernel: attached, pinned and published.
 ///
@@ -52,8 +52,8 @@ pub struct Filter {
     loaded: LoadedSet,
     /// The network as of the last look.
     topology: Topology,
-    /// Interfaces that have led to the internet, by name, for `interfaces = "auto"`.
-    uplinks: BTreeSet<String>,
+    /// What the next boot is to know of interfaces.
+    memory: Memory,
     /// Pins that wait for the end of the trial.
     trial: Option<Staging>,
     /// Whether a trial is over, and what was before is active again: nothing here is reconciled.
@@ -87,8 +87,8 @@ pub struct Start<'a> {
     pub table: &'a Table,
     /// Whether it outlives this process.
     pub stay: Stay,
-    /// The uplinks that were remembered from before, by name.
-    pub uplinks: BTreeSet<String>,
+    /// What was remembered of interfaces from before.
+    pub memory: Memory,
 }
 
 impl Filter {
@@ -110,7 +110,7 @@ impl Filter {
             rules,
             table,
             stay,
-            uplinks,
+            memory,
         } = start;
         let pins = Pins::open(base)?;
         let lock = Some(pins.lock()?);
@@ -134,7 +134,7 @@ impl Filter {
             pins: &pins,
             staging: &staging,
             topology: &topology,
-            uplinks: &uplinks,
+            uplinks: &memory.uplinks,
             accept,
         };
         let loaded = match LoadedSet::load(&loading, rules, table, &mut failures) {
@@ -149,7 +149,7 @@ impl Filter {
             settings: settings.clone(),
             loaded,
             topology,
-            uplinks,
+            memory,
             trial: Some(staging),
             reverted: false,
             failures,
@@ -180,7 +180,7 @@ impl Filter {
             let kept: Vec<_> = self.loaded.programs.keys().map(String::as_str).collect();
             self.pins.keep_only(&kept)?;
             self.pins.remove_other_versions()?;
-            self.note_uplinks();
+            self.note();
             self.prepare_spare();
         }
         Ok(())
@@ -227,7 +227,7 @@ impl Filter {
             pins: &self.pins,
             staging: &staging,
             topology: &topology,
-            uplinks: &self.uplinks,
+            uplinks: &self.memory.uplinks,
             accept: Accept::Whole,
         };
         self.loaded = LoadedSet::load(&loading, rules, table, &mut failures)?;
@@ -329,9 +329,18 @@ impl LoadedSet {
             uplinks,
             accept,
         } = *loading;
-        pins.follow_renames(topology.interfaces())?;
-        let targets = topology.targets(settings, uplinks, &pins.interfaces()?);
-        refuse_absence(settings, &targets, accept)?;
+        drop(pins.follow_renames(topology.interfaces())?);
+        let linked = pins.interfaces()?;
+        let targets = |refused: &BTreeSet<String>| {
+            let history = History {
+                uplinks,
+                linked: &linked,
+                refused,
+            };
+            topology.targets(settings, history)
+        };
+        let first = targets(&BTreeSet::new());
+        refuse_absence(settings, &first, accept)?;
         let mut shared = load::shared_maps(staging, table)?;
         let mut publisher = Publisher::new(&mut shared)?;
         let took = publisher.publish(rules, table)?;
@@ -343,18 +352,23 @@ impl LoadedSet {
             attached: Vec::new(),
             once_attached: BTreeSet::new(),
         };
-
-        let active = set.publisher.active()?;
         // All programs are loaded before the first is attached: most that can fail does so here, and
         // an interface that comes later finds its program ready.
-        let present = targets.attach.iter().map(|interface| &interface.name);
-        for name in present.chain(&targets.missing) {
-            let program = Program::load(settings, name, pins, active, |map| staging.shared(map))?;
-            set.programs.insert(name.clone(), program);
+        let present = first.attach.iter().map(|interface| &interface.name);
+        for name in present.chain(&first.missing) {
+            set.load_staged(name, loading)?;
         }
+
         let failed_before = std::mem::take(failures);
         let mut refusal = None;
-        for interface in &targets.attach {
+        let mut tried = BTreeSet::new();
+        loop {
+            // What an interface that refuses would have covered is a target by itself.
+            let targets = targets(&failures.names());
+            let next = targets.attach.iter().find(|it| !tried.contains(&it.index));
+            let Some(interface) = next else { break };
+            tried.insert(interface.index);
+            set.load_staged(&interface.name, loading)?;
             let Err(error) = set.attach(interface, loading) else {
                 continue;
             };
@@ -371,6 +385,22 @@ impl LoadedSet {
             Some(error) => Err(error),
             None => Ok(set),
         }
+    }
+
+    /// Loads the program of an interface, if that is not done, on the maps that are to become active.
+    fn load_staged(&mut self, name: &str, loading: &Loading<'_>) -> Result<(), XdpError> {
+        let Loading {
+            settings,
+            pins,
+            staging,
+            ..
+        } = *loading;
+        if !self.programs.contains_key(name) {
+            let active = self.publisher.active()?;
+            let program = Program::load(settings, name, pins, active, |map| staging.shared(map))?;
+            self.programs.insert(name.to_owned(), program);
+        }
+        Ok(())
     }
 
     fn attach(&mut self, interface: &Interface, loading: &Loading<'_>) -> Result<(), XdpError> {
@@ -460,9 +490,9 @@ pub fn check_capabilities() -> Result<(), XdpError> {
     Ok(())
 }
 
-/// The number behind a program's error, if the kernel gave one.
-fn errno(error: &ProgramError) -> Option<Errno> {
-    let mut source: &dyn std::error::Error = error;
+/// The number behind an error, if the kernel gave one.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    let mut source = error;
     loop {
         if let Some(error) = source.downcast_ref::<io::Error>() {
             return Errno::from_io_error(error);

@@ -221,10 +221,10 @@ impl Running {
     fn start(network: &Network, arguments: &[String]) -> anyhow::Result<Self> {
         let log = fs::File::create(network.path("qemu.log"))?;
         let mut qemu = Command::new("nsenter");
-        // Ctrl-C is for us, and everything else of this host comes first.
+        // Ctrl-C is for us.
         qemu.process_group(0)
             .arg(format!("--net=/run/netns/{}", network.hub()))
-            .args(["--", "nice", "qemu-system-x86_64"])
+            .args(["--", "qemu-system-x86_64"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -276,7 +276,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // nsenter and nice have become qemu.
+        // nsenter has become qemu.
         self.qemu.kill().ok();
         self.qemu.wait().ok();
     }

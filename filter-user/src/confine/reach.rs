@@ -62,7 +62,8 @@ impl Reach {
             match (role, &config.gate) {
                 (Role::Filter, _) => {
                     reach.writes(&config.paths.bpf);
-                    reach.writes(&config.paths.filter);
+                    // Not where it would be, if it could not be made.
+                    reach.write.extend(config.paths.filter.canonicalize());
                 }
                 (Role::Ranges, _) => reach.fetches(config, &config.ranges),
                 (Role::Gate, Some(gate)) => reach.relays(gate),

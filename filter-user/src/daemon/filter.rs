@@ -1,7 +1,7 @@
 //! The filter as a role: publishes every change of the ranges, reloads with the configuration,
 //! reconciles its links with the network, and keeps an account of what it drops.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::error::StartError;
 use super::lockout::{self, Family, OwnConnection};
+use super::notify;
 use super::rules::{compile, usable};
 use super::tasks::Tasks;
 use crate::cli::Role;
@@ -23,7 +24,7 @@ use crate::ranges::InForce;
 use crate::report::chain;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
-use crate::uplinks;
+use crate::uplinks::{self, Memory};
 use crate::xdp::{self, Filter, Frames, Stay, TopSources, XdpError};
 
 /// The running filter; cheap to clone.
@@ -41,8 +42,8 @@ pub(super) struct State {
     pub(super) filter: Filter,
     config: Arc<Config>,
     published: Arc<InForce>,
-    /// The uplinks that are on disk.
-    saved_uplinks: BTreeSet<String>,
+    /// What is on disk.
+    saved: Memory,
 }
 
 impl FilterRole {
@@ -60,9 +61,9 @@ impl FilterRole {
         let (now, table) = usable(config, now)?;
         lockout::check(settings, &table, own)?;
         let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
-        let uplinks = uplinks::load(&config.paths.uplinks()).unwrap_or_else(|error| {
+        let memory = uplinks::load(&config.paths.uplinks()).unwrap_or_else(|error| {
             warn!(error = %chain(&error), "the remembered uplinks are not used");
-            BTreeSet::new()
+            Memory::default()
         });
         let filter = Filter::start(xdp::Start {
             settings,
@@ -70,14 +71,14 @@ impl FilterRole {
             rules: &config.ranges.rules(now.set()),
             table: &table,
             stay,
-            uplinks: uplinks.clone(),
+            memory: memory.clone(),
         })?;
         let role = Self {
             state: Arc::new(Mutex::new(State {
                 filter,
                 config: Arc::clone(config),
                 published: now,
-                saved_uplinks: uplinks,
+                saved: memory,
             })),
             account: Arc::new(Mutex::new(Account::default())),
             metrics: metrics.clone(),
@@ -111,6 +112,7 @@ impl FilterRole {
             ?patience,
             "waiting for interfaces that do not exist yet"
         );
+        notify::extend(patience + MARGIN);
         let arrival = async {
             loop {
                 let reconciled = self.reconciled.notified();
@@ -268,19 +270,19 @@ impl FilterRole {
         self.reconciled.notify_waiters();
     }
 
-    /// Saves the uplinks, if they are others than those on disk.
+    /// Saves what the next boot is to know, if that is not on disk.
     fn remember_uplinks(&self) {
         let mut state = self.state();
-        if state.filter.is_on_trial() || *state.filter.uplinks() == state.saved_uplinks {
+        if state.filter.is_on_trial() || *state.filter.memory() == state.saved {
             return;
         }
-        let uplinks = state.filter.uplinks().clone();
+        let memory = state.filter.memory().clone();
         let path = state.config.paths.uplinks();
-        if let Err(error) = uplinks::save(&path, &uplinks) {
+        if let Err(error) = uplinks::save(&path, &memory) {
             warn!(%error, path = %path.display(), "uplinks are not remembered across boots");
         }
         // Not tried again each second.
-        state.saved_uplinks = uplinks;
+        state.saved = memory;
     }
 
     /// Brings the account up to date.
@@ -435,6 +437,8 @@ impl Totals {
     }
 }
 
+/// What the rest of a start may take.
+const MARGIN: Duration = Duration::from_secs(60);
 /// Ticks between two listings of all routes.
 const ROUTES_TICKS: u32 = 60;
 /// How often the filter is reconciled, beside when the network changes.

@@ -42,6 +42,15 @@ pub(super) fn stopping(within: Duration) {
     );
 }
 
+/// Asks for more time to become ready.
+pub(super) fn extend(within: Duration) {
+    let microseconds = within.as_micros();
+    tell(
+        format!("EXTEND_TIMEOUT_USEC={microseconds}").as_bytes(),
+        &[],
+    );
+}
+
 /// Tells that all is well.
 pub(super) fn alive() {
     tell(b"WATCHDOG=1", &[]);

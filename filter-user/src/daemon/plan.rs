@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::error::StartError;
 use super::filter::FilterRole;
@@ -97,12 +97,11 @@ impl Plan {
         }
         if self.roles.contains(&Role::Filter) {
             let path = &config.paths.filter;
-            // No other role reads or writes it.
+            // No other role reads or writes it. Without it uplinks are not remembered, and no more.
             let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
-            created.map_err(|source| StartError::Directory {
-                path: path.clone(),
-                source,
-            })?;
+            if let Err(error) = created {
+                warn!(%error, path = %path.display(), "uplinks are not remembered across boots");
+            }
         }
         Ok(())
     }

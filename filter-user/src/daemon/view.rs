@@ -467,7 +467,7 @@ fn shortfall(interface: &str, state: &State) -> Option<String> {
             return Some(format!("`{interface}` is filtered by {} only", rung.name()));
         }
         State::Detached => "no program of ours is attached to it".to_owned(),
-        State::Missing => "it does not exist".to_owned(),
+        State::Missing => "it does not exist, or is a bond without ports".to_owned(),
         State::NotEthernet => {
             "a route to the internet leads there, and its frames are not Ethernet frames".to_owned()
         }

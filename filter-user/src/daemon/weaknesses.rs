@@ -53,18 +53,16 @@ fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
     ports.into_iter().map(tell).collect()
 }
 
-/// What a filter that runs knows better.
-fn of_start(filter: &Filter) -> Vec<String> {
+/// What a filter that runs reports more precisely.
+fn of_start(filter: &Filter) -> Option<String> {
+    (filter.mode == Mode::Monitor).then(|| MONITOR.to_owned())
+}
+
+/// What a check finds that a start would not know: a filter that remembers uplinks needs no route.
+pub(super) fn of_check(filter: &Filter) -> Option<String> {
     let is_auto = matches!(filter.interfaces, Interfaces::Auto);
     let has_none = || netlink::uplinks().is_ok_and(|uplinks| uplinks == Uplinks::default());
-    let mut weaknesses = Vec::new();
-    if is_auto && has_none() {
-        weaknesses.push(NO_INTERFACE.to_owned());
-    }
-    if filter.mode == Mode::Monitor {
-        weaknesses.push(MONITOR.to_owned());
-    }
-    weaknesses
+    (is_auto && has_none()).then(|| NO_INTERFACE.to_owned())
 }
 
 /// Destinations that packets to this host do not have: nothing is dropped by them.

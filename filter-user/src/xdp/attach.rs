@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
@@ -10,7 +11,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 use rustix::io::Errno;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::link::{link_index, pinned_index};
 use super::load::{Program, pin_error};
@@ -20,7 +21,7 @@ use super::uplinks::Topology;
 use super::{XdpError, errno};
 use crate::config::{self, Attach, Coexist};
 use crate::kernel;
-use crate::netlink::{self, Interface, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
+use crate::netlink::{self, Interface, Kind, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
 use crate::report::chain;
 
 /// An interface that the program is attached to.
@@ -36,6 +37,15 @@ pub struct Attached {
     held: Option<FdLink>,
     /// Whether a program of ours was there before.
     replaced: bool,
+    /// Where programs of ours were that had to make way.
+    moved: Vec<Moved>,
+}
+
+/// An interface that our program was detached from, because the kernel allows none there and here.
+#[derive(Clone, Debug)]
+struct Moved {
+    interface: Interface,
+    rung: Rung,
 }
 
 /// Whether an attachment shall outlive this process.
@@ -64,6 +74,12 @@ impl Attached {
         linked.filter(|linked| Some(*linked) == index)
     }
 
+    /// The interface has another name; its pins have followed.
+    pub(super) fn rename(&mut self, name: &str, pins: &Pins) {
+        name.clone_into(&mut self.interface);
+        self.pin = pins.link(self.rung, name);
+    }
+
     /// From here on the link stays.
     pub(super) fn pin(&mut self) -> Result<(), XdpError> {
         match self.held.take() {
@@ -80,11 +96,10 @@ impl Attached {
         // Dropping a link that has no pin detaches it, as removing its pin does.
         drop(self.held.take());
         if !self.replaced {
-            return if self.pin.exists() {
-                pins::remove(&self.pin)
-            } else {
-                Ok(())
-            };
+            if self.pin.exists() {
+                pins::remove(&self.pin)?;
+            }
+            return restore(&self.moved, pins);
         }
         let link = open(&self.pin)?;
         let before = pins.program(&self.interface);
@@ -224,6 +239,7 @@ fn adopt(
             pin,
             held: None,
             replaced: true,
+            moved: Vec::new(),
         }));
     }
     Ok(None)
@@ -258,33 +274,109 @@ fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, Xdp
         pins,
         ..
     } = *place;
+    let moved = make_way(place)?;
     let mut refusal = None;
-    let mut rungs = Rung::ALL
+    let rungs = Rung::ALL
         .into_iter()
         .filter(|rung| rung.is_allowed(settings));
-    rungs
-        .find_map(|rung| match attach_at(program, place, rung) {
-            Ok(link) => Some(Ok(Attached {
-                interface: interface.name.clone(),
-                rung,
-                pin: pins.link(rung, &interface.name),
-                held: Some(link),
-                replaced: false,
-            })),
-            Err(error) if error.is_refusal() => {
-                warn!(interface = interface.name, mode = rung.name(), "{error}");
-                // The first refusal is the one to report: it is of the rung that was wanted most.
-                refusal.get_or_insert(error);
-                None
+    for rung in rungs {
+        match attach_at(program, place, rung) {
+            Ok(link) => {
+                if let Some(refusal) = refusal {
+                    // The first one: it is of the rung that was wanted most.
+                    warn!(interface = interface.name, mode = rung.name(), "{refusal}");
+                }
+                return Ok(Attached {
+                    interface: interface.name.clone(),
+                    rung,
+                    pin: pins.link(rung, &interface.name),
+                    held: Some(link),
+                    replaced: false,
+                    moved,
+                });
             }
-            Err(error) => Some(Err(error)),
-        })
-        .unwrap_or_else(|| {
-            Err(refusal.unwrap_or(XdpError::Attach {
-                interface: interface.name.clone(),
-                reason: "the configuration allows no way".to_owned(),
-            }))
-        })
+            Err(error) if error.is_refusal() => {
+                debug!(interface = interface.name, mode = rung.name(), "{error}");
+                refusal.get_or_insert(error);
+            }
+            Err(error) => {
+                restore(&moved, pins)?;
+                return Err(error);
+            }
+        }
+    }
+    restore(&moved, pins)?;
+    Err(refusal.unwrap_or(XdpError::Attach {
+        interface: interface.name.clone(),
+        reason: "the configuration allows no way".to_owned(),
+    }))
+}
+
+/// Detaches our programs from where the kernel would not have them beside one here: from interfaces
+/// above, as this one carries their frames, and from the ports of a bond. For as long as it takes to
+/// attach here, nothing judges these frames.
+fn make_way(place: &Place<'_>) -> Result<Vec<Moved>, XdpError> {
+    let Place {
+        interface,
+        pins,
+        topology,
+        ..
+    } = *place;
+    // Another's program stays, and keeps ours off here: then ours stay where they are.
+    if netlink::occupant(interface.index).is_some() {
+        return Ok(Vec::new());
+    }
+    let ports = topology
+        .ports_of(interface)
+        .filter(|_| interface.kind == Kind::Bond);
+    let mut moved = Vec::new();
+    for other in topology.stacked_on(interface).chain(ports) {
+        let Some(rung @ (Rung::Native | Rung::Generic)) = pins.linked(&other.name) else {
+            continue;
+        };
+        warn!(from = other.name, to = interface.name, "the program moves");
+        pins::remove(&pins.link(rung, &other.name))?;
+        wait_for_detachment(other);
+        moved.push(Moved {
+            interface: other.clone(),
+            rung,
+        });
+    }
+    Ok(moved)
+}
+
+/// Waits until an interface has no program any more: the kernel lets go of a link some milliseconds
+/// after its pin was removed (an RCU grace period, `bpf_free_inode`, kernel/bpf/inode.c).
+fn wait_for_detachment(interface: &Interface) {
+    let deadline = Instant::now() + DETACHMENT;
+    while netlink::occupant(interface.index).is_some() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Attaches the programs again that had to make way for one that does not stay.
+fn restore(moved: &[Moved], pins: &Pins) -> Result<(), XdpError> {
+    for Moved { interface, rung } in moved {
+        wait_for_detachment(interface);
+        let before = pins.program(&interface.name);
+        let pin = pins.link(*rung, &interface.name);
+        let mode = match rung {
+            Rung::Native => XdpMode::Driver,
+            Rung::Generic | Rung::Tcx => XdpMode::Skb,
+        };
+        let restored = Xdp::from_pin(&before, XdpAttachType::Interface).and_then(|mut xdp| {
+            let id = xdp.attach_to_if_index(interface.index, mode)?;
+            let link = xdp.take_link(id)?;
+            FdLink::try_from(link).map_err(|error| ProgramError::IOError(io::Error::other(error)))
+        });
+        let link = restored.map_err(|error| pin_error(&before, &error))?;
+        link.pin(&pin).map_err(|error| pin_error(&pin, &error))?;
+        warn!(
+            interface = interface.name,
+            "the program is where it was before"
+        );
+    }
+    Ok(())
 }
 
 fn attach_at(program: &mut Program, place: &Place<'_>, rung: Rung) -> Result<FdLink, XdpError> {
@@ -310,11 +402,7 @@ fn attach_xdp(
 ) -> Result<FdLink, XdpError> {
     let interface = place.interface;
     let xdp = program.xdp()?;
-    let mut attached = xdp.attach_to_if_index(interface.index, mode);
-    // The kernel refuses a program below another one. If that is ours, this one takes its place.
-    if attached.as_ref().is_err_and(is_in_use) && detach_above(place)? {
-        attached = xdp.attach_to_if_index(interface.index, mode);
-    }
+    let attached = xdp.attach_to_if_index(interface.index, mode);
     let id = match attached {
         Ok(id) => id,
         Err(error) if is_in_use(&error) => return Err(in_use(place, &error)),
@@ -349,30 +437,6 @@ fn is_in_use(error: &ProgramError) -> bool {
     matches!(errno(error), Some(Errno::BUSY | Errno::EXIST))
 }
 
-/// Detaches our programs from the interfaces above, as this interface carries their frames; returns
-/// whether there were any. For as long as it takes to attach below, nothing judges these frames.
-fn detach_above(place: &Place<'_>) -> Result<bool, XdpError> {
-    let Place {
-        interface,
-        pins,
-        topology,
-        ..
-    } = *place;
-    let mut any = false;
-    for upper in topology.stacked_on(interface) {
-        if let Some(rung) = pins.linked(&upper.name) {
-            warn!(
-                from = upper.name,
-                to = interface.name,
-                "the program moves to the interface below"
-            );
-            pins::remove(&pins.link(rung, &upper.name))?;
-            any = true;
-        }
-    }
-    Ok(any)
-}
-
 /// Which program is in the way: one on the interface, or one on an interface that is stacked on it.
 fn in_use(place: &Place<'_>, error: &ProgramError) -> XdpError {
     let Place {
@@ -393,7 +457,7 @@ fn in_use(place: &Place<'_>, error: &ProgramError) -> XdpError {
                 false => "xdp",
             },
             program: describe(occupant),
-            coexist: coexist_hint(),
+            coexist: coexist_hint(place.settings.coexist),
         };
     }
     let above = topology
@@ -412,9 +476,9 @@ fn in_use(place: &Place<'_>, error: &ProgramError) -> XdpError {
     }
 }
 
-/// The way to live with another program, where the kernel has it.
-fn coexist_hint() -> &'static str {
-    match kernel::is_at_least(TCX_SINCE) {
+/// The way to live with another program, where the kernel has it and it is not configured already.
+fn coexist_hint(configured: Coexist) -> &'static str {
+    match configured == Coexist::Refuse && kernel::is_at_least(TCX_SINCE) {
         true => ", or set `filter.coexist = \"tcx\"`",
         false => "",
     }
@@ -452,5 +516,7 @@ fn name_of(program: u32) -> String {
 }
 
 const WEAKER: &str = "the verdicts are the same, but each packet costs many times as much";
+/// For the kernel to let go of a link.
+const DETACHMENT: Duration = Duration::from_secs(2);
 /// The first Linux with TCX: kernel/bpf/tcx.c.
 const TCX_SINCE: (u32, u32) = (6, 6);

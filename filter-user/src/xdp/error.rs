@@ -93,7 +93,7 @@ pub enum XdpError {
     },
     /// The maps cannot be created.
     #[error("the XDP object cannot be loaded")]
-    Object(#[source] EbpfError),
+    Object(#[source] Box<EbpfError>),
     /// The kernel's verifier refuses the program.
     #[error(
         "the verifier of Linux {} refuses the XDP program{}; the manual names the kernels that were \
@@ -117,8 +117,6 @@ pub enum XdpError {
     LockedMemory {
         /// The limit.
         limit_kib: u64,
-        /// The kernel's answer.
-        source: EbpfError,
     },
     /// The program cannot be loaded or taken hold of.
     #[error("the XDP program cannot be loaded")]
@@ -183,7 +181,9 @@ pub enum XdpError {
     /// Another XDP program is on an interface that is stacked on this one.
     #[error(
         "another XDP program{program} is on `{upper}`, which is stacked on `{interface}`, and the \
-         kernel attaches none below it; remove that one (`ip link set dev {upper} xdp off`)"
+         kernel attaches none below it; remove that one through the tool that put it there \
+         (`bpftool link show` names its link; one without a link goes with `ip link set dev {upper} \
+         xdp off`)"
     )]
     OccupiedAbove {
         /// The interface.

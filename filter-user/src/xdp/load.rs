@@ -196,15 +196,18 @@ fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, XdpError> {
         return Err(XdpError::NoProgram);
     }
     loader.load(OBJECT).map_err(|source| {
-        let limit = getrlimit(Resource::Memlock).current;
-        let (true, Some(limit)) = (!kernel::is_at_least(MEMORY_CONTROLLED_SINCE), limit) else {
-            return XdpError::Object(source);
-        };
-        XdpError::LockedMemory {
-            limit_kib: limit >> 10,
-            source,
-        }
+        let (errno, source) = (errno(&source), Box::new(source));
+        lacks_memory(errno).map_or(XdpError::Object(source), |limit_kib| {
+            XdpError::LockedMemory { limit_kib }
+        })
     })
+}
+
+/// The limit of locked memory in KiB, if that is what the kernel refuses a map or a program for.
+fn lacks_memory(errno: Option<Errno>) -> Option<u64> {
+    let limit = getrlimit(Resource::Memlock).current?;
+    let counts = !kernel::is_at_least(MEMORY_CONTROLLED_SINCE);
+    (counts && errno == Some(Errno::PERM)).then_some(limit >> 10)
 }
 
 /// Raises the limit of locked memory as far as this process may, see
@@ -288,6 +291,9 @@ fn refused(error: ProgramError) -> XdpError {
         return XdpError::Load(error);
     };
     debug!(%verifier_log, "the kernel refuses the XDP program");
+    if let Some(limit_kib) = lacks_memory(Errno::from_io_error(&io_error)) {
+        return XdpError::LockedMemory { limit_kib };
+    }
     XdpError::Refused {
         words: last_words(&verifier_log.to_string()),
         source: io_error,

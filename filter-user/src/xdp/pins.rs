@@ -218,7 +218,12 @@ impl Pins {
     }
 
     /// Lets the pins of interfaces that were renamed follow them: a link stays with its interface.
-    pub(super) fn follow_renames(&self, interfaces: &[Interface]) -> Result<(), XdpError> {
+    /// Returns the old names, with the new ones.
+    pub(super) fn follow_renames(
+        &self,
+        interfaces: &[Interface],
+    ) -> Result<Vec<(String, String)>, XdpError> {
+        let mut renamed = Vec::new();
         for old in self.interfaces()? {
             let rung = self.linked(&old);
             let linked = rung.and_then(|rung| pinned_index(&self.link(rung, &old)));
@@ -246,8 +251,9 @@ impl Pins {
                     fs::rename(&pin, &place).map_err(blame(&place))?;
                 }
             }
+            renamed.push((old, new.clone()));
         }
-        Ok(())
+        Ok(renamed)
     }
 
     /// Gives an interface the counters of another name; not if it has some already.

@@ -1,6 +1,6 @@
 //! The reconciler: what should be filtered and what is, brought together, interface by interface.
 //!
-//! [`Filter::reconcile`] acts, [`Filter::coverage`] only looks; both go by the same `Targets`, and by
+//! [`Filter::reconcile`] acts, [`Filter::coverage`] only looks; both use the same [`Targets`], and cover
 //! every interface that strangers can come in by, whether the configuration names it or not.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +10,12 @@ use tracing::{info, warn};
 use super::attach::{self, Attached, Rung};
 use super::load::Program;
 use super::pins::{Pins, SPARE};
-use super::uplinks::Topology;
+use super::uplinks::{History, Targets, Topology};
 use super::{Filter, LoadedSet, XdpError};
 use crate::config::Interfaces;
-use crate::netlink::{Changed, Interface};
+use crate::netlink::{Changed, Interface, Kind};
 use crate::report::chain;
+use crate::uplinks::Memory;
 
 /// How one interface fares.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,7 +35,7 @@ pub enum State {
     Covered(String),
     /// Not: its link was detached, or is about to be made.
     Detached,
-    /// Not: the configuration names it, and it does not exist.
+    /// Not: the configuration names it, and it does not exist, or is a bond without ports.
     Missing,
     /// Not: its frames do not begin with an Ethernet header.
     NotEthernet,
@@ -120,15 +121,22 @@ impl Filter {
             self.failures.retry_soon();
         }
         self.topology = topology;
+        let is_loaded = self.pins.exist();
+        if is_loaded {
+            self.follow_renames()?;
+        }
         let targets = self.targets();
         let mut reconciled = Reconciled {
             missing: targets.missing,
             ..Reconciled::default()
         };
         let all = self.topology.interfaces();
-        // An interface that is gone has no frames left to judge.
+        // An interface that is gone has no frames left to judge. On trial, what was there before it
+        // must come back, whatever is seen of it meanwhile.
         let is_there = |attached: &Attached| all.iter().any(|i| i.name == attached.interface);
-        self.loaded.attached.retain(is_there);
+        if self.trial.is_none() {
+            self.loaded.attached.retain(is_there);
+        }
         let filtered = self.loaded.filtered(all);
         let mut unfiltered = targets.attach;
         unfiltered.retain(|interface| !filtered.contains_key(&interface.index));
@@ -136,11 +144,10 @@ impl Filter {
         if unfiltered.is_empty() || self.is_on_trial() {
             return Ok(reconciled);
         }
-        if !self.pins.exist() {
+        if !is_loaded {
             reconciled.unloaded = true;
             return Ok(reconciled);
         }
-        self.pins.follow_renames(all)?;
         for interface in unfiltered {
             if self.failures.is_waiting(&interface.name) {
                 continue;
@@ -162,9 +169,24 @@ impl Filter {
                 }
             }
         }
-        self.note_uplinks();
+        self.note();
         self.prepare_spare();
         Ok(reconciled)
+    }
+
+    /// Interfaces that have another name keep their programs.
+    fn follow_renames(&mut self) -> Result<(), XdpError> {
+        for (old, new) in self.pins.follow_renames(self.topology.interfaces())? {
+            let set = &mut self.loaded;
+            for attached in set.attached.iter_mut().filter(|it| it.interface == old) {
+                attached.rename(&new, &self.pins);
+            }
+            if let Some(program) = set.programs.remove(&old) {
+                set.programs.insert(new.clone(), program);
+            }
+            set.once_attached.insert(new);
+        }
+        Ok(())
     }
 
     /// How every interface fares that strangers can come in by, or that the configuration names.
@@ -175,7 +197,7 @@ impl Filter {
     pub fn coverage(&self) -> Result<Vec<Coverage>, XdpError> {
         let topology = self.topology.with_new_interfaces();
         let topology = topology.map_err(XdpError::Netlink)?;
-        let targets = topology.targets(&self.settings, &self.uplinks, &self.linked());
+        let targets = self.targets_in(&topology);
         let filtered = self.loaded.filtered(topology.interfaces());
         let indices = filtered.keys().copied().collect();
         let state = |interface: &Interface| {
@@ -216,7 +238,9 @@ impl Filter {
         }
         // A remembered uplink that is gone lets no stranger in.
         if matches!(self.settings.interfaces, Interfaces::Auto) {
-            coverage.retain(|name, state| *state != State::Missing || !self.uplinks.contains(name));
+            coverage.retain(|name, state| {
+                *state != State::Missing || !self.memory.uplinks.contains(name)
+            });
         }
         let coverage = coverage.into_iter();
         Ok(coverage
@@ -246,38 +270,65 @@ impl Filter {
         bystanders
     }
 
-    /// Interfaces that have led to the internet, by name: what `interfaces = "auto"` remembers.
+    /// What the next boot is to know.
     #[must_use]
-    pub fn uplinks(&self) -> &BTreeSet<String> {
-        &self.uplinks
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
-    /// Interfaces that are named or remembered, and that are not attached to yet.
+    /// Cards that are named or remembered, and that do not exist yet.
     #[must_use]
     pub fn awaited(&self) -> Vec<String> {
-        self.targets().missing
+        let mut awaited = self.targets().missing;
+        awaited.retain(|name| !self.memory.software.contains(name));
+        awaited
     }
 
-    fn targets(&self) -> super::Targets {
-        let linked = self.linked();
-        self.topology
-            .targets(&self.settings, &self.uplinks, &linked)
+    fn targets(&self) -> Targets {
+        self.targets_in(&self.topology)
     }
 
-    fn linked(&self) -> Vec<String> {
+    fn targets_in(&self, topology: &Topology) -> Targets {
         let attached = self.loaded.attached.iter();
-        attached.map(|a| a.interface.clone()).collect()
+        let linked: Vec<_> = attached.map(|a| a.interface.clone()).collect();
+        let history = History {
+            uplinks: &self.memory.uplinks,
+            linked: &linked,
+            refused: &self.failures.names(),
+        };
+        topology.targets(&self.settings, history)
     }
 
-    /// Remembers what is attached as an uplink.
-    pub(super) fn note_uplinks(&mut self) {
-        match self.settings.interfaces {
-            Interfaces::Auto => {
-                let attached = self.loaded.attached.iter();
-                self.uplinks
-                    .extend(attached.map(|attached| attached.interface.clone()));
+    /// Remembers what is attached.
+    pub(super) fn note(&mut self) {
+        let Self {
+            memory,
+            loaded,
+            topology,
+            ..
+        } = self;
+        let is_auto = matches!(self.settings.interfaces, Interfaces::Auto);
+        if !is_auto {
+            memory.uplinks.clear();
+        }
+        for attached in &loaded.attached {
+            let name = &attached.interface;
+            let Some(interface) = topology.named(name) else {
+                continue;
+            };
+            // A port's bridge is the uplink, and is one by itself.
+            match is_auto && !topology.is_bridge_port(interface) {
+                true => drop(memory.uplinks.insert(name.clone())),
+                false => drop(memory.uplinks.remove(name)),
             }
-            Interfaces::Named(_) => self.uplinks.clear(),
+            match interface.kind {
+                Kind::Bond | Kind::Bridge | Kind::Team | Kind::Stacked => {
+                    memory.software.insert(name.clone());
+                }
+                Kind::Veth | Kind::Other => {
+                    memory.software.remove(name);
+                }
+            }
         }
     }
 
@@ -383,6 +434,10 @@ struct Failure {
 }
 
 impl Failures {
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.0.keys().cloned().collect()
+    }
+
     pub(super) fn has(&self, interface: &str) -> bool {
         self.0.contains_key(interface)
     }

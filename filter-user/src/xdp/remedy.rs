@@ -55,7 +55,7 @@ pub(super) fn remedy(refusal: &Refusal<'_>) -> Option<String> {
     }
     // ixgbe has no text for more CPUs than twice its 64 queues (before Linux 5.15: than 64), bnxt none
     // for rings that it cannot reserve.
-    if refusal.errno == Some(Errno::NOMEM) || says(&["queue", "ring", "channel"]) {
+    if refusal.errno == Some(Errno::NOMEM) || says(&["queue", " ring", "channel"]) {
         return Some(format!(
             "XDP needs a transmit queue for each CPU: `ethtool -L {name} combined N` with half as \
              many as now; a card that has not enough for all CPUs of this host takes generic XDP only"

@@ -17,6 +17,19 @@ use crate::netlink::{self, Interface, Kind};
 pub(super) struct Topology {
     interfaces: Vec<Interface>,
     uplinks: netlink::Uplinks,
+    /// Interfaces, by index, at which this host can be addressed.
+    addressed: BTreeSet<u32>,
+}
+
+/// What was learned of interfaces before.
+#[derive(Clone, Copy)]
+pub(super) struct History<'a> {
+    /// Those that have led to the internet.
+    pub(super) uplinks: &'a BTreeSet<String>,
+    /// Those that have our link.
+    pub(super) linked: &'a [String],
+    /// Those that refuse the program, and so cover nothing above them.
+    pub(super) refused: &'a BTreeSet<String>,
 }
 
 /// What is to be filtered.
@@ -34,6 +47,7 @@ impl Topology {
         Ok(Self {
             interfaces: netlink::interfaces()?,
             uplinks: netlink::uplinks()?,
+            addressed: netlink::addressed()?,
         })
     }
 
@@ -42,6 +56,7 @@ impl Topology {
         Ok(Self {
             interfaces: netlink::interfaces()?,
             uplinks: self.uplinks.clone(),
+            addressed: netlink::addressed()?,
         })
     }
 
@@ -64,57 +79,69 @@ impl Topology {
     /// by it was let in by its other end. An Ethernet interface that another table leads to is one
     /// uplink of several.
     pub(super) fn exposed(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces
+            .iter()
+            .filter(|interface| self.is_exposed(interface))
+    }
+
+    fn is_exposed(&self, interface: &Interface) -> bool {
         let netlink::Uplinks { main, other } = &self.uplinks;
-        self.interfaces.iter().filter(|interface| {
-            main.contains(&interface.index)
-                || interface.is_ethernet && other.contains(&interface.index)
-        })
+        main.contains(&interface.index) || interface.is_ethernet && other.contains(&interface.index)
     }
 
     /// Picks what `settings` are for.
     ///
-    /// Under `"auto"`, an interface that once led to the internet stays a target: `remembered` and
-    /// `linked` are the names of such. Routes come and go with leases, and at boot they come last.
-    pub(super) fn targets(
-        &self,
-        settings: &config::Filter,
-        remembered: &BTreeSet<String>,
-        linked: &[String],
-    ) -> Targets {
+    /// Under `"auto"`, an interface that once led to the internet stays a target: routes come and go
+    /// with leases, and at boot they come last.
+    pub(super) fn targets(&self, settings: &config::Filter, history: History<'_>) -> Targets {
         let mut targets = Targets::default();
         let mut wanted: Vec<&Interface> = Vec::new();
+        let mut missing = |name: &String| targets.missing.push(name.clone());
         match &settings.interfaces {
             Interfaces::Auto => {
-                wanted.extend(
-                    self.exposed()
-                        .filter(|interface| interface.is_ethernet)
-                        .map(|interface| self.carrier(interface)),
-                );
-                for name in remembered {
-                    match self.named(name) {
-                        Some(interface) if interface.is_ethernet => wanted.push(interface),
-                        Some(_) => {}
-                        None => targets.missing.push(name.clone()),
+                let exposed = self.exposed().filter(|interface| interface.is_ethernet);
+                wanted.extend(exposed.map(|interface| self.carrier(interface)));
+                for name in history.uplinks {
+                    match self.named(name).map(|interface| self.bond_of(interface)) {
+                        // Guests behind a bridge are not this host's; the bridge is judged by itself.
+                        Some(port) if self.is_bridge_port(port) => {}
+                        Some(interface) if self.has_no_ports(interface) => missing(name),
+                        Some(interface) => wanted.push(interface),
+                        None => missing(name),
                     }
                 }
-                wanted.extend(linked.iter().filter_map(|name| self.named(name)));
+                wanted.extend(history.linked.iter().filter_map(|name| self.named(name)));
+                wanted.retain(|interface| interface.is_ethernet);
             }
             Interfaces::Named(names) => {
-                for name in names {
-                    match self.named(&name.value) {
-                        Some(interface) => wanted.push(self.bond_of(interface)),
-                        None => targets.missing.push(name.value.clone()),
+                for name in names.iter().map(|name| &name.value) {
+                    match self.named(name).map(|interface| self.bond_of(interface)) {
+                        Some(interface) if self.has_no_ports(interface) => missing(name),
+                        Some(interface) => wanted.push(interface),
+                        None => missing(name),
                     }
                 }
             }
         }
         wanted.sort_by_key(|interface| (self.depth(interface, DEPTH_MAX), interface.index));
         wanted.dedup_by_key(|interface| interface.index);
-        let mut kept = BTreeSet::new();
+        let mut covering = BTreeSet::new();
+        let mut hidden = Vec::new();
         for interface in wanted {
-            if self.cover(interface, &kept).is_none() {
-                kept.insert(interface.index);
-                targets.attach.push(interface.clone());
+            if self.cover(interface, &covering).is_some() {
+                continue;
+            }
+            match history.refused.contains(&interface.name) {
+                true => hidden.extend(self.stacked_on(interface)),
+                false => drop(covering.insert(interface.index)),
+            }
+            targets.attach.push(interface.clone());
+        }
+        // Where the carrier of uplinks refuses the program, each of them may take it.
+        for upper in hidden.into_iter().filter(|upper| self.is_exposed(upper)) {
+            if self.cover(upper, &covering).is_none() {
+                covering.insert(upper.index);
+                targets.attach.push(upper.clone());
             }
         }
         targets
@@ -183,19 +210,39 @@ impl Topology {
         false
     }
 
-    /// The lowest interface that carries all frames of `interface`.
+    /// The lowest interface that carries all frames of `interface`, and no others' than strangers can
+    /// send: a private LAN on the same card is not to be filtered.
     fn carrier<'a>(&'a self, interface: &'a Interface) -> &'a Interface {
         let mut carrier = interface;
         for _ in 0..DEPTH_MAX {
-            carrier = match self.lower(carrier) {
-                Some(lower) => lower,
+            match self.lower(carrier) {
+                Some(lower) if self.carries_uplinks_only(lower) => carrier = lower,
+                Some(_) => return carrier,
                 None => return self.bond_of(carrier),
-            };
+            }
         }
         carrier
     }
 
-    /// The bond that `interface` is a port of, or itself: the kernel attaches nothing to such a port.
+    fn carries_uplinks_only(&self, lower: &Interface) -> bool {
+        let is_private = !self.is_exposed(lower) && self.addressed.contains(&lower.index);
+        !is_private && self.stacked_on(lower).all(|upper| self.is_exposed(upper))
+    }
+
+    /// Whether it is a bond without ports. A program on it would keep ports out whose drivers do not
+    /// take it, and there are no frames to judge yet.
+    fn has_no_ports(&self, interface: &Interface) -> bool {
+        interface.kind == Kind::Bond && self.ports_of(interface).next().is_none()
+    }
+
+    /// Whether it is a port of a bridge.
+    pub(super) fn is_bridge_port(&self, interface: &Interface) -> bool {
+        let controller = interface.controller.and_then(|index| self.at(index));
+        controller.is_some_and(|controller| controller.kind == Kind::Bridge)
+    }
+
+    /// The bond that `interface` is a port of, or itself: a program on such a port would keep one off the
+    /// bond.
     fn bond_of<'a>(&'a self, interface: &'a Interface) -> &'a Interface {
         let controller = interface.controller.and_then(|index| self.at(index));
         controller
@@ -212,12 +259,21 @@ impl Topology {
         self.at(interface.lower?)
     }
 
+    /// The interfaces below one that has ports, each of which takes a program.
     fn ports<'a>(&'a self, interface: &Interface) -> impl Iterator<Item = &'a Interface> {
-        let index = interface.index;
         let has_ports = matches!(interface.kind, Kind::Bridge | Kind::Team);
+        self.ports_of(interface).filter(move |_| has_ports)
+    }
+
+    /// The ports of a bond, bridge or team.
+    pub(super) fn ports_of<'a>(
+        &'a self,
+        interface: &Interface,
+    ) -> impl Iterator<Item = &'a Interface> {
+        let index = interface.index;
         self.interfaces
             .iter()
-            .filter(move |port| has_ports && port.controller == Some(index))
+            .filter(move |port| port.controller == Some(index))
     }
 
     /// How many interfaces lie below.
@@ -242,49 +298,67 @@ impl Topology {
     }
 }
 
-/// Finds what is wrong with the named interfaces: one whose frames cannot be judged, or that none of
-/// them exists. If only some are missing, these are filtered when they come.
+/// Finds a named interface whose frames cannot be judged.
 ///
 /// # Errors
 ///
 /// Returns the interface, with its place in the configuration.
-pub fn check_interfaces(settings: &config::Filter) -> Result<(), config::ConfigError> {
-    let missing = check_kinds(settings)?;
-    match missing {
-        Some(name) => Err(name.place.error(format_args!(
-            "interface `{}` does not exist; `ip link` lists those that do",
-            name.value
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Finds a named interface whose frames cannot be judged. Returns the first missing one, if none of
-/// them exists.
-///
-/// # Errors
-///
-/// Returns the interface, with its place in the configuration.
-pub fn check_kinds(
-    settings: &config::Filter,
-) -> Result<Option<&config::Located<String>>, config::ConfigError> {
+pub fn check_kinds(settings: &config::Filter) -> Result<(), config::ConfigError> {
     let Interfaces::Named(names) = &settings.interfaces else {
-        return Ok(None);
+        return Ok(());
     };
     let all = netlink::interfaces().unwrap_or_default();
-    let mut missing = None;
-    let mut any = false;
     for name in names {
-        match all.iter().find(|interface| interface.name == name.value) {
-            Some(interface) if interface.is_ethernet => any = true,
-            Some(_) => {
-                let interface = name.value.clone();
-                return Err(name.place.error(XdpError::NotEthernet { interface }));
-            }
-            None => missing = missing.or(Some(name)),
+        let found = all.iter().find(|interface| interface.name == name.value);
+        if found.is_some_and(|interface| !interface.is_ethernet) {
+            let interface = name.value.clone();
+            return Err(name.place.error(XdpError::NotEthernet { interface }));
         }
     }
-    Ok(missing.filter(|_| !any))
+    Ok(())
+}
+
+/// Finds what an operator would want to know of the interfaces before a role runs: names that do not
+/// exist, and interfaces that strangers can come in by and that are not named. As sentences.
+///
+/// # Errors
+///
+/// Returns the first name, with its place in the configuration, if none of them exists.
+pub fn check_interfaces(settings: &config::Filter) -> Result<Vec<String>, config::ConfigError> {
+    // A kernel that does not answer is no reason to warn.
+    let topology = Topology::read().unwrap_or_default();
+    let nothing = BTreeSet::new();
+    let history = History {
+        uplinks: &nothing,
+        linked: &[],
+        refused: &nothing,
+    };
+    let Targets { attach, missing } = topology.targets(settings, history);
+    let Interfaces::Named(names) = &settings.interfaces else {
+        return Ok(Vec::new());
+    };
+    let mut warnings = Vec::new();
+    for name in names.iter().filter(|name| missing.contains(&name.value)) {
+        let problem = format!(
+            "interface `{}` does not exist; `ip link` lists those that do",
+            name.value
+        );
+        if attach.is_empty() {
+            return Err(name.place.error(problem));
+        }
+        warnings.push(format!("{}{problem}", name.place));
+    }
+    let attached = attach.iter().map(|interface| interface.index).collect();
+    for interface in topology.exposed() {
+        if topology.cover(interface, &attached).is_none() {
+            warnings.push(format!(
+                "strangers can come in by `{}` (a route to the internet leads there), and \
+                 `filter.interfaces` does not name it; add it",
+                interface.name
+            ));
+        }
+    }
+    Ok(warnings)
 }
 
 /// Interfaces on top of each other: the kernel's own MAX_NEST_DEV, net/core/dev.c.
@@ -299,19 +373,79 @@ mod tests {
 
     #[test]
     fn a_vlan_with_the_default_route_is_covered_by_its_parent() {
-        let network = network([card("eth0"), vlan("eth0.10", 1), vlan("eth0.20", 1)], [2]);
+        let network = network([card("eth0"), vlan("eth0.10", 1)], [2]);
 
-        let targets = network.targets(&auto(), &BTreeSet::new(), &[]);
+        let targets = network.targets(&auto(), nothing());
 
         assert_eq!(names(&targets), ["eth0"]);
         assert_eq!(covered_by(&network, "eth0.10", &targets), Some("eth0"));
     }
 
     #[test]
+    fn a_private_lan_on_the_same_card_is_not_filtered() {
+        let beside = network([card("eth0"), vlan("eth0.10", 1), vlan("eth0.20", 1)], [2]);
+        assert_eq!(names(&beside.targets(&auto(), nothing())), ["eth0.10"]);
+
+        let mut below = network([card("eth0"), vlan("eth0.10", 1)], [2]);
+        below.addressed.insert(1);
+        assert_eq!(names(&below.targets(&auto(), nothing())), ["eth0.10"]);
+
+        let both = network(
+            [card("eth0"), vlan("eth0.10", 1), vlan("eth0.20", 1)],
+            [2, 3],
+        );
+        assert_eq!(names(&both.targets(&auto(), nothing())), ["eth0"]);
+    }
+
+    #[test]
+    fn what_a_refusing_carrier_would_have_covered_is_attached_by_itself() {
+        let network = network([card("eth0"), vlan("eth0.10", 1)], [2]);
+        let refused = BTreeSet::from(["eth0".to_owned()]);
+        let history = History {
+            refused: &refused,
+            ..nothing()
+        };
+
+        let targets = network.targets(&auto(), history);
+
+        assert_eq!(names(&targets), ["eth0", "eth0.10"]);
+    }
+
+    #[test]
+    fn a_bond_is_waited_for_until_it_has_ports() {
+        let bond = of_kind("bond0", Kind::Bond);
+        let empty = network([card("eth0"), bond.clone()], []);
+        let targets = empty.targets(&named(&["bond0"]), nothing());
+        assert_eq!(
+            (names(&targets), targets.missing.clone()),
+            (vec![], vec!["bond0".to_owned()])
+        );
+
+        let whole = network([port("eth0", 2), bond], []);
+        assert_eq!(
+            names(&whole.targets(&named(&["bond0"]), nothing())),
+            ["bond0"]
+        );
+    }
+
+    #[test]
+    fn a_remembered_uplink_that_is_a_bridge_port_now_is_left_to_its_bridge() {
+        let bridge = of_kind("br0", Kind::Bridge);
+        let network = network([port("eth0", 2), bridge, port("tap0", 2)], [2]);
+        let uplinks = BTreeSet::from(["eth0".to_owned()]);
+        let history = History {
+            uplinks: &uplinks,
+            ..nothing()
+        };
+
+        assert_eq!(names(&network.targets(&auto(), history)), ["br0"]);
+    }
+
+    #[test]
     fn a_named_vlan_is_attached_to_itself_and_its_parent_is_not_covered() {
         let network = network([card("eth0"), vlan("eth0.10", 1)], [1, 2]);
 
-        let targets = network.targets(&named(&["eth0.10"]), &BTreeSet::new(), &[]);
+        let targets = network.targets(&named(&["eth0.10"]), nothing());
 
         assert_eq!(names(&targets), ["eth0.10"]);
         assert_eq!(covered_by(&network, "eth0", &targets), None);
@@ -322,7 +456,7 @@ mod tests {
         let network = network([vlan("eth0.10", 2), card("eth0")], []);
 
         for order in [["eth0", "eth0.10"], ["eth0.10", "eth0"]] {
-            let targets = network.targets(&named(&order), &BTreeSet::new(), &[]);
+            let targets = network.targets(&named(&order), nothing());
 
             assert_eq!(names(&targets), ["eth0"], "{order:?}");
         }
@@ -337,7 +471,7 @@ mod tests {
         );
 
         for settings in [auto(), named(&["eth1", "wan", "bond0"])] {
-            let targets = network.targets(&settings, &BTreeSet::new(), &[]);
+            let targets = network.targets(&settings, nothing());
 
             assert_eq!(names(&targets), ["bond0"]);
             assert_eq!(covered_by(&network, "wan", &targets), Some("bond0"));
@@ -357,15 +491,15 @@ mod tests {
         let shared = network([port("eth0", 2), bridge, guest], [2]);
         let settings = named(&["eth0"]);
 
-        let targets = alone.targets(&settings, &BTreeSet::new(), &[]);
+        let targets = alone.targets(&settings, nothing());
         assert_eq!(covered_by(&alone, "br0", &targets), Some("eth0"));
-        let targets = shared.targets(&settings, &BTreeSet::new(), &[]);
+        let targets = shared.targets(&settings, nothing());
         assert_eq!(covered_by(&shared, "br0", &targets), None);
         // Named both, the lower comes first: the kernel takes them in no other order.
-        let targets = shared.targets(&named(&["br0", "eth0"]), &BTreeSet::new(), &[]);
+        let targets = shared.targets(&named(&["br0", "eth0"]), nothing());
         assert_eq!(names(&targets), ["eth0", "br0"]);
         // By itself the bridge is the target, lest guests are filtered too.
-        let targets = shared.targets(&auto(), &BTreeSet::new(), &[]);
+        let targets = shared.targets(&auto(), nothing());
         assert_eq!(names(&targets), ["br0"]);
     }
 
@@ -385,7 +519,7 @@ mod tests {
         assert_eq!(exposed(&by_rule), ["eth0", "eth1"]);
         let tunnelled = network([card("eth0"), tunnel()], [2]);
         assert_eq!(exposed(&tunnelled), ["wg0"]);
-        let targets = tunnelled.targets(&auto(), &BTreeSet::new(), &[]);
+        let targets = tunnelled.targets(&auto(), nothing());
         assert_eq!(covered_by(&tunnelled, "wg0", &targets), None);
     }
 
@@ -394,7 +528,12 @@ mod tests {
         let network = network([card("eth0"), card("lan0")], []);
         let remembered = BTreeSet::from(["eth0".to_owned(), "eth9".to_owned()]);
 
-        let targets = network.targets(&auto(), &remembered, &[]);
+        let history = History {
+            uplinks: &remembered,
+            ..nothing()
+        };
+
+        let targets = network.targets(&auto(), history);
 
         assert_eq!(names(&targets), ["eth0"]);
         assert_eq!(targets.missing, ["eth9"]);
@@ -404,7 +543,7 @@ mod tests {
     fn interfaces_that_claim_to_lie_on_each_other_end_no_search() {
         let network = network([vlan("a", 2), vlan("b", 1)], [1, 2]);
 
-        let targets = network.targets(&auto(), &BTreeSet::new(), &[]);
+        let targets = network.targets(&auto(), nothing());
 
         assert_eq!(targets.attach.len(), 1);
         assert_eq!(network.stacked_on(&network.interfaces[0]).count(), 1);
@@ -423,6 +562,16 @@ mod tests {
                 main: uplinks.into(),
                 other: BTreeSet::new(),
             },
+            addressed: BTreeSet::new(),
+        }
+    }
+
+    fn nothing() -> History<'static> {
+        static NOTHING: BTreeSet<String> = BTreeSet::new();
+        History {
+            uplinks: &NOTHING,
+            linked: &[],
+            refused: &NOTHING,
         }
     }
 
