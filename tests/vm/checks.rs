@@ -781,7 +781,8 @@ fn write_configuration(machine: &Machine<'_>, filter: &str, allow: &str) -> anyh
 /// The state that every check begins with: the virtio card is the uplink, and is filtered.
 fn recover(machine: &Machine<'_>) -> anyhow::Result<()> {
     machine.try_run(
-        "systemctl stop pullgate-filter; pullgate unload; ip link set wan0 nomaster; ip link del up0; \
+        "systemctl stop other pullgate-filter; pullgate --config /root/other.toml unload; \
+         pullgate unload; ip link set wan0 nomaster; ip link del up0; \
          cd /etc/systemd/network && rm -f 15-up0.netdev 16-port.network 21-carrier.network; \
          modprobe e1000e",
     )?;

@@ -477,22 +477,27 @@ fn in_use(place: &Place<'_>, error: &ProgramError) -> XdpError {
 }
 
 /// The way to live with another program, where the kernel has it and it is not configured already.
-fn coexist_hint(configured: Coexist) -> &'static str {
-    match configured == Coexist::Refuse && kernel::is_at_least(TCX_SINCE) {
-        true => ", or set `filter.coexist = \"tcx\"`",
-        false => "",
+fn coexist_hint(configured: Coexist) -> String {
+    match (configured, kernel::is_at_least(TCX_SINCE)) {
+        (Coexist::Refuse, true) => ", or set `filter.coexist = \"tcx\"`".to_owned(),
+        (Coexist::Tcx, false) => format!(" (`filter.coexist = \"tcx\"` {})", no_tcx()),
+        (Coexist::Refuse, false) | (Coexist::Tcx, true) => String::new(),
     }
+}
+
+fn no_tcx() -> String {
+    let (major, minor) = TCX_SINCE;
+    format!(
+        "needs Linux {major}.{minor}, and this is {}",
+        kernel::release()
+    )
 }
 
 fn attach_tcx(program: &mut Program, interface: &Interface) -> Result<FdLink, XdpError> {
     if !kernel::is_at_least(TCX_SINCE) {
-        let (major, minor) = TCX_SINCE;
         return Err(XdpError::Attach {
             interface: interface.name.clone(),
-            reason: format!(
-                "`filter.coexist = \"tcx\"` needs Linux {major}.{minor}, and this is {}",
-                kernel::release()
-            ),
+            reason: format!("`filter.coexist = \"tcx\"` {}", no_tcx()),
         });
     }
     let tcx = program.tcx()?;

@@ -176,7 +176,7 @@ pub enum XdpError {
         /// Its number and name in parentheses, as far as they are known.
         program: String,
         /// How to live with it, on kernels where that is possible.
-        coexist: &'static str,
+        coexist: String,
     },
     /// Another XDP program is on an interface that is stacked on this one.
     #[error(
