@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -341,17 +342,18 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
     std::thread::scope(|scope| {
         let network = &lab.network;
         let appears = scope.spawn(|| {
-            eventually("the role answers", || {
-                std::os::unix::net::UnixStream::connect(network.path("run/filter.sock")).ok()
+            // By then, a role that did not wait would be ready.
+            eventually("the role reports what is missing", || {
+                let socket = network.path("run/filter.sock");
+                let status: Value =
+                    serde_json::from_reader(UnixStream::connect(socket).ok()?).ok()?;
+                (status["filter"]["interfaces"][0]["mode"] == "none").then_some(())
             });
             has_come.store(true, Ordering::SeqCst);
             network.connect(Host::Origin);
         });
         let started = Pullgate::start(network, &lab.config, "filter");
         assert!(has_come.load(Ordering::SeqCst), "it was ready before");
-        started.event(0, "it waited", |event| {
-            event["message"] == "waiting for interfaces that do not exist yet"
-        });
         appears.join().unwrap();
         assert_eq!(started.stop(), Some(0));
     });

@@ -122,8 +122,9 @@ impl Filter {
         }
         self.topology = topology;
         let is_loaded = self.pins.exist();
-        if is_loaded {
+        if is_loaded && !self.is_on_trial() {
             self.follow_renames()?;
+            self.note();
         }
         let targets = self.targets();
         let mut reconciled = Reconciled {
@@ -134,7 +135,7 @@ impl Filter {
         // An interface that is gone has no frames left to judge. On trial, what was there before it
         // must come back, whatever is seen of it meanwhile.
         let is_there = |attached: &Attached| all.iter().any(|i| i.name == attached.interface);
-        if self.trial.is_none() {
+        if !self.is_on_trial() {
             self.loaded.attached.retain(is_there);
         }
         let filtered = self.loaded.filtered(all);

@@ -99,8 +99,8 @@ impl Topology {
         let mut missing = |name: &String| targets.missing.push(name.clone());
         match &settings.interfaces {
             Interfaces::Auto => {
-                let exposed = self.exposed().filter(|interface| interface.is_ethernet);
-                wanted.extend(exposed.map(|interface| self.carrier(interface)));
+                let exposed = self.exposed().map(|interface| self.carrier(interface));
+                wanted.extend(exposed.filter(|interface| !self.has_no_ports(interface)));
                 for name in history.uplinks {
                     match self.named(name).map(|interface| self.bond_of(interface)) {
                         // Guests behind a bridge are not this host's; the bridge is judged by itself.
