@@ -228,6 +228,18 @@ fn a_bad_range_is_refused() {
 }
 
 #[test]
+fn what_cannot_be_an_interfaces_name_is_refused() {
+    let bench = Bench::new();
+    for name in ["a/b", "", "wan0:1", "sixteen-letters-"] {
+        bench.refuses(
+            &bench.text().replace("wan0", name),
+            "filter.interfaces",
+            &["cannot be an interface's name"],
+        );
+    }
+}
+
+#[test]
 fn an_interface_that_does_not_exist_is_a_typo_to_check_and_waited_for_by_run() {
     let bench = Bench::new();
     let text = bench.text().replace("wan0", "wan9");

@@ -539,6 +539,104 @@ fn a_renamed_interface_stays_filtered_and_status_has_its_name() {
 }
 
 #[test]
+fn a_link_that_went_to_another_namespace_covers_no_interface_here() {
+    let mut lab = Lab::start(&Plan::default());
+    let origin = lab.network.namespace(Host::Origin);
+    lab.unload();
+    // The first uplink goes where its index is taken, and gets the next number, which is the second's.
+    let elsewhere = lab.network.hub();
+    let links = |name: &[&str]| {
+        let mut command = Command::new("ip");
+        command.args(["-n", &elsewhere, "-o", "link", "show"]);
+        let shown = command.args(name).output().unwrap();
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    let numbers = links(&[]);
+    let numbers = numbers.lines().filter_map(|line| line.split(':').next());
+    let highest = numbers
+        .filter_map(|number| number.parse::<u32>().ok())
+        .max();
+    let next = (highest.unwrap() + 1).to_string();
+    ip(&[
+        "-n", &origin, "link", "add", "wan2", "index", &next, "type", "veth", "peer", "name",
+        "peer2",
+    ]);
+    for name in ["peer2", "wan2"] {
+        ip(&["-n", &origin, "link", "set", name, "up"]);
+    }
+    lab.configure("interfaces = \"auto\"");
+    ip(&["-n", &origin, "route", "add", "default", "dev", INTERFACE]);
+    lab.start_filter();
+    assert_eq!(mode(&lab, INTERFACE), "native");
+    ip(&["-n", &origin, "link", "set", INTERFACE, "netns", &elsewhere]);
+    ip(&["-n", &origin, "route", "add", "default", "dev", "wan2"]);
+
+    eventually("the other uplink is filtered by itself", || {
+        let shown = lab
+            .network
+            .output(Host::Origin, &["ip", "link", "show", "wan2"]);
+        let has_program = String::from_utf8(shown.stdout).unwrap().contains("xdp");
+        (attached(&lab, "wan2") && has_program).then_some(())
+    });
+    let moved = links(&[INTERFACE]);
+    assert!(moved.starts_with(&format!("{next}:")), "{moved}");
+}
+
+#[test]
+fn a_bridge_over_an_uplink_takes_the_program_over_and_guests_are_spared() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    ip(&[
+        "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
+    ]);
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+    assert_eq!(mode(&lab, INTERFACE), "native");
+
+    ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
+    ip(&["-n", &namespace, "link", "set", "br0", "up"]);
+    ip(&["-n", &namespace, "route", "del", "default"]);
+    ip(&["-n", &namespace, "link", "set", INTERFACE, "master", "br0"]);
+    ip(&["-n", &namespace, "route", "add", "default", "dev", "br0"]);
+
+    eventually("the bridge is filtered, and its port is not", || {
+        let ours = lab.pin("generic-br0").exists() && !lab.pin("native-wan0").exists();
+        (ours && attached(&lab, "br0")).then_some(())
+    });
+    assert_eq!(lab.filter().status()["enforcing"], true);
+    let memory = lab.network.path("state-filter/uplinks.json");
+    eventually("the next boot knows the bridge", || {
+        let text = std::fs::read_to_string(&memory).unwrap();
+        (text.contains("br0") && !text.contains(INTERFACE)).then_some(())
+    });
+}
+
+#[test]
+fn a_memory_that_cannot_be_written_is_in_status() {
+    let mut lab = Lab::start(&Plan::default());
+    let namespace = lab.network.namespace(Host::Origin);
+    lab.unload();
+    let directory = lab.network.path("state-filter");
+    std::fs::remove_dir_all(&directory).unwrap();
+    std::fs::write(&directory, "").unwrap();
+    ip(&[
+        "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
+    ]);
+
+    lab.configure("interfaces = \"auto\"");
+    lab.start_filter();
+
+    let status = lab.filter().status();
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("uplinks are not remembered across boots"),
+        "{warnings}"
+    );
+    assert_eq!(status["enforcing"], true);
+}
+
+#[test]
 fn a_foreign_program_above_an_interface_is_named_and_takes_the_all_clear_away() {
     let mut lab = Lab::start(&Plan::default());
     let namespace = lab.network.namespace(Host::Origin);

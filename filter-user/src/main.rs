@@ -221,15 +221,23 @@ fn unload(paths: &Paths) -> anyhow::Result<()> {
         say("the filter that was on trial is gone, and its role has ended")?;
     }
     let removed = xdp::unload(&paths.bpf)?;
+    match removed.is_empty() {
+        true => say("nothing was loaded")?,
+        false => {
+            for pin in removed {
+                say(&format!("removed {}", pin.display()))?;
+            }
+            say("the filter is detached: strangers' packets reach this host again")?;
+        }
+    }
     // Else the next boot would filter what may lead elsewhere by then.
-    file::remove(&paths.uplinks()).with_context(|| paths.uplinks().display().to_string())?;
-    if removed.is_empty() {
-        return say("nothing was loaded");
-    }
-    for pin in removed {
-        say(&format!("removed {}", pin.display()))?;
-    }
-    say("the filter is detached: strangers' packets reach this host again")
+    let path = paths.uplinks();
+    file::remove(&path).with_context(|| {
+        format!(
+            "the remembered uplinks are not forgotten; remove {} by hand",
+            path.display()
+        )
+    })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::is_interface_name;
 use crate::file::{self, Keeper, ReadError};
 
 /// What is known of interfaces, by name.
@@ -125,12 +126,6 @@ pub fn save(path: &Path, memory: &Memory) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     File::open(file::directory(path))?.sync_all()
-}
-
-/// As the kernel's `dev_valid_name`, net/core/dev.c.
-fn is_interface_name(name: &str) -> bool {
-    let is_odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(is_odd)
 }
 
 const VERSION: u32 = 1;

@@ -228,7 +228,11 @@ impl Filter {
             staging: &staging,
             topology: &topology,
             uplinks: &self.memory.uplinks,
-            accept: Accept::Whole,
+            // Where nothing is filtered, nothing is lost by waiting.
+            accept: match self.loaded.attached.is_empty() {
+                true => Accept::Partial,
+                false => Accept::Whole,
+            },
         };
         self.loaded = LoadedSet::load(&loading, rules, table, &mut failures)?;
         self.settings = settings.clone();

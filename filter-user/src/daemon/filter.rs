@@ -44,6 +44,8 @@ pub(super) struct State {
     published: Arc<InForce>,
     /// What is on disk.
     saved: Memory,
+    /// Why the next boot knows nothing of uplinks, or why this one did not.
+    pub(super) amnesia: Option<String>,
 }
 
 impl FilterRole {
@@ -61,10 +63,14 @@ impl FilterRole {
         let (now, table) = usable(config, now)?;
         lockout::check(settings, &table, own)?;
         let watch = netlink::Watch::new().map_err(XdpError::Netlink)?;
-        let memory = uplinks::load(&config.paths.uplinks()).unwrap_or_else(|error| {
-            warn!(error = %chain(&error), "the remembered uplinks are not used");
-            Memory::default()
-        });
+        let (memory, amnesia) = match uplinks::load(&config.paths.uplinks()) {
+            Ok(memory) => (memory, None),
+            Err(error) => {
+                let error = chain(&error);
+                warn!(error, "the remembered uplinks are not used");
+                (Memory::default(), Some(error))
+            }
+        };
         let filter = Filter::start(xdp::Start {
             settings,
             base: &config.paths.bpf,
@@ -79,6 +85,7 @@ impl FilterRole {
                 config: Arc::clone(config),
                 published: now,
                 saved: memory,
+                amnesia,
             })),
             account: Arc::new(Mutex::new(Account::default())),
             metrics: metrics.clone(),
@@ -126,7 +133,8 @@ impl FilterRole {
             let missing = self.state().filter.awaited().join(", ");
             error!(
                 interfaces = missing,
-                "ready without interfaces that still do not exist; they are filtered when they come"
+                "ready without interfaces that still do not exist; they are filtered when they come \
+                 (`pullgate unload` forgets those that \"auto\" remembers)"
             );
         }
     }
@@ -278,9 +286,13 @@ impl FilterRole {
         }
         let memory = state.filter.memory().clone();
         let path = state.config.paths.uplinks();
-        if let Err(error) = uplinks::save(&path, &memory) {
+        state.amnesia = uplinks::save(&path, &memory).err().map(|error| {
             warn!(%error, path = %path.display(), "uplinks are not remembered across boots");
-        }
+            format!(
+                "{}: {error}; is its directory this role's to write?",
+                path.display()
+            )
+        });
         // Not tried again each second.
         state.saved = memory;
     }

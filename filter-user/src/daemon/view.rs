@@ -256,6 +256,9 @@ impl View {
         }
 
         let (interfaces, all_filtered) = self.interfaces(filter, warnings);
+        if let Some(error) = &state.amnesia {
+            warnings.push(format!("uplinks are not remembered across boots: {error}"));
+        }
         let status = FilterStatus {
             mode: match mode {
                 Mode::Enforce => "enforce".to_owned(),
@@ -305,8 +308,9 @@ impl View {
         }
         for (upper, lower) in filter.bystanders() {
             warnings.push(format!(
-                "`{upper}` shares `{lower}` with an uplink, so its clients are filtered as well; \
-                 name the uplink itself in `filter.interfaces` to spare them"
+                "`{upper}` shares `{lower}` with an uplink, so its clients are filtered as well; to \
+                 spare them, list them in `ranges.allow`, or the uplink's addresses in \
+                 `filter.destinations`"
             ));
         }
         (interfaces, is_protected)

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::XdpError;
 use super::attach::{Rung, Stay};
-use super::link::pinned_index;
+use super::link::{GONE, pinned_index};
 use crate::netlink::Interface;
 
 /// The pin directory of this version.
@@ -181,6 +181,15 @@ impl Pins {
         Ok(())
     }
 
+    /// Removes every pin of an interface; its link is thereby detached.
+    pub(super) fn remove_of(&self, interface: &str) -> Result<(), XdpError> {
+        let suffix = format!("-{}", escape(interface));
+        let mut pins = list(&self.directory)?;
+        pins.retain(|pin| name(pin).ends_with(&suffix));
+        pins.sort_by_key(|pin| !is_link(pin));
+        pins.iter().try_for_each(|pin| remove(pin))
+    }
+
     /// The pin of a map that all interfaces share.
     pub(super) fn shared(&self, name: &str) -> PathBuf {
         self.directory.join(map_name(name))
@@ -335,14 +344,15 @@ pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
     Ok(removed)
 }
 
-/// Whether any link is pinned below `base`: a filter is then in force, whether a role runs or not.
+/// Whether any pinned link below `base` is on an interface: a filter is then active, whether a role runs
+/// or not.
 #[must_use]
 pub fn is_loaded(base: &Path) -> bool {
     let versions = list(base).unwrap_or_default();
     let mut pins = versions
         .iter()
         .flat_map(|version| list(version).unwrap_or_default());
-    pins.any(|pin| is_link(&pin))
+    pins.any(|pin| is_link(&pin) && pinned_index(&pin).is_some_and(|index| index != GONE))
 }
 
 /// Checks that pins below `base` would be on a BPF file system.

@@ -170,9 +170,40 @@ impl Filter {
                 }
             }
         }
+        self.release_ports()?;
         self.note();
         self.prepare_spare();
         Ok(reconciled)
+    }
+
+    /// Under `"auto"`, detaches from uplinks that have become ports of a bridge, once the bridge itself is
+    /// filtered: guests on it are not this host's.
+    fn release_ports(&mut self) -> Result<(), XdpError> {
+        if !matches!(self.settings.interfaces, Interfaces::Auto) {
+            return Ok(());
+        }
+        let Self {
+            loaded,
+            topology,
+            pins,
+            ..
+        } = self;
+        let filtered = loaded.filtered(topology.interfaces());
+        let released = loaded.attached.iter().filter(|attached| {
+            let port = topology.named(&attached.interface);
+            let bridge = port
+                .filter(|port| topology.is_bridge_port(port))
+                .and_then(|port| port.controller);
+            bridge.is_some_and(|bridge| filtered.contains_key(&bridge))
+        });
+        let released: Vec<_> = released.map(|it| it.interface.clone()).collect();
+        for name in released {
+            warn!(interface = name, "detached: its bridge is filtered instead");
+            loaded.attached.retain(|it| it.interface != name);
+            loaded.programs.remove(&name);
+            pins.remove_of(&name)?;
+        }
+        Ok(())
     }
 
     /// Interfaces that have another name keep their programs.
@@ -184,6 +215,9 @@ impl Filter {
             }
             if let Some(program) = set.programs.remove(&old) {
                 set.programs.insert(new.clone(), program);
+            }
+            if self.memory.uplinks.remove(&old) {
+                self.memory.uplinks.insert(new.clone());
             }
             set.once_attached.insert(new);
         }

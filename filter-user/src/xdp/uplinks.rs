@@ -110,7 +110,8 @@ impl Topology {
                         None => missing(name),
                     }
                 }
-                wanted.extend(history.linked.iter().filter_map(|name| self.named(name)));
+                let linked = history.linked.iter().filter_map(|name| self.named(name));
+                wanted.extend(linked.filter(|interface| !self.is_bridge_port(interface)));
                 wanted.retain(|interface| interface.is_ethernet);
             }
             Interfaces::Named(names) => {

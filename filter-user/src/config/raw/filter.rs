@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 
-use super::super::value::{duration, located};
+use super::super::value::{duration, is_interface_name, located};
 use super::super::{
     Attach, Coexist, ConfigError, Filter, Fragments, Interfaces, Located, Mode, Source,
 };
@@ -119,6 +119,12 @@ impl Raw {
                 let located = names.map(|name| located(source, name, "filter.interfaces"));
                 let mut unique: Vec<Located<String>> = Vec::new();
                 for name in located {
+                    if !is_interface_name(&name.value) {
+                        return Err(name.place.error(format_args!(
+                            "`{}` cannot be an interface's name; `ip link` lists those that exist",
+                            name.value
+                        )));
+                    }
                     if unique.iter().all(|other| other.value != name.value) {
                         unique.push(name);
                     }
