@@ -239,11 +239,7 @@ fn interfaces_with_a_default_route_are_found_as_they_come() {
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 
     let mark = lab.filter().mark();
-    ip(&[
-        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
-    ]);
-    ip(&["-n", &namespace, "link", "set", "peer2", "up"]);
-    ip(&["-n", &namespace, "link", "set", "wan2", "up"]);
+    add_second_card(&namespace);
     ip(&[
         "-6", "-n", &namespace, "route", "add", "default", "dev", "wan2",
     ]);
@@ -363,12 +359,7 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
 fn an_uplink_that_is_not_named_takes_the_all_clear_away() {
     let lab = Lab::start(&Plan::default());
     let namespace = lab.network.namespace(Host::Origin);
-    ip(&[
-        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
-    ]);
-    for name in ["peer2", "wan2"] {
-        ip(&["-n", &namespace, "link", "set", name, "up"]);
-    }
+    add_second_card(&namespace);
     assert_eq!(lab.filter().status()["enforcing"], true);
     let uncovered = |routes: &[&[&str]]| {
         for route in routes {
@@ -488,9 +479,7 @@ fn a_move_that_comes_to_nothing_leaves_the_program_where_it_was() {
     ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
     ip(&["-n", &namespace, "link", "set", "br0", "up"]);
     ip(&["-n", &namespace, "link", "set", INTERFACE, "master", "br0"]);
-    ip(&[
-        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
-    ]);
+    add_second_card(&namespace);
     let mut objects = Objects::load();
     let foreign: &mut Xdp = objects.program("bare_pass");
     lab.network.on(Host::Origin, || {
@@ -642,9 +631,7 @@ fn a_foreign_program_above_an_interface_is_named_and_takes_the_all_clear_away() 
     let namespace = lab.network.namespace(Host::Origin);
     lab.unload();
     ip(&["-n", &namespace, "link", "add", "br0", "type", "bridge"]);
-    ip(&[
-        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
-    ]);
+    add_second_card(&namespace);
     ip(&["-n", &namespace, "link", "set", "wan2", "master", "br0"]);
     let mut objects = Objects::load();
     let foreign: &mut Xdp = objects.program("bare_pass");
@@ -686,12 +673,7 @@ fn an_uplink_that_comes_later_and_refuses_the_program_takes_the_all_clear_away()
     ip(&[
         "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
     ]);
-    ip(&[
-        "-n", &namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
-    ]);
-    for name in ["peer2", "wan2"] {
-        ip(&["-n", &namespace, "link", "set", name, "up"]);
-    }
+    add_second_card(&namespace);
     lab.configure("interfaces = \"auto\"");
     lab.start_filter();
     assert_eq!(lab.filter().status()["enforcing"], true);
@@ -1159,6 +1141,16 @@ fn send(lab: &Lab, host: Host, port: u16) {
 
 fn some(count: u64) -> Option<u64> {
     Some(count).filter(|count| *count > 0)
+}
+
+/// Adds `wan2` to the origin, which is up and leads nowhere.
+fn add_second_card(namespace: &str) {
+    ip(&[
+        "-n", namespace, "link", "add", "wan2", "type", "veth", "peer", "name", "peer2",
+    ]);
+    for name in ["peer2", "wan2"] {
+        ip(&["-n", namespace, "link", "set", name, "up"]);
+    }
 }
 
 /// Takes away what a boot does: processes and pins, but no file.

@@ -391,7 +391,7 @@ impl LoadedSet {
         }
     }
 
-    /// Loads the program of an interface, if that is not done, on the maps that are to become active.
+    /// Loads the program of an interface, unless it is loaded, on the maps that are to become active.
     fn load_staged(&mut self, name: &str, loading: &Loading<'_>) -> Result<(), XdpError> {
         let Loading {
             settings,
@@ -399,12 +399,7 @@ impl LoadedSet {
             staging,
             ..
         } = *loading;
-        if !self.programs.contains_key(name) {
-            let active = self.publisher.active()?;
-            let program = Program::load(settings, name, pins, active, |map| staging.shared(map))?;
-            self.programs.insert(name.to_owned(), program);
-        }
-        Ok(())
+        self.load_program(name, settings, pins, |map| staging.shared(map))
     }
 
     fn attach(&mut self, interface: &Interface, loading: &Loading<'_>) -> Result<(), XdpError> {

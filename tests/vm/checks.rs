@@ -506,7 +506,7 @@ fn bond_at_boot(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     ] {
         machine.write(path, &text)?;
     }
-    // By its port's name, by its own, and by nobody's.
+    // Its port is named, it is named, and neither is.
     let mut modes = Vec::new();
     for interfaces in ["[\"wan0\"]", "[\"up0\"]", "\"auto\""] {
         configure(machine, &format!("interfaces = {interfaces}"))?;

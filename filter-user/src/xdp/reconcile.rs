@@ -4,6 +4,7 @@
 //! every interface that strangers can come in by, whether the configuration names it or not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use tracing::{info, warn};
 
@@ -115,7 +116,8 @@ impl Filter {
             false => self.topology.with_new_interfaces(),
         };
         let topology = topology.map_err(XdpError::Netlink)?;
-        if topology != self.topology {
+        let is_new = topology != self.topology;
+        if is_new {
             self.failures.retry_now();
         } else if changed.links {
             self.failures.retry_soon();
@@ -123,7 +125,9 @@ impl Filter {
         self.topology = topology;
         let is_loaded = self.pins.exist();
         if is_loaded && !self.is_on_trial() {
-            self.follow_renames()?;
+            if is_new {
+                self.follow_renames()?;
+            }
             self.note();
         }
         let targets = self.targets();
@@ -374,9 +378,10 @@ impl Filter {
         if !is_auto || self.loaded.programs.contains_key(SPARE) || !self.pins.exist() {
             return;
         }
-        match self.loaded.load_program(SPARE, &self.settings, &self.pins) {
-            Ok(()) => {}
-            Err(error) => warn!(error = %chain(&error), "no program is loaded ahead"),
+        let pins = &self.pins;
+        let set = &mut self.loaded;
+        if let Err(error) = set.load_program(SPARE, &self.settings, pins, |map| pins.shared(map)) {
+            warn!(error = %chain(&error), "no program is loaded ahead");
         }
     }
 
@@ -391,7 +396,7 @@ impl Filter {
         } = self;
         let name = &interface.name;
         if !loaded.programs.contains_key(name) && !loaded.take_spare(name, pins)? {
-            loaded.load_program(name, settings, pins)?;
+            loaded.load_program(name, settings, pins, |map| pins.shared(map))?;
         }
         if let Some(program) = loaded.programs.get_mut(name) {
             let place = attach::Place {
@@ -426,15 +431,19 @@ impl LoadedSet {
         self.once_attached.contains(name)
     }
 
-    fn load_program(
+    /// Loads a program on the maps that `shared` names, unless it is loaded.
+    pub(super) fn load_program(
         &mut self,
         name: &str,
         settings: &crate::config::Filter,
         pins: &Pins,
+        shared: impl Fn(&str) -> PathBuf,
     ) -> Result<(), XdpError> {
-        let active = self.publisher.active()?;
-        let program = Program::load(settings, name, pins, active, |map| pins.shared(map))?;
-        self.programs.insert(name.to_owned(), program);
+        if !self.programs.contains_key(name) {
+            let active = self.publisher.active()?;
+            let program = Program::load(settings, name, pins, active, shared)?;
+            self.programs.insert(name.to_owned(), program);
+        }
         Ok(())
     }
 
