@@ -163,7 +163,7 @@ fn boot<'a>(
     Ok((machine, release))
 }
 
-/// Adds the built test, and the object that it loads, where it looks for it.
+/// Adds the built test, and the object that it loads.
 fn put_verdict_test(seed: &Path, target: &Path) -> anyhow::Result<()> {
     let built = fs::read_dir(target.join("debug/deps"))?
         .flatten()
@@ -181,13 +181,7 @@ fn put_verdict_test(seed: &Path, target: &Path) -> anyhow::Result<()> {
         .arg(newest.context("no built test")?.path());
     ensure!(strip.status()?.success(), "strip");
     let object = target.join("bpf/bpfel-unknown-none/release/filter");
-    let inside = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../target/bpf/bpfel-unknown-none/release/filter");
-    // The path goes by way of this directory.
-    let manifest = env!("CARGO_MANIFEST_DIR").trim_start_matches('/');
-    put(seed, &format!("{manifest}/.keep"), "")?;
-    let inside = inside.to_string_lossy().replace("/tests/..", "");
-    put(seed, inside.trim_start_matches('/'), fs::read(object)?)
+    put(seed, OBJECT, fs::read(object)?)
 }
 
 fn install(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
@@ -221,7 +215,8 @@ fn generic(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
 
 /// The test that asks the loaded program every row of the table, in namespaces of its own.
 fn verdicts(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
-    let (status, text) = machine.try_run(&format!("/{VERDICT} --test-threads=1 2>&1"))?;
+    let test = format!("PULLGATE_XDP_OBJECT=/{OBJECT} /{VERDICT} --test-threads=1 2>&1");
+    let (status, text) = machine.try_run(&test)?;
     ensure!(status == 0, "{text}");
     let passed = text.lines().filter(|line| line.ends_with("... ok")).count();
     Ok(format!("{passed} tests"))
@@ -857,6 +852,8 @@ const UPGRADE: &str = "root/pullgate_upgrade.deb";
 const VLAN: &str = "ip link add link @CARD@ name up0 type vlan id 10";
 /// Beside the installed `pullgate`, which it starts.
 const VERDICT: &str = "usr/bin/pullgate-verdict-test";
+/// The object that it loads, in the same.
+const OBJECT: &str = "usr/lib/pullgate-object";
 const NGINX: &str = "server {\n    listen 127.0.0.1:8080 proxy_protocol;\n    location / { return 200 \"nginx\\n\"; }\n}\n";
 const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n[Service]\nType=oneshot\n\
     ExecStart=sleep 20\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";

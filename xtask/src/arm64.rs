@@ -67,18 +67,11 @@ fn payload(package: &Path) -> anyhow::Result<PathBuf> {
     for (from, to) in [
         (verdict.path(), inside.join("usr/bin/verdict")),
         (built.join("lab"), inside.join("usr/bin/lab")),
-        (object.clone(), tree.join("filter")),
+        (object, tree.join("filter")),
     ] {
         fs::copy(&from, &to).with_context(|| from.display().to_string())?;
     }
-    let manifest = root().join("tests").display().to_string();
-    for (name, text) in [
-        ("run", RUN),
-        ("manifest", &manifest),
-        ("object", &object.display().to_string()),
-    ] {
-        fs::write(tree.join(name), text).context("target/vm")?;
-    }
+    fs::write(tree.join("run"), RUN).context("target/vm")?;
     let disk = directory().join("payload.tar");
     let mut tar = Command::new("tar");
     tar.arg("--create").arg("--file").arg(&disk);
