@@ -20,11 +20,15 @@ fn a_good_configuration_is_in_order() {
     let output = bench.pullgate(&bench.text(), &["check"]);
 
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .ends_with("in order\n")
-    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "shop.example.pem: 1 certificate\n",
+        "shop.example.key: 1 key\n",
+        "ours-ca.pem: 1 CA\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert!(text.ends_with(": OK\n"), "{text}");
 }
 
 #[test]
@@ -167,6 +171,74 @@ fn a_key_that_is_none_is_refused() {
         &bench.text().replace("shop.example.key", "none.key"),
         "gate.host.key",
         &["holds no private key", "must be PEM"],
+    );
+}
+
+#[test]
+fn text_that_looks_like_a_section_and_is_not_read_is_refused_by_its_line() {
+    let bench = Bench::new();
+    let (ours, other) = (bench.pki.ours.pem(), bench.pki.other.pem());
+    let next_year = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(365 * 86_400);
+    let lists = [&bench.pki.ours, &bench.pki.other].map(|ca| ca.crl(&[2], next_year));
+    let glued = |first: &str, second: &str| format!("{}{second}", first.trim_end());
+    let lines = ours.trim_end().lines().count();
+    let trust = bench.text();
+
+    bench.pki.write("glued.pem", &glued(ours, other));
+    bench.refuses(
+        &trust.replace("ours-ca.pem", "glued.pem"),
+        "gate.host.trust",
+        &["glued.pem is damaged", &format!("line {lines} looks like")],
+    );
+    bench.pki.write("mark.pem", &format!("\u{feff}{ours}"));
+    bench.refuses(
+        &trust.replace("ours-ca.pem", "mark.pem"),
+        "gate.host.trust",
+        &["line 1 looks like the edge of a section"],
+    );
+    bench.pki.write("mixed.pem", &format!("{ours}{}", lists[0]));
+    bench.refuses(
+        &trust.replace("ours-ca.pem", "mixed.pem"),
+        "gate.host.trust",
+        &[
+            "has a section `X509 CRL`",
+            &format!("in line {}", lines + 1),
+        ],
+    );
+    bench.pki.write("lists.pem", &glued(&lists[0], &lists[1]));
+    let crl = format!(
+        "crl = [\"{}\"]\nupstream",
+        bench.pki.path("lists.pem").display()
+    );
+    bench.refuses(
+        &trust.replacen("upstream", &crl, 1),
+        "gate.host.crl",
+        &["lists.pem is damaged", "looks like the edge of a section"],
+    );
+    bench.pki.write(
+        "both.pem",
+        &format!("{}{}", lists[0].trim_end(), format_args!("\n{}", lists[1])),
+    );
+    let output = bench.pullgate(
+        &trust.replacen("upstream", &crl.replace("lists.pem", "both.pem"), 1),
+        &["check"],
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("both.pem: 2 revocation lists\n"), "{text}");
+}
+
+#[test]
+fn a_file_of_two_keys_is_refused() {
+    let bench = Bench::new();
+    let keys = [SHOP, "blog.example"].map(|name| {
+        let path = bench.pki.path(&format!("{name}.key"));
+        fs::read_to_string(path).unwrap()
+    });
+    bench.pki.write("two.key", &keys.concat());
+    bench.refuses(
+        &bench.text().replace("shop.example.key", "two.key"),
+        "gate.host.key",
+        &["two.key holds 2 private keys"],
     );
 }
 

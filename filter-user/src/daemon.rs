@@ -48,21 +48,30 @@ use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::confine::{self, Confined, Reach};
 use crate::file::{self, Keeper, ReadError, Stamp};
-use crate::gate::{Lint, Loaded, service_group, unreadable_files};
+use crate::gate::{FileContent, Lint, Loaded, service_group, unreadable_files};
 use crate::refresh::Progress;
 use crate::report::chain;
 use crate::telemetry::status::ReloadStatus;
 use crate::xdp;
 
+/// What a check has found.
+#[derive(Debug)]
+pub struct Checked {
+    /// What works and could be better.
+    pub warnings: Vec<String>,
+    /// What was read from which of the gate's files.
+    pub contents: Vec<FileContent>,
+}
+
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
-/// host; returns what is in order and could be better.
+/// host.
 ///
 /// This process gives up what the roles give up: what they could not read is not in order.
 ///
 /// # Errors
 ///
 /// Returns the first thing that would keep a role from starting.
-pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartError> {
+pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let roles = roles(config, only)?;
     // Root asks for those who are in the package's groups.
     join_groups(&config.paths, service_group());
@@ -83,6 +92,7 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
             (Ok(()), _) => {}
         }
     }
+    let contents = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
     let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
     if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
         lints.extend(view::exposures(gate));
@@ -90,7 +100,10 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Vec<String>, StartEr
     }
     let lints = lints.iter().map(Lint::to_string);
     weaknesses.extend(lints);
-    Ok(weaknesses)
+    Ok(Checked {
+        warnings: weaknesses,
+        contents,
+    })
 }
 
 /// Reads a configuration file.

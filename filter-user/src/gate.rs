@@ -6,6 +6,7 @@
 //! ```
 //! Each arrow is a step of `connection`, and each step takes the proof of the one before.
 
+mod canonical_name;
 mod connection;
 mod credentials;
 mod end;
@@ -15,10 +16,12 @@ mod lint;
 mod listener;
 mod pace;
 mod peer;
+mod pem;
 mod policy;
 mod proxy;
 mod refusal;
 mod relay;
+mod revocation;
 mod shares;
 mod sightings;
 mod trust;
@@ -42,7 +45,7 @@ pub use self::listener::{bind, serve};
 use self::pace::Pace;
 pub use self::peer::VerifiedPeer;
 use self::policy::Workshop;
-pub use self::policy::{Policies, Policy};
+pub use self::policy::{FileContent, Policies, Policy};
 pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
 use self::shares::{Allowed, Shares};
 pub use self::sightings::{Sighting, Sightings, Visit};
@@ -109,6 +112,20 @@ pub struct Loaded {
     pub lints: Vec<Lint>,
     /// The hosts whose upstream could not be asked what it speaks.
     unanswered: Vec<String>,
+}
+
+impl Loaded {
+    /// What was read from which file, each once, by path.
+    #[must_use]
+    pub fn contents(&self) -> Vec<FileContent> {
+        let policies = self.policies.iter();
+        let mut contents: Vec<_> = policies
+            .flat_map(|policy| policy.facts.contents.iter().cloned())
+            .collect();
+        contents.sort();
+        contents.dedup();
+        contents
+    }
 }
 
 impl Gate {

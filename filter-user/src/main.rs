@@ -78,10 +78,14 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             show(&explanation, packet.json)?;
         }
         Command::Check { only } => {
-            for lint in daemon::check(&load(&cli.config)?, *only)? {
-                complain(&format!("warning: {lint}"));
+            let checked = daemon::check(&load(&cli.config)?, *only)?;
+            for warning in checked.warnings {
+                complain(&format!("warning: {warning}"));
             }
-            say(&format!("{}: in order", cli.config.display()))?;
+            for content in checked.contents {
+                say(&content.to_string())?;
+            }
+            say(&format!("{}: OK", cli.config.display()))?;
         }
         Command::Reload { only } => {
             daemon::reload(&paths(&cli.config), *only)?;

@@ -179,6 +179,45 @@ impl Rig {
         daemon::output(&self.network, &self.config, arguments)
     }
 
+    /// The pin of a certificate, as `trust` takes it.
+    #[must_use]
+    pub fn pin(&self, file: &str) -> String {
+        let path = self.pki.path(file).display().to_string();
+        let output = self.pullgate(&["pin", &path]);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What the gate makes of a client certificate that curl presents at [`SHOP`].
+    #[must_use]
+    pub fn curl(&self, identity: &str, version: &str) -> String {
+        let mark = self.gate().mark();
+        let target = format!("{SHOP}:443:{}", origin());
+        let (certificate, key) = (
+            format!("@PKI@/{identity}.pem"),
+            format!("@PKI@/{identity}.key"),
+        );
+        let url = format!("https://{SHOP}/");
+        let mut words = vec![
+            "curl",
+            "--silent",
+            "--max-time",
+            "10",
+            "--resolve",
+            &target,
+            "--cacert",
+            "@PKI@/web-ca.pem",
+            "--cert",
+            &certificate,
+            "--key",
+            &key,
+            &url,
+        ];
+        words.extend(version.split(' '));
+        let _answer = self.on_edge(&words);
+        self.outcome(mark)
+    }
+
     /// Runs a command on the edge, with `@PKI@` as in configurations; its whole output.
     #[must_use]
     pub fn on_edge(&self, words: &[&str]) -> String {

@@ -215,6 +215,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        // What its certificate does not allow, its key can do all the same.
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self {
             pem: certificate.pem(),
             der: certificate.der().clone(),
@@ -225,6 +227,17 @@ impl Authority {
     /// A list of the serial numbers that are revoked, PEM.
     #[must_use]
     pub fn crl(&self, revoked: &[u64], next_update: OffsetDateTime) -> String {
+        self.crl_with(revoked, next_update, |_| ())
+    }
+
+    /// The same, with something changed.
+    #[must_use]
+    pub fn crl_with(
+        &self,
+        revoked: &[u64],
+        next_update: OffsetDateTime,
+        change: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = revoked.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
@@ -232,7 +245,7 @@ impl Authority {
             reason_code: None,
             invalidity_date: None,
         });
-        let params = CertificateRevocationListParams {
+        let mut params = CertificateRevocationListParams {
             this_update: next_update - Duration::from_secs(30 * 86_400),
             next_update,
             crl_number: SerialNumber::from(1),
@@ -240,6 +253,7 @@ impl Authority {
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
+        change(&mut params);
         params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
@@ -247,6 +261,12 @@ impl Authority {
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// A client's leaf with this serial number.
+    #[must_use]
+    pub fn client_numbered(&self, serial: u64) -> Identity {
+        self.client_with(|params| params.serial_number = Some(SerialNumber::from(serial)))
     }
 
     fn sign(&self, params: &CertificateParams) -> Identity {

@@ -9,15 +9,17 @@ use std::sync::Arc;
 use rustix::process::getegid;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
-use rustls::sign::CertifiedKey;
-use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::prelude::{
-    CertificateRevocationList as ParsedCrl, FromDer as _, GeneralName, X509Certificate,
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
+    UnixTime,
 };
+use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
+use super::canonical_name::CanonicalName;
+use super::pem::{self, Kind, Section};
 use super::refusal::Refusal;
+use super::revocation::Crl;
 use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
 use crate::file::{self, Keeper, ReadError};
 
@@ -35,34 +37,13 @@ pub(super) struct Authority {
     pub(super) certificate: CertificateDer<'static>,
     /// The file, or `cloudflare`.
     pub(super) label: String,
-    /// Its distinguished name, DER.
-    pub(super) subject: Vec<u8>,
+    pub(super) subject: CanonicalName,
     pub(super) validity: Validity,
 }
 
-/// A list of revoked certificates.
-pub(super) struct Crl {
-    pub(super) parsed: CertRevocationList<'static>,
-    pub(super) der: CertificateRevocationListDer<'static>,
-    issuer: Vec<u8>,
-    /// When it expires, seconds since the UNIX epoch.
-    pub(super) next_update: i64,
-}
-
-impl Crl {
-    /// Whether it says that it is this CA's; another may have the same name.
-    pub(super) fn names(&self, authority: &Authority) -> bool {
-        self.issuer == authority.subject
-    }
-
-    /// Whether this CA has signed it.
-    pub(super) fn is_of(&self, authority: &Authority) -> bool {
-        let crl = ParsedCrl::from_der(&self.der);
-        let authority_key = X509Certificate::from_der(&authority.certificate);
-        let (Ok((_, crl)), Ok((_, certificate))) = (crl, authority_key) else {
-            return false;
-        };
-        self.names(authority) && crl.verify_signature(certificate.public_key()).is_ok()
+impl Authority {
+    pub(super) fn parsed(&self) -> Result<X509Certificate<'_>, ConfigError> {
+        parse(&Place::nowhere(), Path::new(&self.label), &self.certificate)
     }
 }
 
@@ -164,12 +145,38 @@ fn dns_names(leaf: &X509Certificate<'_>) -> Vec<String> {
 /// Reads a private key, which nobody else on the host may be able to read.
 fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError> {
     let (pem, metadata) = read_kept(place, path, Keeper::Owner)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
+    let besides = [Kind::Certificate, Kind::Companion];
+    let keys = sections(place, path, &pem, Kind::Key, &besides)?;
+    let key = match keys.as_slice() {
+        [key] => key,
+        [] => {
+            return Err(place.error(format_args!(
+                "{} holds no private key; it must be PEM, PKCS#8, PKCS#1 or SEC1, without a \
+                 passphrase",
+                path.display()
+            )));
+        }
+        several => {
+            return Err(place.error(format_args!(
+                "{} holds {} private keys; name a file that holds the certificate's alone",
+                path.display(),
+                several.len()
+            )));
+        }
+    };
+    let content = key.content.clone();
+    let key = match key.label.as_str() {
+        _ if content.is_empty() => None,
+        "PRIVATE KEY" => Some(PrivatePkcs8KeyDer::from(content).into()),
+        "RSA PRIVATE KEY" => Some(PrivatePkcs1KeyDer::from(content).into()),
+        "EC PRIVATE KEY" => Some(PrivateSec1KeyDer::from(content).into()),
+        _ => None,
+    };
+    let key: PrivateKeyDer<'static> = key.ok_or_else(|| {
         place.error(format_args!(
-            "{} holds no private key ({}); it must be PEM, PKCS#8, PKCS#1 or SEC1, without a \
-             passphrase",
-            path.display(),
-            describe(&error)
+            "the key {} has a passphrase, or is of a kind that cannot be used; it must be PKCS#8, \
+             PKCS#1 or SEC1, without a passphrase",
+            path.display()
         ))
     })?;
     let mode = metadata.mode();
@@ -328,7 +335,7 @@ fn authority(
     }
     Ok(Authority {
         label: path.display().to_string(),
-        subject: parsed.subject().as_raw().to_vec(),
+        subject: CanonicalName::of(parsed.subject()),
         validity: Validity::of(&parsed),
         certificate,
     })
@@ -339,35 +346,22 @@ pub(super) fn crls(file: &Located<impl AsRef<Path>>) -> Result<Vec<Arc<Crl>>, Co
     let Located { value: path, place } = file;
     let path = path.as_ref();
     let pem = read(place, path)?;
-    let sections: Vec<CertificateRevocationListDer<'static>> = sections(place, path, &pem)?;
+    let sections = sections(place, path, &pem, Kind::RevocationList, &[])?;
     if sections.is_empty() {
         return Err(place.error(format_args!(
             "{} holds no revocation list; it must be PEM, beginning with `-----BEGIN X509 CRL-----`",
             path.display()
         )));
     }
-    let crls = sections.into_iter().map(|der| {
-        let unusable = |problem: String| {
+    let crls = sections.into_iter().map(|section| {
+        let crl = Crl::from_der(&section.content).map_err(|problem| {
             place.error(format_args!(
                 "a revocation list in {} cannot be used: {problem}; it must be of version 2, whole, \
                  and from the CA itself",
                 path.display()
             ))
-        };
-        let (_, parsed) =
-            ParsedCrl::from_der(&der).map_err(|error| unusable(error.to_string()))?;
-        let next_update = parsed.next_update().map(|time| time.timestamp());
-        let next_update =
-            next_update.ok_or_else(|| unusable("it does not say when it expires".to_owned()))?;
-        let issuer = parsed.issuer().as_raw().to_vec();
-        let owned = OwnedCertRevocationList::from_der(&der)
-            .map_err(|error| unusable(error.to_string()))?;
-        Ok(Arc::new(Crl {
-            parsed: owned.into(),
-            issuer,
-            next_update,
-            der,
-        }))
+        });
+        crl.map(Arc::new)
     });
     crls.collect()
 }
@@ -406,28 +400,36 @@ pub fn pin(path: &Path) -> Result<String, ConfigError> {
     ))
 }
 
-/// The library prints the names of PEM sections as lists of numbers.
-fn describe(error: &pem::Error) -> &'static str {
-    match error {
-        pem::Error::MissingSectionEnd { .. } => "it ends inside a section",
-        pem::Error::IllegalSectionStart { .. } => "a section begins wrongly",
-        pem::Error::Base64Decode(_) => "a section is not Base64",
-        pem::Error::Io(_) => "it cannot be read",
-        pem::Error::NoItemsFound => "it has no PEM section of that kind",
-        pem::Error::SectionTooLarge | _ => "it is not PEM",
-    }
-}
-
-/// All PEM sections of one kind; others are passed over.
-fn sections<T: PemObject>(place: &Place, path: &Path, pem: &[u8]) -> Result<Vec<T>, ConfigError> {
-    let sections = T::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    sections.map_err(|error| {
-        let problem = describe(&error);
+/// All PEM sections of one kind. Others are passed over only if they are among `besides`: what is
+/// in a file and has no effect is a mistake.
+fn sections(
+    place: &Place,
+    path: &Path,
+    text: &[u8],
+    wanted: Kind,
+    besides: &[Kind],
+) -> Result<Vec<Section>, ConfigError> {
+    let sections = pem::sections(text).map_err(|problem| {
         place.error(format_args!(
-            "{} is damaged ({problem}); copy it again, whole",
+            "{} is damaged: {problem}; copy it again, whole",
             path.display()
         ))
-    })
+    })?;
+    let is_strange =
+        |section: &&Section| section.kind != wanted && !besides.contains(&section.kind);
+    if let Some(strange) = sections.iter().find(is_strange) {
+        return Err(place.error(format_args!(
+            "{} has a section `{}` in line {}, which would have no effect here; take it out, and \
+             name it where it belongs",
+            path.display(),
+            strange.label.escape_debug(),
+            strange.line
+        )));
+    }
+    let wanted = sections
+        .into_iter()
+        .filter(|section| section.kind == wanted);
+    Ok(wanted.collect())
 }
 
 /// At least one certificate.
@@ -436,14 +438,16 @@ fn pem_certificates(
     path: &Path,
     pem: &[u8],
 ) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let certificates = sections(place, path, pem)?;
+    let besides = [Kind::Key, Kind::Companion];
+    let certificates = sections(place, path, pem, Kind::Certificate, &besides)?;
     if certificates.is_empty() {
         return Err(place.error(format_args!(
             "{} holds no certificate; it must be PEM, beginning with `-----BEGIN CERTIFICATE-----`",
             path.display()
         )));
     }
-    Ok(certificates)
+    let certificates = certificates.into_iter();
+    Ok(certificates.map(|section| section.content.into()).collect())
 }
 
 fn parse<'a>(
@@ -513,7 +517,7 @@ mod tests {
 
     #[test]
     fn the_embedded_origin_pull_ca_is_the_published_one() {
-        let der = CertificateDer::from_pem_slice(CLOUDFLARE_CA).unwrap();
+        let der = CertificateDer::from(pem::sections(CLOUDFLARE_CA).unwrap().remove(0).content);
 
         assert_eq!(
             crate::digest::sha256(&der),

@@ -5,6 +5,8 @@
 //! Both are made anew whenever the host's [`Terms`] change: older sessions are then worth nothing.
 
 use std::collections::HashMap;
+use std::fmt::{self, Display, Formatter};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -19,10 +21,11 @@ use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
 
-use super::credentials::{self, Authority, Certified, Crl};
+use super::credentials::{self, Authority, Certified};
 use super::ending::Ending;
 use super::peer::{PeerVerifier, VerifiedPeer};
 use super::refusal::Refusal;
+use super::revocation::{Crl, Revocation, may_sign_lists, newest};
 use super::trust::{Anchor, Seen, Trusted};
 use super::upstream::{Dialer, Encryption};
 use crate::config::{
@@ -114,6 +117,24 @@ pub(super) struct Facts {
     pub(super) crl_expires: Option<i64>,
     /// The names that its certificates are for.
     pub(super) certificate_names: Vec<String>,
+    /// What was read from which file.
+    pub(super) contents: Vec<FileContent>,
+}
+
+/// How many of what was read from a file.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct FileContent {
+    path: PathBuf,
+    count: usize,
+    what: &'static str,
+}
+
+impl Display for FileContent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { path, count, what } = self;
+        let plural = if *count == 1 { "" } else { "s" };
+        write!(f, "{}: {count} {what}{plural}", path.display())
+    }
 }
 
 /// What holds as long as a host's terms are the same, and no longer.
@@ -152,10 +173,12 @@ impl Policy {
         for trust in &host.trust {
             authorities.extend(credentials::authorities(trust, &workshop.shared)?);
         }
-        let crls = load_crls(host, &authorities)?;
+        let lists = load_crls(host, &authorities)?;
+        let contents = contents(host, &certified, &authorities, &lists);
+        let crls: Vec<_> = lists.into_iter().flatten().collect();
 
         let terms = Terms::new(host, &authorities, &crls, before).map_err(blame)?;
-        let facts = Facts::new(&certified, &authorities, &crls);
+        let facts = Facts::new(&certified, &authorities, &crls, contents);
         let trusted = trusted(host, workshop, &authorities, &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
         let builder = ServerConfig::builder_with_details(
@@ -256,7 +279,12 @@ impl Policy {
 }
 
 impl Facts {
-    fn new(certified: &[Certified], authorities: &[Authority], crls: &[Arc<Crl>]) -> Self {
+    fn new(
+        certified: &[Certified],
+        authorities: &[Authority],
+        crls: &[Arc<Crl>],
+        contents: Vec<FileContent>,
+    ) -> Self {
         let certificates = certified.iter().map(|certified| certified.not_after);
         let names = certified
             .iter()
@@ -264,8 +292,9 @@ impl Facts {
         Self {
             certificate_expires: certificates.min().unwrap_or(i64::MAX),
             authority_expires: authorities.iter().map(|ca| ca.validity.not_after).min(),
-            crl_expires: crls.iter().map(|crl| crl.next_update).min(),
+            crl_expires: newest(crls.iter()).iter().map(|crl| crl.next_update).min(),
             certificate_names: names.collect(),
+            contents,
         }
     }
 }
@@ -332,24 +361,70 @@ impl Terms {
     }
 }
 
-fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Arc<Crl>>, ConfigError> {
+/// What was read from each of a host's files.
+fn contents(
+    host: &Host,
+    certified: &[Certified],
+    authorities: &[Authority],
+    lists: &[Vec<Arc<Crl>>],
+) -> Vec<FileContent> {
+    let content = |path: &Path, count, what| FileContent {
+        path: path.to_owned(),
+        count,
+        what,
+    };
+    let mut contents = Vec::new();
+    for (pair, certified) in host.certificates.iter().zip(certified) {
+        let chain = certified.key.cert.len();
+        contents.push(content(&pair.certificate.value, chain, "certificate"));
+        contents.push(content(&pair.key.value, 1, "key"));
+    }
+    for trust in &host.trust {
+        if let Trust::CaFile(path) = &trust.value {
+            let label = path.display().to_string();
+            let count = authorities.iter().filter(|ca| ca.label == label).count();
+            contents.push(content(path, count, "CA"));
+        }
+    }
+    for (file, lists) in host.crls.iter().zip(lists) {
+        contents.push(content(&file.value, lists.len(), "revocation list"));
+    }
+    contents
+}
+
+/// The lists of each of the host's files; each has an effect.
+fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Vec<Arc<Crl>>>, ConfigError> {
+    let parsed = authorities.iter().map(Authority::parsed);
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    let has_pins = host
+        .trust
+        .iter()
+        .any(|trust| matches!(trust.value, Trust::Pin(_)));
     let mut all = Vec::new();
-    let mut are_useful = false;
+    let mut are_useful = has_pins;
     for file in &host.crls {
-        for crl in credentials::crls(file)? {
-            let mut namesakes = authorities.iter().filter(|ca| crl.names(ca)).peekable();
-            let is_named = namesakes.peek().is_some();
-            let is_signed = namesakes.any(|ca| crl.is_of(ca));
-            if is_named && !is_signed {
+        let lists = credentials::crls(file)?;
+        for crl in &lists {
+            let mut signers = parsed.iter().filter(|ca| crl.is_of(ca)).peekable();
+            let is_signed = signers.peek().is_some();
+            if !is_signed && authorities.iter().any(|ca| crl.bears(&ca.subject)) {
                 return Err(file.place.error(format_args!(
                     "{} bears the name of a CA in `trust` and is not signed by it; fetch it again \
                      from the CA itself",
                     file.value.display()
                 )));
             }
+            if is_signed && !signers.any(|ca| may_sign_lists(ca)) {
+                return Err(file.place.error(format_args!(
+                    "{} is signed by a CA in `trust` whose key usage does not allow it to sign \
+                     lists (no cRLSign), so that each of its clients would be refused; have the CA \
+                     certificate issued again with cRLSign",
+                    file.value.display()
+                )));
+            }
             are_useful |= is_signed;
-            all.push(crl);
         }
+        all.push(lists);
     }
     if let (Some(first), false) = (host.crls.first(), are_useful) {
         return Err(first.place.error(format_args!(
@@ -367,27 +442,26 @@ fn trusted(
     authorities: &[Authority],
     crls: &[Arc<Crl>],
 ) -> Result<Trusted, ConfigError> {
-    let anchor = |authority: &Authority, crls: Vec<Arc<Crl>>| {
-        Anchor::new(authority, crls).map_err(|error| {
+    let revocation = Revocation::new(crls.to_vec(), host.crl_expired);
+    let parsed = authorities.iter().map(Authority::parsed);
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    let anchor = |authority: &Authority, is_revoked| {
+        Anchor::new(authority, is_revoked).map_err(|error| {
             host.place().error(format_args!(
                 "the CA {} cannot be used: {error}",
                 authority.label
             ))
         })
     };
-    // Lists of intermediates count for all; a CA that has none of its own goes without.
-    let of_intermediates = |crl: &&Arc<Crl>| !authorities.iter().any(|ca| crl.names(ca));
-    let anchors = authorities.iter().map(|authority| {
-        let mut own: Vec<_> = crls
-            .iter()
-            .filter(|crl| crl.is_of(authority))
-            .cloned()
-            .collect();
-        if !own.is_empty() {
-            own.extend(crls.iter().filter(of_intermediates).cloned());
-        }
-        anchor(authority, own)
-    });
+    let anchors = authorities
+        .iter()
+        .zip(&parsed)
+        .map(|(authority, certificate)| {
+            anchor(
+                authority,
+                revocation.revokes_authority(certificate, &parsed),
+            )
+        });
     let pins = host.trust.iter().filter_map(|trust| match trust.value {
         Trust::Pin(pin) => Some(pin),
         Trust::Cloudflare | Trust::CaFile(_) => None,
@@ -395,10 +469,10 @@ fn trusted(
     Ok(Trusted {
         anchors: anchors.collect::<Result<_, _>>()?,
         pins: pins.collect(),
-        crl_expired: host.crl_expired,
         max_depth: host.max_depth,
         require_eku: host.require_client_eku,
-        shared: anchor(&workshop.shared, Vec::new())?,
+        shared: anchor(&workshop.shared, false)?,
+        revocation,
         algorithms: workshop.provider.signature_verification_algorithms,
         seen: Seen::default(),
     })

@@ -347,7 +347,10 @@ impl Refusal {
             Self::CrlExpired => {
                 "fetch a new list for `crl`, and let something fetch it before it expires"
             }
-            Self::CrlMissing => "add the list of the intermediate CA to `crl`",
+            Self::CrlMissing => {
+                "is the list of each CA on the client's chain in `crl`, signed by that CA, and does \
+                 its key usage have cRLSign?"
+            }
             Self::UnknownServerName | Self::NoServerName => {
                 "if this name is yours, add a [[gate.host]] for it; if not, another Cloudflare \
                  customer may be pointing at this address"

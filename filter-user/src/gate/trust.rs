@@ -1,21 +1,21 @@
 //! Whom a policy trusts: a client's certificates and the time in, an [`Identity`] or a [`Refusal`]
 //! out. Pure: it reads no file and no clock.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex};
 
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{
-    CertRevocationList, EndEntityCert, Error as WebpkiError, ExpirationPolicy, KeyUsage,
-    RevocationOptionsBuilder, VerifiedPath,
-};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use rustls::pki_types::{CertificateDer, Der, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, Error as WebpkiError, KeyUsage, VerifiedPath};
+use x509_parser::asn1_rs::Any;
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
-use super::credentials::{Authority, Crl, Validity};
+use super::canonical_name::CanonicalName;
+use super::credentials::{Authority, Validity};
 use super::refusal::Refusal;
-use crate::config::CrlExpired;
+use super::revocation::Revocation;
 use crate::digest::{sha256_bytes, sha256_of_parts};
 use crate::sync::lock;
 
@@ -37,8 +37,7 @@ pub(super) struct Trusted {
     pub(super) anchors: Vec<Anchor>,
     /// SHA-256 digests of the SubjectPublicKeyInfo of leaves that are trusted whoever signed them.
     pub(super) pins: Vec<[u8; 32]>,
-    /// What an expired list of revoked certificates is worth.
-    pub(super) crl_expired: CrlExpired,
+    pub(super) revocation: Revocation,
     /// Intermediates between a leaf and its CA.
     pub(super) max_depth: usize,
     /// Whether a leaf must say that it is a client's, or need only not deny it.
@@ -49,25 +48,60 @@ pub(super) struct Trusted {
     pub(super) seen: Seen,
 }
 
-/// A CA, and the lists of what it has revoked.
+/// A CA.
 pub(super) struct Anchor {
     label: String,
     validity: Validity,
     anchor: TrustAnchor<'static>,
-    /// Its own lists and those of intermediates; if there are any, each certificate needs one.
-    crls: Vec<Arc<Crl>>,
+    certificate: CertificateDer<'static>,
+    subject: CanonicalName,
+    /// Whether it is on a list of its own issuer.
+    is_revoked: bool,
 }
 
 impl Anchor {
-    pub(super) fn new(authority: &Authority, crls: Vec<Arc<Crl>>) -> Result<Self, WebpkiError> {
+    pub(super) fn new(authority: &Authority, is_revoked: bool) -> Result<Self, WebpkiError> {
         let anchor = webpki::anchor_from_trusted_cert(&authority.certificate)?.to_owned();
         Ok(Self {
             label: authority.label.clone(),
             validity: authority.validity,
             anchor,
-            crls,
+            certificate: authority.certificate.clone(),
+            subject: authority.subject.clone(),
+            is_revoked,
         })
     }
+
+    /// The CA under its own name, and under each other way in which these certificates write it:
+    /// webpki compares names byte by byte, and RFC 5280 §7.1 does not.
+    fn under_names_in(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+    ) -> Vec<TrustAnchor<'static>> {
+        let mut anchors = vec![self.anchor.clone()];
+        for certificate in std::iter::once(leaf).chain(rest) {
+            let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+                continue;
+            };
+            let written = name_content(certificate.issuer());
+            let is_known = anchors
+                .iter()
+                .any(|known| known.subject.as_ref() == written);
+            if !is_known && CanonicalName::of(certificate.issuer()) == self.subject {
+                anchors.push(TrustAnchor {
+                    subject: Der::from(written.to_vec()),
+                    ..self.anchor.clone()
+                });
+            }
+        }
+        anchors
+    }
+}
+
+/// A name without the tag and the length of its DER, as webpki keeps it.
+fn name_content<'a>(name: &X509Name<'a>) -> &'a [u8] {
+    Any::from_der(name.as_raw()).map_or(name.as_raw(), |(_, name)| name.data)
 }
 
 /// Certificates that were verified, by digest, and until when that holds: Cloudflare's servers
@@ -134,9 +168,16 @@ impl Trusted {
         };
         if self.pins.contains(&sha256_bytes(parsed.public_key().raw)) {
             let validity = Validity::of(parsed);
-            match validity.refuse(now) {
-                None => return Ok(("a pin".to_owned(), Some(validity))),
-                Some(refused) => refusal = telling_more(refusal, refused),
+            let refused = validity.refuse(now);
+            match refused.map_or_else(|| self.revocation.judge_pinned(parsed, now), Err) {
+                Ok(()) => {
+                    return Ok((
+                        "a pin".to_owned(),
+                        Some(self.until_next_list(validity, now)),
+                    ));
+                }
+                Err(Refusal::Revoked) => return Err(Refusal::Revoked),
+                Err(refused) => refusal = telling_more(refusal, refused),
             }
         }
         // An anchor that has expired is none.
@@ -144,9 +185,12 @@ impl Trusted {
         for anchor in anchors.filter(|anchor| anchor.validity.holds(now)) {
             match self.verify(anchor, leaf, rest, now) {
                 Ok(()) => {
-                    let validity = validity_of_all(anchor, parsed, rest, self.crl_expired);
+                    let validity = validity_of_all(anchor, parsed, rest);
+                    let validity = validity.map(|validity| self.until_next_list(validity, now));
                     return Ok((anchor.label.clone(), validity));
                 }
+                // Another CA that would accept it does not make it unrevoked.
+                Err(Refusal::Revoked) => return Err(Refusal::Revoked),
                 Err(refused) => refusal = telling_more(refusal, refused),
             }
         }
@@ -168,37 +212,70 @@ impl Trusted {
             true => KeyUsage::required(EKU_CLIENT_AUTH),
             false => KeyUsage::client_auth(),
         };
-        let expiration = match self.crl_expired {
-            CrlExpired::Refuse => ExpirationPolicy::Enforce,
-            CrlExpired::Accept => ExpirationPolicy::Ignore,
+        // webpki tries another path when one is refused, and keeps to itself why.
+        let on_lists = Cell::new(None);
+        let is_good = |path: &VerifiedPath<'_>| {
+            if path.intermediate_certificates().count() > self.max_depth {
+                return Err(WebpkiError::MaximumPathDepthExceeded);
+            }
+            self.judge_revocation(anchor, path, now).map_err(|refusal| {
+                let before: Option<Refusal> = on_lists.get();
+                on_lists.set(
+                    before
+                        .filter(|before| *before == Refusal::Revoked)
+                        .or(Some(refusal)),
+                );
+                WebpkiError::UnknownRevocationStatus
+            })
         };
-        let crls: Vec<&CertRevocationList<'_>> =
-            anchor.crls.iter().map(|crl| &crl.parsed).collect();
-        // Without a list there is nothing to look a certificate up in.
-        let revocation = RevocationOptionsBuilder::new(&crls)
-            .map(|builder| builder.with_expiration_policy(expiration).build())
-            .ok();
-        let max_depth = self.max_depth;
-        let is_short = |path: &VerifiedPath<'_>| {
-            let depth = path.intermediate_certificates().count();
-            (depth <= max_depth)
-                .then_some(())
-                .ok_or(WebpkiError::MaximumPathDepthExceeded)
-        };
+        let anchors = anchor.under_names_in(leaf, rest);
         let leaf = EndEntityCert::try_from(leaf).map_err(|error| Refusal::from_webpki(&error))?;
         let path = leaf.verify_for_usage(
             self.algorithms.all,
-            std::slice::from_ref(&anchor.anchor),
+            &anchors,
             rest,
             now,
             usage,
-            revocation,
-            Some(&is_short),
+            None,
+            Some(&is_good),
         );
-        match path {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Refusal::from_webpki(&error)),
+        match (path, on_lists.get()) {
+            (_, Some(Refusal::Revoked)) => Err(Refusal::Revoked),
+            (Ok(_), _) => Ok(()),
+            (Err(WebpkiError::UnknownRevocationStatus), Some(refusal)) => Err(refusal),
+            (Err(error), _) => Err(Refusal::from_webpki(&error)),
         }
+    }
+
+    fn judge_revocation(
+        &self,
+        anchor: &Anchor,
+        path: &VerifiedPath<'_>,
+        now: UnixTime,
+    ) -> Result<(), Refusal> {
+        if anchor.is_revoked {
+            return Err(Refusal::Revoked);
+        }
+        let between = path
+            .intermediate_certificates()
+            .map(|certificate| certificate.der());
+        let all: Vec<CertificateDer<'_>> = std::iter::once(path.end_entity().der())
+            .chain(between)
+            .chain([anchor.certificate.clone()])
+            .collect();
+        let parsed = all
+            .iter()
+            .map(|certificate| X509Certificate::from_der(certificate));
+        let parsed = parsed.collect::<Result<Vec<_>, _>>();
+        let parsed = parsed.map_err(|_unparsed| Refusal::BadCertificate)?;
+        let path: Vec<&X509Certificate<'_>> = parsed.iter().map(|(_, parsed)| parsed).collect();
+        self.revocation.judge(&path, now)
+    }
+
+    /// The time within `validity` in which no list expires.
+    fn until_next_list(&self, mut validity: Validity, now: UnixTime) -> Validity {
+        validity.not_after = validity.not_after.min(self.revocation.next_update(now));
+        validity
     }
 }
 
@@ -252,17 +329,11 @@ fn validity_of_all(
     anchor: &Anchor,
     leaf: &X509Certificate<'_>,
     rest: &[CertificateDer<'_>],
-    crl_expired: CrlExpired,
 ) -> Option<Validity> {
     let mut validity = Validity::of(leaf).and(anchor.validity);
     for certificate in rest {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         validity = validity.and(Validity::of(&parsed));
-    }
-    if crl_expired == CrlExpired::Refuse {
-        for crl in &anchor.crls {
-            validity.not_after = validity.not_after.min(crl.next_update);
-        }
     }
     Some(validity)
 }
