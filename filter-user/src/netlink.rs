@@ -11,7 +11,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    XdpAttached,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -37,6 +38,18 @@ pub struct Interface {
     pub lower: Option<u32>,
     /// The bond, bridge or team that it is a port of.
     pub controller: Option<u32>,
+    /// How packets are wrapped that it unwraps, if they come in by another interface in a way that
+    /// cannot be looked into there.
+    pub unwraps: Option<Wrapping>,
+}
+
+/// How packets are wrapped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Wrapping {
+    /// What it is called.
+    pub name: &'static str,
+    /// The UDP port that it comes to, as far as the interface says.
+    pub udp_port: Option<u16>,
 }
 
 /// What an interface is.
@@ -81,6 +94,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             kind,
             lower: lower(link).filter(|_| kind == Kind::Stacked),
             controller: controller(link),
+            unwraps: unwraps(link),
         })
     });
     Ok(interfaces.collect())
@@ -176,7 +190,8 @@ fn lower(link: &LinkMessage) -> Option<u32> {
     found
 }
 
-fn kind(link: &LinkMessage) -> Kind {
+/// What the kernel says of the kind of an interface.
+fn infos(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> + Clone {
     let infos = link.attributes.iter().filter_map(|attribute| {
         if let LinkAttribute::LinkInfo(infos) = attribute {
             Some(infos)
@@ -184,13 +199,41 @@ fn kind(link: &LinkMessage) -> Kind {
             None
         }
     });
-    let kinds = infos.flatten().filter_map(|info| {
+    infos.flatten()
+}
+
+fn info_kinds(link: &LinkMessage) -> impl Iterator<Item = &InfoKind> + Clone {
+    infos(link).filter_map(|info| {
         if let LinkInfo::Kind(kind) = info {
             Some(kind)
         } else {
             None
         }
+    })
+}
+
+fn unwraps(link: &LinkMessage) -> Option<Wrapping> {
+    let mut ports = infos(link).filter_map(|info| {
+        if let LinkInfo::Data(InfoData::Vxlan(attributes)) = info {
+            attributes.iter().find_map(|attribute| {
+                if let InfoVxlan::Port(port) = attribute {
+                    Some(*port)
+                } else {
+                    None
+                }
+            })
+        } else {
+            None
+        }
     });
+    let udp_port = ports.next();
+    let kind = info_kinds(link).next()?;
+    let found = WRAPPINGS.iter().find(|(known, _)| known == kind);
+    found.map(|(_, name)| Wrapping { name, udp_port })
+}
+
+fn kind(link: &LinkMessage) -> Kind {
+    let kinds = info_kinds(link);
     let is_any = |names: &[InfoKind]| kinds.clone().any(|kind| names.contains(kind));
     if is_any(&[InfoKind::Bond]) {
         Kind::Bond
@@ -212,6 +255,27 @@ fn kind(link: &LinkMessage) -> Kind {
         Kind::Other
     }
 }
+
+/// The interfaces that unwrap what the filter cannot look into. IPIP, 6in4, GRE and PPPoE it can.
+const WRAPPINGS: [(InfoKind, &str); 17] = [
+    (InfoKind::Vxlan, "VXLAN"),
+    (InfoKind::Geneve, "GENEVE"),
+    (InfoKind::BareUdp, "UDP encapsulation"),
+    (InfoKind::Gtp, "GTP"),
+    (InfoKind::Pfcp, "PFCP"),
+    (InfoKind::Amt, "AMT"),
+    (InfoKind::Wireguard, "WireGuard"),
+    (InfoKind::Tun, "a program's tunnel"),
+    (InfoKind::GreTap, "GRE of Ethernet frames"),
+    (InfoKind::GreTap6, "GRE of Ethernet frames"),
+    (InfoKind::ErSpan, "ERSPAN"),
+    (InfoKind::Ip6ErSpan, "ERSPAN"),
+    (InfoKind::MacSec, "MACsec"),
+    (InfoKind::Xfrm, "IPsec"),
+    (InfoKind::Vti, "IPsec"),
+    (InfoKind::Vti6, "IPsec"),
+    (InfoKind::BatAdv, "B.A.T.M.A.N."),
+];
 
 /// The interfaces, by index, that routes to the internet lead to.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

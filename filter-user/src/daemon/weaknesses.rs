@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use crate::cli::Role;
 use crate::config::{Config, Filter, Interfaces, Mode};
-use crate::netlink::{self, Uplinks};
+use crate::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::ranges::guard::Documentation;
 
 /// What any of the roles has to say, each thing once, before it runs.
@@ -35,6 +35,7 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
     if let (Role::Filter, Some(filter)) = (role, &config.filter) {
         weaknesses.extend(strange_destinations(filter));
         weaknesses.extend(open_udp_ports(filter));
+        weaknesses.extend(unseen_packets(filter));
     }
     weaknesses
 }
@@ -104,6 +105,41 @@ fn open_udp_ports(filter: &Filter) -> Vec<String> {
         )
     };
     ports.into_iter().map(tell).collect()
+}
+
+/// Interfaces that unwrap what the filter cannot look into, and are not filtered themselves.
+fn unseen_packets(filter: &Filter) -> Vec<String> {
+    // A kernel that does not answer is no reason to warn.
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let is_named = |name: &String| match &filter.interfaces {
+        Interfaces::Auto => false,
+        Interfaces::Named(names) => names.iter().any(|named| named.value == *name),
+    };
+    let unwrapping = interfaces.iter().filter_map(|interface| {
+        let wrapping = interface.unwraps?;
+        let is_protected = wrapping
+            .udp_port
+            .is_some_and(|port| filter.udp_ports.contains(&port));
+        (!is_named(&interface.name) && !is_protected).then_some((interface, wrapping))
+    });
+    let sentence = |(interface, wrapping): (&Interface, Wrapping)| {
+        let name = &interface.name;
+        let port = match wrapping.udp_port {
+            Some(port) => format!("`filter.udp_ports = [{port}]`"),
+            None => "`filter.udp_ports`, if it comes by UDP".to_owned(),
+        };
+        let naming = match interface.is_ethernet {
+            true => format!(", or name `{name}` in `filter.interfaces` as well"),
+            false => String::new(),
+        };
+        format!(
+            "`{name}` ({}) unwraps packets that the filter cannot look into: a client that can send \
+             into it reaches the protected ports; protect its port with {port}, and allow its peers in \
+             `ranges.allow`{naming}",
+            wrapping.name
+        )
+    };
+    unwrapping.map(sentence).collect()
 }
 
 /// The automatic choice has nothing to choose from.

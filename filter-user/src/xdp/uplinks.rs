@@ -602,6 +602,7 @@ mod tests {
             kind,
             lower: None,
             controller: None,
+            unwraps: None,
         }
     }
 
