@@ -34,7 +34,7 @@ fn an_upstream_is_told_who_the_client_is() {
         assert_eq!(tlv(told, 0x02), SHOP);
         assert_eq!(tlv(told, 0x2021), "TLSv1.3");
         assert_eq!(tlv(told, 0x2022), "origin-pull");
-        assert!(tlv(told, 0x2023).starts_with("TLS13_AES_"));
+        assert!(tlv(told, 0x2023).starts_with("TLS_AES_"));
         assert_eq!(tlv(told, 0xe0), digest(&identity));
     }
     // Presented with the first connection, resumed in the second; verified in both.
@@ -48,6 +48,18 @@ fn an_upstream_is_told_who_the_client_is() {
                 event["message"] == "relayed" && event["id"] == id
             });
     }
+}
+
+#[test]
+fn an_upstream_that_wants_the_addresses_alone_is_told_no_more() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("proxy_tlvs = false")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+
+    let told = rig.told(&rig.edge(), SHOP);
+
+    assert_eq!(told["version"], 2);
+    assert_eq!(told["tlvs"], serde_json::json!({}));
 }
 
 #[test]
@@ -106,8 +118,6 @@ fn a_load_balancer_tells_whom_it_speaks_for() {
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".to_vec(),
             "BadProxyHeader",
         ),
-        // A health check of its own.
-        (b"PROXY UNKNOWN\r\n".to_vec(), "Closed"),
         // Whoever must tell and does not is refused, were he Cloudflare.
         (Vec::new(), "BadProxyHeader"),
     ] {
@@ -117,6 +127,13 @@ fn a_load_balancer_tells_whom_it_speaks_for() {
             "{}",
             header.escape_ascii()
         );
+    }
+    // A health check of the balancer's own: its address is judged, and TLS goes on.
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x11\0\x0c\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+    for header in [b"PROXY UNKNOWN\r\n".to_vec(), local] {
+        let told = through_balancer(&rig, &header);
+        let is_own = told.starts_with(&format!("{edge} ")) && told.ends_with(", Relayed");
+        assert!(is_own, "{}: {told}", header.escape_ascii());
     }
     let mark = rig.gate().mark();
     let mut silent = connect(&rig.network, Host::Edge, origin()).unwrap();
@@ -261,7 +278,31 @@ fn tls_goes_on_to_an_upstream_that_is_verified() {
         let _nginx = Server::start(&rig.network, "nginx", &[], &nginx("blog.example"));
         assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
     }
-    let _none = Upstream::start(&rig.network, Manner::Close);
+    {
+        let _none = Upstream::start(&rig.network, Manner::Close);
+        assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
+    }
+    // It demands a certificate, and says so after the handshake as TLS 1.3 has it.
+    assert!(rig.reconfigure("", &[&shop(&tls.replace("\"v1\"", "\"none\""))]));
+    let demanding = [
+        "s_server",
+        "-quiet",
+        "-tls1_3",
+        "-accept",
+        "127.0.0.1:8080",
+        "-Verify",
+        "1",
+        "-verify_return_error",
+        "-cert",
+        "@PKI@/inner.pem",
+        "-key",
+        "@PKI@/inner.key",
+        "-CAfile",
+    ];
+    let words =
+        demanding.map(|word| word.replace("@PKI@/", &rig.pki.path("").display().to_string()));
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let _demanding = Server::start(&rig.network, "openssl", &words, rig.pki.ours.pem());
     assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
 }
 

@@ -84,6 +84,8 @@ pub struct Host {
     pub upstream: Located<Upstream>,
     /// The header that tells the upstream who the client is.
     pub proxy_protocol: ProxyProtocol,
+    /// Whether a PROXY header of version 2 says more than the addresses: its TLVs.
+    pub proxy_tlvs: bool,
     /// Relayed connections of this host, if they are fewer than the gate's.
     pub max_connections: Option<usize>,
 }

@@ -69,12 +69,13 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
             alpn,
             upstream: _,
             proxy_protocol,
+            proxy_tlvs,
             max_connections,
         } = host;
         format!(
             "{is_default} {client_auth:?} {crls:?} {crl_expired:?} {min_tls:?} {max_depth} \
              {require_client_eku} {resumption:?} {on_trust_change:?} {alpn:?} \
-             {proxy_protocol:?} {max_connections:?}"
+             {proxy_protocol:?} {proxy_tlvs} {max_connections:?}"
         )
     };
     assert_eq!(settings(&shipped_gate.hosts[0]), settings(&gate.hosts[0]));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use filter_ebpf::{Class, Ranges as _};
-use rustls::{Connection, ProtocolVersion};
+use rustls::{CipherSuite, Connection, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -76,7 +76,8 @@ impl Gate {
         };
         if is_one_of(&in_use.proxy_from, ends.client) {
             let reading = timeout_at(deadline, proxy::read(&mut stream)).await;
-            ends = reading.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?;
+            let told = reading.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?;
+            ends = told.unwrap_or(ends);
             about.client = ends.client;
         }
         let client = ends.client;
@@ -291,8 +292,8 @@ async fn dial(
     deadline: Instant,
 ) -> Result<End<upstream::Stream>, Refusal> {
     let session = stream.get_ref().1;
-    let cipher = session.negotiated_cipher_suite();
-    let cipher = cipher.and_then(|suite| suite.suite().as_str());
+    let suite = session.negotiated_cipher_suite();
+    let cipher = suite.and_then(|suite| cipher_name(suite.suite()));
     let told = Told {
         ends,
         alpn: session.alpn_protocol(),
@@ -308,6 +309,12 @@ async fn dial(
     };
     let dialled = timeout_at(deadline, policy.dialer().dial(peer, &told)).await;
     dialled.unwrap_or(Err(Refusal::Timeout(Phase::Upstream)))
+}
+
+/// What OpenSSL calls a cipher suite, as upstreams and their logs know it (openssl-ciphers(1)).
+fn cipher_name(suite: CipherSuite) -> Option<&'static str> {
+    let found = CIPHERS.iter().find(|(known, _)| *known == suite);
+    found.map(|(_, name)| *name)
 }
 
 /// Answers a name that is not served, without showing a certificate (RFC 6066 §3).
@@ -339,6 +346,45 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, deadline: Insta
     }
 }
 
+/// The cipher suites of rustls' provider.
+const CIPHERS: [(CipherSuite, &str); 9] = [
+    (
+        CipherSuite::TLS13_AES_256_GCM_SHA384,
+        "TLS_AES_256_GCM_SHA384",
+    ),
+    (
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+        "TLS_AES_128_GCM_SHA256",
+    ),
+    (
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+        "TLS_CHACHA20_POLY1305_SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        "ECDHE-RSA-AES256-GCM-SHA384",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        "ECDHE-RSA-AES128-GCM-SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        "ECDHE-RSA-CHACHA20-POLY1305",
+    ),
+];
 /// An alert record: fatal, unrecognized_name (RFC 8446 §6).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// How long a refused client may take to read its alert.
@@ -349,3 +395,17 @@ const LINGER_READS: usize = 16;
 const SAMPLE_INTERVAL: u64 = 10_000_000_000;
 /// Lines about a source and a reason at once.
 const SAMPLE_BURST: u64 = 3;
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
+
+    use super::*;
+
+    #[test]
+    fn every_cipher_suite_has_the_name_that_openssl_gives_it() {
+        for suite in ALL_CIPHER_SUITES {
+            assert!(cipher_name(suite.suite()).is_some(), "{suite:?}");
+        }
+    }
+}

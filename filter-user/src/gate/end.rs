@@ -19,6 +19,8 @@ pub(super) struct End<S> {
     pub(super) ended: bool,
     /// It was told that nothing more comes from us.
     pub(super) shut: bool,
+    /// Once it was, it may go away without an end of its own.
+    pub(super) may_vanish: bool,
     /// Bytes on the wire since the last that meant something.
     barren: usize,
 }
@@ -39,7 +41,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
             layer: Layer::Clear(Vec::new()),
             ended: false,
             shut: false,
+            may_vanish: true,
             barren: 0,
+        }
+    }
+
+    /// One whose stream is not whole unless its end says so.
+    pub(super) fn until_its_end(self) -> Self {
+        Self {
+            may_vanish: false,
+            ..self
         }
     }
 

@@ -323,6 +323,7 @@ impl Terms {
             alpn: _,
             upstream: _,
             proxy_protocol: _,
+            proxy_tlvs: _,
             max_connections: _,
         } = host;
         let words = (
@@ -499,6 +500,7 @@ fn dialer(host: &Host, workshop: &Workshop) -> Result<Dialer, ConfigError> {
     });
     Ok(Dialer {
         proxy_protocol: host.proxy_protocol,
+        proxy_tlvs: host.proxy_tlvs,
         encryption: encryption.transpose()?,
         upstream,
     })

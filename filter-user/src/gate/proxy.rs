@@ -24,9 +24,9 @@ pub(super) struct Ends {
 
 /// Reads the header that a load balancer must send first, and not a byte more.
 ///
-/// One that speaks for nobody (v1 `UNKNOWN`, v2 `LOCAL`) is a health check: it has seen that we
-/// are here, and is as good as gone.
-pub(super) async fn read(stream: &mut TcpStream) -> Result<Ends, Refusal> {
+/// One that speaks for no client (v1 `UNKNOWN`, v2 `LOCAL`) is a health check of the balancer's own,
+/// which may go on in TLS: there are no ends but the connection's own.
+pub(super) async fn read(stream: &mut TcpStream) -> Result<Option<Ends>, Refusal> {
     let header = read_header(stream).await.map_err(|error| {
         let is_gone = super::refusal::is_disconnect(error.kind());
         if is_gone {
@@ -68,7 +68,7 @@ async fn read_header(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-fn parse(header: &[u8]) -> Result<Ends, Refusal> {
+fn parse(header: &[u8]) -> Result<Option<Ends>, Refusal> {
     let (client, local) = match HeaderResult::parse(header) {
         HeaderResult::V1(Ok(header)) => match header.addresses {
             v1::Addresses::Tcp4(ip) => (
@@ -79,10 +79,12 @@ fn parse(header: &[u8]) -> Result<Ends, Refusal> {
                 SocketAddr::from((ip.source_address, ip.source_port)),
                 SocketAddr::from((ip.destination_address, ip.destination_port)),
             ),
-            v1::Addresses::Unknown => return Err(Refusal::Closed),
+            v1::Addresses::Unknown => return Ok(None),
         },
-        HeaderResult::V2(Ok(header)) if header.command == Command::Local => {
-            return Err(Refusal::Closed);
+        // Whatever else it says is to be ignored; section 2.2.
+        HeaderResult::V2(Ok(header)) if header.command == Command::Local => return Ok(None),
+        HeaderResult::V2(Ok(v2)) if !is_intact(header, &v2) => {
+            return Err(Refusal::BadProxyHeader);
         }
         HeaderResult::V2(Ok(header)) if header.protocol == Protocol::Stream => {
             match header.addresses {
@@ -101,7 +103,37 @@ fn parse(header: &[u8]) -> Result<Ends, Refusal> {
         }
         HeaderResult::V1(Err(_)) | HeaderResult::V2(_) => return Err(Refusal::BadProxyHeader),
     };
-    Ok(Ends { client, local })
+    Ok(Some(Ends { client, local }))
+}
+
+/// Whether the TLVs of a header of version 2 are whole, and the checksum is right if there is one
+/// (section 2.2.3): over the whole header, with zeros in place of the checksum.
+fn is_intact(bytes: &[u8], header: &v2::Header<'_>) -> bool {
+    // `ppp` takes what stands behind no addresses for an address.
+    let addresses = match header.addresses {
+        v2::Addresses::Unspecified => 0,
+        v2::Addresses::IPv4(_) => 12,
+        v2::Addresses::IPv6(_) => 36,
+        v2::Addresses::Unix(_) => 216,
+    };
+    let mut at = V2_FIXED + addresses;
+    while at < bytes.len() {
+        let Some([kind, high, low]) = bytes.get(at..).and_then(|rest| rest.first_chunk()) else {
+            return false;
+        };
+        let value = at + TLV_HEADER;
+        let end = value + usize::from(u16::from_be_bytes([*high, *low]));
+        let Some(content) = bytes.get(value..end) else {
+            return false;
+        };
+        if *kind == Type::CRC32C as u8 {
+            let mut cleared = bytes.to_vec();
+            cleared[value..end].fill(0);
+            return content == crc32c::crc32c(&cleared).to_be_bytes();
+        }
+        at = end;
+    }
+    true
 }
 
 /// Whether these first bytes are those of a header, of either version.
@@ -119,7 +151,7 @@ pub(super) struct Told<'a> {
     pub(super) authority: Option<&'a str>,
     /// `TLSv1.3` or the like.
     pub(super) tls_version: &'a str,
-    /// The cipher suite's name.
+    /// The cipher suite's name, as OpenSSL has it.
     pub(super) cipher: &'a str,
     /// Who the client is, if that was verified.
     pub(super) identity: Option<&'a Identity>,
@@ -149,21 +181,61 @@ pub(super) fn v1(ends: Ends) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-/// The header of version 2, section 2.2, with its TLVs.
+/// The header of version 2, section 2.2, with as many of its TLVs as a receiver takes: Apache's
+/// mod_remoteip refuses a header of more than [`V2_SENT_MAX`] bytes.
 pub(super) fn v2(told: &Told<'_>) -> io::Result<Vec<u8>> {
-    let addresses = (canonical(told.ends.client), canonical(told.ends.local));
-    let mut header =
-        Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses);
+    let mut header = Vec::new();
+    for shed in Shed::ALL {
+        header = v2_without(told, shed)?;
+        if header.len() <= V2_SENT_MAX {
+            return Ok(header);
+        }
+    }
+    Ok(header)
+}
+
+/// The same with the addresses alone.
+pub(super) fn v2_bare(ends: Ends) -> io::Result<Vec<u8>> {
+    addressed(ends).build()
+}
+
+fn addressed(ends: Ends) -> Builder {
+    let addresses = (canonical(ends.client), canonical(ends.local));
+    Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses)
+}
+
+/// What is left out of a header that is too long, each with all before it.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+enum Shed {
+    Nothing,
+    CommonName,
+    Digest,
+    Cipher,
+    Authority,
+}
+
+impl Shed {
+    const ALL: [Self; 5] = [
+        Self::Nothing,
+        Self::CommonName,
+        Self::Digest,
+        Self::Cipher,
+        Self::Authority,
+    ];
+}
+
+fn v2_without(told: &Told<'_>, shed: Shed) -> io::Result<Vec<u8>> {
+    let mut header = addressed(told.ends);
     if let Some(alpn) = told.alpn {
         header = header.write_tlv(Type::ALPN as u8, alpn)?;
     }
-    if let Some(authority) = told.authority {
+    if let Some(authority) = told.authority.filter(|_| shed < Shed::Authority) {
         header = header.write_tlv(Type::Authority as u8, authority.as_bytes())?;
     }
     header = header
         .write_tlv(Type::UniqueId as u8, told.unique_id.as_bytes())?
-        .write_tlv(Type::SSL as u8, &ssl(told))?;
-    if let Some(identity) = told.identity {
+        .write_tlv(Type::SSL as u8, &ssl(told, shed))?;
+    if let Some(identity) = told.identity.filter(|_| shed < Shed::Digest) {
         header = header.write_tlv(CERTIFICATE_DIGEST, &identity.digest)?;
     }
     header.build()
@@ -175,7 +247,7 @@ pub(super) const V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 pub(super) const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// `struct pp2_tlv_ssl`, section 2.2.6.
-fn ssl(told: &Told<'_>) -> Vec<u8> {
+fn ssl(told: &Told<'_>, shed: Shed) -> Vec<u8> {
     let (client, verify) = match told.identity {
         Some(_) if told.resumed => (CLIENT_SSL | CLIENT_CERT_SESS, 0_u32),
         Some(_) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, 0),
@@ -192,13 +264,15 @@ fn ssl(told: &Told<'_>) -> Vec<u8> {
         }
     };
     add(Type::SSLVersion, told.tls_version);
-    add(Type::SSLCipher, told.cipher);
+    if shed < Shed::Cipher {
+        add(Type::SSLCipher, told.cipher);
+    }
     let name = told
         .identity
         .and_then(|identity| identity.common_name.as_deref());
     // Upstreams put it into log lines and header fields.
     let name = name.filter(|name| name.len() <= NAME_MAX && !name.contains(char::is_control));
-    if let Some(name) = name {
+    if let Some(name) = name.filter(|_| shed < Shed::CommonName) {
         add(Type::SSLCommonName, name);
     }
     value
@@ -213,6 +287,13 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 pub(super) const HEADER_BEGINS: usize = 6;
 /// Bytes of a header of version 1, with its line's end; section 2.1.
 const V1_MAX: usize = 107;
+/// Bytes of a header of version 2 that Apache takes: the fixed part, and the addresses of UNIX
+/// sockets (mod_remoteip.c, `proxy_v2`).
+const V2_SENT_MAX: usize = V2_FIXED + 216;
+/// Bytes of the fixed part of a header of version 2; section 2.2.
+const V2_FIXED: usize = 16;
+/// Bytes in front of a TLV's value; section 2.2.
+const TLV_HEADER: usize = 3;
 /// Bytes behind the fixed part of a header of version 2; section 2.2 asks for 520 at least.
 const V2_MAX: usize = 2048;
 /// PP2_TYPE_MIN_CUSTOM: SHA-256 of the client certificate, 32 bytes.
@@ -267,7 +348,7 @@ mod tests {
             let tlv = tlvs.iter().find(|tlv| tlv.kind == kind);
             tlv.map(|tlv| tlv.value.to_vec()).unwrap_or_default()
         };
-        assert_eq!(parse(&header), Ok(ends));
+        assert_eq!(parse(&header), Ok(Some(ends)));
         assert_eq!(value(Type::ALPN as u8), b"h2");
         assert_eq!(value(Type::Authority as u8), b"shop.example");
         assert_eq!(value(Type::UniqueId as u8), b"1-2");
@@ -299,33 +380,38 @@ mod tests {
     #[test]
     fn headers_of_either_version_are_read_and_others_refused() {
         let theirs = ends("198.51.100.1:4660", "203.0.113.1:443");
-        let cases: [(&[u8], Result<Ends, Refusal>); 9] = [
+        let cases = [
             (
-                b"PROXY TCP4 198.51.100.1 203.0.113.1 4660 443\r\n",
-                Ok(theirs),
+                b"PROXY TCP4 198.51.100.1 203.0.113.1 4660 443\r\n".as_slice(),
+                Ok(Some(theirs)),
             ),
-            (b"PROXY UNKNOWN\r\n", Err(Refusal::Closed)),
-            (b"PROXY TCP4 198.51.100.1\r\n", Err(Refusal::BadProxyHeader)),
+            (b"PROXY UNKNOWN\r\n".as_slice(), Ok(None)),
             (
-                b"PROXY UDP4 198.51.100.1 203.0.113.1 4660 443\r\n",
+                b"PROXY TCP4 198.51.100.1\r\n".as_slice(),
                 Err(Refusal::BadProxyHeader),
             ),
             (
-                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb",
-                Ok(theirs),
+                b"PROXY UDP4 198.51.100.1 203.0.113.1 4660 443\r\n".as_slice(),
+                Err(Refusal::BadProxyHeader),
             ),
-            (&V2_LOCAL, Err(Refusal::Closed)),
+            (
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb"
+                    .as_slice(),
+                Ok(Some(theirs)),
+            ),
+            (V2_LOCAL.as_slice(), Ok(None)),
             // A datagram, an address that is cut off, another version.
             (
-                b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb",
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb"
+                    .as_slice(),
                 Err(Refusal::BadProxyHeader),
             ),
             (
-                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x04\xc6\x33\x64\x01",
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x04\xc6\x33\x64\x01".as_slice(),
                 Err(Refusal::BadProxyHeader),
             ),
             (
-                b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0",
+                b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0".as_slice(),
                 Err(Refusal::BadProxyHeader),
             ),
         ];
@@ -333,6 +419,55 @@ mod tests {
         for (header, expected) in cases {
             assert_eq!(parse(header), expected, "{}", header.escape_ascii());
         }
+    }
+
+    #[test]
+    fn a_checksum_is_verified_if_there_is_one() {
+        let theirs = ends("198.51.100.1:4660", "203.0.113.1:443");
+        let mut header = v2(&told(theirs)).unwrap();
+        header.extend(b"\x03\0\x04\0\0\0\0");
+        let at = header.len() - 4;
+        let length = u16::try_from(header.len() - V2_FIXED).unwrap();
+        header[14..16].copy_from_slice(&length.to_be_bytes());
+        let sum = crc32c::crc32c(&header);
+        header[at..].copy_from_slice(&sum.to_be_bytes());
+
+        assert_eq!(parse(&header), Ok(Some(theirs)));
+        for changed in [17, 35, at] {
+            let mut header = header.clone();
+            header[changed] ^= 1;
+            assert_eq!(parse(&header), Err(Refusal::BadProxyHeader), "{changed}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_never_longer_than_its_receiver_takes() {
+        let identity = Identity {
+            subject: String::new(),
+            common_name: Some("origin-pull.cloudflare.net".to_owned()),
+            trust: String::new(),
+            digest: [7; 32],
+        };
+        let ends = ends("[2001:db8::1]:4660", "[2001:db8::2]:443");
+        let authority = "a".repeat(253);
+        for length in 0..=authority.len() {
+            let header = v2(&Told {
+                identity: Some(&identity),
+                authority: Some(&authority[..length]),
+                cipher: "ECDHE-ECDSA-CHACHA20-POLY1305",
+                unique_id: "0123456789abcdef-ffffffffffffffff",
+                ..told(ends)
+            });
+
+            let header = header.unwrap();
+            assert!(header.len() <= V2_SENT_MAX, "{length}: {}", header.len());
+            let has = |text: &[u8]| header.windows(text.len()).any(|part| part == text);
+            assert_eq!(parse(&header), Ok(Some(ends)));
+            // The name goes first, then the digest.
+            assert!(!has(b"origin-pull") || has(&[7; 32]), "{length}");
+            assert!(length > 20 || has(&[7; 32]), "{length}");
+        }
+        assert_eq!(v2_bare(ends).unwrap().len(), 16 + 36);
     }
 
     fn ends(client: &str, local: &str) -> Ends {

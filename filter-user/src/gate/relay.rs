@@ -21,7 +21,7 @@ use super::refusal::{Fault, Outcome, Refusal, is_disconnect};
 /// What a relay has to think about.
 enum Event {
     /// Both sides are done, or one has broken off.
-    Ended(io::Result<()>),
+    Ended(Result<(), Failure>),
     /// Somebody wants it to end.
     Word,
     /// Time has passed.
@@ -40,6 +40,8 @@ pub(super) struct Relay<C, U> {
     last: Direction,
     /// The upstream takes nothing more: it may have answered already.
     deaf: bool,
+    /// The upstream ended before it had sent a byte, and while the client was there.
+    hung_up: bool,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -61,6 +63,7 @@ where
             down: 0,
             last: Direction::Down,
             deaf: false,
+            hung_up: false,
         }
     }
 
@@ -69,7 +72,8 @@ where
     pub(super) async fn run(&mut self, ending: &Ending) -> Outcome {
         let mut outcome = self.go_on(ending).await;
         let is_over = matches!(outcome, Outcome::Relayed | Outcome::Aborted);
-        if is_over && self.is_unanswered() {
+        // Who asked nothing may have been silent for too long, unless the upstream reset the line.
+        if is_over && self.hung_up && (self.up > 0 || self.deaf) {
             outcome = Outcome::Refused(Refusal::Upstream(Fault::Broken));
         }
         if self.deaf {
@@ -95,13 +99,25 @@ where
             let known = if drains { Word::Drain } else { Word::GoOn };
             match self.next_event(ending, known, ticks).await {
                 Event::Ended(Ok(())) => return Outcome::Relayed,
-                Event::Ended(Err(error)) if error.kind() == ErrorKind::InvalidData => {
-                    debug!(%error, "client misused TLS");
-                    return Outcome::Misused;
+                Event::Ended(Err(Failure::Client(error))) => {
+                    debug!(%error, "client broke off");
+                    let is_misuse = error.kind() == ErrorKind::InvalidData;
+                    return if is_misuse {
+                        Outcome::Misused
+                    } else {
+                        Outcome::Aborted
+                    };
                 }
-                Event::Ended(Err(error)) => {
-                    debug!(%error, "relay broke off");
-                    return Outcome::Aborted;
+                Event::Ended(Err(Failure::Upstream(error))) => {
+                    debug!(%error, "upstream broke off");
+                    // An alert in TLS 1.3 comes after the handshake (RFC 8446 §4.4.2.4): one for
+                    // the certificate that it demands and that we have not.
+                    let is_refusal = error.kind() == ErrorKind::InvalidData && self.down == 0;
+                    return if is_refusal {
+                        Outcome::Refused(Refusal::Upstream(Fault::Tls))
+                    } else {
+                        Outcome::Aborted
+                    };
                 }
                 Event::Word => match ending.word() {
                     Word::TrustChanged => return Outcome::TrustChanged,
@@ -145,18 +161,13 @@ where
         .await
     }
 
-    /// Whether the upstream has hung up on a client that was still there, without a word.
-    fn is_unanswered(&self) -> bool {
-        self.up > 0 && self.down == 0 && !self.client.ended && (self.upstream.ended || self.deaf)
-    }
-
     /// Whether the last word was the upstream's, and has arrived: no answer is being waited for.
     fn owes_nothing(&self) -> bool {
         self.last == Direction::Down && !self.client.holds_back()
     }
 
     /// Moves what can be moved; ready when both directions have ended.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let (up, down) = (self.up, self.down);
             let (client, upstream) = (&mut self.client, &mut self.upstream);
@@ -168,7 +179,10 @@ where
                         self.deaf = true;
                         Poll::Ready(())
                     }
-                    Poll::Ready(moved) => Poll::Ready(moved.map_err(Broken::into_inner)?),
+                    Poll::Ready(moved) => Poll::Ready(moved.map_err(|broken| match broken {
+                        Broken::Reading(error) => Failure::Client(error),
+                        Broken::Writing(error) => Failure::Upstream(error),
+                    })?),
                     Poll::Pending => Poll::Pending,
                 };
             }
@@ -178,10 +192,15 @@ where
                 // A reset: it takes nothing more either, and may have answered before.
                 self.deaf = true;
             }
-            let downwards = downwards.map_err(Broken::into_inner)?;
+            self.hung_up |= self.down == 0 && !client.ended && (upstream.ended || self.deaf);
+            let downwards = downwards.map_err(|broken| match broken {
+                Broken::Reading(error) => Failure::Upstream(error),
+                Broken::Writing(error) => Failure::Client(error),
+            })?;
             // What TLS has to say for itself while it is being read: an answer to a key update.
             if upstream.holds_back() {
-                let _later: Poll<()> = upstream.poll_flush(context)?;
+                let flushed: Poll<Result<(), io::Error>> = upstream.poll_flush(context);
+                let _later: Poll<()> = flushed.map_err(Failure::Upstream)?;
             }
             if self.up != up {
                 self.last = Direction::Up;
@@ -195,6 +214,12 @@ where
             }
         })
     }
+}
+
+/// Whose stream failed.
+enum Failure {
+    Client(io::Error),
+    Upstream(io::Error),
 }
 
 /// Moves bytes one way; ready when the end was passed on.
@@ -218,8 +243,9 @@ where
         let read = match ready!(from.poll_read(context, scratch)) {
             Ok(read) => read,
             // Once it has our end, a peer may just go away; before that, a stream without a
-            // close_notify may have been cut by somebody on the way.
-            Err(error) if from.shut && is_disconnect(error.kind()) => 0,
+            // close_notify may have been cut by somebody on the way. An answer in TLS may have
+            // been at any time: its end alone says that it is whole.
+            Err(error) if from.shut && from.may_vanish && is_disconnect(error.kind()) => 0,
             Err(error) => return Poll::Ready(Err(Broken::Reading(error))),
         };
         if read == 0 {
@@ -238,14 +264,6 @@ enum Broken {
     Reading(io::Error),
     /// The one that was to be written.
     Writing(io::Error),
-}
-
-impl Broken {
-    fn into_inner(self) -> io::Error {
-        match self {
-            Self::Reading(error) | Self::Writing(error) => error,
-        }
-    }
 }
 
 thread_local! {
@@ -374,6 +392,43 @@ mod tests {
         rig.client.read_to_string(&mut answer).await.unwrap();
 
         assert_eq!(answer, "413");
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_hangs_up_unasked_or_asked_is_broken_and_one_that_is_bored_is_not() {
+        let broken = Outcome::Refused(Refusal::Upstream(Fault::Broken));
+        for (asks_first, asks_after, goes_first, expected) in [
+            (true, false, false, broken),
+            // The question was on its way.
+            (false, true, false, broken),
+            (true, true, false, broken),
+            // A client that never asked, and one that left first.
+            (false, false, false, Outcome::Relayed),
+            (true, false, true, Outcome::Relayed),
+        ] {
+            let mut rig = Rig::new();
+            if asks_first {
+                rig.client.write_all(b"question").await.unwrap();
+                rig.server.read_exact(&mut [0; 8]).await.unwrap();
+            }
+            if goes_first {
+                rig.client.shutdown().await.unwrap();
+                rig.server.read_to_end(&mut Vec::new()).await.unwrap();
+            }
+            rig.server.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            rig.client.read_to_end(&mut answer).await.unwrap();
+            if asks_after {
+                rig.client.write_all(b"question").await.unwrap();
+                let mut question = [0; 8];
+                rig.server.read_exact(&mut question).await.unwrap();
+            }
+            drop(rig.client);
+
+            let name = format!("{asks_first} {asks_after} {goes_first}");
+            assert!(answer.is_empty(), "{name}");
+            assert_eq!(rig.relaying.await.unwrap().outcome, expected, "{name}");
+        }
     }
 
     #[tokio::test]

@@ -32,6 +32,8 @@ pub(super) type Stream = Either<TcpStream, UnixStream>;
 pub(super) struct Dialer {
     pub(super) upstream: Upstream,
     pub(super) proxy_protocol: ProxyProtocol,
+    /// Whether a header of version 2 says more than the addresses.
+    pub(super) proxy_tlvs: bool,
     pub(super) encryption: Option<Encryption>,
 }
 
@@ -79,7 +81,8 @@ impl Dialer {
         let header = match self.proxy_protocol {
             ProxyProtocol::None => Vec::new(),
             ProxyProtocol::V1 => proxy::v1(told.ends).map_err(broken)?,
-            ProxyProtocol::V2 => proxy::v2(told).map_err(broken)?,
+            ProxyProtocol::V2 if self.proxy_tlvs => proxy::v2(told).map_err(broken)?,
+            ProxyProtocol::V2 => proxy::v2_bare(told.ends).map_err(broken)?,
         };
         if !header.is_empty() {
             stream.write_all(&header).await.map_err(broken)?;
@@ -90,7 +93,7 @@ impl Dialer {
         let connector = TlsConnector::from(encryption.offering(told.alpn));
         let stream = connector.connect(encryption.name.clone(), stream).await;
         let (stream, session) = stream.map_err(failed(Fault::Tls))?.into_inner();
-        Ok(End::encrypted(stream, Connection::from(session)))
+        Ok(End::encrypted(stream, Connection::from(session)).until_its_end())
     }
 
     /// Asks the upstream, with no client's word, whether it speaks HTTP/2 as a client that was

@@ -141,6 +141,8 @@ struct RawHost {
     unsafe_upstream: bool,
     #[serde(default)]
     proxy_protocol: ProxyProtocol,
+    #[serde(default = "yes")]
+    proxy_tlvs: bool,
     #[serde(default, deserialize_with = "some_count")]
     max_connections: Option<usize>,
 }
@@ -235,6 +237,7 @@ impl RawHost {
             alpn,
             upstream,
             proxy_protocol: self.proxy_protocol,
+            proxy_tlvs: self.proxy_tlvs,
             max_connections: self.max_connections,
         })
     }
@@ -393,6 +396,10 @@ fn http() -> Spanned<Vec<String>> {
 
 fn intermediates() -> Spanned<usize> {
     Spanned::new(0..0, DEFAULT_DEPTH)
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn everywhere() -> Spanned<Vec<Address>> {
