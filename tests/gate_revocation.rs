@@ -361,6 +361,47 @@ fn names_are_compared_by_what_they_say_and_not_by_how_it_is_encoded() {
     assert_eq!(rig.curl("c2", "--tlsv1.3"), "Revoked");
 }
 
+#[test]
+fn the_end_of_a_list_is_announced_while_the_gate_runs_and_is_an_outage_when_it_comes() {
+    let mut rig = Rig::new();
+    let soon = OffsetDateTime::now_utc() + Duration::from_secs(5);
+    // A month is its life, so its last quarter has begun.
+    rig.pki.write("crl.pem", &rig.pki.ours.crl(&[], soon));
+    rig.start("", &[&shop("crl = [\"@PKI@/crl.pem\"]")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let mark = rig.gate().mark();
+    let warnings = rig.gate().status()["warnings"].to_string();
+    assert!(
+        warnings.contains("a revocation list expires in "),
+        "{warnings}"
+    );
+    assert_eq!(tell(&rig, &rig.pki.ours.client()), "200, Relayed");
+
+    // The log says so when it happens, and not again.
+    let told = |event: &serde_json::Value| {
+        let message = event["message"].as_str().unwrap_or_default();
+        message.contains("a revocation list expired") && message.contains("are refused")
+    };
+    rig.gate().event(mark, "the list expires", told);
+    let warnings = rig.gate().status()["warnings"].to_string();
+    assert!(
+        warnings.contains("a revocation list expired "),
+        "{warnings}"
+    );
+    assert_eq!(
+        tell(&rig, &rig.pki.ours.client()),
+        "alert UnknownCA, CrlExpired"
+    );
+    assert_eq!(
+        rig.gate()
+            .events()
+            .iter()
+            .filter(|event| told(event))
+            .count(),
+        1
+    );
+}
+
 fn tell(rig: &Rig, identity: &Identity) -> String {
     rig.tell(&Client::new(&rig.pki, Some(identity)), SHOP)
 }

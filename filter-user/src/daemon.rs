@@ -59,6 +59,8 @@ use crate::xdp;
 pub struct Checked {
     /// What works and could be better.
     pub warnings: Vec<String>,
+    /// What works for whoever checks, and not for the roles as the package runs them.
+    pub failures: Vec<String>,
     /// What was read from which of the gate's files.
     pub contents: Vec<FileContent>,
 }
@@ -82,6 +84,9 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError>
     if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
         weaknesses.extend(xdp::check_interfaces(filter)?);
         weaknesses.extend(weaknesses::of_check(filter));
+        if config.gate.is_none() {
+            weaknesses.extend(weaknesses::of_web_servers(filter).1);
+        }
     }
     weaknesses.extend(all_weaknesses(config, &roles));
     // A role starts without them, and whoever asks for one asks whether it would.
@@ -93,15 +98,17 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError>
         }
     }
     let contents = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
-    let mut lints = loaded.map(|loaded| loaded.lints).unwrap_or_default();
-    if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
+    let (mut lints, mut failures) = (Vec::new(), Vec::new());
+    if let (Some(gate), Some(loaded)) = (&config.gate, &loaded) {
+        lints.extend(loaded.lints(gate));
         lints.extend(view::exposures(gate));
-        lints.extend(unreadable_files(gate));
+        failures.extend(unreadable_files(gate).iter().map(Lint::to_string));
     }
     let lints = lints.iter().map(Lint::to_string);
     weaknesses.extend(lints);
     Ok(Checked {
         warnings: weaknesses,
+        failures,
         contents,
     })
 }

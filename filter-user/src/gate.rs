@@ -75,8 +75,11 @@ pub struct Gate {
 
 /// What a reload replaces: the policies, and how long and how many.
 struct InUse {
+    config: config::Gate,
+    clock: Arc<dyn TimeProvider>,
     policies: Policies,
-    lints: Vec<Lint>,
+    /// What the upstreams have shown when they were asked.
+    of_upstreams: Vec<Lint>,
     unanswered: Vec<String>,
     proxy_from: Vec<IpNet>,
     handshake: Duration,
@@ -89,8 +92,10 @@ struct InUse {
 impl InUse {
     fn new(config: &config::Gate, loaded: Loaded) -> Self {
         Self {
+            config: config.clone(),
+            clock: loaded.clock,
             policies: loaded.policies,
-            lints: loaded.lints,
+            of_upstreams: loaded.of_upstreams,
             unanswered: loaded.unanswered,
             proxy_from: config.proxy_from.clone(),
             handshake: config.handshake_timeout,
@@ -108,13 +113,19 @@ impl InUse {
 /// Policies whose files were read and found in order.
 pub struct Loaded {
     policies: Policies,
-    /// What is in order and could be better.
-    pub lints: Vec<Lint>,
+    clock: Arc<dyn TimeProvider>,
+    of_upstreams: Vec<Lint>,
     /// The hosts whose upstream could not be asked what it speaks.
     unanswered: Vec<String>,
 }
 
 impl Loaded {
+    /// What could be better about it now.
+    #[must_use]
+    pub fn lints(&self, config: &config::Gate) -> Vec<Lint> {
+        lints(config, &self.clock, &self.policies, &self.of_upstreams)
+    }
+
     /// What was read from which file, each once, by path.
     #[must_use]
     pub fn contents(&self) -> Vec<FileContent> {
@@ -179,10 +190,12 @@ impl Gate {
         f(&self.in_use().policies)
     }
 
-    /// What could be better about the configuration in force.
+    /// What could be better about the active configuration now: time changes it.
     #[must_use]
     pub fn lints(&self) -> Vec<Lint> {
-        self.in_use().lints.clone()
+        let in_use = self.in_use();
+        let (policies, of_upstreams) = (&in_use.policies, &in_use.of_upstreams);
+        lints(&in_use.config, &in_use.clock, policies, of_upstreams)
     }
 
     /// Whether an upstream that could not be asked what it speaks can be by now.
@@ -260,13 +273,13 @@ pub fn load(
 ) -> Result<Loaded, ConfigError> {
     let shared = credentials::shared_authority(config.cloudflare_ca.as_ref())?;
     let now = clock.current_time();
-    let now = now.ok_or_else(|| shared_place(config).error("this host's clock cannot be read"))?;
+    now.ok_or_else(|| shared_place(config).error("this host's clock cannot be read"))?;
     let workshop = Workshop {
         provider: Arc::new(aws_lc_rs::default_provider()),
         clock: Arc::clone(clock),
         shared,
     };
-    let mut lints = Vec::new();
+    let mut of_upstreams = Vec::new();
     let mut unanswered = Vec::new();
     let mut policies = Vec::new();
     for host in &config.hosts {
@@ -276,7 +289,7 @@ pub fn load(
             let speaks = policy.dialer().speaks_h2();
             if let Some(lint) = Lint::of_h2(host, &speaks) {
                 policy.withhold_h2();
-                lints.push(lint);
+                of_upstreams.push(lint);
             }
             if speaks.is_err() {
                 unanswered.push(host.label());
@@ -284,12 +297,26 @@ pub fn load(
         }
         policies.push(policy);
     }
-    lints.extend(lint::judge(config, &policies, now));
     Ok(Loaded {
         policies: Policies::new(policies),
-        lints,
+        clock: Arc::clone(clock),
+        of_upstreams,
         unanswered,
     })
+}
+
+fn lints(
+    config: &config::Gate,
+    clock: &Arc<dyn TimeProvider>,
+    policies: &Policies,
+    of_upstreams: &[Lint],
+) -> Vec<Lint> {
+    let mut lints = of_upstreams.to_vec();
+    // Without a clock nobody gets in, which each connection says.
+    if let Some(now) = clock.current_time() {
+        lints.extend(lint::judge(config, policies.all(), now));
+    }
+    lints
 }
 
 /// The files that [`load`] reads.
@@ -315,7 +342,7 @@ fn tell_expiry(policies: &Policies, metrics: &Metrics) {
         for (kind, expires) in [
             ("certificate", Some(facts.certificate_expires)),
             ("authority", facts.authority_expires),
-            ("crl", facts.crl_expires),
+            ("crl", facts.crl_valid.map(|(_, expires)| expires)),
         ] {
             metrics.expires(policy.label(), kind, expires);
         }

@@ -35,4 +35,5 @@ pub mod snippet;
 mod sync;
 pub mod telemetry;
 pub mod uplinks;
+pub mod web;
 pub mod xdp;

@@ -85,6 +85,12 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             for content in checked.contents {
                 say(&content.to_string())?;
             }
+            if !checked.failures.is_empty() {
+                for failure in checked.failures {
+                    complain(&format!("pullgate: {failure}"));
+                }
+                return Ok(ExitCode::FAILURE);
+            }
             say(&format!("{}: OK", cli.config.display()))?;
         }
         Command::Reload { only } => {

@@ -25,3 +25,14 @@ pub const EX_TEMPFAIL: u8 = 75;
 pub const EX_NOPERM: u8 = 77;
 /// The configuration, or a file that it names, cannot be used.
 pub const EX_CONFIG: u8 = 78;
+
+/// A span of time as people say it: two of a unit at least.
+#[must_use]
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}

@@ -66,8 +66,23 @@ pub fn snippet(
     }
     text.extend(filled);
     text.push_str(part());
+    let is_shared = |host: &Host| {
+        host.trust
+            .iter()
+            .any(|trust| trust.value == Trust::Cloudflare)
+    };
+    if pairing == Pairing::OwnMtls && hosts.iter().any(is_shared) {
+        text.insert_str(0, SHARED);
+    }
     Ok(text)
 }
+
+/// What a web server that trusts Cloudflare's shared CA does not prove.
+const SHARED: &str = "\
+# Cloudflare's shared CA proves only that some Cloudflare customer asks: another one who points a name
+# at this address gets in. Upload a certificate of your own to Cloudflare (Authenticated Origin Pulls),
+# and name its CA in `trust` instead.
+";
 
 /// What is told of a host.
 #[derive(Clone)]

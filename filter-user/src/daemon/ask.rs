@@ -18,6 +18,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::described;
 use super::error::{LoadError, StartError};
+use super::weaknesses;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::file;
@@ -34,6 +35,7 @@ use crate::xdp::{self, Stay};
 pub fn status(config: &Config) -> Result<Report, StartError> {
     let mut report = Report {
         protected: true,
+        admits: None,
         warnings: Vec::new(),
         roles: Vec::new(),
     };
@@ -45,6 +47,11 @@ pub fn status(config: &Config) -> Result<Report, StartError> {
     }
     let missing = ask_all(&mut report, &config.paths, described(config))?;
     report.protected &= missing.is_empty();
+    if let (Some(filter), None) = (&config.filter, &config.gate) {
+        let (admits, warnings) = weaknesses::of_web_servers(filter);
+        report.admits = Some(admits);
+        report.warnings.extend(warnings);
+    }
     Ok(report)
 }
 
@@ -57,6 +64,7 @@ pub fn status(config: &Config) -> Result<Report, StartError> {
 pub fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, StartError> {
     let mut report = Report {
         protected: true,
+        admits: None,
         warnings: vec![format!(
             "which roles should run cannot be told: {}",
             chain(error)

@@ -46,6 +46,8 @@ pub(super) struct GateRole {
     trouble: watch::Sender<Option<String>>,
     /// What the files were like when they were last read.
     read: Arc<Mutex<Vec<Option<Stamp>>>>,
+    /// What could be better, as the log has it.
+    known: Arc<Mutex<Vec<gate::Lint>>>,
     /// Each thread's runtime.
     workers: Arc<Vec<Handle>>,
     /// Held from reading files until what was read is in force, so that the last reading counts.
@@ -157,6 +159,8 @@ impl GateRole {
         let listen = settings.listen.iter();
         let served = listen.filter(|address| !without_ipv6.contains(address));
         let addresses: Vec<_> = served.map(SocketAddr::to_string).collect();
+        // The plan has logged them.
+        let known = gate.lints();
         let mut role = Self {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
@@ -167,6 +171,7 @@ impl GateRole {
             connections: TaskTracker::new(),
             trouble: watch::Sender::new(None),
             read: Arc::new(Mutex::new(read)),
+            known: Arc::new(Mutex::new(known)),
             turn: Arc::default(),
             workers: Arc::default(),
         };
@@ -242,12 +247,19 @@ impl GateRole {
 
     /// Puts in force what was loaded.
     pub(super) fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
-        let known = self.gate.lints();
-        let news = loaded.lints.iter().filter(|lint| !known.contains(lint));
-        warn_of(news);
         self.gate.put_in_force(config, loaded);
+        self.warn_of_news();
         self.trouble.send_replace(None);
         self.metrics.gate_reloaded("Reloaded");
+    }
+
+    /// Logs what could be better since the last time: files that were read, or time that has passed.
+    fn warn_of_news(&self) {
+        let lints = self.gate.lints();
+        let known = &mut *lock(&self.known);
+        let is_news = |lint: &&gate::Lint| !known.iter().any(|known| known.is_same(lint));
+        warn_of(lints.iter().filter(is_news));
+        *known = lints;
     }
 
     /// Remembers why what is on disk is not what is in force.
@@ -293,7 +305,7 @@ impl GateRole {
                     },
                     () = settled(&mut watch) => {}
                     // What no watch tells of: a directory that is replaced, a link to a link.
-                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                    () = tokio::time::sleep(LOOK_AGAIN) => self.warn_of_news(),
                 }
                 let has_changed = stamps(settings) != *lock(&self.read);
                 let is_answered = || tokio::task::block_in_place(|| self.gate.is_answered());

@@ -72,8 +72,8 @@ impl Plan {
             check_bind_capability(&gate.listen, &inherited)?;
         }
         warn_of(all_weaknesses(&config, &roles));
-        if let Some((loaded, _)) = &loaded {
-            warn_of(&loaded.lints);
+        if let (Some(gate), Some((loaded, _))) = (&config.gate, &loaded) {
+            warn_of(loaded.lints(gate));
         }
         Ok(Self {
             config: watch::channel(Arc::new(config)).0,

@@ -24,8 +24,8 @@ use crate::report::chain;
 use crate::snapshot::Follower;
 use crate::telemetry::http::Told;
 use crate::telemetry::status::{
-    DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus, RangesStatus,
-    RefreshStatus, ReloadStatus, SightingStatus, SourceStatus, Status,
+    Admits, DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus,
+    RangesStatus, RefreshStatus, ReloadStatus, SightingStatus, SourceStatus, Status,
 };
 use crate::telemetry::{FrameLabels, Metrics};
 use crate::xdp::{Coverage, Filter, Rung, State};
@@ -129,6 +129,7 @@ impl View {
                 .map(|role| role.label().to_owned())
                 .collect(),
             enforcing,
+            admits: self.admits(),
             warnings,
             ranges,
             details,
@@ -180,6 +181,18 @@ impl View {
             let hosts: Vec<_> = policies.iter().map(|policy| policy.label()).collect();
             details.push(("hosts".to_owned(), hosts.join(" ")));
             policies.iter().all(|policy| policy.enforces())
+        })
+    }
+
+    /// Which clients the gate admits.
+    fn admits(&self) -> Option<Admits> {
+        let role = self.gate.as_ref()?;
+        let is_own = role
+            .gate
+            .with_policies(|policies| policies.iter().all(|policy| policy.proves_account()));
+        Some(match is_own {
+            true => Admits::Account,
+            false => Admits::Cloudflare,
         })
     }
 
@@ -459,6 +472,9 @@ impl Told for View {
         if !status.enforcing {
             reservations.extend(status.warnings);
         }
+        let lints = self.gate.iter().flat_map(|role| role.gate.lints());
+        let outages = lints.filter(|lint| lint.is_outage);
+        reservations.extend(outages.map(|lint| lint.to_string()));
         reservations
     }
 }

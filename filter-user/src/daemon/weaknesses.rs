@@ -7,6 +7,8 @@ use crate::cli::Role;
 use crate::config::{Config, Filter, Interfaces, Mode};
 use crate::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::ranges::guard::Documentation;
+use crate::telemetry::status::Admits;
+use crate::web::{self, Demand};
 
 /// What any of the roles has to say, each thing once, before it runs.
 pub(super) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
@@ -35,6 +37,7 @@ pub(super) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
     if let (Role::Filter, Some(filter)) = (role, &config.filter) {
         weaknesses.extend(strange_destinations(filter));
         weaknesses.extend(open_udp_ports(filter));
+        weaknesses.extend(open_tcp_ports(config, filter));
         weaknesses.extend(unseen_packets(filter));
     }
     weaknesses
@@ -107,6 +110,90 @@ fn open_udp_ports(filter: &Filter) -> Vec<String> {
     ports.into_iter().map(tell).collect()
 }
 
+/// Ports that Cloudflare proxies, at which a program answers strangers: they are as good a way
+/// around Cloudflare as the protected ones.
+fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<String> {
+    let of_gate = config.gate.iter().flat_map(|gate| &gate.listen);
+    let of_gate: BTreeSet<_> = of_gate.map(SocketAddr::port).collect();
+    let open = reachable(filter).into_iter().filter(|address| {
+        let port = address.port();
+        let is_known = filter.ports.contains(&port) || of_gate.contains(&port);
+        PROXIED_PORTS.contains(&port) && !is_known
+    });
+    let ports: BTreeSet<_> = open.map(|address| address.port()).collect();
+    let sentence = |port| {
+        format!(
+            "a program answers strangers on port {port}, which Cloudflare proxies and \
+             `filter.ports` does not name: if it is the web server, they get around Cloudflare \
+             there; add it, or let it listen on loopback only"
+        )
+    };
+    ports.into_iter().map(sentence).collect()
+}
+
+/// The TCP listeners that packets from outside reach.
+fn reachable(filter: &Filter) -> Vec<SocketAddr> {
+    // A kernel that does not answer is no reason to warn.
+    let mut listening = netlink::listeners().unwrap_or_default();
+    listening.retain(|address| {
+        let address = address.ip().to_canonical();
+        let destinations = &filter.destinations;
+        let is_protected = destinations.is_empty() || destinations.contains(&address);
+        !address.is_loopback() && (address.is_unspecified() || is_protected)
+    });
+    listening
+}
+
+/// What the web servers on the protected ports demand of a client, where no gate does: each is
+/// asked.
+pub(super) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
+    let mut listening = reachable(filter);
+    listening.retain(|address| filter.ports.contains(&address.port()));
+    listening.sort_unstable();
+    listening.dedup_by_key(|address| address.port());
+    let mut admits = match listening.is_empty() {
+        true => Admits::Unknown,
+        false => Admits::Account,
+    };
+    let mut warnings = Vec::new();
+    for address in listening {
+        let port = address.port();
+        let (found, what) = match web::demand(address) {
+            Demand::Certificate => continue,
+            Demand::Nothing(status) => {
+                let answer = status.map_or_else(String::new, |status| format!(" ({status})"));
+                let text = format!("serves clients without a certificate{answer}");
+                (Admits::Cloudflare, text)
+            }
+            Demand::NoTls => (
+                Admits::Cloudflare,
+                "speaks no TLS, so it demands no client certificate".to_owned(),
+            ),
+            Demand::Unknown(error) => {
+                let text = format!("does not let itself be asked for its demands ({error})");
+                (Admits::Unknown, text)
+            }
+        };
+        admits = match (admits, found) {
+            (Admits::Cloudflare, _) | (_, Admits::Cloudflare) => Admits::Cloudflare,
+            (_, found) => found,
+        };
+        if found == Admits::Cloudflare {
+            warnings.push(format!(
+                "the web server on port {port} {what}: any Cloudflare customer who points a name at \
+                 this address gets in; demand a certificate of your own there (`pullgate snippet \
+                 nginx --own-mtls`), or configure [gate]"
+            ));
+        } else {
+            warnings.push(format!(
+                "the web server on port {port} {what}: whether any Cloudflare customer gets in is \
+                 not known"
+            ));
+        }
+    }
+    (admits, warnings)
+}
+
 /// Interfaces that unwrap what the filter cannot look into, and are not filtered themselves.
 fn unseen_packets(filter: &Filter) -> Vec<String> {
     // A kernel that does not answer is no reason to warn.
@@ -145,5 +232,9 @@ fn unseen_packets(filter: &Filter) -> Vec<String> {
 /// The automatic choice has nothing to choose from.
 pub(super) const NO_INTERFACE: &str = "no interface has a default route, so none is filtered; name \
     them in `filter.interfaces`, or give one a default route";
+/// <https://developers.cloudflare.com/fundamentals/reference/network-ports/>
+const PROXIED_PORTS: [u16; 13] = [
+    80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,
+];
 /// Nothing is dropped.
 pub(super) const MONITOR: &str = "monitor mode: strangers' packets are counted, and pass";

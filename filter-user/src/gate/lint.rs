@@ -3,19 +3,25 @@
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rustix::process::geteuid;
 use rustls::pki_types::UnixTime;
 
 use super::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
 use super::policy::Policy;
-use crate::config::{ClientAuth, Gate, Host, Name, Place, Target, Trust};
+use crate::config::{ClientAuth, CrlExpired, Gate, Host, Name, Place, Target, Trust};
+use crate::report::span;
 
 /// A weakness, and what to do about it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Lint {
     /// The host's label.
     pub host: String,
+    /// What stays the same of it while time passes.
+    pub id: &'static str,
+    /// Whether no client of the host gets in because of it.
+    pub is_outage: bool,
     place: String,
     text: String,
 }
@@ -27,12 +33,25 @@ impl Display for Lint {
 }
 
 impl Lint {
-    fn new(host: &Host, place: &Place, text: impl Display) -> Self {
+    fn new(host: &Host, id: &'static str, place: &Place, text: impl Display) -> Self {
         Self {
             host: host.label(),
+            id,
+            is_outage: false,
             place: place.to_string(),
             text: text.to_string(),
         }
+    }
+
+    fn outage(self, is_outage: bool) -> Self {
+        Self { is_outage, ..self }
+    }
+
+    /// Whether it is the same weakness, whatever has become of it.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_worse = self.is_outage != other.is_outage;
+        (&self.host, &self.place, self.id) == (&other.host, &other.place, other.id) && !is_worse
     }
 
     /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are
@@ -51,7 +70,7 @@ impl Lint {
                  offered until it can"
             ),
         };
-        Some(Self::new(host, &place, text))
+        Some(Self::new(host, "h2-not-spoken", &place, text))
     }
 
     /// An upstream that answers at other addresses than loopback as well.
@@ -68,7 +87,7 @@ impl Lint {
                 "the web server listens on {exposed} too, where it can be reached around the \
                  gate; let it listen on {upstream} only"
             );
-            Self::new(host, &host.upstream.place, text)
+            Self::new(host, "upstream-exposed", &host.upstream.place, text)
         })
     }
 }
@@ -105,13 +124,13 @@ pub fn unreadable_files(config: &Gate) -> Vec<Lint> {
                  {GATE_GROUP} {path}` and `chmod 640 {path}`"
             ),
         };
-        Some(Lint::new(host, place, text))
+        Some(Lint::new(host, "file-unreadable", place, text))
     });
     lints.collect()
 }
 
 /// The weaknesses of policies, which are in the configuration's order.
-pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Lint> {
+pub(super) fn judge(config: &Gate, policies: &[Arc<Policy>], now: UnixTime) -> Vec<Lint> {
     let mut lints = Vec::new();
     for (host, policy) in config.hosts.iter().zip(policies) {
         lints.extend(trust(host));
@@ -121,7 +140,11 @@ pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Li
     // One line for each host that shares with others, not for each pair.
     for (index, (second, other)) in config.hosts.iter().zip(policies).enumerate() {
         let before = || {
-            let all = config.hosts.iter().zip(policies).take(index);
+            let all = config
+                .hosts
+                .iter()
+                .zip(policies.iter().map(Arc::as_ref))
+                .take(index);
             all.filter(|(_, policy)| !policy.has_terms_of(other))
         };
         lints.extend(before().find_map(|first| shared_certificate(first, (second, other))));
@@ -132,13 +155,15 @@ pub(super) fn judge(config: &Gate, policies: &[Policy], now: UnixTime) -> Vec<Li
 
 fn trust(host: &Host) -> Option<Lint> {
     let asked = || host.place().of("gate.host.client_auth");
-    let (place, text) = match host.client_auth {
+    let (id, place, text) = match host.client_auth {
         ClientAuth::Off => (
+            "client-auth-off",
             asked(),
             "nobody is asked for a certificate (`client_auth = \"off\"`): whoever has an address \
              that is let in is served",
         ),
         ClientAuth::Log => (
+            "client-auth-log",
             asked(),
             "nobody is refused for a certificate (`client_auth = \"log\"`); once no line says \
              `would be refused`, write \"enforce\"",
@@ -147,6 +172,7 @@ fn trust(host: &Host) -> Option<Lint> {
             let mut trust = host.trust.iter();
             let shared = trust.find(|trust| trust.value == Trust::Cloudflare)?;
             (
+                "shared-ca",
                 shared.place.clone(),
                 "Cloudflare's shared CA proves only that some Cloudflare customer asks, not that \
                  you do; upload a certificate of your own to Cloudflare (zone or per-hostname \
@@ -154,53 +180,96 @@ fn trust(host: &Host) -> Option<Lint> {
             )
         }
     };
-    Some(Lint::new(host, &place, text))
+    Some(Lint::new(host, id, &place, text))
 }
 
 fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Lint> {
     let facts = &policy.facts;
-    let within = |expires: Option<i64>, days: i64| {
-        let left = expires?.saturating_sub(seconds(now)).div_euclid(86_400);
-        (left < days).then_some(left)
+    let now = seconds(now);
+    let within = |expires: i64, days: i64| {
+        let left = expires.saturating_sub(now);
+        (left < days * DAY).then_some(left)
     };
     let mut lints = Vec::new();
-    if let Some(left) = within(Some(facts.certificate_expires), CERTIFICATE_DAYS) {
+    if let Some(left) = within(facts.certificate_expires, CERTIFICATE_DAYS) {
         let place = host.place().of("gate.host.certificate");
         let text = match left {
-            0.. => format!("the certificate expires in {left} days; renew it"),
+            0.. => format!("the certificate expires in {}; renew it", span_of(left)),
             _ => format!(
-                "the certificate expired {} days ago, which Cloudflare's Full (strict) answers \
-                 with error 526; renew it",
-                -left
+                "the certificate expired {} ago, which Cloudflare's Full (strict) answers with \
+                 error 526; renew it",
+                span_of(left)
             ),
         };
-        lints.push(Lint::new(host, &place, text));
+        lints.push(Lint::new(host, expiring("certificate", left), &place, text));
     }
-    if let Some(left) = within(facts.authority_expires, AUTHORITY_DAYS) {
+    let authority = facts.authority_expires;
+    if let Some(left) = authority.and_then(|expires| within(expires, AUTHORITY_DAYS)) {
         let place = host.place().of("gate.host.trust");
         let text = match left {
             0.. => format!(
-                "a CA in `trust` expires in {left} days; make a new one, and let `trust` name both \
-                 until Cloudflare presents a certificate of the new one"
+                "a CA in `trust` expires in {}; make a new one, and let `trust` name both until \
+                 Cloudflare presents a certificate of the new one",
+                span_of(left)
             ),
             _ => format!(
-                "a CA in `trust` expired {} days ago, so whatever it has signed is refused; take \
-                 it out, and upload a certificate of another to Cloudflare",
-                -left
+                "a CA in `trust` expired {} ago, so whatever it has signed is refused; take it \
+                 out, and upload a certificate of another to Cloudflare",
+                span_of(left)
             ),
         };
-        lints.push(Lint::new(host, &place, text));
+        let has_none = facts.trust_ends.is_some_and(|end| end < now);
+        let lint = Lint::new(host, expiring("authority", left), &place, text);
+        lints.push(lint.outage(has_none && host.client_auth == ClientAuth::Enforce));
     }
-    if let Some(left) = within(facts.crl_expires, 0) {
+    if let Some((made, expires)) = facts.crl_valid {
+        let left = expires.saturating_sub(now);
+        let is_late = left < expires.saturating_sub(made) / CRL_LAST_PART;
         let place = host.place().of("gate.host.crl");
-        let worth = match host.crl_expired {
-            crate::config::CrlExpired::Refuse => "so its CA's clients are refused",
-            crate::config::CrlExpired::Accept => "and is gone by all the same",
+        let refuses = host.crl_expired == CrlExpired::Refuse;
+        let text = match (left, refuses) {
+            (0.., true) => format!(
+                "a revocation list expires in {}, and its CA's clients are refused from then on; \
+                 fetch a new one",
+                span_of(left)
+            ),
+            (0.., false) => format!(
+                "a revocation list expires in {}; fetch a new one",
+                span_of(left)
+            ),
+            (_, true) => format!(
+                "a revocation list expired {} ago, so its CA's clients are refused; fetch a new one",
+                span_of(left)
+            ),
+            (_, false) => format!(
+                "a revocation list expired {} ago, and is used all the same; fetch a new one",
+                span_of(left)
+            ),
         };
-        let text = format_args!("a revocation list expired {} days ago, {worth}", -left);
-        lints.push(Lint::new(host, &place, text));
+        if is_late {
+            let lint = Lint::new(host, expiring("crl", left), &place, text);
+            let is_enforced = host.client_auth == ClientAuth::Enforce;
+            lints.push(lint.outage(left < 0 && refuses && is_enforced));
+        }
     }
     lints
+}
+
+/// The time until something, or since.
+fn span_of(left: i64) -> String {
+    span(left.unsigned_abs())
+}
+
+/// What soon expires is one thing, and what has is another.
+fn expiring(what: &'static str, left: i64) -> &'static str {
+    match (what, left) {
+        ("certificate", 0..) => "certificate-expires",
+        ("certificate", _) => "certificate-expired",
+        ("authority", 0..) => "authority-expires",
+        ("authority", _) => "authority-expired",
+        (_, 0..) => "crl-expires",
+        (_, _) => "crl-expired",
+    }
 }
 
 /// Names that no certificate of the host is for: Full (strict) answers them with error 526.
@@ -213,7 +282,7 @@ fn names(host: &Host, policy: &Policy) -> Vec<Lint> {
              with error 526",
             name.value
         );
-        Lint::new(host, &name.place, text)
+        Lint::new(host, "name-not-on-certificate", &name.place, text)
     });
     lints.collect()
 }
@@ -238,7 +307,7 @@ fn shared_certificate(
              leave \"h2\" out",
             other.label()
         );
-        Lint::new(host, &place, text)
+        Lint::new(host, "certificate-shared", &place, text)
     })
 }
 
@@ -251,7 +320,7 @@ fn shared_upstream(first: &Host, second: &Host) -> Option<Lint> {
             second.upstream.value,
             first.label()
         );
-        Lint::new(second, &second.upstream.place, text)
+        Lint::new(second, "upstream-shared", &second.upstream.place, text)
     })
 }
 
@@ -272,3 +341,7 @@ fn covers(names: &[String], wanted: &Name) -> bool {
 const CERTIFICATE_DAYS: i64 = 14;
 /// Replacing a CA takes longer: both sides change.
 const AUTHORITY_DAYS: i64 = 180;
+/// A list's end is announced from the last quarter of its life on.
+const CRL_LAST_PART: i64 = 4;
+/// In seconds.
+const DAY: i64 = 86_400;

@@ -125,6 +125,7 @@ mod tests {
     use std::net::TcpStream as StdStream;
     use std::path::Path;
 
+    use rustls::time_provider::DefaultTimeProvider;
     use tokio::sync::watch;
 
     use super::super::{Loaded, Policies};
@@ -165,7 +166,8 @@ mod tests {
         let config = Config::parse(Path::new("/pullgate.toml"), text).unwrap();
         let loaded = Loaded {
             policies: Policies::default(),
-            lints: Vec::new(),
+            clock: Arc::new(DefaultTimeProvider),
+            of_upstreams: Vec::new(),
             unanswered: Vec::new(),
         };
         let table = Table::compile(&config.ranges.rules(&RangeSet::default())).unwrap();

@@ -79,6 +79,11 @@ impl Policies {
     }
 
     /// Every policy, in the configuration's order.
+    pub(super) fn all(&self) -> &[Arc<Policy>] {
+        &self.all
+    }
+
+    /// Every policy, in the configuration's order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.all.iter()
     }
@@ -113,12 +118,16 @@ pub(super) struct Facts {
     pub(super) certificate_expires: i64,
     /// When the first of its CAs expires; of none, if it goes by pins alone.
     pub(super) authority_expires: Option<i64>,
-    /// When the first of its revocation lists expires.
-    pub(super) crl_expires: Option<i64>,
+    /// When the last of its CAs expires, if there is no pin besides: nobody gets in from then on.
+    pub(super) trust_ends: Option<i64>,
+    /// When that of its revocation lists was made that expires first, and when it does.
+    pub(super) crl_valid: Option<(i64, i64)>,
     /// The names that its certificates are for.
     pub(super) certificate_names: Vec<String>,
     /// What was read from which file.
     pub(super) contents: Vec<FileContent>,
+    /// Whether Cloudflare's shared CA is trusted, under whatever name.
+    trusts_shared: bool,
 }
 
 /// How many of what was read from a file.
@@ -178,7 +187,7 @@ impl Policy {
         let crls: Vec<_> = lists.into_iter().flatten().collect();
 
         let terms = Terms::new(host, &authorities, &crls, before).map_err(blame)?;
-        let facts = Facts::new(&certified, &authorities, &crls, contents);
+        let facts = Facts::new(host, &certified, &authorities, &crls, contents, workshop);
         let trusted = trusted(host, workshop, &authorities, &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
         let builder = ServerConfig::builder_with_details(
@@ -234,6 +243,12 @@ impl Policy {
         self.client_auth == ClientAuth::Enforce
     }
 
+    /// Whether who gets in has a certificate that only the operator's account presents.
+    #[must_use]
+    pub fn proves_account(&self) -> bool {
+        self.enforces() && !self.facts.trusts_shared
+    }
+
     pub(super) fn dialer(&self) -> &Dialer {
         &self.dialer
     }
@@ -280,10 +295,12 @@ impl Policy {
 
 impl Facts {
     fn new(
+        host: &Host,
         certified: &[Certified],
         authorities: &[Authority],
         crls: &[Arc<Crl>],
         contents: Vec<FileContent>,
+        workshop: &Workshop,
     ) -> Self {
         let certificates = certified.iter().map(|certified| certified.not_after);
         let names = certified
@@ -292,9 +309,20 @@ impl Facts {
         Self {
             certificate_expires: certificates.min().unwrap_or(i64::MAX),
             authority_expires: authorities.iter().map(|ca| ca.validity.not_after).min(),
-            crl_expires: newest(crls.iter()).iter().map(|crl| crl.next_update).min(),
+            trust_ends: authorities
+                .iter()
+                .map(|ca| ca.validity.not_after)
+                .max()
+                .filter(|_| !has_pins(host)),
+            crl_valid: newest(crls.iter())
+                .iter()
+                .map(|crl| (crl.this_update, crl.next_update))
+                .min_by_key(|(_, next_update)| *next_update),
             certificate_names: names.collect(),
             contents,
+            trusts_shared: authorities
+                .iter()
+                .any(|ca| ca.certificate == workshop.shared.certificate),
         }
     }
 }
@@ -362,6 +390,11 @@ impl Terms {
     }
 }
 
+fn has_pins(host: &Host) -> bool {
+    let mut trust = host.trust.iter();
+    trust.any(|trust| matches!(trust.value, Trust::Pin(_)))
+}
+
 /// What was read from each of a host's files.
 fn contents(
     host: &Host,
@@ -397,12 +430,8 @@ fn contents(
 fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Vec<Arc<Crl>>>, ConfigError> {
     let parsed = authorities.iter().map(Authority::parsed);
     let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
-    let has_pins = host
-        .trust
-        .iter()
-        .any(|trust| matches!(trust.value, Trust::Pin(_)));
     let mut all = Vec::new();
-    let mut are_useful = has_pins;
+    let mut are_useful = has_pins(host);
     for file in &host.crls {
         let lists = credentials::crls(file)?;
         for crl in &lists {

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::report::span;
+
 /// What a running role says of itself.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Status {
@@ -21,6 +23,9 @@ pub struct Status {
     pub described: Vec<String>,
     /// Whether it refuses whom it is there to refuse; not so in monitor mode.
     pub enforcing: bool,
+    /// Which clients it admits, if the role is the gate.
+    #[serde(default)]
+    pub admits: Option<Admits>,
     /// Where protection is weaker than it could be, in sentences.
     pub warnings: Vec<String>,
     /// The ranges in force.
@@ -41,6 +46,28 @@ pub struct Status {
     pub sightings: Vec<SightingStatus>,
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
+}
+
+/// Which clients get in.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admits {
+    /// Those with a certificate that only the operator's account has.
+    Account,
+    /// Every Cloudflare customer's.
+    Cloudflare,
+    /// Cloudflare's; whether all of its customers' is not known.
+    Unknown,
+}
+
+impl Display for Admits {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Account => "only your Cloudflare account",
+            Self::Cloudflare => "Cloudflare, for any of its customers",
+            Self::Unknown => "Cloudflare; whether for any of its customers is not known",
+        })
+    }
 }
 
 /// What became of reloads of the configuration.
@@ -215,6 +242,8 @@ pub struct SightingStatus {
 pub struct Report {
     /// Whether every role that the configuration describes runs and enforces.
     pub protected: bool,
+    /// Which clients get in, if strangers do not.
+    pub admits: Option<Admits>,
     /// What is missing or weaker than asked, in sentences.
     pub warnings: Vec<String>,
     /// The roles that answered.
@@ -228,6 +257,7 @@ impl Report {
         let warnings = warnings.map(|warning| format!("{}: {warning}", status.role));
         self.warnings.extend(warnings);
         self.protected &= status.enforcing;
+        self.admits = self.admits.or(status.admits);
         self.roles.push(status);
     }
 }
@@ -239,6 +269,9 @@ impl Display for Report {
             (true, false) => "PROTECTED, but:\n",
             (false, _) => "NOT PROTECTED:\n",
         })?;
+        if let (true, Some(admits)) = (self.protected, self.admits) {
+            writeln!(f, "  admits {admits}")?;
+        }
         for warning in &self.warnings {
             writeln!(f, "  ! {warning}")?;
         }
@@ -338,7 +371,7 @@ impl Display for RangesStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let mut text = format!("{} IPv4 and {} IPv6, {}", self.v4, self.v6, self.source);
         if let Some(age) = self.age_seconds {
-            write!(text, ", {} old", age_text(age))?;
+            write!(text, ", {} old", span(age))?;
         }
         if self.kept != 0 {
             write!(text, ", {} vanished and kept", self.kept)?;
@@ -349,10 +382,10 @@ impl Display for RangesStatus {
 
 impl Display for RefreshStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let next = age_text(self.next_in_seconds);
+        let next = span(self.next_in_seconds);
         match (&self.outcome, self.seconds_ago) {
             (Some(outcome), Some(ago)) => {
-                let (source, ago) = (&self.source, age_text(ago));
+                let (source, ago) = (&self.source, span(ago));
                 write!(f, "{source}: {outcome}, {ago} ago, again in {next}")
             }
             (_, _) => write!(f, "{}: the first is under way", self.source),
@@ -375,14 +408,5 @@ impl Display for RefreshStatus {
             write!(f, "\n    - {range}")?;
         }
         Ok(())
-    }
-}
-
-fn age_text(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
     }
 }
