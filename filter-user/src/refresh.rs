@@ -23,7 +23,7 @@ use crate::config::{Config, Location, Ranges, Way};
 use crate::feed::{FeedError, Fetcher};
 use crate::file::{self, Watch};
 use crate::ranges::{
-    Feed, Freshness, Idle, InForce, Known, List, Origin, RangeSet, Rejection, Shrinking, Table,
+    Feed, Freshness, Idle, InForce, Known, LargeChange, List, Origin, RangeSet, Rejection, Table,
     TableFull, Terms,
 };
 use crate::report::chain;
@@ -159,8 +159,11 @@ impl Refresher {
                     list,
                     at,
                 };
-                let shrinking = asking.failed.second_opinion(&fetched);
-                match self.take(job, &fetched, shrinking, in_force, config).await {
+                let large_change = asking.failed.second_opinion(&fetched);
+                match self
+                    .take(job, &fetched, large_change, in_force, config)
+                    .await
+                {
                     Ok(outcome) => {
                         asking.failed.report(&job.source, &way);
                         self.metrics.refreshed(outcome);
@@ -225,7 +228,7 @@ impl Refresher {
         // Whatever is under way may be about the same list.
         job.give_up();
         let ranges = &config.ranges;
-        let agreed = Shrinking::Agreed;
+        let agreed = LargeChange::Agreed;
         match self.take(job, &fetched, agreed, in_force, config).await {
             Ok(_) => {
                 warn!(source = job.source.name, "what was held is approved");
@@ -247,7 +250,7 @@ impl Refresher {
         &self,
         job: &mut Job,
         fetched: &Fetched,
-        shrinking: Shrinking,
+        large_change: LargeChange,
         in_force: &mut InForce,
         config: &Arc<Config>,
     ) -> Result<&'static str, RefreshError> {
@@ -262,7 +265,7 @@ impl Refresher {
                     passed: job.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
                     grace: ranges.removal_grace,
                     idle: Idle::All,
-                    shrinking,
+                    large_change,
                     limits: &ranges.limits,
                 };
                 let unanswered = &mut job.progress.unanswered;
@@ -494,7 +497,7 @@ impl RefreshError {
     fn label(&self) -> &'static str {
         match self {
             Self::Feed(error) => error.label(),
-            Self::Rejected(Rejection::Shrinks { .. }) => "Held",
+            Self::Rejected(Rejection::Shrinks { .. } | Rejection::Grows { .. }) => "Held",
             Self::Rejected(_) | Self::Full(_) => "Rejected",
             Self::Snapshot(_) => "NotSaved",
         }

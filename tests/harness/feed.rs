@@ -170,6 +170,10 @@ fn listen(state: &Arc<State>, mut listener: TcpListener, address: SocketAddr) {
             while matches!(script.answer, Answer::Refused) && !script.stop {
                 script = state.changed.wait(script).unwrap();
             }
+            // The knock that announces the end may have come before we listen again.
+            if script.stop {
+                return;
+            }
             listener = TcpListener::bind(address).unwrap();
             continue;
         }

@@ -15,7 +15,7 @@ fn the_smallest_configuration_has_strict_defaults() {
     assert_eq!(filter.ports, [443]);
     assert_eq!(filter.mode, Mode::Enforce);
     assert_eq!(filter.fragments, Fragments::Drop);
-    assert_eq!(config.ranges.limits, Limits::default());
+    assert_eq!(config.ranges.limits, Limits::of_cloudflare());
     assert_eq!(gate.hosts[0].resumption, Resumption::Verified);
     let KeyPair { key, .. } = &gate.hosts[0].certificates[0];
     assert_eq!(key.value, Path::new("/etc/pullgate/key.pem"));

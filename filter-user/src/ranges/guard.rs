@@ -34,6 +34,18 @@ pub enum Documentation {
     Accept,
 }
 
+impl Limits {
+    /// For Cloudflare's list alone: a few times what it has.
+    #[must_use]
+    pub fn of_cloudflare() -> Self {
+        Self {
+            addresses_v4: 1 << 22,
+            networks_v6: 1 << 6,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -123,39 +135,75 @@ impl RangeSet {
     }
 }
 
-/// Refuses a list that would remove more than [`SHRINK_PERCENT`] of a family's addresses.
+/// Refuses a list that would remove more than [`LARGE_PERCENT`] of a family's addresses.
 ///
 /// # Errors
 ///
 /// Returns [`Rejection::Shrinks`].
 pub(super) fn shrinks(current: &RangeSet, fetched: &Cover) -> Result<(), Rejection> {
-    let current = Cover::new(current);
-    let families = [
-        (
-            Family::V4,
-            overlap(&current.v4, &fetched.v4),
-            measure(&current.v4),
-        ),
-        (
-            Family::V6,
-            overlap(&current.v6, &fetched.v6),
-            measure(&current.v6),
-        ),
-    ];
-    for (family, kept, whole) in families {
-        let removed = whole - kept;
-        let percent = (removed.saturating_mul(100))
-            .checked_div(whole)
-            .unwrap_or(0);
-        // In whole addresses, not in whole percent: a quarter and one more is too much.
-        if removed.saturating_mul(100) > whole.saturating_mul(SHRINK_PERCENT) {
-            return Err(Rejection::Shrinks {
-                family,
-                percent: u8::try_from(percent).unwrap_or(100),
-            });
+    for Change {
+        family,
+        before,
+        kept,
+        ..
+    } in changes(&Cover::new(current), fetched)
+    {
+        if let Some(percent) = large(before - kept, before) {
+            return Err(Rejection::Shrinks { family, percent });
         }
     }
     Ok(())
+}
+
+/// Refuses a list that would add more than [`LARGE_PERCENT`] to a family's addresses. To a family
+/// that has none, there is nothing to compare: the budget alone bounds it.
+///
+/// # Errors
+///
+/// Returns [`Rejection::Grows`].
+pub fn grows(current: &RangeSet, fetched: &RangeSet) -> Result<(), Rejection> {
+    let (current, fetched) = (Cover::new(current), Cover::new(fetched));
+    for Change {
+        family,
+        before,
+        kept,
+        after,
+    } in changes(&current, &fetched)
+    {
+        if let Some(percent) = large(after - kept, before) {
+            return Err(Rejection::Grows { family, percent });
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of a family's addresses: how many there were, are kept of these, and will be.
+struct Change {
+    family: Family,
+    before: u128,
+    kept: u128,
+    after: u128,
+}
+
+fn changes(before: &Cover, after: &Cover) -> [Change; 2] {
+    let change = |family, before: &[_], after: &[_]| Change {
+        family,
+        before: measure(before),
+        kept: overlap(before, after),
+        after: measure(after),
+    };
+    [
+        change(Family::V4, &before.v4, &after.v4),
+        change(Family::V6, &before.v6, &after.v6),
+    ]
+}
+
+/// How many percent of the whole a part is, if it is too large: in whole addresses, not in whole
+/// percent, so that a quarter and one more is too much.
+fn large(part: u128, whole: u128) -> Option<u64> {
+    let percent = part.saturating_mul(100).checked_div(whole)?;
+    let is_large = part.saturating_mul(100) > whole.saturating_mul(LARGE_PERCENT);
+    is_large.then(|| u64::try_from(percent).unwrap_or(u64::MAX))
 }
 
 /// The addresses of a set, however they are cut into ranges.
@@ -170,6 +218,11 @@ impl Cover {
             v4: intervals_v4(&set.v4),
             v6: intervals_v6(&set.v6),
         }
+    }
+
+    /// Whether it has every address of a set.
+    pub(super) fn holds_all(&self, set: &RangeSet) -> bool {
+        set.iter().all(|range| self.holds(&range))
     }
 
     /// Whether it has every address of `range`.
@@ -324,14 +377,25 @@ pub enum Rejection {
     },
     /// The list would remove much at once: more likely a mistake than a change.
     #[error(
-        "the list would remove {percent} % of the {family} addresses in force, and more than \
-         {SHRINK_PERCENT} % waits for approval"
+        "the list would remove {percent} % of the active {family} addresses, and more than \
+         {LARGE_PERCENT} % waits for approval"
     )]
     Shrinks {
         /// The family.
         family: Family,
         /// How much of it.
-        percent: u8,
+        percent: u64,
+    },
+    /// The list would add much at once: as likely a mistake, and worse.
+    #[error(
+        "the list would add {percent} % to the active {family} addresses, and more than \
+         {LARGE_PERCENT} % waits for approval"
+    )]
+    Grows {
+        /// The family.
+        family: Family,
+        /// How much of what it has.
+        percent: u64,
     },
 }
 
@@ -366,9 +430,9 @@ impl Display for Family {
 const WIDEST_V4: u8 = 8;
 /// The shortest IPv6 prefix that a list may hold. Cloudflare's widest is a /29.
 const WIDEST_V6: u8 = 19;
-/// Removals beyond this share of a family wait for a human; the real change of April 2021
-/// removed about 15 %.
-const SHRINK_PERCENT: u128 = 25;
+/// Removals and additions beyond this share of a family wait for a second opinion or a human; the
+/// real change of April 2021 removed about 15 %.
+const LARGE_PERCENT: u128 = 25;
 
 /// Global unicast, RFC 4291 §2.4: all that IPv6 has assigned.
 const GLOBAL_V6: Ipv6Net =

@@ -1,6 +1,6 @@
 //! What is known of one source: its last good list, and what vanished from it and is kept.
 //!
-//! Additions apply at once. A removal waits until the range was missing from every list for its
+//! Additions apply at once, unless they are many. A removal waits until the range was missing from every list for its
 //! grace, and until nobody who was authenticated came from it in that time: Cloudflare has re-added
 //! removed ranges, and a range removed too early is an outage. One that was merely split or joined,
 //! so that all of its addresses are still listed, takes nothing away by going at once.
@@ -18,6 +18,9 @@ pub struct Known {
     set: RangeSet,
     /// Ranges of `set` that the last list did not hold.
     vanished: Vec<Vanished>,
+    /// What was active before a large growth that was agreed to, as long as the growth is: to go
+    /// back there is not a shrinking.
+    before_growth: Option<RangeSet>,
 }
 
 /// A range that the source lists no more, and that is kept for its grace.
@@ -41,8 +44,8 @@ pub struct Terms<'a> {
     pub grace: Duration,
     /// Vanished ranges that no authenticated connection came from in that time.
     pub idle: Idle<'a>,
-    /// What to do with a list that would remove much.
-    pub shrinking: Shrinking,
+    /// What to do with a list that would remove or add much.
+    pub large_change: LargeChange,
     /// What the guard lets through.
     pub limits: &'a Limits,
 }
@@ -65,9 +68,10 @@ impl Idle<'_> {
     }
 }
 
-/// What to do with a list that would remove more than a quarter of a family's addresses.
+/// What to do with a list that would remove more than a quarter of a family's addresses, or add as
+/// many.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Shrinking {
+pub enum LargeChange {
     /// Refuse it.
     Refuse,
     /// Take it in: an independent source says the same, or the operator has approved it.
@@ -81,6 +85,16 @@ impl Known {
         Self {
             set,
             vanished: Vec::new(),
+            before_growth: None,
+        }
+    }
+
+    /// The same, with what was active before a large growth that was agreed to.
+    #[must_use]
+    pub fn grown_from(self, before_growth: Option<RangeSet>) -> Self {
+        Self {
+            before_growth,
+            ..self
         }
     }
 
@@ -88,7 +102,16 @@ impl Known {
     #[must_use]
     pub fn with_vanished(set: RangeSet, mut vanished: Vec<Vanished>) -> Self {
         vanished.retain(|vanished| set.has(&vanished.range));
-        Self { set, vanished }
+        Self {
+            vanished,
+            ..Self::new(set)
+        }
+    }
+
+    /// What was active before a large growth that was agreed to, as long as the growth is.
+    #[must_use]
+    pub fn before_growth(&self) -> Option<&RangeSet> {
+        self.before_growth.as_ref()
     }
 
     /// All ranges in force, the vanished ones as well.
@@ -130,11 +153,29 @@ impl Known {
     ///
     /// # Errors
     ///
-    /// Returns a [`Rejection`] if `fetched` would remove too much at once, or if new and kept
+    /// Returns a [`Rejection`] if `fetched` would remove or add too much at once, or if new and kept
     /// ranges together exceed the limits. The caller then keeps `self`.
     pub fn merge(&self, fetched: &RangeSet, terms: &Terms<'_>) -> Result<Self, Rejection> {
         let cover = guard::Cover::new(fetched);
-        if terms.shrinking == Shrinking::Refuse {
+        if let Some(before) = self
+            .before_growth
+            .as_ref()
+            .filter(|before| cover.holds_all(before))
+        {
+            // What the growth has added goes as it came: at once.
+            let is_back = |range: &IpNet| before.has(range) || cover.holds(range);
+            let shrunk = Self {
+                set: self.set.retain(is_back),
+                vanished: self.vanished.clone(),
+                before_growth: None,
+            };
+            if shrunk.set != self.set {
+                return shrunk.merge(fetched, terms);
+            }
+        }
+        let growth = guard::grows(&self.set, fetched);
+        if terms.large_change == LargeChange::Refuse {
+            growth.clone()?;
             // Against all that was not agreed to go: otherwise a list could shrink to nothing
             // step by step.
             let agreed = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.agreed);
@@ -155,7 +196,7 @@ impl Known {
                 vanished.push(Vanished {
                     range,
                     missing_for,
-                    agreed: agreed || terms.shrinking == Shrinking::Agreed,
+                    agreed: agreed || terms.large_change == LargeChange::Agreed,
                 });
             }
         }
@@ -163,7 +204,15 @@ impl Known {
         let kept = vanished.iter().map(|vanished| vanished.range);
         let feed = Feed::new(fetched.iter().chain(kept));
         let set = RangeSet::union(&feed, terms.limits)?;
-        Ok(Self { set, vanished })
+        let before_growth = match growth {
+            Err(_) => Some(self.set.clone()),
+            Ok(()) => self.before_growth.clone(),
+        };
+        Ok(Self {
+            set,
+            vanished,
+            before_growth,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::schedule::Schedule;
 use crate::config::{FeedSource, Location, Ranges, Way};
 use crate::digest::sha256;
 use crate::ranges::export::{Language, export};
-use crate::ranges::{Freshness, RangeSet, Rejection, Shrinking};
+use crate::ranges::{Freshness, LargeChange, RangeSet, Rejection};
 use crate::report::chain;
 
 /// What became of one source.
@@ -69,14 +69,14 @@ impl Fetched {
     }
 }
 
-/// A list that would remove much, and that nobody has agreed to yet.
+/// A list that would remove or add much, and that nobody has agreed to yet.
 #[derive(Clone, Debug)]
 pub struct Held {
     /// What the list is known again by: the beginning of its SHA-256, in hexadecimal.
     pub id: String,
     /// The list.
     pub fetched: Fetched,
-    /// How much it would remove.
+    /// How much it would remove or add.
     pub reason: Rejection,
 }
 
@@ -242,7 +242,7 @@ pub(super) struct Failed {
     errors: Vec<String>,
     label: &'static str,
     retry_after: Option<Duration>,
-    /// Lists that would remove much.
+    /// Lists that would remove or add much.
     held: Vec<Held>,
 }
 
@@ -260,17 +260,20 @@ impl Failed {
     }
 
     /// Who else says so?
-    pub(super) fn second_opinion(&self, fetched: &Fetched) -> Shrinking {
+    pub(super) fn second_opinion(&self, fetched: &Fetched) -> LargeChange {
         let mut held = self.held.iter();
         match held.any(|held| fetched.confirms(&held.fetched)) {
-            true => Shrinking::Agreed,
-            false => Shrinking::Refuse,
+            true => LargeChange::Agreed,
+            false => LargeChange::Refuse,
         }
     }
 
-    /// Keeps a list that was refused for removing much.
+    /// Keeps a list that was refused for removing or adding much.
     pub(super) fn hold(&mut self, fetched: Fetched, error: &RefreshError) {
-        if let RefreshError::Rejected(reason @ Rejection::Shrinks { .. }) = error {
+        if let RefreshError::Rejected(
+            reason @ (Rejection::Shrinks { .. } | Rejection::Grows { .. }),
+        ) = error
+        {
             let reason = reason.clone();
             let mut id = sha256(export(&fetched.list, Language::Text).as_bytes());
             id.truncate(ID_LENGTH);

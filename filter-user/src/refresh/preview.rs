@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Fetched, RefreshError, check};
 use crate::config::Ranges;
 use crate::feed::Fetcher;
-use crate::ranges::{Idle, InForce, RangeSet, Shrinking, Terms};
+use crate::ranges::{Idle, InForce, LargeChange, RangeSet, Terms};
 use crate::report::chain;
 
 /// What a refresh of one source by one way would come to.
@@ -74,10 +74,10 @@ impl Preview {
             passed: Duration::ZERO,
             grace: ranges.removal_grace,
             idle: Idle::All,
-            shrinking: if agreed {
-                Shrinking::Agreed
+            large_change: if agreed {
+                LargeChange::Agreed
             } else {
-                Shrinking::Refuse
+                LargeChange::Refuse
             },
             limits: &ranges.limits,
         };

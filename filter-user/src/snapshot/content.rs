@@ -30,6 +30,9 @@ struct Entry {
     fetched_at: u64,
     ranges: Vec<IpNet>,
     vanished: Vec<Gone>,
+    /// What was active before a large growth that was agreed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before_growth: Option<Vec<IpNet>>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -89,13 +92,17 @@ impl Entry {
             fetched_at: seconds(*at),
             ranges: list.known.set().iter().collect(),
             vanished: vanished.collect(),
+            before_growth: list.known.before_growth().map(|set| set.iter().collect()),
         })
     }
 
     fn judge(self, limits: &Limits) -> Result<List, Problem> {
         // Which families it must hold was asked when it was fetched.
-        let set = RangeSet::check(Feed::new(self.ranges), Families::Either, limits)
-            .map_err(Problem::Rejected)?;
+        let check = |ranges: Vec<IpNet>| {
+            RangeSet::check(Feed::new(ranges), Families::Either, limits).map_err(Problem::Rejected)
+        };
+        let set = check(self.ranges)?;
+        let before_growth = self.before_growth.map(check).transpose()?;
         let vanished = self.vanished.into_iter().map(|gone| Vanished {
             range: gone.range,
             missing_for: Duration::from_millis(gone.missing_ms),
@@ -103,7 +110,7 @@ impl Entry {
         });
         Ok(List {
             source: self.source,
-            known: Known::with_vanished(set, vanished.collect()),
+            known: Known::with_vanished(set, vanished.collect()).grown_from(before_growth),
             origin: Origin::Fetched {
                 way: self.way,
                 at: at_seconds(self.fetched_at),

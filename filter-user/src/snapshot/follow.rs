@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, info};
 
-use super::{SnapshotError, baseline, compose, load, read};
+use super::{Problem, SnapshotError, baseline, compose, load, read};
 use crate::config::Config;
 use crate::file::{self, Watch};
-use crate::ranges::InForce;
+use crate::ranges::guard::grows;
+use crate::ranges::{InForce, List};
 use crate::report::chain;
 
 /// Follows the snapshot: every change is judged anew, and published if it is good.
@@ -83,7 +84,11 @@ impl Follower {
             let config = Arc::clone(&self.config.borrow_and_update());
             let ranges = &config.ranges;
             let current = || self.in_force.borrow().lists().to_vec();
-            let (lists, refused) = match read(&self.path, &ranges.limits) {
+            let read = read(&self.path, &ranges.limits).and_then(|lists| {
+                self.check_growth(lists.as_deref().unwrap_or_default())?;
+                Ok(lists)
+            });
+            let (lists, refused) = match read {
                 Ok(Some(lists)) => (lists, None),
                 // Removed by hand, or about to be renamed into place: what is in force stays.
                 Ok(None) => (current(), None),
@@ -106,6 +111,27 @@ impl Follower {
                 is_new
             });
         }
+    }
+
+    /// Judges what the lists would add by the guard's rule: much only if the snapshot says that a
+    /// second source or the operator has agreed to it.
+    fn check_growth(&self, lists: &[List]) -> Result<(), SnapshotError> {
+        let in_force = self.in_force.borrow();
+        for list in lists
+            .iter()
+            .filter(|list| list.known.before_growth().is_none())
+        {
+            let Some(current) = in_force.list(&list.source) else {
+                continue;
+            };
+            grows(current.known.set(), list.known.set()).map_err(|rejection| {
+                SnapshotError::Corrupt {
+                    path: self.path.clone(),
+                    problem: Problem::Rejected(rejection),
+                }
+            })?;
+        }
+        Ok(())
     }
 
     fn publish(&self, in_force: InForce) {
@@ -135,7 +161,7 @@ mod tests {
     use super::super::save;
     use super::super::tests::{config, fetched};
     use super::*;
-    use crate::ranges::Limits;
+    use crate::ranges::{Families, Feed, Known, Limits, RangeSet};
 
     #[tokio::test(start_paused = true)]
     async fn a_follower_whose_directory_was_replaced_still_learns_of_changes() {
@@ -174,6 +200,48 @@ mod tests {
         in_force.changed().await.unwrap();
 
         assert_eq!(**in_force.borrow_and_update(), fetched());
+        drop(in_force);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_adds_much_is_taken_only_if_that_was_agreed_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ranges.json");
+        let limits = Limits::default();
+        save(&path, &fetched(), &limits).unwrap();
+        let (_config, config) = watch::channel(Arc::new(config("")));
+        let follower = Follower::new(path.clone(), config).unwrap();
+        let (mut in_force, mut trouble) = (follower.subscribe(), follower.trouble());
+        let running = tokio::spawn(follower.run());
+        let before = fetched();
+        let list = &before.lists()[0];
+        let ranges = list.known.set().iter();
+        let more = Feed::new(ranges.chain(["8.0.0.0/12".parse().unwrap()]));
+        let grown = RangeSet::check(more, Families::Both, &limits).unwrap();
+        let with = |known| {
+            let list = List {
+                known,
+                ..list.clone()
+            };
+            before.with(list, &limits).unwrap()
+        };
+
+        save(&path, &with(Known::new(grown.clone())), &limits).unwrap();
+        trouble.changed().await.unwrap();
+        let text = trouble.borrow_and_update().clone().unwrap();
+        assert!(text.contains("would add"), "{text}");
+        assert_eq!(**in_force.borrow_and_update(), before);
+
+        let agreed = Known::new(grown).grown_from(Some(list.known.set().clone()));
+        save(&path, &with(agreed), &limits).unwrap();
+        in_force.changed().await.unwrap();
+        assert!(
+            in_force
+                .borrow_and_update()
+                .set()
+                .contains("8.1.2.3".parse().unwrap())
+        );
         drop(in_force);
         running.await.unwrap();
     }

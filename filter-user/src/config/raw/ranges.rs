@@ -28,14 +28,13 @@ pub(super) struct Raw {
     allow: Vec<Spanned<Rule>>,
     deny: Vec<Spanned<Rule>>,
     max_entries: Spanned<u64>,
-    max_addresses_v4: Spanned<u64>,
-    max_networks_v6: Spanned<u64>,
+    max_addresses_v4: Option<Spanned<u64>>,
+    max_networks_v6: Option<Spanned<u64>>,
     unsafe_documentation_ranges: bool,
 }
 
 impl Default for Raw {
     fn default() -> Self {
-        let limits = Limits::default();
         Self {
             sources: None,
             fixed: Spanned::new(0..0, Vec::new()),
@@ -46,8 +45,8 @@ impl Default for Raw {
             allow: Vec::new(),
             deny: Vec::new(),
             max_entries: Spanned::new(0..0, *ENTRIES.end()),
-            max_addresses_v4: Spanned::new(0..0, limits.addresses_v4),
-            max_networks_v6: Spanned::new(0..0, limits.networks_v6),
+            max_addresses_v4: None,
+            max_networks_v6: None,
             unsafe_documentation_ranges: false,
         }
     }
@@ -55,21 +54,22 @@ impl Default for Raw {
 
 impl Raw {
     pub(super) fn convert(self, source: &Source<'_>) -> Result<Ranges, ConfigError> {
+        // Unless it is said, what Cloudflare's list needs, if that is the only one.
+        let is_alone = self.sources.is_none() && self.fixed.as_ref().is_empty();
+        let unsaid = match is_alone {
+            true => Limits::of_cloudflare(),
+            false => Limits::default(),
+        };
+        let said = |value: Option<Spanned<u64>>, unsaid| {
+            value.unwrap_or_else(|| Spanned::new(0..0, unsaid))
+        };
+        let max_addresses_v4 = said(self.max_addresses_v4, unsaid.addresses_v4);
+        let max_networks_v6 = said(self.max_networks_v6, unsaid.networks_v6);
         let limits = Limits {
             entries: usize::try_from(bounded(source, &self.max_entries, "max_entries", ENTRIES)?)
                 .unwrap_or(usize::MAX),
-            addresses_v4: bounded(
-                source,
-                &self.max_addresses_v4,
-                "max_addresses_v4",
-                ADDRESSES_V4,
-            )?,
-            networks_v6: bounded(
-                source,
-                &self.max_networks_v6,
-                "max_networks_v6",
-                NETWORKS_V6,
-            )?,
+            addresses_v4: bounded(source, &max_addresses_v4, "max_addresses_v4", ADDRESSES_V4)?,
+            networks_v6: bounded(source, &max_networks_v6, "max_networks_v6", NETWORKS_V6)?,
             documentation: if self.unsafe_documentation_ranges {
                 Documentation::Accept
             } else {

@@ -11,11 +11,48 @@ use crate::ranges::{Families, Format, baseline};
 
 #[test]
 fn additions_apply_at_once() {
-    let known = known("192.30.0.0/24\n2a00::/32");
+    let known = known(FOUR);
 
-    let merged = merge(&known, "192.30.0.0/24\n192.31.0.0/24\n2a00::/32", 0).unwrap();
+    let merged = merge(&known, &format!("{FOUR}\n192.0.9.0/24"), 0).unwrap();
 
-    assert!(merged.set().contains("192.31.0.1".parse().unwrap()));
+    assert!(merged.set().contains("192.0.9.1".parse().unwrap()));
+}
+
+#[test]
+fn a_list_that_adds_more_than_a_quarter_of_the_addresses_is_refused() {
+    let quarter = format!("{FOUR}\n192.0.9.0/24");
+    for more in ["192.0.9.0/24\n192.0.10.0/32", "8.0.0.0/9", "2a00:1::/32"] {
+        let rejection = merge(&known(FOUR), &format!("{FOUR}\n{more}"), 0).unwrap_err();
+        assert!(matches!(rejection, Rejection::Grows { .. }), "{rejection}");
+    }
+    assert!(merge(&known(FOUR), &quarter, 0).is_ok());
+}
+
+#[test]
+fn a_list_that_goes_back_to_what_was_before_an_agreed_growth_needs_neither_grace_nor_approval() {
+    let much = format!("{FOUR}\n8.0.0.0/9");
+    let agreed = Terms {
+        large_change: LargeChange::Agreed,
+        ..terms(Duration::ZERO, &LIMITS)
+    };
+    let grown = known(FOUR).merge(&check(&much), &agreed).unwrap();
+    let confirmed = merge(&grown, &much, 3600).unwrap();
+    let added = "8.1.2.3".parse().unwrap();
+    assert!(confirmed.set().contains(added));
+    assert_eq!(confirmed.before_growth(), Some(&check(FOUR)));
+
+    // At once, with an addition, and although one range of before has vanished since.
+    let back = merge(&confirmed, FOUR, 0).unwrap();
+    assert_eq!((back.set(), back.vanished()), (&check(FOUR), [].as_slice()));
+    assert_eq!(back.before_growth(), None);
+    let and_more = merge(&confirmed, &format!("{FOUR}\n192.0.9.0/24"), 0).unwrap();
+    assert!(!and_more.set().contains(added));
+    // What was there before the growth goes as ever.
+    let rejection = merge(&confirmed, "192.0.4.0/24\n2a00::/32", 0).unwrap_err();
+    assert!(
+        matches!(rejection, Rejection::Shrinks { .. }),
+        "{rejection}"
+    );
 }
 
 #[test]
@@ -115,7 +152,7 @@ fn a_list_that_shrinks_step_by_step_is_refused_as_well() {
 fn a_shrinking_that_was_agreed_to_still_waits_and_is_not_refused_again() {
     let half = "192.0.4.0/23\n2a00::/32";
     let agreed = Terms {
-        shrinking: Shrinking::Agreed,
+        large_change: LargeChange::Agreed,
         ..terms(Duration::ZERO, &LIMITS)
     };
 
@@ -168,15 +205,28 @@ struct Model {
     in_force: BTreeSet<u8>,
     /// Blocks that went with an agreed shrinking and did not come back.
     agreed: BTreeSet<u8>,
+    /// Blocks that were there before an agreed growth.
+    before_growth: Option<BTreeSet<u8>>,
 }
 
 impl Model {
     fn take(&mut self, now: u64, list: &BTreeSet<u8>, answer: &Answer) -> bool {
-        let expected: BTreeSet<_> = self.in_force.difference(&self.agreed).copied().collect();
+        let (mut in_force, mut before) = (self.in_force.clone(), self.before_growth.clone());
+        if let Some(growth_of) = before.clone().filter(|blocks| blocks.is_subset(list)) {
+            in_force.retain(|block| growth_of.contains(block) || list.contains(block));
+            before = before.filter(|_| in_force == self.in_force);
+        }
+        let expected: BTreeSet<_> = in_force.difference(&self.agreed).copied().collect();
         let lost = expected.difference(list).count();
-        if !answer.agreed && lost * 4 > expected.len() {
+        let grows = list.difference(&in_force).count() * 4 > in_force.len();
+        if !answer.agreed && (lost * 4 > expected.len() || grows) {
             return false;
         }
+        self.before_growth = match grows {
+            true => Some(in_force.clone()),
+            false => before,
+        };
+        self.in_force = in_force;
         let missing: BTreeSet<_> = self.in_force.difference(list).copied().collect();
         self.taken.push((now, list.clone()));
         for block in &missing {
@@ -218,7 +268,7 @@ proptest! {
             let terms = Terms {
                 passed: Duration::from_secs(now - last),
                 idle: Idle::Only(&idle),
-                shrinking: if answer.agreed { Shrinking::Agreed } else { Shrinking::Refuse },
+                large_change: if answer.agreed { LargeChange::Agreed } else { LargeChange::Refuse },
                 ..terms(Duration::ZERO, &LIMITS)
             };
             let list = Feed::parse(answer.body.as_bytes(), &Format::Cloudflare).ok();
@@ -242,6 +292,10 @@ proptest! {
             prop_assert_eq!(blocks(known.set()), model.in_force.clone());
             for block in blocks(before.set()).difference(&blocks(known.set())) {
                 let unlisted = now - listed_at[usize::from(*block)];
+                // What a growth has added goes as it came.
+                if before.before_growth().is_some_and(|set| !set.has(&range(*block))) {
+                    continue;
+                }
                 prop_assert!(unlisted >= GRACE.as_secs(), "{} went after {} s", block, unlisted);
             }
             for net in known.set().iter() {
@@ -354,7 +408,7 @@ fn terms(passed: Duration, limits: &Limits) -> Terms<'_> {
         passed,
         grace: GRACE,
         idle: Idle::All,
-        shrinking: Shrinking::Refuse,
+        large_change: LargeChange::Refuse,
         limits,
     }
 }
