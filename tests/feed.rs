@@ -294,6 +294,12 @@ fn more_addresses_than_the_budget() {
 }
 
 #[test]
+fn more_at_once_than_a_quarter_of_what_there_is() {
+    let grown = api_answer(&["64.0.0.0/9"], &[]);
+    fault(body(&grown), "Held", &["would add", "waits for approval"]);
+}
+
+#[test]
 fn duplicate_and_overlapping_entries_are_harmless() {
     let rig = Rig::take();
     let again = ["173.245.48.0/20", "173.245.48.0/24"];
@@ -408,7 +414,7 @@ fn a_list_that_halves() {
     fault(
         body(&half),
         "Held",
-        &["% of the IPv4 addresses in force", "waits for approval"],
+        &["% of the active IPv4 addresses", "waits for approval"],
     );
 
     let half: Vec<_> = IPS_V6.lines().take(4).collect();
@@ -416,7 +422,7 @@ fn a_list_that_halves() {
     fault(
         body(&half),
         "Held",
-        &["% of the IPv6 addresses in force", "waits for approval"],
+        &["% of the active IPv6 addresses", "waits for approval"],
     );
 }
 
@@ -426,7 +432,7 @@ fn a_list_that_changes_entirely() {
     fault(
         body(&other),
         "Held",
-        &["would remove 100 % of the IPv4 addresses"],
+        &["would remove 100 % of the active IPv4 addresses"],
     );
 }
 

@@ -122,7 +122,7 @@ impl Refresher {
                 },
                 _ = look.tick() => self.mend(&mut work),
                 () = changed(&mut work.files) => {
-                    let local = work.jobs.iter_mut().filter(|job| job.is_local());
+                    let local = work.jobs.iter_mut().filter(|job| job.source.is_local());
                     local.for_each(Job::ask_again);
                 }
                 () = at(due) => {}
@@ -265,6 +265,7 @@ impl Refresher {
                     passed: job.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
                     grace: ranges.removal_grace,
                     idle: Idle::All,
+                    is_published: !job.source.is_local(),
                     large_change,
                     limits: &ranges.limits,
                 };

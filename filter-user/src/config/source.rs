@@ -18,6 +18,15 @@ pub struct FeedSource {
     pub before: Before,
 }
 
+impl FeedSource {
+    /// Whether one of its ways is a local file.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let mut ways = self.ways.iter();
+        ways.any(|way| matches!(way.place, Location::File(_)))
+    }
+}
+
 /// What is in force before a list was ever fetched.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Before {

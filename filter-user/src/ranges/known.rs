@@ -44,6 +44,8 @@ pub struct Terms<'a> {
     pub grace: Duration,
     /// Vanished ranges that no authenticated connection came from in that time.
     pub idle: Idle<'a>,
+    /// Whether it is a published list, which others write: only of such a one much growth waits.
+    pub is_published: bool,
     /// What to do with a list that would remove or add much.
     pub large_change: LargeChange,
     /// What the guard lets through.
@@ -173,13 +175,16 @@ impl Known {
                 return shrunk.merge(fetched, terms);
             }
         }
-        let growth = guard::grows(&self.set, fetched);
+        let growth = match terms.is_published {
+            true => guard::grows(&self.set, fetched),
+            false => Ok(()),
+        };
         if terms.large_change == LargeChange::Refuse {
-            growth.clone()?;
             // Against all that was not agreed to go: otherwise a list could shrink to nothing
             // step by step.
             let agreed = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.agreed);
             guard::shrinks(&self.set.retain(|range| !agreed(range)), &cover)?;
+            growth.clone()?;
         }
 
         let mut vanished = Vec::new();

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::RefreshError;
 use super::schedule::Schedule;
-use crate::config::{FeedSource, Location, Ranges, Way};
+use crate::config::{FeedSource, Ranges, Way};
 use crate::digest::sha256;
 use crate::ranges::export::{Language, export};
 use crate::ranges::{Freshness, LargeChange, RangeSet, Rejection};
@@ -181,12 +181,6 @@ impl Job {
             ..asking
         });
         None
-    }
-
-    /// Whether one of its ways is a local file.
-    pub(super) fn is_local(&self) -> bool {
-        let mut ways = self.source.ways.iter();
-        ways.any(|way| matches!(way.place, Location::File(_)))
     }
 
     pub(super) fn succeeded(&mut self, outcome: &'static str, ranges: &Ranges) {

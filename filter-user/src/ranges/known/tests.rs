@@ -408,6 +408,7 @@ fn terms(passed: Duration, limits: &Limits) -> Terms<'_> {
         passed,
         grace: GRACE,
         idle: Idle::All,
+        is_published: true,
         large_change: LargeChange::Refuse,
         limits,
     }
