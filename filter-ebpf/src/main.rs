@@ -26,7 +26,6 @@ mod program {
         self, CHUNK, DESTINATIONS_MAX, EVENT, EVENTS_BYTES, GENERATIONS, NODES, PORT_BITMAP,
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
     };
-    use filter_ebpf::packet::BEHIND_MAX;
     use filter_ebpf::table::{self, ABSENT, Chunk, Class, Node, Table, Tree};
     use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
 
@@ -82,8 +81,7 @@ mod program {
         }
         // SAFETY: the context is the kernel's, and valid while the program runs.
         let interface = || unsafe { (*ctx.skb.skb).ifindex };
-        let packet = || Packet::new(ctx.data(), ctx.data_end());
-        let (fate, slot) = judge(packet, interface);
+        let (fate, slot) = judge(&Packet::new(ctx.data(), ctx.data_end()), interface);
         log(&ctx, slot);
         match fate {
             Fate::Drop => TC_ACT_SHOT,
@@ -95,8 +93,7 @@ mod program {
     fn xdp_action(ctx: &XdpContext) -> u32 {
         // SAFETY: the context is the kernel's, and valid while the program runs.
         let interface = || unsafe { (*ctx.ctx).ingress_ifindex };
-        let packet = || Packet::new(ctx.data(), ctx.data_end());
-        let (fate, slot) = judge(packet, interface);
+        let (fate, slot) = judge(&Packet::new(ctx.data(), ctx.data_end()), interface);
         log(ctx, slot);
         match fate {
             Fate::Drop => xdp_action::XDP_DROP,
@@ -122,8 +119,8 @@ mod program {
     }
 
     #[inline(always)]
-    fn judge(packet: impl Fn() -> Packet, interface: impl FnOnce() -> u32) -> (Fate, u32) {
-        let judgement = decide(packet(), &Loaded, &Published);
+    fn judge(packet: &Packet, interface: impl FnOnce() -> u32) -> (Fate, u32) {
+        let judgement = decide(packet, &Loaded, &Published);
 
         let index = judgement.counter_index(|| has(SETTING_MONITOR));
         if let Some(counter) = COUNTERS.get_ptr_mut(index) {
@@ -133,7 +130,6 @@ mod program {
         let fate = match judgement.verdict {
             Verdict::Pass(_) => Fate::Pass,
             Verdict::Drop(_) => {
-                // Read again: what the verifier knows of the packet ends with its judgement.
                 sample(packet, index, interface);
                 if has(SETTING_MONITOR) {
                     Fate::Pass
@@ -147,7 +143,7 @@ mod program {
 
     /// Reports a drop, as long as user space grants credit for it.
     #[inline(always)]
-    fn sample(packet: impl Fn() -> Packet, index: u32, interface: impl FnOnce() -> u32) {
+    fn sample(packet: &Packet, index: u32, interface: impl FnOnce() -> u32) {
         let Some(credit) = CREDIT.get_ptr_mut(0) else {
             return;
         };
@@ -158,7 +154,7 @@ mod program {
         }
         // SAFETY: as above. A refill at this moment is lost, or outlives this report.
         unsafe { *credit = left - 1 };
-        report(&packet(), index, interface());
+        report(packet, index, interface());
     }
 
     #[cold]
@@ -196,7 +192,6 @@ mod program {
     const _: () = assert!(size_of::<Event>() == EVENT);
 
     /// The linear part of a packet.
-    #[derive(Clone, Copy)]
     struct Packet {
         start: usize,
         end: usize,
@@ -219,18 +214,6 @@ mod program {
             // SAFETY: the bytes were just checked to lie inside the packet, which nobody else
             // writes to while the program runs; bytes need no alignment, and any are a value.
             Some(unsafe { &*(start as *const [u8; N]) })
-        }
-
-        #[inline(always)]
-        fn behind(self, at: usize) -> Option<Self> {
-            (at <= BEHIND_MAX).then(|| Self::new(self.start + at, self.end))
-        }
-
-        #[inline(always)]
-        fn forgotten(self, number: usize) -> usize {
-            // Minus zero, for there are two generations, which neither compiler nor verifier knows. A
-            // sum would keep its lower bound.
-            number.wrapping_sub((ACTIVE.load() >> 1) as usize)
         }
     }
 

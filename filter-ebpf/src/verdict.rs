@@ -5,10 +5,7 @@
 
 use core::net::IpAddr;
 
-use crate::packet::{
-    Address, Apart, Carried, Encapsulation, Frame, Headers, Packet, ParseError, TUNNELS_MAX,
-    Transport, Tunnel,
-};
+use crate::packet::{Frame, Headers, Packet, ParseError, Transport};
 use crate::table::{Class, Ranges};
 
 /// What the operator protects.
@@ -29,140 +26,44 @@ pub trait Settings {
 ///
 /// `ranges` is asked at most once, and only for packets that may reach a protected port.
 #[inline(always)]
-pub fn decide<F: Frame>(frame: F, settings: &impl Settings, ranges: &impl Ranges) -> Judgement {
-    let packet = match Carried::find(&frame) {
-        Ok(Carried::Packet(packet)) if packet.is_plain(&frame) => packet,
-        Ok(Carried::Packet(packet)) => {
-            return decide_tunnel(packet.held().apart(frame), settings, ranges);
-        }
-        Ok(Carried::Tunnel(tunnel)) => {
-            return decide_tunnel(tunnel.apart(frame), settings, ranges);
-        }
-        Err(error) => return Judgement::without_packet(error, Family::None),
-    };
-    // One arm per family, so that the compiler makes a program of each.
-    let (family, question) = match packet {
-        Packet::V4(_) => (
-            Family::V4,
-            question(Headers::parse_plain(&frame, packet), settings),
-        ),
-        Packet::V6(_) => (
-            Family::V6,
-            question(Headers::parse_plain(&frame, packet), settings),
-        ),
-    };
-    let verdict = match question {
-        Question::Settled(verdict) => verdict,
-        Question::Open { source, unproven } => answer(ranges.class(source.ip()), unproven),
-        // A plain packet holds none.
-        Question::Inside { .. } => Verdict::Drop(Reason::Malformed),
+pub fn decide<F: Frame + ?Sized>(
+    frame: &F,
+    settings: &impl Settings,
+    ranges: &impl Ranges,
+) -> Judgement {
+    let (family, verdict) = match Packet::find(frame) {
+        // One arm per family, so that the compiler makes a program of each.
+        Ok(packet @ Packet::V4(_)) => (Family::V4, judge(frame, packet, settings, ranges)),
+        Ok(packet @ Packet::V6(_)) => (Family::V6, judge(frame, packet, settings, ranges)),
+        Err(ParseError::NotIp) => (Family::None, Verdict::Pass(Reason::NotIp)),
+        Err(ParseError::TooManyTags) => (Family::None, Verdict::Drop(Reason::TooManyTags)),
+        Err(ParseError::Malformed) => (Family::None, Verdict::Drop(Reason::Malformed)),
     };
     Judgement { verdict, family }
 }
 
 #[inline(always)]
-fn decide_tunnel<F: Frame>(
-    apart: Option<Apart<F>>,
+fn judge<F: Frame + ?Sized>(
+    frame: &F,
+    packet: Packet,
     settings: &impl Settings,
     ranges: &impl Ranges,
-) -> Judgement {
-    match apart {
-        Some(Apart {
-            frame,
-            encapsulation,
-            end,
-        }) => decide_nested(frame, encapsulation, end, settings, ranges),
-        None => Judgement::without_packet(ParseError::Malformed, Family::None),
-    }
-}
-
-/// Decides the fate of a frame by the packet in it that holds no other, behind whatever extension
-/// headers.
-///
-/// Out of the way of all the packets that are plain, and a function of its own, so that the
-/// verifier walks its loops once and not once for each number of VLAN tags.
-// Cold, hence in the section of the program's other functions: aya finds callees in one only.
-#[cold]
-#[inline(never)]
-fn decide_nested<F: Frame>(
-    frame: F,
-    encapsulation: Encapsulation,
-    end: usize,
-    settings: &impl Settings,
-    ranges: &impl Ranges,
-) -> Judgement {
-    let mut apart = Apart {
-        frame,
-        encapsulation,
-        end,
+) -> Verdict {
+    let Ok(headers) = Headers::parse(frame, packet) else {
+        return Verdict::Drop(Reason::Malformed);
     };
-    let mut family = Family::None;
-    let mut left = TUNNELS_MAX;
-    loop {
-        let (packet, end) = match apart.packet() {
-            Ok(found) => found,
-            Err(error) => return Judgement::without_packet(error, family),
-        };
-        family = match packet {
-            Packet::V4(_) => Family::V4,
-            Packet::V6(_) => Family::V6,
-        };
-        let headers = Headers::parse(&apart.frame, packet, end);
-        let verdict = match question(headers, settings) {
-            Question::Inside { source, .. } if left == 0 => {
-                answer(ranges.class(source.ip()), Some(Reason::ChainTooLong))
-            }
-            Question::Inside { tunnel, .. } => {
-                let Some(next) = tunnel.apart(apart.frame) else {
-                    return Judgement::without_packet(ParseError::Malformed, family);
-                };
-                apart = next;
-                left -= 1;
-                continue;
-            }
-            Question::Settled(verdict) => verdict,
-            Question::Open { source, unproven } => answer(ranges.class(source.ip()), unproven),
-        };
-        return Judgement { verdict, family };
-    }
-}
-
-/// What a packet leaves to be asked.
-enum Question<'a> {
-    /// Nothing: whoever sent it, it ends like this.
-    Settled(Verdict),
-    /// Who sent it.
-    Open {
-        source: Address<'a>,
-        /// The reason, if nothing is proven of this packet.
-        unproven: Option<Reason>,
-    },
-    /// What is inside.
-    Inside { source: Address<'a>, tunnel: Tunnel },
-}
-
-#[inline(always)]
-fn question<'a>(
-    headers: Result<Headers<'a>, ParseError>,
-    settings: &impl Settings,
-) -> Question<'a> {
-    let Ok(headers) = headers else {
-        return Question::Settled(Verdict::Drop(Reason::Malformed));
-    };
-    let pass = |reason| Question::Settled(Verdict::Pass(reason));
+    // What of this packet is proven, and the reason if nothing is.
     let unproven = match headers.transport {
         Transport::Tcp(port) if settings.protects_tcp(port) => None,
-        Transport::Tcp(_) => return pass(Reason::OtherPort),
+        Transport::Tcp(_) => return Verdict::Pass(Reason::OtherPort),
         Transport::Udp(port) if settings.protects_udp(port) => None,
         Transport::UdpTooShort if settings.protects_some_udp() => Some(Reason::Malformed),
         Transport::Udp(_) | Transport::UdpTooShort | Transport::Other => {
-            return pass(Reason::NotTcp);
+            return Verdict::Pass(Reason::NotTcp);
         }
-        Transport::Tunnel(tunnel) => {
-            let source = headers.source;
-            return Question::Inside { source, tunnel };
+        Transport::LaterFragment if settings.fragments_pass() => {
+            return Verdict::Pass(Reason::Fragment);
         }
-        Transport::LaterFragment if settings.fragments_pass() => return pass(Reason::Fragment),
         Transport::LaterFragment => Some(Reason::Fragment),
         Transport::ChainTooLong => Some(Reason::ChainTooLong),
         Transport::TooShort => Some(Reason::Malformed),
@@ -170,14 +71,10 @@ fn question<'a>(
     if let Some(destination) = headers.destination
         && !settings.protects_destination(destination.ip())
     {
-        return pass(Reason::OtherDestination);
+        return Verdict::Pass(Reason::OtherDestination);
     }
-    let source = headers.source;
-    Question::Open { source, unproven }
-}
 
-#[inline(always)]
-fn answer(class: Class, unproven: Option<Reason>) -> Verdict {
+    let class = ranges.class(headers.source.ip());
     match (unproven, class) {
         (Some(reason), class) if class.may_enter() => Verdict::Pass(reason),
         (Some(reason), _) => Verdict::Drop(reason),
@@ -190,9 +87,7 @@ fn answer(class: Class, unproven: Option<Reason>) -> Verdict {
 
 /// The verdict on a frame, and the family that it is counted under.
 #[must_use = "a discarded verdict is a filter that passes everything"]
-// Aligned, for the verifier refuses what the compiler makes of two halves on the stack: one store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(align(8))]
 pub struct Judgement {
     /// What happens to the frame, and why.
     pub verdict: Verdict,
@@ -201,19 +96,6 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// What becomes of a frame in which there is no packet to judge.
-    #[inline(always)]
-    fn without_packet(error: ParseError, family: Family) -> Self {
-        let verdict = match (error, family) {
-            (ParseError::NotIp, Family::None) => Verdict::Pass(Reason::NotIp),
-            // In a packet there is something else, so neither TCP nor UDP.
-            (ParseError::NotIp, Family::V4 | Family::V6) => Verdict::Pass(Reason::NotTcp),
-            (ParseError::TooManyTags, _) => Verdict::Drop(Reason::TooManyTags),
-            (ParseError::Malformed, _) => Verdict::Drop(Reason::Malformed),
-        };
-        Self { verdict, family }
-    }
-
     /// The slot of the counter map that counts this judgement, below [`COUNTERS`].
     ///
     /// In `monitor` mode, which only a drop asks for, it is counted apart as a would-be drop.
@@ -285,7 +167,7 @@ impl Verdict {
 pub enum Reason {
     /// The source is in the operator's `allow`.
     Allowed = 0,
-    /// More extension headers than are walked, or more packets inside of packets than are judged.
+    /// More extension headers than are walked.
     ChainTooLong = 1,
     /// The source is in the operator's `deny`.
     Denied = 2,
@@ -295,7 +177,7 @@ pub enum Reason {
     Listed = 4,
     /// The frame ends inside a header, or a header contradicts itself.
     Malformed = 5,
-    /// Neither IPv4 nor IPv6: ARP, LLDP, PPPoE discovery …
+    /// Neither IPv4 nor IPv6: ARP, LLDP, PPPoE …
     NotIp = 6,
     /// The source is in no range and no rule.
     NotListed = 7,

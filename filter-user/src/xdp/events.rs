@@ -7,7 +7,7 @@ use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use filter_ebpf::abi::{CREDIT, EVENT, EVENTS, EVENTS_BYTES};
-use filter_ebpf::packet::{Transport, innermost};
+use filter_ebpf::packet::{Headers, Packet, Transport};
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
@@ -74,20 +74,20 @@ impl Drop {
         let length = usize::try_from(u64::from_ne_bytes(*length)).ok()?;
         let frame = frame.get(..length.min(frame.len()))?;
 
-        let judged = innermost(frame);
+        let packet = Packet::find(frame);
+        let headers = packet.and_then(|packet| Headers::parse(frame, packet)).ok();
         Some(Self {
             interface: number(4)?,
             counted: Counted::at(number(0)?)?,
-            source: judged.map(|(source, _)| source),
-            port: match judged.map(|(_, transport)| transport) {
+            source: headers.map(|headers| headers.source.ip()),
+            port: match headers.map(|headers| headers.transport) {
                 Some(Transport::Tcp(port) | Transport::Udp(port)) => Some(port),
                 Some(
                     Transport::Other
                     | Transport::UdpTooShort
                     | Transport::LaterFragment
                     | Transport::ChainTooLong
-                    | Transport::TooShort
-                    | Transport::Tunnel(_),
+                    | Transport::TooShort,
                 )
                 | None => None,
             },
