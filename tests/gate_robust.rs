@@ -328,6 +328,22 @@ fn empty_record(secrets: &ConnectionTrafficSecrets, number: u64) -> Vec<u8> {
     [&header[..], &content].concat()
 }
 
+#[test]
+fn fewer_connections_than_configured_are_served_if_descriptors_are_few_and_status_says_so() {
+    let (_, hard) =
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    let mut rig = Rig::new();
+    rig.start("max_connections = 1048576", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+
+    // Two descriptors each, and some for what there is besides.
+    let affordable = (hard - 64) / 2;
+    let warnings = rig.gate().status()["warnings"].to_string();
+    let words = format!("allows {affordable} connections, fewer than `gate.max_connections`");
+    assert!(warnings.contains(&words), "{words}: {warnings}");
+    assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+}
+
 /// How a client with the right certificate fares that comes from this address.
 fn outcome_from(rig: &Rig, source: IpAddr) -> String {
     let mark = rig.gate().mark();

@@ -551,8 +551,13 @@ fn a_proxy_is_asked_only_if_it_is_configured() {
         String::from_utf8_lossy(&request[..length]).into_owned()
     });
     let config = fs::read_to_string(&lab.config).unwrap();
+    // What is asked for on this host stays there, whatever is configured.
+    let nobody = config.replace("[ranges]", "[ranges]\nproxy = \"http://127.0.0.1:1\"");
+    fs::write(&lab.config, nobody).unwrap();
+    assert!(lab.pullgate(&["ranges", "diff"]).status.success());
     let by_proxy = format!("[ranges]\nproxy = \"http://user:s3cret@{address}\"");
-    fs::write(&lab.config, config.replace("[ranges]", &by_proxy)).unwrap();
+    let elsewhere = config.replace("https://127.0.0.1:", "https://list.example:");
+    fs::write(&lab.config, elsewhere.replace("[ranges]", &by_proxy)).unwrap();
     lab.ranges.take().unwrap().kill();
     let _requests = lab.feed.requests();
     lab.start_ranges();
@@ -562,7 +567,7 @@ fn a_proxy_is_asked_only_if_it_is_configured() {
         .event(0, "the proxy refuses", |event| event["level"] == "WARN");
     // user:s3cret, RFC 7617.
     let asked = asked.join().unwrap();
-    assert!(asked.starts_with("CONNECT 127.0.0.1:"), "{asked}");
+    assert!(asked.starts_with("CONNECT list.example:"), "{asked}");
     assert!(asked.contains("dXNlcjpzM2NyZXQ="), "{asked}");
     assert_eq!(lab.feed.requests(), Vec::<String>::new());
     assert!(refused["message"] != "", "{refused}");
@@ -584,9 +589,16 @@ fn the_environments_proxy_counts_only_where_it_was_asked_for() {
 
     assert!(diff().status.success());
     let by_environment = config.replace("[ranges]", "[ranges]\nproxy = \"env\"");
-    fs::write(&lab.config, by_environment).unwrap();
+    fs::write(&lab.config, &by_environment).unwrap();
+    assert!(diff().status.success());
+    let elsewhere = by_environment.replace("https://127.0.0.1:", "https://list.example:");
+    fs::write(&lab.config, elsewhere).unwrap();
 
-    assert!(text(&diff()).contains(": NoAnswer: "));
+    let refused = text(&diff());
+    assert!(
+        refused.contains(": NoAnswer: ") && refused.contains("tunnel error"),
+        "{refused}"
+    );
 }
 
 // By hand.

@@ -16,7 +16,7 @@ use reqwest::header::{
 };
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, Response, StatusCode};
-use url::Url;
+use url::{Host, Url};
 
 pub use self::error::FeedError;
 use crate::config::{Location, Proxy, Way, redacted};
@@ -60,7 +60,7 @@ impl Fetcher {
             }
             Location::Web { urls, ca_file } => (urls, ca_file.as_deref()),
         };
-        let client = client(ca_file, proxy)?;
+        let client = client(ca_file, proxy_for(urls, proxy))?;
         let mut ranges = Vec::new();
         // One list or none: a part that fails takes the others with it.
         for (index, url) in urls.iter().enumerate() {
@@ -126,7 +126,24 @@ pub fn check(way: &Way, proxy: &Proxy) -> Result<(), FeedError> {
     match &way.place {
         Location::File(path) => read(path, way).map(|_| ()),
         Location::Web { ca_file: None, .. } => Ok(()),
-        Location::Web { ca_file, .. } => client(ca_file.as_deref(), proxy).map(|_| ()),
+        Location::Web { urls, ca_file } => {
+            client(ca_file.as_deref(), proxy_for(urls, proxy)).map(|_| ())
+        }
+    }
+}
+
+/// What a source on this host is asked for stays on this host.
+fn proxy_for<'a>(urls: &[Url], proxy: &'a Proxy) -> &'a Proxy {
+    let is_loopback = |url: &Url| match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    };
+    if urls.iter().any(is_loopback) {
+        &Proxy::None
+    } else {
+        proxy
     }
 }
 

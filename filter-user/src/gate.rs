@@ -211,6 +211,12 @@ impl Gate {
         Arc::clone(&self.in_use.borrow())
     }
 
+    /// Serves so many connections at once, of those that were configured: before it serves any.
+    pub fn keep_below(&self, configured: usize, affordable: usize) {
+        self.connections
+            .forget_permits(configured.saturating_sub(affordable));
+    }
+
     /// What is seen of ranges that have vanished.
     #[must_use]
     pub fn sightings(&self) -> &Sightings {

@@ -9,9 +9,10 @@ mod follow;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use tracing::warn;
 
 use self::content::Document;
@@ -130,10 +131,12 @@ pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), Snap
     }
 
     let temporary = path.with_extension("json.new");
+    // What a crash has left, or somebody has put there: a link would be followed.
+    file::remove(&temporary).map_err(blame)?;
     let written = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(&temporary)
         .and_then(|mut file| {
             // Whatever the umask is: the other roles' group may read.

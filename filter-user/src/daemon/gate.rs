@@ -38,6 +38,8 @@ pub(super) struct GateRole {
     pub(super) unanswered: Vec<SocketAddr>,
     /// IPv6 addresses of `gate.listen` on a kernel that has no IPv6.
     pub(super) without_ipv6: Vec<SocketAddr>,
+    /// How many connections the limit of open files allows, if that is fewer than configured.
+    pub(super) affordable: Option<usize>,
     /// What it was started with.
     started: Arc<(Vec<SocketAddr>, usize)>,
     metrics: Metrics,
@@ -155,7 +157,10 @@ impl GateRole {
                 role: crate::cli::Role::Gate,
             });
         };
-        raise_descriptor_limit(settings.max_connections);
+        let affordable = raise_descriptor_limit(settings.max_connections);
+        if let Some(affordable) = affordable {
+            gate.keep_below(settings.max_connections, affordable);
+        }
         let listen = settings.listen.iter();
         let served = listen.filter(|address| !without_ipv6.contains(address));
         let addresses: Vec<_> = served.map(SocketAddr::to_string).collect();
@@ -166,6 +171,7 @@ impl GateRole {
             addresses: addresses.join(" "),
             unanswered,
             without_ipv6,
+            affordable,
             started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),
@@ -443,8 +449,10 @@ fn is_without_ipv6(address: &SocketAddr, error: &std::io::Error) -> bool {
     address.is_ipv6() && Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }
 
-/// A relayed connection takes two descriptors; most hosts grant 1,024 unless asked for more.
-fn raise_descriptor_limit(connections: usize) {
+/// A relayed connection takes two descriptors; most hosts grant 1,024 unless asked for more. Returns
+/// how many connections there is room for, if not for all: what is accepted beyond would be dropped
+/// after its handshake, for want of a descriptor for the upstream.
+fn raise_descriptor_limit(connections: usize) -> Option<usize> {
     let wanted = 2 * connections as u64 + SPARE_DESCRIPTORS;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let granted = maximum.map_or(wanted, |maximum| maximum.min(wanted));
@@ -458,11 +466,17 @@ fn raise_descriptor_limit(connections: usize) {
         }
     }
     if granted < wanted {
+        let affordable = usize::try_from(granted.saturating_sub(SPARE_DESCRIPTORS) / 2);
+        let affordable = affordable.unwrap_or(connections).max(1);
         warn!(
             granted,
-            wanted, "the limit of open files is too low for `max_connections`; raise LimitNOFILE"
+            wanted,
+            affordable,
+            "the limit of open files is too low for `max_connections`; raise LimitNOFILE"
         );
+        return Some(affordable);
     }
+    None
 }
 
 /// Silence after which a connection that waits for no answer is closed while the gate stops.

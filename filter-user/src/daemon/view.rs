@@ -1,7 +1,7 @@
 //! A role's status: what the running parts say, put into words.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use filter_ebpf::verdict::Counted;
@@ -22,6 +22,7 @@ use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
 use crate::refresh::{Held, Progress};
 use crate::report::chain;
 use crate::snapshot::Follower;
+use crate::sync::lock;
 use crate::telemetry::http::Told;
 use crate::telemetry::status::{
     Admits, DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus,
@@ -46,6 +47,8 @@ pub(super) struct View {
     pub(super) reloads: Option<watch::Receiver<ReloadStatus>>,
     /// Why the metrics are told nowhere, if they should be.
     pub(super) untold: Option<String>,
+    /// The metrics of a moment ago: to collect them takes a look at the host.
+    collected: Mutex<Option<(Instant, String)>>,
 }
 
 impl View {
@@ -69,6 +72,7 @@ impl View {
             confined: None,
             reloads: None,
             untold: None,
+            collected: Mutex::default(),
         }
     }
 
@@ -168,6 +172,12 @@ impl View {
                  and `gate.listen` does not name it; let both name the same"
             )
         }));
+        if let Some(affordable) = role.affordable {
+            warnings.push(format!(
+                "the limit of open files allows {affordable} connections, fewer than \
+                 `gate.max_connections`: the others wait in the kernel; raise LimitNOFILE"
+            ));
+        }
         warnings.extend(role.without_ipv6.iter().map(|address| {
             format!(
                 "`gate.listen`: {address} is not served, because this kernel has no IPv6 \
@@ -451,9 +461,17 @@ impl View {
 
 impl Told for View {
     fn metrics(&self) -> String {
+        let collected = &mut *lock(&self.collected);
+        if let Some((at, text)) = collected
+            && at.elapsed() < COLLECTED_FOR
+        {
+            return text.clone();
+        }
         // Looking at the host is what brings most of them up to date.
         self.status();
-        self.metrics.text(self.role).unwrap_or_default()
+        let text = self.metrics.text(self.role).unwrap_or_default();
+        *collected = Some((Instant::now(), text.clone()));
+        text
     }
 
     async fn ailments(&self) -> Vec<String> {
@@ -549,6 +567,8 @@ fn labels(iface: &str, counted: Counted) -> FrameLabels {
     }
 }
 
+/// How long metrics are as good as new ones.
+const COLLECTED_FOR: Duration = Duration::from_secs(1);
 /// Sources of drops that are shown.
 const TOP_SHOWN: usize = 10;
 

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -69,9 +70,10 @@ impl Listener {
         Ok(Self::Unix(listener))
     }
 
-    /// Answers whoever asks; if too many do, who has asked first is let go, for he has had his time.
+    /// Answers every client. If there are too many, the one that has been silent for longest makes
+    /// room; one that is being answered does not, and if all are, the new one has to come again.
     pub async fn serve(self, told: Arc<impl Told>) {
-        let mut askers = VecDeque::new();
+        let mut clients: VecDeque<Client> = VecDeque::new();
         loop {
             let accepted: io::Result<Box<dyn Stream>> = match &self {
                 Self::Tcp(listener) => listener.accept().await.map(|(it, _)| Box::new(it) as _),
@@ -79,16 +81,26 @@ impl Listener {
             };
             match accepted {
                 Ok(stream) => {
-                    askers.retain(|asker: &AbortOnDropHandle<()>| !asker.is_finished());
-                    if askers.len() == ASKERS_MAX {
-                        askers.pop_front();
+                    clients.retain(|client| !client.task.is_finished());
+                    if clients.len() == CLIENTS_MAX {
+                        let is_silent = |client: &Client| !client.has_asked.load(Ordering::Relaxed);
+                        let Some(silent) = clients.iter().position(is_silent) else {
+                            debug!("too many ask for metrics at once");
+                            continue;
+                        };
+                        clients.remove(silent);
                     }
-                    let answering = timeout(ANSWER_TIMEOUT, answer(stream, Arc::clone(&told)));
-                    askers.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
-                        if answering.await.is_err() {
+                    let has_asked = Arc::<AtomicBool>::default();
+                    let answering = answer(stream, Arc::clone(&told), Arc::clone(&has_asked));
+                    let task = tokio::spawn(async move {
+                        if timeout(ANSWER_TIMEOUT, answering).await.is_err() {
                             debug!("a question about metrics took too long");
                         }
-                    })));
+                    });
+                    clients.push_back(Client {
+                        task: AbortOnDropHandle::new(task),
+                        has_asked,
+                    });
                 }
                 Err(error) => {
                     error!(%error, "metrics socket");
@@ -99,12 +111,20 @@ impl Listener {
     }
 }
 
+/// A connection that is being answered, or waited for.
+struct Client {
+    task: AbortOnDropHandle<()>,
+    /// Whether its request has come.
+    has_asked: Arc<AtomicBool>,
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn answer(stream: Box<dyn Stream>, told: Arc<impl Told>) {
+async fn answer(stream: Box<dyn Stream>, told: Arc<impl Told>, has_asked: Arc<AtomicBool>) {
     let service = service_fn(|request| {
+        has_asked.store(true, Ordering::Relaxed);
         let told = Arc::clone(&told);
         async move { Ok::<_, Infallible>(reply(&request, &*told).await) }
     });
@@ -162,7 +182,86 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Bytes of a request's head; what hyper takes at least.
 const HEAD_MAX: usize = 8192;
-/// Who ask at once.
-const ASKERS_MAX: usize = 16;
+/// Connections at once.
+const CLIENTS_MAX: usize = 16;
 /// For a question and its answer together.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// Takes its time with `/healthz`: as long as there is no permit.
+    struct Slow {
+        begun: Arc<Semaphore>,
+        released: Arc<Semaphore>,
+    }
+
+    impl Told for Slow {
+        fn metrics(&self) -> String {
+            String::new()
+        }
+
+        async fn ailments(&self) -> Vec<String> {
+            self.begun.add_permits(1);
+            drop(self.released.acquire().await);
+            Vec::new()
+        }
+
+        fn reservations(&self) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_is_being_answered_makes_no_room_and_a_silent_one_does() {
+        let (begun, released) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let Listener::Tcp(socket) = &listener else {
+            panic!("a port");
+        };
+        let address = socket.local_addr().unwrap();
+        let told = Arc::new(Slow {
+            begun: Arc::clone(&begun),
+            released: Arc::clone(&released),
+        });
+        let serving = tokio::spawn(listener.serve(told));
+        let connect = || TcpStream::connect(address);
+        let ask = async |path: &str| {
+            let mut stream = connect().await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream
+        };
+        let answer = async |mut stream: TcpStream| {
+            let mut text = String::new();
+            // One that was let go is reset.
+            stream.read_to_string(&mut text).await.ok();
+            text
+        };
+
+        let mut silent = connect().await.unwrap();
+        let mut asking = Vec::new();
+        for _ in 1..CLIENTS_MAX {
+            asking.push(ask("/healthz").await);
+        }
+        let _all = begun.acquire_many(15).await.unwrap();
+        // One more: there is a silent one to make room.
+        asking.push(ask("/healthz").await);
+        assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
+        let _last = begun.acquire().await.unwrap();
+        // And one more: all are being answered.
+        assert_eq!(answer(ask("/healthz").await).await, "");
+        released.add_permits(CLIENTS_MAX);
+
+        for stream in asking {
+            let text = answer(stream).await;
+            assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        }
+        serving.abort();
+    }
+}

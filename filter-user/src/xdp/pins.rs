@@ -253,9 +253,12 @@ impl Pins {
                 to = new,
                 "the interface was renamed, its pins follow"
             );
-            let suffix = format!("-{}", escape(&old));
+            let escaped = escape(&old);
             for pin in list(&self.directory)? {
-                if let Some(kind) = name(&pin).strip_suffix(&suffix) {
+                // The whole name: `lan` is not `br-lan`.
+                if let Some((kind, interface)) = name(&pin).split_once('-')
+                    && interface == escaped
+                {
                     let place = self.directory.join(format!("{kind}-{}", escape(new)));
                     fs::rename(&pin, &place).map_err(blame(&place))?;
                 }
