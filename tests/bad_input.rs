@@ -453,6 +453,26 @@ fn a_socket_that_may_not_be_asked_is_left_where_it_is() {
 }
 
 #[test]
+fn a_file_that_others_may_write_does_not_say_where_root_looks() {
+    let bench = Bench::new();
+    fs::create_dir(bench.network.path("run")).unwrap();
+    let decoy = UnixListener::bind(bench.network.path("run/ranges.sock")).unwrap();
+    decoy.set_nonblocking(true).unwrap();
+    let file = bench.write("[paths]\nrun = \"run\"\n[ranges]\n");
+    let asked = || {
+        let output = daemon::output(&bench.network, &file, &["status"]);
+        assert!(!output.status.success());
+        decoy.accept().is_ok()
+    };
+
+    // A typo is no reason not to look there, and it does not take long: nobody answers.
+    fs::write(&file, "[paths]\nrun = \"run\"\n[ranges]\ntypo = 1\n").unwrap();
+    assert!(asked());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(!asked());
+}
+
+#[test]
 fn nobody_answers_in_the_place_of_the_filter() {
     let bench = Bench::new();
     bench.let_others_in();

@@ -138,8 +138,10 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
 /// Where things live, by a configuration file that cannot be used.
 #[must_use]
 pub fn salvage_paths(file: &Path) -> Paths {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    Paths::salvage(file, &text)
+    // What others may write does not say where root looks.
+    let read = file::read_kept(file, CONFIG_MAX, Keeper::Nobody);
+    let text = read.map(|(text, _)| String::from_utf8_lossy(&text).into_owned());
+    Paths::salvage(file, &text.unwrap_or_default())
 }
 
 /// How to run.

@@ -140,7 +140,7 @@ fn paths(file: &Path) -> Paths {
         Ok(config) => config.paths,
         Err(error) => {
             complain(&format!(
-                "pullgate: {}; going by its [paths]",
+                "pullgate: {}; its [paths] are used, unless others may write them",
                 chain(&error)
             ));
             daemon::salvage_paths(file)

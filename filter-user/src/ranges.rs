@@ -18,7 +18,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use self::guard::{Families, Limits, Rejection};
 pub use self::in_force::{Freshness, InForce, List, Origin};
 pub use self::known::{Idle, Known, LargeChange, Terms, Vanished};
-pub use self::list::{Feed, Format, ListError, RangeProblem};
+pub use self::list::{Feed, Format, ListError, RangeProblem, exact};
 pub use self::model::Model;
 pub use self::table::{Rules, Table, TableFull, Tree};
 

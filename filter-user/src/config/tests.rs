@@ -295,6 +295,22 @@ fn an_unknown_field_is_named_with_its_line() {
 }
 
 #[test]
+fn a_range_that_others_read_differently_is_refused() {
+    for (text, meant) in [
+        ("064.0.0.0/24", "64.0.0.0/24"),
+        ("64.0.0.0/08", "64.0.0.0/8"),
+        ("::ffff:64.0.0.0/120", "64.0.0.0/24"),
+        ("2001:db8::/032", "2001:db8::/32"),
+    ] {
+        for field in ["allow", "deny", "static"] {
+            let error = error(&format!("[ranges]\n{field} = [\"{text}\"]\n"));
+            let words = format!("did you mean `{meant}`?");
+            assert!(error.contains(&words), "{field}: {error}");
+        }
+    }
+}
+
+#[test]
 fn a_bad_range_is_named_with_its_line_and_field() {
     assert_eq!(
         error("[ranges]\n\nallow = [\"192.0.2.0/24\", \"192.0.2.0/33\"]"),

@@ -12,6 +12,7 @@ use toml::Spanned;
 use url::{Host as UrlHost, Url};
 
 use super::{ConfigError, Located, Source, Target};
+use crate::ranges::exact;
 
 pub(super) fn located<T>(source: &Source<'_>, value: Spanned<T>, field: &str) -> Located<T> {
     Located {
@@ -165,9 +166,29 @@ pub(super) struct Rule(pub(super) IpNet);
 
 impl<'de> Deserialize<'de> for Rule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let form = "a range; write it as 192.0.2.0/24, a single address as 192.0.2.1/32";
-        parsed(deserializer, form).map(Self)
+        let text = String::deserialize(deserializer)?;
+        exact(&text).map(Self).ok_or_else(|| match text.parse::<IpNet>() {
+            Ok(range) => D::Error::custom(format_args!(
+                "`{text}` is read differently by others (leading zeros, or IPv4 as IPv6); did you \
+                 mean `{}`?",
+                canonical(range)
+            )),
+            Err(_) => D::Error::custom(format_args!(
+                "`{text}` is not a range; write it as 192.0.2.0/24, a single address as \
+                 192.0.2.1/32"
+            )),
+        })
     }
+}
+
+/// IPv4 as such.
+fn canonical(range: IpNet) -> IpNet {
+    let address = range.addr().to_canonical();
+    let is_mapped = address != range.addr();
+    let length = range
+        .prefix_len()
+        .saturating_sub(if is_mapped { 96 } else { 0 });
+    IpNet::new(address, length).unwrap_or(range)
 }
 
 /// unix(7): `sun_path`, and a zero behind it.

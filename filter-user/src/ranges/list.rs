@@ -164,8 +164,22 @@ impl Feed {
     }
 }
 
+/// A range in its one spelling: `ipnet` takes leading zeros, which others read as octal, and
+/// IPv4-mapped addresses, which the kernel never looks up.
+#[must_use]
+pub fn exact(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let number: u8 = length.parse().ok()?;
+    let is_mapped = address.to_canonical() != address;
+    if number.to_string() != length || is_mapped {
+        return None;
+    }
+    IpNet::new(address, number).ok()
+}
+
 fn parse_range(text: &str) -> Result<IpNet, RangeProblem> {
-    let Ok(range) = text.parse::<IpNet>() else {
+    let Some(range) = exact(text) else {
         return Err(match text.parse::<IpAddr>() {
             Ok(address) => RangeProblem::BareAddress { address },
             Err(_) => RangeProblem::Syntax {
@@ -356,6 +370,25 @@ mod tests {
         let feed = Feed::from_texts(["# v4\n\n131.0.72.0/22", "2400:cb00::/32"]).unwrap();
 
         assert_eq!(feed.ranges().len(), 2);
+    }
+
+    #[test]
+    fn a_range_has_one_spelling() {
+        for text in ["64.0.0.0/24", "2001:db8::/32", "2001:0db8::/32"] {
+            assert!(exact(text).is_some(), "{text}");
+        }
+        for text in [
+            "064.0.0.0/24",
+            "64.0.0.0/024",
+            "64.0.0.0/+24",
+            "2001:db8::/032",
+            "::ffff:64.0.0.0/120",
+            "::ffff:4000:0/128",
+            "64.0.0.0",
+            "64.0.0.0/33",
+        ] {
+            assert_eq!(exact(text), None, "{text}");
+        }
     }
 
     #[test]
