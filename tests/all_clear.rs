@@ -19,6 +19,8 @@ fn without_a_gate_the_web_server_is_asked_what_it_demands() {
     // Behind the filter there is nobody: it is not known what will be.
     assert_eq!(origin.status().0["admits"], "unknown");
     let demand = "ssl_client_certificate @DIR@/pki/ours-ca.pem;\n        ssl_verify_client on;";
+    let shared = demand.replace("ours-ca", "cloudflare-ca");
+    origin.pki.write("cloudflare-ca.pem", CLOUDFLARE_CA);
     for (listen, lines, admits, word) in [
         (
             "443 ssl",
@@ -26,7 +28,13 @@ fn without_a_gate_the_web_server_is_asked_what_it_demands() {
             "cloudflare",
             "serves clients without a certificate (200)",
         ),
-        ("443 ssl", demand, "account", ""),
+        ("443 ssl", demand, "defaultsite", ""),
+        (
+            "443 ssl",
+            &shared,
+            "cloudflare",
+            "a certificate of Cloudflare's shared CA",
+        ),
         ("443", "", "cloudflare", "speaks no TLS"),
         (
             "[::]:443 ssl",
@@ -78,7 +86,7 @@ fn without_a_gate_the_web_server_is_asked_what_it_demands() {
         ];
         let ours = origin.pki.ours.pem();
         let _server = Server::start_at(&origin.network, "openssl", &words, ours, "127.0.0.1:443");
-        assert_eq!(origin.status().0["admits"], "account", "{version}");
+        assert_eq!(origin.status().0["admits"], "defaultsite", "{version}");
     }
 }
 
@@ -151,6 +159,8 @@ impl Origin {
     }
 }
 
+const CLOUDFLARE_CA: &str =
+    include_str!("../filter-user/baseline/authenticated_origin_pull_ca.pem");
 const NGINX: &str = r#"
 daemon off;
 pid @DIR@/nginx.pid;

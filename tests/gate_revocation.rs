@@ -181,6 +181,12 @@ fn of_several_lists_the_newest_counts_in_whatever_order_they_come() {
     rig.pki.write("new.pem", &new);
     rig.pki.write("expired.pem", &expired);
     rig.pki.write("both.pem", &format!("{old}{new}"));
+    // A CA that was moved, and began to count again: what any of the two lists has counts.
+    let moved = ours.crl_with(&[3], tomorrow(), |params| {
+        params.crl_number = SerialNumber::from(1_u64);
+        params.this_update += Duration::from_secs(3600);
+    });
+    rig.pki.write("moved.pem", &moved);
     rig.start("", &[&shop("crl = [\"@PKI@/old.pem\"]")]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     assert_eq!(tell(&rig, &released), REVOKED);
@@ -201,6 +207,10 @@ fn of_several_lists_the_newest_counts_in_whatever_order_they_come() {
         assert_eq!(tell(&rig, &revoked), REVOKED, "{line}");
         assert_eq!(tell(&rig, &released), "200, Relayed", "{line}");
     }
+    let moved = "crl = [\"@PKI@/new.pem\", \"@PKI@/moved.pem\", \"@PKI@/old.pem\"]";
+    assert!(rig.reconfigure("", &[&shop(moved)]));
+    assert_eq!(tell(&rig, &revoked), REVOKED);
+    assert_eq!(tell(&rig, &released), REVOKED);
 }
 
 #[test]

@@ -17,6 +17,9 @@ fn what_the_filter_cannot_look_into_is_reported_until_it_need_not() {
         .chain(create.split(' '))
         .collect();
     ip(&words);
+    // As long as it is down, nothing comes in by it.
+    assert!(!warnings(&lab).contains("unwraps"), "{}", warnings(&lab));
+    ip(&["-n", &namespace, "link", "set", "vx0", "up"]);
 
     // The filter runs since before it was there.
     let found = warnings(&lab);

@@ -84,7 +84,8 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError>
     if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
         weaknesses.extend(xdp::check_interfaces(filter)?);
         weaknesses.extend(weaknesses::of_check(filter));
-        if config.gate.is_none() {
+        // A unit that reloads does not wait for a web server.
+        if config.gate.is_none() && only.is_none() {
             weaknesses.extend(weaknesses::of_web_servers(filter).1);
         }
     }

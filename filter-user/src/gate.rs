@@ -38,7 +38,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
 
-pub use self::credentials::{pin, service_group};
+pub use self::credentials::{is_shared_authority, pin, service_group};
 use self::ending::{Ending, Word};
 pub use self::lint::{Lint, listeners, unreadable_files};
 pub use self::listener::{bind, serve};

@@ -11,8 +11,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-    XdpAttached,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    LinkXdp, XdpAttached,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -213,6 +213,11 @@ fn info_kinds(link: &LinkMessage) -> impl Iterator<Item = &InfoKind> + Clone {
 }
 
 fn unwraps(link: &LinkMessage) -> Option<Wrapping> {
+    // A guest's tap, or a port, brings frames that are not for this host.
+    let is_port = controller(link).is_some();
+    if is_port || !link.header.flags.contains(LinkFlags::Up) {
+        return None;
+    }
     let mut ports = infos(link).filter_map(|info| {
         if let LinkInfo::Data(InfoData::Vxlan(attributes)) = info {
             attributes.iter().find_map(|attribute| {
@@ -228,6 +233,9 @@ fn unwraps(link: &LinkMessage) -> Option<Wrapping> {
     });
     let udp_port = ports.next();
     let kind = info_kinds(link).next()?;
+    if *kind == InfoKind::Tun && link.header.link_layer_type == LinkLayerType::Ether {
+        return None;
+    }
     let found = WRAPPINGS.iter().find(|(known, _)| known == kind);
     found.map(|(_, name)| Wrapping { name, udp_port })
 }

@@ -265,7 +265,7 @@ impl Refresher {
                     passed: job.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
                     grace: ranges.removal_grace,
                     idle: Idle::All,
-                    is_published: !job.source.is_local(),
+                    is_published: !way.is_local(),
                     large_change,
                     limits: &ranges.limits,
                 };

@@ -1,11 +1,10 @@
 //! The web server on this host, asked as a client without a certificate would ask: an address in,
 //! what it demands out.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,11 +16,14 @@ use rustls::{
     StreamOwned,
 };
 
+use crate::gate;
+use crate::sync::lock;
+
 /// What a web server demands of a client.
 #[derive(Debug)]
 pub enum Demand {
     /// A certificate: it refused the handshake, or the request.
-    Certificate,
+    Certificate(Issuers),
     /// Nothing: it answered the request, with this status if it was HTTP.
     Nothing(Option<u16>),
     /// It speaks no TLS.
@@ -30,26 +32,35 @@ pub enum Demand {
     Unknown(io::Error),
 }
 
-/// Asks the server that listens at `listener` for a page, over loopback if it is there too.
-///
-/// It is asked by no name: which names it serves is not known here. Each step takes
-/// [`TIMEOUT`] at most.
-#[must_use]
-pub fn demand(listener: SocketAddr) -> Demand {
-    let loopback = match listener.ip() {
-        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        IpAddr::V4(_) | IpAddr::V6(_) => listener.ip(),
-    };
-    let address = SocketAddr::new(loopback, listener.port());
-    let asked = Arc::new(Asked::default());
-    ask(address, &asked).unwrap_or_else(|error| classify(error, asked.0.load(Ordering::Relaxed)))
+/// Which CAs the certificate may be from, as far as the server says (RFC 8446 §4.2.4).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Issuers {
+    /// Cloudflare's shared one among them.
+    Shared,
+    /// Others only.
+    Others,
+    /// It does not say.
+    Unsaid,
 }
 
-fn ask(address: SocketAddr, asked: &Arc<Asked>) -> io::Result<Demand> {
-    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+/// Asks the server at an address of this host for a page, for [`TIMEOUT`] to connect and as long for
+/// the rest.
+///
+/// It is asked by no name, so by its default site: which names it serves is not known here.
+#[must_use]
+pub fn demand(address: SocketAddr) -> Demand {
+    let asked = Arc::new(Asked::default());
+    match ask(address, &asked) {
+        Ok(answer) => read_answer(&answer, asked.issuers()),
+        Err(error) => classify(error, asked.issuers()),
+    }
+}
+
+fn ask(address: SocketAddr, asked: &Arc<Asked>) -> io::Result<String> {
+    let stream = Bounded {
+        deadline: Instant::now() + TIMEOUT,
+        stream: TcpStream::connect_timeout(&address, TIMEOUT)?,
+    };
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -68,7 +79,7 @@ fn ask(address: SocketAddr, asked: &Arc<Asked>) -> io::Result<Demand> {
     let mut answer = Vec::new();
     let mut part = [0; 1024];
     // An answer's head, and the words of a page that refuses.
-    while answer.len() < ANSWER_MAX {
+    for _ in 0..READS_MAX {
         match stream.read(&mut part) {
             Ok(0) => break,
             Ok(read) => answer.extend_from_slice(&part[..read]),
@@ -80,46 +91,91 @@ fn ask(address: SocketAddr, asked: &Arc<Asked>) -> io::Result<Demand> {
     if answer.is_empty() {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    Ok(read_answer(&String::from_utf8_lossy(&answer)))
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// nginx refuses the request and not the handshake, with a page that names the certificate.
-fn read_answer(answer: &str) -> Demand {
+fn read_answer(answer: &str, issuers: Option<Issuers>) -> Demand {
     let status = answer
         .strip_prefix("HTTP/1.")
         .and_then(|rest| rest.get(2..5))
         .and_then(|status| status.parse().ok());
     let is_refused = matches!(status, Some(400 | 403 | 495 | 496));
     if is_refused && answer.to_ascii_lowercase().contains("certificate") {
-        return Demand::Certificate;
+        return Demand::Certificate(issuers.unwrap_or(Issuers::Unsaid));
     }
     Demand::Nothing(status)
 }
 
 /// TLS 1.2 has no alert of its own for the certificate that was asked for and is not there.
-fn classify(error: io::Error, was_asked: bool) -> Demand {
+fn classify(error: io::Error, issuers: Option<Issuers>) -> Demand {
     let source = error.get_ref();
     let tls = source.and_then(|source| source.downcast_ref::<TlsError>());
-    match tls {
-        Some(TlsError::AlertReceived(_)) if was_asked => Demand::Certificate,
-        Some(TlsError::InvalidMessage(_)) => Demand::NoTls,
-        Some(_) | None => Demand::Unknown(error),
+    match (tls, issuers) {
+        (Some(TlsError::AlertReceived(_)), Some(issuers)) => Demand::Certificate(issuers),
+        (Some(TlsError::InvalidMessage(_)), _) => Demand::NoTls,
+        (_, _) => Demand::Unknown(error),
     }
 }
 
-/// Has no certificate, and remembers whether one was asked for.
+/// Has no certificate, and remembers what was asked for.
 #[derive(Debug, Default)]
-struct Asked(AtomicBool);
+struct Asked(Mutex<Option<Issuers>>);
+
+impl Asked {
+    fn issuers(&self) -> Option<Issuers> {
+        *lock(&self.0)
+    }
+}
 
 impl ResolvesClientCert for Asked {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.0.store(true, Ordering::Relaxed);
+    fn resolve(&self, issuers: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let is_shared = |issuer: &&[u8]| gate::is_shared_authority(issuer);
+        *lock(&self.0) = Some(match issuers {
+            [] => Issuers::Unsaid,
+            issuers if issuers.iter().any(is_shared) => Issuers::Shared,
+            _ => Issuers::Others,
+        });
         None
     }
 
     fn has_certs(&self) -> bool {
         // Else it would not be called.
         true
+    }
+}
+
+/// A stream that ends at a deadline, however slowly it goes.
+struct Bounded {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Bounded {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(ErrorKind::TimedOut.into()),
+            false => Ok(left),
+        }
+    }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 
@@ -163,7 +219,7 @@ impl ServerCertVerifier for Indifferent {
     }
 }
 
-/// How long each step may take.
+/// How long a server may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of an answer that are read.
-const ANSWER_MAX: usize = 16 << 10;
+/// Reads of 1 KiB at most that an answer is worth.
+const READS_MAX: usize = 8;

@@ -23,7 +23,7 @@ impl FeedSource {
     #[must_use]
     pub fn is_local(&self) -> bool {
         let mut ways = self.ways.iter();
-        ways.any(|way| matches!(way.place, Location::File(_)))
+        ways.any(Way::is_local)
     }
 }
 
@@ -66,6 +66,12 @@ pub enum Location {
 }
 
 impl Way {
+    /// Whether it is a local file.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self.place, Location::File(_))
+    }
+
     /// Whether the other way's list comes from somebody else: another host, or another file.
     #[must_use]
     pub fn is_independent_of(&self, other: &Self) -> bool {

@@ -1,14 +1,14 @@
 //! What is in order and could be better, of a configuration on this host; for one role or another.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::cli::Role;
 use crate::config::{Config, Filter, Interfaces, Mode};
 use crate::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::ranges::guard::Documentation;
 use crate::telemetry::status::Admits;
-use crate::web::{self, Demand};
+use crate::web::{self, Demand, Issuers};
 
 /// What any of the roles has to say, each thing once, before it runs.
 pub(super) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
@@ -150,16 +150,25 @@ pub(super) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
     let mut listening = reachable(filter);
     listening.retain(|address| filter.ports.contains(&address.port()));
     listening.sort_unstable();
-    listening.dedup_by_key(|address| address.port());
+    listening.dedup();
     let mut admits = match listening.is_empty() {
         true => Admits::Unknown,
-        false => Admits::Account,
+        false => Admits::DefaultSite,
     };
-    let mut warnings = Vec::new();
+    let mut warnings = BTreeSet::new();
     for address in listening {
         let port = address.port();
-        let (found, what) = match web::demand(address) {
-            Demand::Certificate => continue,
+        let (found, what) = match web::demand(inside(address)) {
+            Demand::Certificate(Issuers::Others) => continue,
+            Demand::Certificate(Issuers::Shared) => (
+                Admits::Cloudflare,
+                "demands a certificate of Cloudflare's shared CA, which every customer has"
+                    .to_owned(),
+            ),
+            Demand::Certificate(Issuers::Unsaid) => (
+                Admits::Unknown,
+                "demands a certificate and does not say of which CA".to_owned(),
+            ),
             Demand::Nothing(status) => {
                 let answer = status.map_or_else(String::new, |status| format!(" ({status})"));
                 let text = format!("serves clients without a certificate{answer}");
@@ -178,20 +187,40 @@ pub(super) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
             (Admits::Cloudflare, _) | (_, Admits::Cloudflare) => Admits::Cloudflare,
             (_, found) => found,
         };
-        if found == Admits::Cloudflare {
-            warnings.push(format!(
+        warnings.insert(match found {
+            Admits::Cloudflare => format!(
                 "the web server on port {port} {what}: any Cloudflare customer who points a name at \
                  this address gets in; demand a certificate of your own there (`pullgate snippet \
                  nginx --own-mtls`), or configure [gate]"
-            ));
-        } else {
-            warnings.push(format!(
+            ),
+            Admits::Account | Admits::DefaultSite | Admits::Unknown => format!(
                 "the web server on port {port} {what}: whether any Cloudflare customer gets in is \
                  not known"
-            ));
-        }
+            ),
+        });
     }
-    (admits, warnings)
+    (admits, warnings.into_iter().collect())
+}
+
+/// An address at which this host reaches its own listener, and not another one on loopback.
+fn inside(listener: SocketAddr) -> SocketAddr {
+    let ip = listener.ip();
+    if !ip.is_unspecified() {
+        return listener;
+    }
+    let loopback = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let taken = SocketAddr::new(loopback, listener.port());
+    let is_taken = netlink::listeners().is_ok_and(|all| all.contains(&taken));
+    let own = netlink::addresses().unwrap_or_default();
+    let mut own = own.into_iter().filter(|address| {
+        let is_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        address.is_ipv4() == ip.is_ipv4() && !address.is_loopback() && !is_local
+    });
+    let address = own.next().filter(|_| is_taken).unwrap_or(loopback);
+    SocketAddr::new(address, listener.port())
 }
 
 /// Interfaces that unwrap what the filter cannot look into, and are not filtered themselves.

@@ -14,7 +14,7 @@ use rustls::pki_types::{
     UnixTime,
 };
 use rustls::sign::CertifiedKey;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
 
 use super::canonical_name::CanonicalName;
 use super::pem::{self, Kind, Section};
@@ -307,6 +307,14 @@ pub(super) fn shared_authority(
     }
 }
 
+/// Whether this distinguished name, DER, is that of Cloudflare's origin-pull CA.
+#[must_use]
+pub fn is_shared_authority(name: &[u8]) -> bool {
+    let shared = shared_authority(None::<&Located<&Path>>);
+    let name = X509Name::from_der(name).map(|(_, name)| CanonicalName::of(&name));
+    shared.is_ok_and(|shared| name.is_ok_and(|name| name == shared.subject))
+}
+
 /// The CAs in a file. One that has expired is none, which is seen whenever it is gone by: a file
 /// that names it among others must not keep a new one, or a revocation, out.
 fn authorities_of(place: &Place, path: &Path, pem: &[u8]) -> Result<Vec<Authority>, ConfigError> {
@@ -346,7 +354,13 @@ pub(super) fn crls(file: &Located<impl AsRef<Path>>) -> Result<Vec<Arc<Crl>>, Co
     let Located { value: path, place } = file;
     let path = path.as_ref();
     let pem = read(place, path)?;
-    let sections = sections(place, path, &pem, Kind::RevocationList, &[])?;
+    let sections = sections(
+        place,
+        path,
+        &pem,
+        Kind::RevocationList,
+        &[Kind::Certificate],
+    )?;
     if sections.is_empty() {
         return Err(place.error(format_args!(
             "{} holds no revocation list; it must be PEM, beginning with `-----BEGIN X509 CRL-----`",

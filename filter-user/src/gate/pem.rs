@@ -23,7 +23,7 @@ pub(super) enum Kind {
     RevocationList,
     /// A private key of any format, the encrypted ones among them.
     Key,
-    /// What comes with keys and is not needed: parameters, public keys.
+    /// What comes with keys and is not needed: parameters, public keys, requests.
     Companion,
     Other,
 }
@@ -84,18 +84,20 @@ fn edge(line: &[u8]) -> Option<Edge<'_>> {
     let inner = line.strip_prefix(DASHES)?.strip_suffix(DASHES)?;
     let begin = inner.strip_prefix("BEGIN ").map(Edge::Begin);
     let edge = begin.or_else(|| inner.strip_prefix("END ").map(Edge::End));
-    let is_label = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ';
+    let is_label =
+        |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b" .".contains(&byte);
     edge.filter(|_| inner.bytes().all(is_label))
 }
 
 /// Whether an edge was meant: glued to another, indented, with a byte order mark or other dashes.
 fn resembles_edge(line: &[u8]) -> bool {
     let line = String::from_utf8_lossy(line).to_ascii_uppercase();
-    let has_dash = line.contains([
-        '-', '\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}',
-    ]);
     let any = |words: &[&str]| words.iter().any(|word| line.contains(word));
-    has_dash && any(&["BEGIN ", "END "]) && any(&["CERTIFICATE", "CRL", "KEY", "PARAMETERS"])
+    let start = line.trim_start_matches(|first: char| first.is_whitespace() || first == BOM);
+    let behind = start.trim_start_matches(OTHER_DASHES);
+    let begins = behind != start && (behind.starts_with("BEGIN ") || behind.starts_with("END "));
+    let holds = any(&["-----BEGIN ", "-----END "]);
+    (begins || holds) && any(&["CERTIFICATE", "CRL", "KEY", "PARAMETERS"])
 }
 
 /// One section for the library, which knows fewer labels than OpenSSL does.
@@ -103,7 +105,13 @@ fn section(line: usize, label: &str, lines: &[&[u8]]) -> Result<Section, PemErro
     let kind = match label {
         "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => Kind::Certificate,
         "X509 CRL" => Kind::RevocationList,
-        "PUBLIC KEY" | "EC PARAMETERS" | "DH PARAMETERS" | "DSA PARAMETERS" => Kind::Companion,
+        "PUBLIC KEY"
+        | "EC PARAMETERS"
+        | "DH PARAMETERS"
+        | "X9.42 DH PARAMETERS"
+        | "DSA PARAMETERS"
+        | "CERTIFICATE REQUEST"
+        | "NEW CERTIFICATE REQUEST" => Kind::Companion,
         label if label.ends_with("PRIVATE KEY") => Kind::Key,
         _ => Kind::Other,
     };
@@ -150,6 +158,12 @@ fn der_length(der: &[u8]) -> Option<usize> {
 }
 
 const DASHES: &str = "-----";
+/// What editors and web pages make of them, and they themselves.
+const OTHER_DASHES: [char; 6] = [
+    '-', '\u{2010}', '\u{2011}', '\u{2012}', '\u{2013}', '\u{2014}',
+];
+/// A byte order mark.
+const BOM: char = '\u{feff}';
 
 #[cfg(test)]
 mod tests {
@@ -165,7 +179,7 @@ mod tests {
     #[test]
     fn sections_are_read_with_text_around_them() {
         let text = format!(
-            "Bag Attributes\r\n  friendlyName: web - begin of the chain\n{ONE}\n# the list\n{}{}",
+            "Bag Attributes\r\n  friendlyName: backend key - begin of it\n{ONE}\n# send this key -\n{}{}",
             ONE.replace("CERTIFICATE", "X509 CRL")
                 .replace('\n', " \r\n"),
             ONE.replace("CERTIFICATE", "EC PRIVATE KEY").trim_end(),

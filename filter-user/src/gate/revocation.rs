@@ -116,16 +116,15 @@ impl Crl {
         let is_same = self.issuer == other.issuer
             && self.authority_key == other.authority_key
             && self.scope == other.scope;
-        is_same && self.age_to(other) == Ordering::Less
-    }
-
-    /// The CA's own count decides, and its clock where it does not count.
-    fn age_to(&self, other: &Self) -> Ordering {
+        // By clock and by count, where the CA counts. Where they disagree (a CA that was moved began
+        // to count again), both lists count: none is newer, and there is no circle.
         let numbers = self.number.as_ref().zip(other.number.as_ref());
         let by_number = numbers.map_or(Ordering::Equal, |(one, two)| {
             one.len().cmp(&two.len()).then_with(|| one.cmp(two))
         });
-        by_number.then(self.this_update.cmp(&other.this_update))
+        let by_time = self.this_update.cmp(&other.this_update);
+        let is_older = by_time.is_le() && by_number.is_le() && by_time.then(by_number).is_lt();
+        is_same && is_older
     }
 }
 

@@ -159,32 +159,28 @@ impl Known {
     /// ranges together exceed the limits. The caller then keeps `self`.
     pub fn merge(&self, fetched: &RangeSet, terms: &Terms<'_>) -> Result<Self, Rejection> {
         let cover = guard::Cover::new(fetched);
-        if let Some(before) = self
-            .before_growth
-            .as_ref()
-            .filter(|before| cover.holds_all(before))
-        {
-            // What the growth has added goes as it came: at once.
-            let is_back = |range: &IpNet| before.has(range) || cover.holds(range);
-            let shrunk = Self {
-                set: self.set.retain(is_back),
-                vanished: self.vanished.clone(),
-                before_growth: None,
-            };
-            if shrunk.set != self.set {
+        let before = self.before_growth.as_ref();
+        if let Some(before) = before.filter(|before| cover.holds_all(before)) {
+            // What the growth has added goes as it came: at once, if nothing of it is left.
+            let added = self.set.retain(|range| !before.has(range));
+            if !added.iter().any(|range| cover.holds(&range)) {
+                let shrunk = Self {
+                    set: self.set.retain(|range| before.has(range)),
+                    vanished: self.vanished.clone(),
+                    before_growth: None,
+                };
                 return shrunk.merge(fetched, terms);
             }
         }
-        let growth = match terms.is_published {
-            true => guard::grows(&self.set, fetched),
-            false => Ok(()),
-        };
+        let growth = guard::grows(&self.set, fetched);
         if terms.large_change == LargeChange::Refuse {
             // Against all that was not agreed to go: otherwise a list could shrink to nothing
             // step by step.
             let agreed = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.agreed);
             guard::shrinks(&self.set.retain(|range| !agreed(range)), &cover)?;
-            growth.clone()?;
+            if terms.is_published {
+                growth.clone()?;
+            }
         }
 
         let mut vanished = Vec::new();

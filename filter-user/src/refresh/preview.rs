@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{Fetched, RefreshError, check};
-use crate::config::{FeedSource, Ranges};
+use crate::config::Ranges;
 use crate::feed::Fetcher;
 use crate::ranges::{Idle, InForce, LargeChange, RangeSet, Terms};
 use crate::report::chain;
@@ -51,7 +51,7 @@ pub async fn preview(ranges: &Ranges, in_force: &InForce, now: SystemTime) -> Ve
                 Ok(list) => {
                     let fetched = Fetched { way, list, at: now };
                     let agreed = held.iter().any(|held| fetched.confirms(held));
-                    preview.judge(&fetched, source, agreed, (ranges, in_force));
+                    preview.judge(&fetched, agreed, ranges, in_force);
                     held.push(fetched);
                 }
             }
@@ -62,13 +62,7 @@ pub async fn preview(ranges: &Ranges, in_force: &InForce, now: SystemTime) -> Ve
 }
 
 impl Preview {
-    fn judge(
-        &mut self,
-        fetched: &Fetched,
-        source: &FeedSource,
-        agreed: bool,
-        (ranges, in_force): (&Ranges, &InForce),
-    ) {
+    fn judge(&mut self, fetched: &Fetched, agreed: bool, ranges: &Ranges, in_force: &InForce) {
         let nothing = RangeSet::default();
         let list = in_force.list(&self.source);
         let old = list.map_or(&nothing, |list| list.known.set());
@@ -80,7 +74,7 @@ impl Preview {
             passed: Duration::ZERO,
             grace: ranges.removal_grace,
             idle: Idle::All,
-            is_published: !source.is_local(),
+            is_published: !fetched.way.is_local(),
             large_change: if agreed {
                 LargeChange::Agreed
             } else {

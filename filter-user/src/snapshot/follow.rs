@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use tracing::{debug, error, info};
 
 use super::{Problem, SnapshotError, baseline, compose, load, read};
-use crate::config::{Config, Ranges};
+use crate::config::Config;
 use crate::file::{self, Watch};
 use crate::ranges::guard::grows;
-use crate::ranges::{InForce, List};
+use crate::ranges::{InForce, List, Origin};
 use crate::report::chain;
 
 /// Follows the snapshot: every change is judged anew, and published if it is good.
@@ -85,7 +85,7 @@ impl Follower {
             let ranges = &config.ranges;
             let current = || self.in_force.borrow().lists().to_vec();
             let read = read(&self.path, &ranges.limits).and_then(|lists| {
-                self.check_growth(ranges, lists.as_deref().unwrap_or_default())?;
+                self.check_growth(lists.as_deref().unwrap_or_default())?;
                 Ok(lists)
             });
             let (lists, refused) = match read {
@@ -115,22 +115,27 @@ impl Follower {
 
     /// Judges what the lists would add by the guard's rule: much only if the snapshot says that a
     /// second source or the operator has agreed to it.
-    fn check_growth(&self, ranges: &Ranges, lists: &[List]) -> Result<(), SnapshotError> {
+    fn check_growth(&self, lists: &[List]) -> Result<(), SnapshotError> {
         let in_force = self.in_force.borrow();
-        let is_published = |list: &&List| {
-            let mut sources = ranges.sources.iter();
-            sources.any(|source| source.value.name == list.source && !source.value.is_local())
-        };
-        let published = lists.iter().filter(is_published);
-        for list in published.filter(|list| list.known.before_growth().is_none()) {
+        for list in lists {
             let Some(current) = in_force.list(&list.source) else {
                 continue;
             };
-            grows(current.known.set(), list.known.set()).map_err(|rejection| {
-                SnapshotError::Corrupt {
-                    path: self.path.clone(),
-                    problem: Problem::Rejected(rejection),
-                }
+            let (current, origin) = (current.known.set(), &current.origin);
+            // A start takes it unseen, and so it is taken after a start without one.
+            if *origin == Origin::Baseline {
+                continue;
+            }
+            // Agreed to be a growth of what there is here, or of a little more.
+            let is_agreed = list.known.before_growth().is_some_and(|before| {
+                current.iter().all(|range| before.has(&range)) && grows(current, before).is_ok()
+            });
+            if is_agreed {
+                continue;
+            }
+            grows(current, list.known.set()).map_err(|rejection| SnapshotError::Corrupt {
+                path: self.path.clone(),
+                problem: Problem::Rejected(rejection),
             })?;
         }
         Ok(())

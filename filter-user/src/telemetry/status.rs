@@ -54,6 +54,8 @@ pub struct Status {
 pub enum Admits {
     /// Those with a certificate that only the operator's account has.
     Account,
+    /// The same, as far as the web server's default site shows.
+    DefaultSite,
     /// Every Cloudflare customer's.
     Cloudflare,
     /// Cloudflare's; whether all of its customers' is not known.
@@ -64,6 +66,10 @@ impl Display for Admits {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Account => "only your Cloudflare account",
+            Self::DefaultSite => {
+                "only your Cloudflare account, by the web server's default site; its other sites \
+                 were not asked"
+            }
             Self::Cloudflare => "Cloudflare, for any of its customers",
             Self::Unknown => "Cloudflare; whether for any of its customers is not known",
         })

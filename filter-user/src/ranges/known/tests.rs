@@ -213,8 +213,11 @@ impl Model {
     fn take(&mut self, now: u64, list: &BTreeSet<u8>, answer: &Answer) -> bool {
         let (mut in_force, mut before) = (self.in_force.clone(), self.before_growth.clone());
         if let Some(growth_of) = before.clone().filter(|blocks| blocks.is_subset(list)) {
-            in_force.retain(|block| growth_of.contains(block) || list.contains(block));
-            before = before.filter(|_| in_force == self.in_force);
+            let added: BTreeSet<_> = in_force.difference(&growth_of).copied().collect();
+            if added.is_disjoint(list) {
+                in_force = growth_of;
+                before = None;
+            }
         }
         let expected: BTreeSet<_> = in_force.difference(&self.agreed).copied().collect();
         let lost = expected.difference(list).count();
