@@ -43,8 +43,8 @@ pub enum Issuers {
     Unsaid,
 }
 
-/// Asks the server at an address of this host for a page, for [`TIMEOUT`] to connect and as long for
-/// the rest.
+/// Asks the server at an address of this host for a page, for two seconds to connect and as
+/// long for the rest.
 ///
 /// It is asked by no name, so by its default site: which names it serves is not known here.
 #[must_use]

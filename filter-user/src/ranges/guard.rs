@@ -155,8 +155,8 @@ pub(super) fn shrinks(current: &RangeSet, fetched: &Cover) -> Result<(), Rejecti
     Ok(())
 }
 
-/// Refuses a list that would add more than [`LARGE_PERCENT`] to a family's addresses. To a family
-/// that has none, there is nothing to compare: the budget alone bounds it.
+/// Refuses a list that would add more than a quarter to a family's addresses. To a family that has
+/// none, there is nothing to compare: the budget alone bounds it.
 ///
 /// # Errors
 ///
