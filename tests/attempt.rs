@@ -12,15 +12,19 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
 use aya::maps::{MapData, MapError};
 use clap::ValueEnum as _;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
+use nix::sys::socket::sockopt::TcpUlp;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
 };
 use nix::unistd::Pid;
 use pullgate::cli::Role;
@@ -97,6 +101,30 @@ fn attempt(file: &Path, config: &Config, port: u16) {
     tell("open a raw socket", {
         let kind = (AddressFamily::Inet, SockType::Raw, SockFlag::empty());
         errno(socket(kind.0, kind.1, kind.2, SockProtocol::Icmp).map(drop))
+    });
+    tell("ask the kernel for more than its network", {
+        let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::empty());
+        errno(socket(kind.0, kind.1, kind.2, SockProtocol::NetlinkGeneric).map(drop))
+    });
+    tell("connect to a socket without a file", {
+        let name = UnixAddr::from_abstract_name(format!("pullgate-attempt-{port}"));
+        name.and_then(|name| UnixStream::connect_addr(&name))
+            .map(drop)
+    });
+    tell("put another protocol over a connection", {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP));
+        socket.and_then(|socket| {
+            let put = setsockopt(&socket, TcpUlp::default(), b"tls");
+            // It was let through, and the kernel looked for it.
+            let is_asked = |error: &Errno| matches!(error, Errno::ENOENT | Errno::ENOTCONN);
+            put.or_else(|error| {
+                if is_asked(&error) {
+                    Ok(())
+                } else {
+                    Err(error.into())
+                }
+            })
+        })
     });
     tell("make a namespace", errno(unshare(CloneFlags::CLONE_NEWUTS)));
     tell("touch a link", touch_a_link());

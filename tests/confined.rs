@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
 
 use tests::gate::{blog, shop};
@@ -21,6 +23,8 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     // Whoever may connect finds somebody.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let name = SocketAddr::from_abstract_name(format!("pullgate-attempt-{port}")).unwrap();
+    let _abstract = UnixListener::bind_addr(&name).unwrap();
 
     rig.append("\n[filter]\ninterfaces = [\"wan0\"]\n");
 
@@ -58,7 +62,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "write a status socket's directory",
             ],
         };
-        assert_eq!(told.len(), 20, "{text}");
+        assert_eq!(told.len(), 23, "{text}");
         for (what, answer) in &told {
             assert_eq!(
                 *answer == "yes",

@@ -155,11 +155,15 @@ fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {
 }
 
 fn confine_files(reach: &Reach) -> Result<u8, RulesetError> {
+    let scope = match reach.abstract_sockets {
+        true => BitFlags::from(Scope::Signal),
+        false => Scope::Signal | Scope::AbstractUnixSocket,
+    };
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::BindTcp)?
-        .scope(Scope::Signal)?;
+        .scope(scope)?;
     if matches!(reach.connect, Ports::These(_)) {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }

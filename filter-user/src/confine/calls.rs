@@ -40,6 +40,22 @@ pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
         let is_fast_open = SeccompCmpOp::MaskedEq(word(libc::MSG_FASTOPEN));
         rules.insert(call, vec![rule(flags, is_fast_open, 0)?]);
     }
+    // No other protocol is put over a connection, in the kernel: rustls speaks TLS.
+    rules.insert(
+        libc::SYS_setsockopt,
+        vec![
+            rule(1, SeccompCmpOp::Ne, word(libc::IPPROTO_TCP))?,
+            rule(2, SeccompCmpOp::Ne, word(libc::TCP_ULP))?,
+        ],
+    );
+    // Nothing is typed for whoever sits at a terminal.
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![SeccompRule::new(vec![
+            condition(1, SeccompCmpOp::Ne, TIOCSTI)?,
+            condition(1, SeccompCmpOp::Ne, TIOCLINUX)?,
+        ])?],
+    );
     // A filter cannot see the flags of clone3(2); libraries fall back to clone(2) where it is missing.
     apply_filter(&without(&[libc::SYS_clone3], ENOSYS)?)?;
     apply_filter(&compile(
@@ -74,7 +90,13 @@ fn compile(
 /// Status sockets and the kernel's tables for all; the network for who listens or fetches, and
 /// datagrams only for who looks names up.
 fn sockets(reach: &Reach) -> Result<Vec<SeccompRule>, Error> {
-    let mut rules = equal(0, &[libc::AF_UNIX, libc::AF_NETLINK])?;
+    let mut rules = equal(0, &[libc::AF_UNIX])?;
+    for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG] {
+        rules.push(SeccompRule::new(vec![
+            condition(0, SeccompCmpOp::Eq, word(libc::AF_NETLINK))?,
+            condition(2, SeccompCmpOp::Eq, word(protocol))?,
+        ])?);
+    }
     let mut kinds = Vec::new();
     if reach.has(Role::Ranges) || !reach.bind.is_empty() {
         // By name, for landlock knows no other protocol of streams.
@@ -122,7 +144,7 @@ fn word(value: c_int) -> u64 {
 }
 
 /// What the runtime, its threads, files, sockets and clocks take.
-const COMMON: [c_long; 104] = [
+const COMMON: [c_long; 102] = [
     // Memory and threads.
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -182,7 +204,6 @@ const COMMON: [c_long; 104] = [
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_fcntl,
-    libc::SYS_ioctl,
     libc::SYS_pipe2,
     libc::SYS_eventfd2,
     libc::SYS_epoll_create1,
@@ -227,7 +248,6 @@ const COMMON: [c_long; 104] = [
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
@@ -273,6 +293,9 @@ const PRCTL: [c_int; 4] = [
 ];
 /// clone(2): every flag that asks for a new namespace.
 const NAMESPACES: u64 = 0x7e02_0080;
+/// ioctl_tty(2), whose types are not the same everywhere.
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
 /// socket(2): the type without the flags beside it.
 const TYPE_MASK: c_int = 0xf;
 const EPERM: u32 = libc::EPERM.cast_unsigned();

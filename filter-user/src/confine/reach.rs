@@ -22,6 +22,8 @@ pub struct Reach {
     pub(super) bind: BTreeSet<u16>,
     /// TCP ports to connect to.
     pub(super) connect: Ports,
+    /// Whether UNIX sockets without a file may be connected to.
+    pub(super) abstract_sockets: bool,
 }
 
 /// TCP ports.
@@ -34,6 +36,15 @@ pub(super) enum Ports {
 }
 
 impl Reach {
+    /// The same, with UNIX sockets that have no file: a service manager may listen at one.
+    #[must_use]
+    pub fn with_abstract_sockets(self, abstract_sockets: bool) -> Self {
+        Self {
+            abstract_sockets,
+            ..self
+        }
+    }
+
     /// What these roles need, with the configuration in `file`.
     #[must_use]
     pub fn of(file: &Path, config: &Config, roles: &[Role]) -> Self {
@@ -43,6 +54,7 @@ impl Reach {
             write: BTreeSet::new(),
             bind: BTreeSet::new(),
             connect: Ports::These(BTreeSet::new()),
+            abstract_sockets: false,
         };
         reach.reads(file);
         reach.writes(&config.paths.run);

@@ -74,6 +74,12 @@ pub(super) fn store(sockets: &[TcpListener]) {
     }
 }
 
+/// Whether the service manager listens at a socket without a file (sd_notify(3)).
+pub(super) fn is_abstract() -> bool {
+    let address = std::env::var_os("NOTIFY_SOCKET");
+    address.is_some_and(|address| address.as_bytes().starts_with(b"@"))
+}
+
 fn tell(message: &[u8], sockets: &[TcpListener]) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else {
         return;

@@ -108,7 +108,8 @@ impl Plan {
 
     /// Gives up what the plan does not need; the directories are there by now.
     pub(super) fn confine(&mut self, file: &Path) -> Result<(), StartError> {
-        let reach = Reach::of(file, &self.config.borrow(), &self.roles);
+        let reach = Reach::of(file, &self.config.borrow(), &self.roles)
+            .with_abstract_sockets(notify::is_abstract());
         self.confined = Some(confine::enter(reach)?);
         Ok(())
     }

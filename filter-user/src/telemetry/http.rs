@@ -5,10 +5,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,10 +62,8 @@ impl Listener {
     ///
     /// Returns the operating system's error.
     pub fn unix(path: &Path) -> io::Result<Self> {
-        let listener = super::admin::bind(path)?;
-        // Whoever may enter the directory may ask.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
-        Ok(Self::Unix(listener))
+        // Its mode is that of a status socket: the role's user and group may ask.
+        super::admin::bind(path).map(Self::Unix)
     }
 
     /// Answers every client. If there are too many, the one that has been silent for longest makes
