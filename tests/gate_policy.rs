@@ -279,6 +279,7 @@ fn what_could_be_better_is_named() {
         "no certificate of this host is for `unnamed.example`",
         "this certificate is also for `blog.example`, whose terms differ",
         "serves `shop.example` as well, whose terms differ",
+        "any user of this host can listen on 127.0.0.1:8080",
         "the web server listens on 0.0.0.0:8080 too",
         "a revocation list expired 4 days ago",
         "the certificate expires in 2",
@@ -290,6 +291,18 @@ fn what_could_be_better_is_named() {
         text.contains(":17: `gate.host.trust`: Cloudflare's shared CA"),
         "{text}"
     );
+
+    // No other user takes a socket's place in its directory, or has the web server's certificate.
+    for safe in [
+        "upstream = \"unix:@DIR@/web.sock\"",
+        "upstream_tls = { name = \"inner.example\", ca_file = \"@PKI@/web-ca.pem\" }",
+    ] {
+        rig.configure("", &[&tests::gate::shop(safe)]);
+        let output = rig.pullgate(&["check"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        assert!(!text.contains("any user of this host"), "{safe}: {text}");
+    }
 }
 
 const UNKNOWN_CA: &str = "alert UnknownCA, UnknownIssuer";

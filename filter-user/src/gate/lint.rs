@@ -136,6 +136,7 @@ pub(super) fn judge(config: &Gate, policies: &[Arc<Policy>], now: UnixTime) -> V
         lints.extend(trust(host));
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
+        lints.extend(open_port(host));
     }
     // One line for each host that shares with others, not for each pair.
     for (index, (second, other)) in config.hosts.iter().zip(policies).enumerate() {
@@ -324,6 +325,24 @@ fn shared_upstream(first: &Host, second: &Host) -> Option<Lint> {
     })
 }
 
+/// A port that any user of this host may listen on, while the web server does not: what clients send
+/// then goes there, unless the upstream has to show a certificate.
+fn open_port(host: &Host) -> Option<Lint> {
+    let upstream = &host.upstream.value;
+    let Target::Tcp(address) = upstream.target else {
+        return None;
+    };
+    let is_open = address.ip().is_loopback() && address.port() >= UNPRIVILEGED;
+    (is_open && upstream.tls.is_none()).then(|| {
+        let text = format_args!(
+            "while the web server is down, any user of this host can listen on {address} and is \
+             sent what clients send; let it listen on a UNIX socket in a directory of its own, and \
+             write `upstream = \"unix:/…\"`"
+        );
+        Lint::new(host, "upstream-port-open", &host.upstream.place, text)
+    })
+}
+
 /// Whether a certificate for these names is one for that name (RFC 9525 §6.3).
 fn covers(names: &[String], wanted: &Name) -> bool {
     let wildcard = match wanted {
@@ -341,6 +360,8 @@ fn covers(names: &[String], wanted: &Name) -> bool {
 const CERTIFICATE_DAYS: i64 = 14;
 /// Replacing a CA takes longer: both sides change.
 const AUTHORITY_DAYS: i64 = 180;
+/// The first port that needs no privilege: `net.ipv4.ip_unprivileged_port_start`, unless it was set.
+const UNPRIVILEGED: u16 = 1024;
 /// A list's end is announced from the last quarter of its life on.
 const CRL_LAST_PART: i64 = 4;
 /// In seconds.
