@@ -1,7 +1,6 @@
 //! `cargo xtask setup`: whatever the other commands need. Costs nothing if nothing is missing.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -77,6 +76,8 @@ pub(crate) fn debian() -> anyhow::Result<()> {
     make.args([
         "--variant=minbase",
         "--include=ca-certificates,systemd",
+        "--keyring",
+        KEYRING,
         DEBIAN,
     ]);
     exec(make.arg(&unfinished).arg(archive))?;
@@ -154,24 +155,25 @@ fn install_packages(wanted: &[&str]) -> anyhow::Result<()> {
     }
 
     exec(Command::new(update[0]).args(&update[1..]))?;
-    // The lab starts web servers of its own; those of the distribution shall stay as they are.
-    let policy = Path::new("/usr/sbin/policy-rc.d");
-    let forbid_starts = !policy.exists();
-    if forbid_starts {
-        fs::write(policy, "#!/bin/sh\nexit 101\n").context("policy-rc.d")?;
-        fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).context("policy-rc.d")?;
-    }
-    let installed = exec(
-        Command::new(install[0])
-            .args(&install[1..])
+    exec(
+        Command::new("sh")
+            .args(["-c", WITHOUT_STARTS, "sh"])
+            .args(install)
             .args(missing)
             .env("DEBIAN_FRONTEND", "noninteractive"),
-    );
-    if forbid_starts {
-        fs::remove_file(policy).context("policy-rc.d")?;
-    }
-    installed
+    )
 }
+
+/// Installs, and starts no service: the lab starts web servers of its own, and those of the
+/// distribution stay as they are. However it ends, the policy goes with it.
+const WITHOUT_STARTS: &str = "\
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        trap 'rm -f $policy' EXIT
+        trap 'exit 130' HUP INT TERM
+        printf '#!/bin/sh\\nexit 101\\n' >$policy && chmod 755 $policy || exit 1
+    fi
+    \"$@\"";
 
 /// The packages that dpkg does not call installed.
 fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
@@ -191,6 +193,8 @@ fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
         .collect()
 }
 
+/// Who signs the archive: debian-archive-keyring.
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The one that the package is made for.
 const DEBIAN: &str = "bookworm";
 /// The newest that builds with the LLVM inside the pinned toolchain.

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::exec::{exec, root, say, shown};
-use crate::setup;
+use crate::setup::{self, KEYRING};
 
 /// A kernel of the matrix, as `tests/vm/kernels` describes it.
 struct Kernel<'a> {
@@ -417,8 +417,6 @@ const KERNELS: &str = include_str!("../../tests/vm/kernels");
 const INIT: &str = include_str!("../../tests/vm/guest/init");
 const AGENT: &str = include_str!("../../tests/vm/guest/agent");
 const AGENT_UNIT: &str = include_str!("../../tests/vm/guest/agent.service");
-/// Who signs the archive: debian-archive-keyring.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Bytes of the file system; most of it is a hole.
 const IMAGE: u64 = 1536 << 20;
 /// What is in the Debian besides its essential packages.
