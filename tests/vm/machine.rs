@@ -217,8 +217,23 @@ impl<'a> Machine<'a> {
 }
 
 impl Running {
-    /// Switches the machine on, and returns when its agent answers.
+    /// Boots. Now and then the emulator trips over a kernel that patches its own code while another
+    /// processor runs it (an int3 where none is any more, QEMU 7.2 without KVM): that says nothing of
+    /// what is tested, so it is said aloud and booted again.
     fn start(network: &Network, arguments: &[String]) -> anyhow::Result<Self> {
+        for _ in 1..BOOTS {
+            match Self::start_once(network, arguments) {
+                Err(error) if format!("{error:#}").contains("Oops: int3") => {
+                    println!("  the emulator broke the kernel's boot (int3); once more");
+                }
+                started => return started,
+            }
+        }
+        Self::start_once(network, arguments)
+    }
+
+    /// Switches the machine on, and returns when its agent answers.
+    fn start_once(network: &Network, arguments: &[String]) -> anyhow::Result<Self> {
         let log = fs::File::create(network.path("qemu.log"))?;
         let mut qemu = Command::new("nsenter");
         // Ctrl-C is for us.
@@ -391,6 +406,8 @@ pub(crate) fn colons(mac: [u8; 6]) -> String {
 
 /// Ends a file; no line of it says so.
 const END: &str = "END OF FILE";
+/// Boots that the emulator may break, and one more.
+const BOOTS: u32 = 3;
 /// For a boot, a script, and anything to come about: the host may stall a machine for half a minute.
 const BOOT: Duration = Duration::from_secs(300);
 const SCRIPT: Duration = Duration::from_secs(300);
