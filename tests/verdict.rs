@@ -6,6 +6,7 @@ use aya::programs::{SchedClassifier, Xdp};
 use filter_ebpf::abi;
 use filter_ebpf::cases::{Table, cases};
 use filter_ebpf::verdict::{Reason, Verdict};
+use pullgate::xdp::uninterrupted;
 use tests::lab::{CASE_RULES, XDP_DROP, XDP_PASS, judge};
 use tests::{Lab, Plan};
 
@@ -32,16 +33,19 @@ fn every_variant_passes_the_verifier() {
     for name in [abi::PROGRAM, abi::PROGRAM_LINEAR] {
         let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
         if name == abi::PROGRAM && !pullgate::kernel::is_at_least((5, 18)) {
-            assert!(program.load().is_err(), "{name}: an unknown flag");
+            assert!(
+                uninterrupted(|| program.load()).is_err(),
+                "{name}: an unknown flag"
+            );
             continue;
         }
-        program.load().unwrap();
+        uninterrupted(|| program.load()).unwrap();
         assert_eq!(judge(program, &[0; 64]), XDP_PASS, "{name}: not IP");
         assert_eq!(judge(program, &[8; 14]), XDP_PASS, "{name}: not IP");
     }
     let name = abi::PROGRAM_TCX;
     let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-    program.load().unwrap();
+    uninterrupted(|| program.load()).unwrap();
 }
 
 fn agrees(table: Table, settings: &'static str) {

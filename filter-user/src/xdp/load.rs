@@ -127,7 +127,7 @@ impl Program {
         let program = self.ebpf.program_mut(name);
         let program = program.ok_or(XdpError::Missing { name })?;
         let program: &mut SchedClassifier = program.try_into().map_err(XdpError::Load)?;
-        match program.load() {
+        match uninterrupted(|| program.load()) {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
             Err(error) => Err(refused(error)),
         }
@@ -165,12 +165,14 @@ pub(super) fn total(counters: &PerCpuArray<MapData, u64>, slot: u32) -> Result<u
 
 /// Loads the XDP program for frames of several buffers or, on old kernels, of one.
 fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
-    match xdp(ebpf, abi::PROGRAM)?.load() {
+    let program = xdp(ebpf, abi::PROGRAM)?;
+    match uninterrupted(|| program.load()) {
         Ok(()) => return Ok(abi::PROGRAM),
         Err(error) if errno(&error) == Some(Errno::INVAL) => {}
         Err(error) => return Err(refused(error)),
     }
-    match xdp(ebpf, abi::PROGRAM_LINEAR)?.load() {
+    let program = xdp(ebpf, abi::PROGRAM_LINEAR)?;
+    match uninterrupted(|| program.load()) {
         Ok(()) => {
             LINEAR.call_once(|| {
                 warn!(
@@ -183,6 +185,28 @@ fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
         // empty.
         Err(error) => Err(refused(error)),
     }
+}
+
+/// Loads a program, again if a signal ended the verifier's work.
+///
+/// The verifier returns EAGAIN as soon as a signal is pending (kernel/bpf/verifier.c, `do_check`),
+/// also for one that stops the machine for a snapshot. libbpf tries five times.
+///
+/// # Errors
+///
+/// Returns what `load` last returned.
+pub fn uninterrupted(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load() {
+            Err(error) if errno(&error) == Some(Errno::AGAIN) => {
+                debug!("a signal interrupted the verifier; loading the program again");
+            }
+            outcome => return outcome,
+        }
+    }
+    load()
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, XdpError> {
@@ -329,6 +353,8 @@ pub(super) fn pin_error(pin: &Path, error: &dyn std::error::Error) -> XdpError {
 
 /// Once a process: every interface has a program.
 static LINEAR: Once = Once::new();
+/// How often a program is loaded until signals are taken for the cause.
+const LOAD_ATTEMPTS: usize = 10;
 /// Lines of the verifier's log in an error, and characters.
 const LAST_WORDS: usize = 3;
 const WORDS_MAX: usize = 600;
@@ -339,6 +365,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fi
 
 #[cfg(test)]
 mod tests {
+    use aya::sys::SyscallError;
+
     use super::*;
 
     #[test]
@@ -354,5 +382,43 @@ mod tests {
         );
         assert_eq!(last_words(""), "");
         assert_eq!(last_words(&"x".repeat(10_000)).len(), WORDS_MAX);
+    }
+
+    #[test]
+    fn a_load_that_a_signal_interrupts_is_tried_again() {
+        let mut attempts = 0;
+
+        let loaded = uninterrupted(|| {
+            attempts += 1;
+            match attempts {
+                1 | 2 => Err(interrupted(Errno::AGAIN)),
+                _ => Ok(()),
+            }
+        });
+
+        assert!(loaded.is_ok());
+        assert_eq!(attempts, 3);
+    }
+
+    #[test]
+    fn a_load_that_fails_for_good_is_not_tried_for_ever() {
+        for (errno, expected) in [(Errno::AGAIN, LOAD_ATTEMPTS), (Errno::INVAL, 1)] {
+            let mut attempts = 0;
+
+            let loaded = uninterrupted(|| {
+                attempts += 1;
+                Err(interrupted(errno))
+            });
+
+            assert!(loaded.is_err());
+            assert_eq!(attempts, expected, "{errno:?}");
+        }
+    }
+
+    fn interrupted(errno: Errno) -> ProgramError {
+        ProgramError::SyscallError(SyscallError {
+            call: "BPF_PROG_LOAD",
+            io_error: errno.into(),
+        })
     }
 }

@@ -163,14 +163,13 @@ impl Pins {
 
     /// Removes every pin of interfaces that are not among `names`; their links are thereby detached.
     pub(super) fn keep_only(&self, names: &[&str]) -> Result<(), XdpError> {
-        let escaped: Vec<_> = names.iter().map(|name| escape(name)).collect();
         let mut pins = list(&self.directory)?;
         pins.sort_by_key(|pin| !is_link(pin));
         for pin in pins {
-            let Some((_, interface)) = name(&pin).split_once('-') else {
+            let Some((_, interface)) = parts(&pin) else {
                 continue;
             };
-            if escaped.iter().any(|name| name == interface) {
+            if names.contains(&interface.as_str()) {
                 continue;
             }
             if is_link(&pin) {
@@ -183,9 +182,8 @@ impl Pins {
 
     /// Removes every pin of an interface; its link is thereby detached.
     pub(super) fn remove_of(&self, interface: &str) -> Result<(), XdpError> {
-        let suffix = format!("-{}", escape(interface));
         let mut pins = list(&self.directory)?;
-        pins.retain(|pin| name(pin).ends_with(&suffix));
+        pins.retain(|pin| parts(pin).is_some_and(|(_, name)| name == interface));
         pins.sort_by_key(|pin| !is_link(pin));
         pins.iter().try_for_each(|pin| remove(pin))
     }
@@ -253,11 +251,9 @@ impl Pins {
                 to = new,
                 "the interface was renamed, its pins follow"
             );
-            let escaped = escape(&old);
             for pin in list(&self.directory)? {
-                // The whole name: `lan` is not `br-lan`.
-                if let Some((kind, interface)) = name(&pin).split_once('-')
-                    && interface == escaped
+                if let Some((kind, interface)) = parts(&pin)
+                    && interface == old
                 {
                     let place = self.directory.join(format!("{kind}-{}", escape(new)));
                     fs::rename(&pin, &place).map_err(blame(&place))?;
@@ -287,10 +283,9 @@ impl Pins {
             Stay::Pinned => self.interfaces()?,
             Stay::OnTrial => {
                 let pins = list(&self.staging().directory)?;
-                let names = pins
-                    .iter()
-                    .filter_map(|pin| name(pin).strip_prefix("program-"));
-                names.map(unescape).collect()
+                let parts = pins.iter().filter_map(|pin| parts(pin));
+                let programs = parts.filter(|(kind, _)| *kind == PROGRAM);
+                programs.map(|(_, interface)| interface).collect()
             }
         };
         names.sort_unstable();
@@ -301,8 +296,8 @@ impl Pins {
     pub(super) fn interfaces(&self) -> Result<Vec<String>, XdpError> {
         let pins = list(&self.directory)?;
         let links = pins.iter().filter(|pin| is_link(pin));
-        let names = links.filter_map(|link| name(link).split_once('-'));
-        Ok(names.map(|(_, interface)| unescape(interface)).collect())
+        let parts = links.filter_map(|link| parts(link));
+        Ok(parts.map(|(_, interface)| interface).collect())
     }
 }
 
@@ -419,7 +414,7 @@ fn remove_directory(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
 }
 
 fn program(directory: &Path, interface: &str) -> PathBuf {
-    directory.join(format!("program-{}", escape(interface)))
+    directory.join(format!("{PROGRAM}-{}", escape(interface)))
 }
 
 /// bpffs has no dots in names, and sections do; no other part of their names matters.
@@ -432,9 +427,10 @@ fn escape(interface: &str) -> String {
     interface.replace('.', "%2e")
 }
 
-/// The inverse of [`escape`].
-fn unescape(interface: &str) -> String {
-    interface.replace("%2e", ".")
+/// What an interface's pin is, and the interface: its whole name, for `lan` is not `br-lan`.
+fn parts(pin: &Path) -> Option<(&str, String)> {
+    let (kind, interface) = name(pin).split_once('-')?;
+    Some((kind, interface.replace("%2e", ".")))
 }
 
 /// A pin's name; all of ours are text.
@@ -445,8 +441,7 @@ fn name(pin: &Path) -> &str {
 
 /// Whether a pin's name is that of a link.
 fn is_link(pin: &Path) -> bool {
-    let prefix = name(pin).split_once('-');
-    prefix.is_some_and(|(rung, _)| Rung::ALL.iter().any(|r| r.label() == rung))
+    parts(pin).is_some_and(|(kind, _)| Rung::ALL.iter().any(|rung| rung.label() == kind))
 }
 
 /// Removes one pin: a link is detached by it.
@@ -468,6 +463,8 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     paths.collect()
 }
 
+/// What the pins of programs are called.
+const PROGRAM: &str = "program";
 /// In the place of an interface's name, for the program that waits for the next one: no interface
 /// has a percent sign in its name.
 pub(super) const SPARE: &str = "%spare";
@@ -475,3 +472,36 @@ pub(super) const SPARE: &str = "%spare";
 const ROOT: u32 = 0;
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_is_let_go_of_without_those_whose_names_end_alike() {
+        let directory = tempfile::tempdir().unwrap();
+        let pins = Pins::at(directory.path());
+        fs::create_dir(&pins.directory).unwrap();
+        for interface in ["lan", "br-lan", "lan.5", "br-lan.5"] {
+            for pin in [
+                pins.link(Rung::Native, interface),
+                pins.program(interface),
+                pins.of_interface(abi::COUNTERS, interface),
+            ] {
+                fs::write(pin, "").unwrap();
+            }
+        }
+
+        pins.remove_of("lan").unwrap();
+        assert_eq!(
+            pins.interfaces_in_force(Stay::Pinned).unwrap(),
+            ["br-lan", "br-lan.5", "lan.5"]
+        );
+        assert!(!pins.program("lan").exists());
+        assert!(pins.program("br-lan").exists());
+
+        pins.keep_only(&["lan", "br-lan.5"]).unwrap();
+        assert_eq!(pins.interfaces().unwrap(), ["br-lan.5"]);
+        assert_eq!(list(&pins.directory).unwrap().len(), 3);
+    }
+}
