@@ -6,6 +6,8 @@
 mod checks;
 #[path = "vm/machine.rs"]
 mod machine;
+#[path = "vm/tunnels.rs"]
+mod tunnels;
 #[path = "vm/visitors.rs"]
 mod visitors;
 

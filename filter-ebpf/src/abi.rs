@@ -30,7 +30,7 @@ pub const EVENTS: &str = "EVENTS";
 pub const SHARED_MAPS: [&str; 5] = [ACTIVE, CREDIT, RANGES_V4, RANGES_V6, EVENTS];
 
 /// Per-CPU `u64` counters of one interface, one per
-/// [`counter_index`](crate::verdict::Judgement::counter_index).
+/// [`slot`](crate::verdict::Judgement::slot).
 pub const COUNTERS: &str = "COUNTERS";
 /// `u64` counters, as [`COUNTERS`]: what test runs have added to them. The program never looks.
 pub const EXPLAINED: &str = "EXPLAINED";

@@ -7,7 +7,7 @@ use std::string::{String, ToString as _};
 use std::vec::Vec;
 use std::{format, vec};
 
-pub use self::packet::{Packet, ethernet};
+pub use self::packet::{Packet, ethernet, gre, session};
 use crate::verdict::Reason::{
     Allowed, ChainTooLong, Denied, Fragment, Listed, Malformed, NotIp, NotListed, NotTcp,
     OtherDestination, OtherPort, TooManyTags,
@@ -227,11 +227,115 @@ fn default_cases(family: &Family, cases: &mut Vec<Case>) {
     let udp = |s, d| Packet::udp(s, d, 443).fragment(1, false);
     rows.both("later fragment of UDP", udp, Pass(NotTcp), Pass(NotTcp));
 
+    for inner in &FAMILIES {
+        nested_cases(&mut rows, inner);
+    }
     if is_v4 {
         v4_cases(&mut rows);
     } else {
         v6_cases(&mut rows);
     }
+}
+
+/// Packets of one family inside of packets of the other or the same: the innermost is judged, and
+/// nothing of what is around it.
+fn nested_cases(rows: &mut Rows<'_>, inner: &Family) {
+    let (protocol, ethertype) = match inner.name {
+        "IPv4" => (4, 0x0800),
+        _ => (41, 0x86dd),
+    };
+    let (no, yes) = (Drop(NotListed), Pass(Listed));
+    let destination = address(inner.origin);
+    let syn = |source: &str| Packet::tcp(address(source), destination, 443);
+    let name = inner.name;
+    let mut both = |what: &str, payload: (u8, Vec<u8>), verdict| {
+        let (protocol, payload) = payload;
+        let outer = |s, d| Packet::carrying(s, d, protocol, payload.clone());
+        rows.both(&format!("{what} ({name} inside)"), outer, verdict, verdict);
+    };
+
+    for (who, source, verdict) in [
+        ("a stranger's", inner.stranger, no),
+        ("a listed", inner.listed, yes),
+        ("an allowed", inner.allowed, Pass(Allowed)),
+        ("a denied", inner.denied, Drop(Denied)),
+    ] {
+        let bare = syn(source).bare();
+        both(&format!("{who} SYN"), (protocol, bare.clone()), verdict);
+        for flags in [0, 0x2000, 0xb000] {
+            let what = format!("{who} SYN in GRE {flags:#x}");
+            both(&what, (47, gre(flags, ethertype, &bare)), verdict);
+        }
+        let twice = Packet::carrying(address(source), destination, protocol, bare);
+        both(
+            &format!("{who} SYN twice"),
+            (protocol, twice.bare()),
+            verdict,
+        );
+    }
+    let stranger = syn(inner.stranger);
+    let elsewhere = Packet::tcp(address(inner.stranger), destination, 80).bare();
+    both("SYN to 80", (protocol, elsewhere), Pass(OtherPort));
+    let udp = Packet::udp(address(inner.stranger), destination, 443).bare();
+    both("UDP", (protocol, udp), Pass(NotTcp));
+    for (flags, ethertype) in [(1, 0x880b), (0x4000, ethertype), (0, 0x6558)] {
+        let what = format!("GRE {flags:#x} of {ethertype:#x}");
+        let payload = gre(flags, ethertype, &stranger.bare());
+        both(&what, (47, payload), Pass(NotTcp));
+    }
+    if inner.name == "IPv4" {
+        let redirected = [&[0; 4], stranger.bare().as_slice()].concat();
+        both("SYN in WCCP", (47, gre(0, 0x883e, &stranger.bare())), no);
+        both(
+            "SYN in WCCP of version 2",
+            (47, gre(0, 0x883e, &redirected)),
+            no,
+        );
+    }
+    let mut options = stranger.clone();
+    options = match inner.name {
+        "IPv4" => options.options(&[1; 4]),
+        _ => options.extension(60, &[0, 1, 4, 0, 0, 0, 0]),
+    };
+    both("SYN behind options", (protocol, options.bare()), no);
+    let later = stranger.clone().fragment(1, false).bare();
+    both("later fragment", (protocol, later), Drop(Fragment));
+    let tcp = stranger.clone().cut(3).bare();
+    both("cut inside the ports", (protocol, tcp), Drop(Malformed));
+    both("nothing", (protocol, Vec::new()), Drop(Malformed));
+    both(
+        "GRE of nothing",
+        (47, gre(0, ethertype, &[])),
+        Drop(Malformed),
+    );
+    both("GRE of three bytes", (47, vec![0; 3]), Drop(Malformed));
+
+    // Deeper than is looked, the source of the last that is looked at decides.
+    for (source, verdict) in [
+        (inner.stranger, Drop(ChainTooLong)),
+        (inner.listed, Pass(ChainTooLong)),
+    ] {
+        let mut packet = stranger.clone();
+        for _ in 0..2 {
+            packet = Packet::carrying(address(source), destination, protocol, packet.bare());
+        }
+        both(
+            &format!("SYN thrice, from {source}"),
+            (protocol, packet.bare()),
+            verdict,
+        );
+    }
+
+    // The packet ends with what holds it, though the frame goes on.
+    let bare = stranger.bare();
+    let behind = |s, d| {
+        let packet = Packet::carrying(s, d, protocol, bare[..bare.len() - 18].to_vec());
+        packet.trailer(&bare[bare.len() - 18..])
+    };
+    let what = format!("ports behind the packet ({name} inside)");
+    rows.both(&what, behind, Drop(Malformed), Drop(Malformed));
+    let first = |s, d| Packet::carrying(s, d, protocol, bare.clone()).fragment(0, true);
+    rows.both(&format!("first fragment ({name} inside)"), first, no, no);
 }
 
 fn v4_cases(rows: &mut Rows<'_>) {
@@ -267,6 +371,9 @@ fn v4_cases(rows: &mut Rows<'_>) {
         Drop(Malformed),
     );
 
+    for family in &FAMILIES {
+        session_cases(rows.cases, family);
+    }
     for (what, frame, verdict) in [
         ("ARP", ethernet(0x0806, &[0; 28]), Pass(NotIp)),
         ("LLDP", ethernet(0x88cc, &[0; 28]), Pass(NotIp)),
@@ -290,6 +397,62 @@ fn v4_cases(rows: &mut Rows<'_>) {
     ] {
         rows.cases.push(Case {
             description: what.into(),
+            frame,
+            verdict,
+        });
+    }
+}
+
+/// Frames of a PPPoE session.
+fn session_cases(cases: &mut Vec<Case>, family: &Family) {
+    let protocol = match family.name {
+        "IPv4" => 0x21,
+        _ => 0x57,
+    };
+    let destination = address(family.origin);
+    let syn = |source| Packet::tcp(address(source), destination, 443);
+    let stranger = syn(family.stranger);
+    let (inner, outer) = (stranger.bare(), address(family.listed));
+    let tunnel = Packet::carrying(
+        outer,
+        destination,
+        if protocol == 0x21 { 4 } else { 41 },
+        inner,
+    );
+    let mut short = session(&[0, protocol], &stranger.bare());
+    // The session's length ends the packet in front of its ports.
+    short[19] = u8::try_from(stranger.bare().len() - 18).unwrap_or(0);
+    for (what, frame, verdict) in [
+        (
+            "SYN",
+            session(&[0, protocol], &stranger.bare()),
+            Drop(NotListed),
+        ),
+        (
+            "SYN, short protocol",
+            session(&[protocol], &stranger.bare()),
+            Drop(NotListed),
+        ),
+        (
+            "SYN, listed",
+            session(&[0, protocol], &syn(family.listed).bare()),
+            Pass(Listed),
+        ),
+        (
+            "SYN in a tunnel",
+            session(&[0, protocol], &tunnel.bare()),
+            Drop(NotListed),
+        ),
+        ("SYN, cut by the session", short, Drop(Malformed)),
+        ("LCP", session(&[0xc0, 0x21], &[0; 8]), Pass(NotIp)),
+        (
+            "nothing",
+            ethernet(0x8864, &[0x11, 0, 0, 1]),
+            Drop(Malformed),
+        ),
+    ] {
+        cases.push(Case {
+            description: format!("PPPoE, {} {what}", family.name),
             frame,
             verdict,
         });
@@ -323,6 +486,18 @@ fn v6_cases(rows: &mut Rows<'_>) {
     );
     let routing = |s, d| syn(s, d).extension(43, &[0, 0, 0, 0, 0, 0, 0]);
     rows.both("SYN, routing header", routing, no, yes);
+    // SRv6: the last segment's address is in the destination, and a packet may be behind.
+    let segments = |s, d| {
+        let inner = Packet::tcp(
+            address(FAMILIES[0].stranger),
+            address(FAMILIES[0].origin),
+            443,
+        );
+        let mut header = vec![2, 4, 0, 0, 0, 0, 0];
+        header.resize(23, 0);
+        Packet::carrying(s, d, 4, inner.bare()).extension(43, &header)
+    };
+    rows.both("SYN behind an SRv6 header", segments, no, no);
     let authentication = [
         4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ];

@@ -16,10 +16,11 @@ extern crate std;
 pub mod abi;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
+pub mod nested;
 pub mod packet;
 pub mod table;
 pub mod verdict;
 
 pub use crate::packet::{Frame, Headers};
 pub use crate::table::{Class, Ranges};
-pub use crate::verdict::{Family, Judgement, Reason, Settings, Verdict, decide};
+pub use crate::verdict::{Family, Judgement, Reason, Settings, Slot, Verdict, decide};

@@ -15,7 +15,9 @@ fn main() -> std::process::ExitCode {
     reason = "the macros pass the context by value"
 )]
 mod program {
+    use core::ffi::c_void;
     use core::net::{IpAddr, Ipv6Addr};
+    use core::ptr;
 
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
     use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
@@ -27,7 +29,8 @@ mod program {
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
     };
     use filter_ebpf::table::{self, ABSENT, Chunk, Class, Node, Table, Tree};
-    use filter_ebpf::{Frame, Ranges, Settings, Verdict, decide, verdict};
+    use filter_ebpf::verdict::{self, decide_nested, decide_plain};
+    use filter_ebpf::{Frame, Ranges, Settings, Slot};
 
     #[btf_map]
     static RANGES_V4: Nodes = Array::new();
@@ -79,11 +82,7 @@ mod program {
             // If it fails there is less to look at, which is no way around us.
             ctx.pull_data(wanted).ok();
         }
-        // SAFETY: the context is the kernel's, and valid while the program runs.
-        let interface = || unsafe { (*ctx.skb.skb).ifindex };
-        let (fate, slot) = judge(&Packet::new(ctx.data(), ctx.data_end()), interface);
-        log(&ctx, slot);
-        match fate {
+        match judge(&ctx) {
             Fate::Drop => TC_ACT_SHOT,
             Fate::Pass => TC_ACT_UNSPEC,
         }
@@ -91,14 +90,83 @@ mod program {
 
     #[inline(always)]
     fn xdp_action(ctx: &XdpContext) -> u32 {
-        // SAFETY: the context is the kernel's, and valid while the program runs.
-        let interface = || unsafe { (*ctx.ctx).ingress_ifindex };
-        let (fate, slot) = judge(&Packet::new(ctx.data(), ctx.data_end()), interface);
-        log(ctx, slot);
-        match fate {
+        match judge(ctx) {
             Fate::Drop => xdp_action::XDP_DROP,
             Fate::Pass => xdp_action::XDP_PASS,
         }
+    }
+
+    /// What the hooks' contexts have in common.
+    trait Hook: EbpfContext + Sized {
+        /// Where the packet's linear part begins and ends.
+        ///
+        /// Read again each time: a compiler that keeps them widens them where they are used, and the
+        /// verifier lets nobody calculate with pointers to a packet's end.
+        fn packet(&self) -> Packet;
+        /// The index of the interface.
+        fn interface(&self) -> u32;
+        /// The context behind the kernel's pointer.
+        fn new(pointer: *mut c_void) -> Self;
+    }
+
+    impl Hook for XdpContext {
+        #[inline(always)]
+        fn new(pointer: *mut c_void) -> Self {
+            Self::new(pointer.cast())
+        }
+
+        #[inline(always)]
+        fn packet(&self) -> Packet {
+            // SAFETY: the context is the kernel's, and valid while the program runs.
+            let ctx = unsafe { &*self.ctx };
+            Packet::new(read(&ctx.data), read(&ctx.data_end))
+        }
+
+        #[inline(always)]
+        fn interface(&self) -> u32 {
+            // SAFETY: the context is the kernel's, and valid while the program runs.
+            unsafe { (*self.ctx).ingress_ifindex }
+        }
+    }
+
+    impl Hook for TcContext {
+        #[inline(always)]
+        fn new(pointer: *mut c_void) -> Self {
+            Self::new(pointer.cast())
+        }
+
+        #[inline(always)]
+        fn packet(&self) -> Packet {
+            // SAFETY: the context is the kernel's, and valid while the program runs.
+            let skb = unsafe { &*self.skb.skb };
+            Packet::new(read(&skb.data), read(&skb.data_end))
+        }
+
+        #[inline(always)]
+        fn interface(&self) -> u32 {
+            // SAFETY: the context is the kernel's, and valid while the program runs.
+            unsafe { (*self.skb.skb).ifindex }
+        }
+    }
+
+    /// Reads a bound of the packet here and now.
+    #[inline(always)]
+    fn read(bound: &u32) -> u32 {
+        // SAFETY: a reference is valid.
+        unsafe { ptr::from_ref(bound).read_volatile() }
+    }
+
+    /// [`decide_nested`] by itself: the verifier walks it once, knowing nothing, and not behind every
+    /// number of VLAN tags.
+    // Cold, hence in the section of the program's other functions: aya finds callees in one only.
+    #[expect(clippy::cast_possible_truncation, reason = "a slot stays one")]
+    #[cold]
+    #[inline(never)]
+    fn nested<H: Hook>(ctx: *mut c_void) -> Slot {
+        let ctx = H::new(ctx);
+        let frame = Reread(&ctx);
+        let Slot(slot) = decide_nested(&frame, &Loaded, &Published).slot();
+        Slot(frame.forgotten(slot as usize) as u32)
     }
 
     /// Tells of every frame, in builds for debugging.
@@ -107,9 +175,9 @@ mod program {
         not(feature = "log"),
         expect(unused_variables, reason = "only builds for debugging say anything")
     )]
-    fn log(ctx: &impl EbpfContext, slot: u32) {
+    fn log(ctx: &impl EbpfContext, slot: Slot) {
         #[cfg(feature = "log")]
-        aya_log_ebpf::debug!(ctx, "a frame is counted in slot {}", slot);
+        aya_log_ebpf::debug!(ctx, "a frame is counted in slot {}", slot.0);
     }
 
     /// What happens to the packet, in whatever words the hook has for it.
@@ -119,31 +187,33 @@ mod program {
     }
 
     #[inline(always)]
-    fn judge(packet: &Packet, interface: impl FnOnce() -> u32) -> (Fate, u32) {
-        let judgement = decide(packet, &Loaded, &Published);
+    fn judge<H: Hook>(ctx: &H) -> Fate {
+        let mut slot = match decide_plain(&ctx.packet(), &Loaded, &Published) {
+            Some(judgement) => judgement.slot(),
+            None => nested::<H>(ctx.as_ptr()),
+        };
+        let is_drop = slot.is_drop();
+        if has(SETTING_MONITOR) {
+            slot = slot.monitored();
+        }
 
-        let index = judgement.counter_index(|| has(SETTING_MONITOR));
-        if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(slot.0) {
             // SAFETY: the slot is this CPU's own, and the hook does not interrupt itself.
             unsafe { *counter += 1 };
         }
-        let fate = match judgement.verdict {
-            Verdict::Pass(_) => Fate::Pass,
-            Verdict::Drop(_) => {
-                sample(packet, index, interface);
-                if has(SETTING_MONITOR) {
-                    Fate::Pass
-                } else {
-                    Fate::Drop
-                }
-            }
-        };
-        (fate, index)
+        log(ctx, slot);
+        if is_drop {
+            sample(ctx, slot);
+        }
+        match slot.is_drop() {
+            true => Fate::Drop,
+            false => Fate::Pass,
+        }
     }
 
     /// Reports a drop, as long as user space grants credit for it.
     #[inline(always)]
-    fn sample(packet: &Packet, index: u32, interface: impl FnOnce() -> u32) {
+    fn sample(ctx: &impl Hook, slot: Slot) {
         let Some(credit) = CREDIT.get_ptr_mut(0) else {
             return;
         };
@@ -154,12 +224,12 @@ mod program {
         }
         // SAFETY: as above. A refill at this moment is lost, or outlives this report.
         unsafe { *credit = left - 1 };
-        report(packet, index, interface());
+        report(&ctx.packet(), slot, ctx.interface());
     }
 
     #[cold]
     #[inline(never)]
-    fn report(packet: &Packet, index: u32, interface: u32) {
+    fn report(packet: &Packet, slot: Slot, interface: u32) {
         // Full if nobody reads: then nobody misses it.
         if let Some(mut event) = EVENTS.reserve(0) {
             let length = (packet.end - packet.start) as u64;
@@ -171,7 +241,7 @@ mod program {
                 *word = u64::from_ne_bytes(*bytes);
             }
             event.write(Event {
-                slot: index,
+                slot: slot.0,
                 interface,
                 length,
                 frame,
@@ -199,14 +269,18 @@ mod program {
 
     impl Packet {
         #[inline(always)]
-        fn new(start: usize, end: usize) -> Self {
-            Self { start, end }
+        fn new(start: u32, end: u32) -> Self {
+            Self {
+                start: start as usize,
+                end: end as usize,
+            }
         }
     }
 
-    impl Frame for Packet {
+    impl Packet {
+        /// [`Frame::bytes`], for as long as the program runs.
         #[inline(always)]
-        fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+        fn outlived<'a, const N: usize>(&self, at: usize) -> Option<&'a [u8; N]> {
             let start = self.start + at;
             if start + N > self.end {
                 return None;
@@ -214,6 +288,31 @@ mod program {
             // SAFETY: the bytes were just checked to lie inside the packet, which nobody else
             // writes to while the program runs; bytes need no alignment, and any are a value.
             Some(unsafe { &*(start as *const [u8; N]) })
+        }
+    }
+
+    impl Frame for Packet {
+        #[inline(always)]
+        fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+            self.outlived(at)
+        }
+    }
+
+    /// A packet whose bounds are read for every header, so that the verifier carries no pointer from
+    /// one to the next.
+    struct Reread<'a, C>(&'a C);
+
+    impl<C: Hook> Frame for Reread<'_, C> {
+        #[inline(always)]
+        fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+            self.0.packet().outlived(at)
+        }
+
+        #[inline(always)]
+        fn forgotten(&self, number: usize) -> usize {
+            // What user space writes there is below 2, which the verifier does not know. Of a sum or
+            // a difference it would keep bounds, of an exclusive or it keeps none.
+            number ^ (ACTIVE.load() >> 1) as usize
         }
     }
 

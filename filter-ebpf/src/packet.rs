@@ -1,8 +1,13 @@
 //! Parsing: the bytes of a frame in, [`Headers`] out. No policy, no maps.
 //!
+//! A frame whose IP header is followed by its transport is read by [`plain`], as fast as can be;
+//! every other one by [`nested::innermost`](crate::nested::innermost), which reads the plain ones
+//! alike.
+//!
 //! All bounds are named below. What the kernel's own stack was seen to answer on 6.18 decides
-//! how far this goes: it strips any number of VLAN tags, walks any number of extension headers
-//! and reassembles fragments, so a parser that gives up says so instead of guessing.
+//! how far this goes: it strips any number of VLAN tags, walks any number of extension headers,
+//! reassembles fragments and, where there is a device for it, unpacks packets that are inside of
+//! others; so a parser that gives up says so instead of guessing.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,6 +19,16 @@ pub trait Frame {
     /// Whole headers are asked for at once: one bounds check each, and the compiler makes wide
     /// loads of `from_be_bytes` on parts of an array.
     fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]>;
+
+    /// The same number, of which the kernel's verifier knows nothing any more.
+    ///
+    /// It walks every path of a loop; where several meet that differ in nothing, it goes on with
+    /// one of them.
+    #[must_use]
+    #[inline(always)]
+    fn forgotten(&self, number: usize) -> usize {
+        number
+    }
 }
 
 impl Frame for [u8] {
@@ -67,7 +82,8 @@ pub enum Transport {
     Other,
     /// A fragment other than the first, of TCP or of something hidden behind an extension header.
     LaterFragment,
-    /// More than [`EXTENSIONS_MAX`] extension headers, the transport not among them.
+    /// More than [`EXTENSIONS_MAX`] extension headers, or more than
+    /// [`TUNNELS_MAX`](crate::nested::TUNNELS_MAX) packets inside of each other.
     ChainTooLong,
     /// The packet, or its first fragment, ends before TCP's ports or inside an extension header.
     TooShort,
@@ -76,7 +92,7 @@ pub enum Transport {
 /// Why a frame has no [`Headers`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ParseError {
-    /// Neither IPv4 nor IPv6.
+    /// Neither IPv4 nor IPv6, nor a PPPoE session that holds one of them.
     NotIp,
     /// More than [`TAGS_MAX`] VLAN tags.
     TooManyTags,
@@ -84,104 +100,134 @@ pub enum ParseError {
     Malformed,
 }
 
-/// The IP packet in a frame: its family, and the offset of its header in bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Packet {
-    /// IPv4.
-    V4(usize),
-    /// IPv6.
-    V6(usize),
-}
-
-impl Packet {
-    /// Finds the packet in a frame that starts with its Ethernet header, behind any VLAN tags.
-    ///
-    /// # Errors
-    ///
-    /// Returns why there is no IP packet to judge, see [`ParseError`].
-    #[inline(always)]
-    pub fn find<F: Frame + ?Sized>(frame: &F) -> Result<Self, ParseError> {
-        for at in (ETHERTYPE..).step_by(TAG).take(1 + TAGS_MAX) {
-            let ethertype = frame.bytes(at).ok_or(ParseError::Malformed)?;
-            match u16::from_be_bytes(*ethertype) {
-                ETHERTYPE_IPV4 => return Ok(Self::V4(at + 2)),
-                ETHERTYPE_IPV6 => return Ok(Self::V6(at + 2)),
-                TAG_8021Q | TAG_8021AD | TAG_9100 => {}
-                _ => return Err(ParseError::NotIp),
-            }
-        }
-        Err(ParseError::TooManyTags)
-    }
-}
-
-impl<'a> Headers<'a> {
-    /// Parses the headers of the packet that [`Packet::find`] found in `frame`.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`ParseError::Malformed`].
-    #[inline(always)]
-    pub fn parse<F: Frame + ?Sized>(frame: &'a F, packet: Packet) -> Result<Self, ParseError> {
-        match packet {
-            Packet::V4(at) => parse_v4(frame, at),
-            Packet::V6(at) => parse_v6(frame, at),
+/// Parses a frame whose IP header is followed by its transport; `None` for any other.
+///
+/// # Errors
+///
+/// Returns why there is no IP packet to judge, see [`ParseError`].
+#[inline(always)]
+pub fn plain<F: Frame + ?Sized>(frame: &F) -> Option<Result<Headers<'_>, ParseError>> {
+    for at in (ETHERTYPE..).step_by(TAG).take(1 + TAGS_MAX) {
+        let Some(ethertype) = frame.bytes(at) else {
+            return Some(Err(ParseError::Malformed));
+        };
+        match u16::from_be_bytes(*ethertype) {
+            ETHERTYPE_IPV4 => return plain_v4(frame, at + 2),
+            ETHERTYPE_IPV6 => return plain_v6(frame, at + 2),
+            TAG_8021Q | TAG_8021AD | TAG_9100 => {}
+            ETHERTYPE_PPPOE_SESSION => return None,
+            _ => return Some(Err(ParseError::NotIp)),
         }
     }
+    Some(Err(ParseError::TooManyTags))
 }
 
-/// RFC 791 §3.1; `at` is the offset of the IPv4 header.
 #[inline(always)]
-fn parse_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers<'_>, ParseError> {
-    let header: &[u8; V4_HEADER] = frame.bytes(at).ok_or(ParseError::Malformed)?;
-    let (source, destination) = (part(header, 12), part(header, 16));
-    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
-    let total_length = u16::from_be_bytes([l0, l1]);
-    let fragment = u16::from_be_bytes([f0, f1]);
-
-    // The version nibble and an IHL of at least five 32-bit words, 0x45 to 0x4f.
-    if !(0x45..=0x4f).contains(&version_ihl) {
-        return Err(ParseError::Malformed);
-    }
-    let payload = at + usize::from(version_ihl & 0x0f) * 4;
-    let has_options = version_ihl != 0x45;
-    if has_options && frame.bytes::<1>(payload - 1).is_none() {
-        return Err(ParseError::Malformed);
-    }
-
-    Ok(Headers {
-        source: Address::V4(source),
-        // A source-route option (RFC 791 §3.1, types 131 and 137) changes the destination.
-        destination: (!has_options).then_some(Address::V4(destination)),
-        transport: if fragment & V4_FRAGMENT_OFFSET != 0 {
-            // IPv4 reassembles by protocol, so a fragment that lies about it joins nothing.
-            match protocol {
-                TCP => Transport::LaterFragment,
-                _ => Transport::Other,
-            }
-        } else {
-            parse_transport(frame, payload, at + usize::from(total_length), protocol)
-        },
-    })
+fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Headers<'_>, ParseError>> {
+    let header = match V4::parse(frame, at) {
+        Ok(header) if is_tunnel(header.protocol) => return None,
+        Ok(header) => header,
+        Err(error) => return Some(Err(error)),
+    };
+    let transport = match header.protocol {
+        // IPv4 reassembles by protocol, so a fragment that lies about it joins nothing.
+        TCP if header.is_later_fragment => Transport::LaterFragment,
+        _ if header.is_later_fragment => Transport::Other,
+        protocol => parse_transport(frame, header.payload, header.end, protocol),
+    };
+    Some(Ok(Headers {
+        source: Address::V4(header.source),
+        destination: header.destination.map(Address::V4),
+        transport,
+    }))
 }
 
-/// RFC 8200 §3; `at` is the offset of the IPv6 header.
 #[inline(always)]
-fn parse_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers<'_>, ParseError> {
-    let header: &[u8; V6_HEADER] = frame.bytes(at).ok_or(ParseError::Malformed)?;
-    let (source, destination) = (part(header, 8), part(header, 24));
-    let &[version_class, _, _, _, l0, l1, next, ..] = header;
-    if version_class >> 4 != 6 {
-        return Err(ParseError::Malformed);
-    }
+fn plain_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Headers<'_>, ParseError>> {
+    let header = match V6::parse(frame, at) {
+        Ok(header) if is_tunnel(header.next) || is_extension(header.next) => return None,
+        Ok(header) => header,
+        Err(error) => return Some(Err(error)),
+    };
+    Some(Ok(Headers {
+        source: Address::V6(header.source),
+        destination: Some(Address::V6(header.destination)),
+        transport: parse_transport(frame, header.payload, header.end, header.next),
+    }))
+}
 
-    let payload = at + V6_HEADER;
-    let payload_length = usize::from(u16::from_be_bytes([l0, l1]));
-    let chain = Chain::walk(frame, payload, payload + payload_length, next);
-    Ok(Headers {
-        source: Address::V6(source),
-        destination: (!chain.rerouted).then_some(Address::V6(destination)),
-        transport: chain.transport,
-    })
+/// An IPv4 header (RFC 791 §3.1). Offsets are those of the frame, in bytes.
+pub(crate) struct V4<'a> {
+    pub(crate) source: &'a [u8; 4],
+    /// `None` where there are options: a source route (types 131 and 137) changes the destination.
+    pub(crate) destination: Option<&'a [u8; 4]>,
+    pub(crate) is_later_fragment: bool,
+    pub(crate) protocol: u8,
+    /// Where the payload begins.
+    pub(crate) payload: usize,
+    /// Where the packet ends, by its own length.
+    pub(crate) end: usize,
+}
+
+impl<'a> V4<'a> {
+    /// Parses the header at `at`.
+    #[inline(always)]
+    pub(crate) fn parse<F: Frame + ?Sized>(frame: &'a F, at: usize) -> Result<Self, ParseError> {
+        let header: &[u8; V4_HEADER] = frame.bytes(at).ok_or(ParseError::Malformed)?;
+        let (source, destination) = (part(header, 12), part(header, 16));
+        let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
+
+        // The version nibble and an IHL of at least five 32-bit words, 0x45 to 0x4f.
+        if !(0x45..=0x4f).contains(&version_ihl) {
+            return Err(ParseError::Malformed);
+        }
+        let payload = at + usize::from(version_ihl & 0x0f) * 4;
+        let has_options = version_ihl != 0x45;
+        if has_options && frame.bytes::<1>(payload - 1).is_none() {
+            return Err(ParseError::Malformed);
+        }
+        Ok(Self {
+            source,
+            destination: (!has_options).then_some(destination),
+            is_later_fragment: u16::from_be_bytes([f0, f1]) & V4_FRAGMENT_OFFSET != 0,
+            protocol,
+            payload,
+            end: at + usize::from(u16::from_be_bytes([l0, l1])),
+        })
+    }
+}
+
+/// A fixed IPv6 header (RFC 8200 §3). Offsets are those of the frame, in bytes.
+pub(crate) struct V6<'a> {
+    pub(crate) source: &'a [u8; 16],
+    pub(crate) destination: &'a [u8; 16],
+    /// The type of what is behind it.
+    pub(crate) next: u8,
+    /// Where the payload begins.
+    pub(crate) payload: usize,
+    /// Where the packet ends, by its own length.
+    pub(crate) end: usize,
+}
+
+impl<'a> V6<'a> {
+    /// Parses the header at `at`.
+    #[inline(always)]
+    pub(crate) fn parse<F: Frame + ?Sized>(frame: &'a F, at: usize) -> Result<Self, ParseError> {
+        let header: &[u8; V6_HEADER] = frame.bytes(at).ok_or(ParseError::Malformed)?;
+        let (source, destination) = (part(header, 8), part(header, 24));
+        let &[version_class, _, _, _, l0, l1, next, ..] = header;
+        if version_class >> 4 != 6 {
+            return Err(ParseError::Malformed);
+        }
+        let payload = at + V6_HEADER;
+        Ok(Self {
+            source,
+            destination,
+            next,
+            payload,
+            end: payload + usize::from(u16::from_be_bytes([l0, l1])),
+        })
+    }
 }
 
 /// `N` bytes of a header, from `at` on; both are constants, so nothing is left to check.
@@ -189,85 +235,6 @@ fn parse_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Headers<'_>, Pars
 fn part<const N: usize, const M: usize>(header: &[u8; M], at: usize) -> &[u8; N] {
     let part = header.get(at..).and_then(|rest| rest.first_chunk());
     part.unwrap_or(&[0; N])
-}
-
-/// What an IPv6 extension header chain leads to.
-struct Chain {
-    transport: Transport,
-    /// A routing header has segments left (RFC 8200 §4.4).
-    rerouted: bool,
-}
-
-impl Chain {
-    /// Walks the chain that starts at `at` with a header of type `next`, within the packet's `end`.
-    ///
-    /// The stack cuts off whatever a frame holds behind the packet; read here, it would let a
-    /// sender show a harmless header where a later fragment brings the real one.
-    ///
-    /// Only the five types that the kernel itself walks are walked. Treating another protocol's
-    /// bytes as an extension header would let a sender forge the ports.
-    #[inline(always)]
-    fn walk<F: Frame + ?Sized>(frame: &F, mut at: usize, end: usize, mut next: u8) -> Self {
-        let mut rerouted = false;
-        // On its own, so that the usual packet never sees the loop.
-        if matches!(next, TCP | UDP) {
-            let transport = parse_transport(frame, at, end, next);
-            return Self {
-                transport,
-                rerouted,
-            };
-        }
-        let mut extensions = 0;
-        let transport = loop {
-            if !is_extension(next) {
-                break parse_transport(frame, at, end, next);
-            }
-            if extensions == EXTENSIONS_MAX {
-                break Transport::ChainTooLong;
-            }
-            extensions += 1;
-
-            // No extension header is shorter than eight bytes (RFC 8200 §4.2).
-            let Some(header) = frame.bytes::<EXTENSION_MIN>(at) else {
-                break Transport::TooShort;
-            };
-            if at + EXTENSION_MIN > end {
-                break Transport::TooShort;
-            }
-            // Type of the header behind this one, and this one's length in units of its own.
-            let &[behind, length, b2, b3, ..] = header;
-            let length = match next {
-                FRAGMENT => {
-                    if u16::from_be_bytes([b2, b3]) & V6_FRAGMENT_OFFSET != 0 {
-                        // Reassembly takes the type from the first fragment alone, so this one
-                        // may lie; but the first is judged by its own bytes.
-                        break if behind == TCP || is_extension(behind) {
-                            Transport::LaterFragment
-                        } else {
-                            Transport::Other
-                        };
-                    }
-                    FRAGMENT_HEADER
-                }
-                AUTHENTICATION => (usize::from(length) + 2) * 4,
-                ROUTING => {
-                    // Byte 3 is the number of segments left.
-                    rerouted |= b3 != 0;
-                    (usize::from(length) + 1) * 8
-                }
-                _ => (usize::from(length) + 1) * 8,
-            };
-            if at + length > end || frame.bytes::<1>(at + length - 1).is_none() {
-                break Transport::TooShort;
-            }
-            at += length;
-            next = behind;
-        };
-        Self {
-            transport,
-            rerouted,
-        }
-    }
 }
 
 /// Whether a next-header value names an extension header that the kernel walks.
@@ -279,13 +246,15 @@ fn is_extension(next: u8) -> bool {
     )
 }
 
-/// RFC 9293 §3.1, RFC 768: both begin with the source port, then the destination port.
+/// Whether a protocol is one by which packets hold packets.
+#[inline(always)]
+fn is_tunnel(protocol: u8) -> bool {
+    matches!(protocol, IPV4_INSIDE | IPV6_INSIDE | GRE)
+}
+
 #[inline(always)]
 fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol: u8) -> Transport {
-    let port = || {
-        let &[_, _, high, low] = frame.bytes::<PORTS>(at)?;
-        (at + PORTS <= end).then_some(u16::from_be_bytes([high, low]))
-    };
+    let port = || destination_port(frame, at, end);
     match protocol {
         TCP => port().map_or(Transport::TooShort, Transport::Tcp),
         UDP => port().map_or(Transport::UdpTooShort, Transport::Udp),
@@ -293,42 +262,48 @@ fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol
     }
 }
 
+/// The destination port of a header of TCP (RFC 9293 §3.1) or UDP (RFC 768): both begin with the source
+/// port, then the destination port.
+#[inline(always)]
+pub(crate) fn destination_port<F: Frame + ?Sized>(frame: &F, at: usize, end: usize) -> Option<u16> {
+    let &[_, _, high, low] = frame.bytes::<PORTS>(at)?;
+    (at + PORTS <= end).then_some(u16::from_be_bytes([high, low]))
+}
+
 /// VLAN tags that are stripped; the kernel strips any number of priority tags (VLAN 0), but no
 /// network in use stacks more than a few.
 pub const TAGS_MAX: usize = 8;
 /// IPv6 extension headers that are walked. RFC 8200 §4.1 recommends at most seven.
-pub const EXTENSIONS_MAX: u32 = 8;
+pub const EXTENSIONS_MAX: usize = 8;
 
 /// Offset of the EtherType in an untagged Ethernet II frame, in bytes.
-const ETHERTYPE: usize = 12;
+pub(crate) const ETHERTYPE: usize = 12;
 /// Length of a VLAN tag, in bytes (IEEE 802.1Q).
-const TAG: usize = 4;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const TAG_8021Q: u16 = 0x8100;
-const TAG_8021AD: u16 = 0x88a8;
+pub(crate) const TAG: usize = 4;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
+pub(crate) const TAG_8021Q: u16 = 0x8100;
+pub(crate) const TAG_8021AD: u16 = 0x88a8;
 /// Double tagging before 802.1ad; still found on old switches.
-const TAG_9100: u16 = 0x9100;
+pub(crate) const TAG_9100: u16 = 0x9100;
 
 /// Length of both ports together, in bytes.
 const PORTS: usize = 4;
-/// Length of the shortest extension header, in bytes.
-const EXTENSION_MIN: usize = 8;
 /// Length of the IPv4 header without options, in bytes.
 const V4_HEADER: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.
 const V6_HEADER: usize = 40;
-/// Length of the IPv6 fragment header, in bytes (RFC 8200 §4.5).
-const FRAGMENT_HEADER: usize = 8;
 /// The 13 bits of the IPv4 fragment offset.
 const V4_FRAGMENT_OFFSET: u16 = 0x1fff;
-/// The 13 bits of the IPv6 fragment offset.
-const V6_FRAGMENT_OFFSET: u16 = 0xfff8;
 
-const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION: u8 = 60;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const IPV4_INSIDE: u8 = 4;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const IPV6_INSIDE: u8 = 41;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
+pub(crate) const GRE: u8 = 47;
+pub(crate) const AUTHENTICATION: u8 = 51;
+pub(crate) const DESTINATION: u8 = 60;

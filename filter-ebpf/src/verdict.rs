@@ -5,7 +5,8 @@
 
 use core::net::IpAddr;
 
-use crate::packet::{Frame, Headers, Packet, ParseError, Transport};
+use crate::nested;
+use crate::packet::{self, Address, Frame, Headers, ParseError, Transport};
 use crate::table::{Class, Ranges};
 
 /// What the operator protects.
@@ -31,27 +32,61 @@ pub fn decide<F: Frame + ?Sized>(
     settings: &impl Settings,
     ranges: &impl Ranges,
 ) -> Judgement {
-    let (family, verdict) = match Packet::find(frame) {
-        // One arm per family, so that the compiler makes a program of each.
-        Ok(packet @ Packet::V4(_)) => (Family::V4, judge(frame, packet, settings, ranges)),
-        Ok(packet @ Packet::V6(_)) => (Family::V6, judge(frame, packet, settings, ranges)),
-        Err(ParseError::NotIp) => (Family::None, Verdict::Pass(Reason::NotIp)),
-        Err(ParseError::TooManyTags) => (Family::None, Verdict::Drop(Reason::TooManyTags)),
-        Err(ParseError::Malformed) => (Family::None, Verdict::Drop(Reason::Malformed)),
-    };
-    Judgement { verdict, family }
+    decide_plain(frame, settings, ranges).unwrap_or_else(|| decide_nested(frame, settings, ranges))
+}
+
+/// Decides the fate of a frame whose IP header is followed by its transport; `None` for any other.
+#[inline(always)]
+pub fn decide_plain<F: Frame + ?Sized>(
+    frame: &F,
+    settings: &impl Settings,
+    ranges: &impl Ranges,
+) -> Option<Judgement> {
+    Some(judge(packet::plain(frame)?, settings, ranges))
+}
+
+/// Decides the fate of any frame, by the innermost packet in it.
+///
+/// The program has it as a function of its own, out of the way of the packets that need it not.
+#[inline(always)]
+pub fn decide_nested<F: Frame + ?Sized>(
+    frame: &F,
+    settings: &impl Settings,
+    ranges: &impl Ranges,
+) -> Judgement {
+    judge(nested::innermost(frame), settings, ranges)
 }
 
 #[inline(always)]
-fn judge<F: Frame + ?Sized>(
-    frame: &F,
-    packet: Packet,
+fn judge(
+    headers: Result<Headers<'_>, ParseError>,
     settings: &impl Settings,
     ranges: &impl Ranges,
-) -> Verdict {
-    let Ok(headers) = Headers::parse(frame, packet) else {
-        return Verdict::Drop(Reason::Malformed);
+) -> Judgement {
+    let without_packet = |verdict| Judgement {
+        verdict,
+        family: Family::None,
     };
+    match headers {
+        // One arm per family, so that the compiler makes a program of each.
+        Ok(headers) => match headers.source {
+            Address::V4(_) => Judgement {
+                verdict: verdict(headers, settings, ranges),
+                family: Family::V4,
+            },
+            Address::V6(_) => Judgement {
+                verdict: verdict(headers, settings, ranges),
+                family: Family::V6,
+            },
+        },
+        Err(ParseError::NotIp) => without_packet(Verdict::Pass(Reason::NotIp)),
+        Err(ParseError::TooManyTags) => without_packet(Verdict::Drop(Reason::TooManyTags)),
+        Err(ParseError::Malformed) => without_packet(Verdict::Drop(Reason::Malformed)),
+    }
+}
+
+#[inline(always)]
+fn verdict(headers: Headers<'_>, settings: &impl Settings, ranges: &impl Ranges) -> Verdict {
     // What of this packet is proven, and the reason if nothing is.
     let unproven = match headers.transport {
         Transport::Tcp(port) if settings.protects_tcp(port) => None,
@@ -96,20 +131,42 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// The slot of the counter map that counts this judgement, below [`COUNTERS`].
-    ///
-    /// In `monitor` mode, which only a drop asks for, it is counted apart as a would-be drop.
+    /// The slot of the counter map that counts this judgement.
+    #[inline(always)]
+    pub fn slot(self) -> Slot {
+        let column = match self.verdict {
+            Verdict::Pass(_) => PASS,
+            Verdict::Drop(_) => DROP,
+        };
+        Slot(
+            (self.verdict.reason() as u32) << REASON_SHIFT
+                | (self.family as u32) << FAMILY_SHIFT
+                | column,
+        )
+    }
+}
+
+/// A slot of the counter map, below [`COUNTERS`]: a judgement as a number.
+#[must_use = "a discarded verdict is a filter that passes everything"]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Slot(pub u32);
+
+impl Slot {
+    /// Whether the frame is dropped.
     #[must_use]
     #[inline(always)]
-    pub fn counter_index(self, monitor: impl FnOnce() -> bool) -> u32 {
-        let column = match self.verdict {
-            Verdict::Pass(_) => 0,
-            Verdict::Drop(_) if monitor() => 2,
-            Verdict::Drop(_) => 1,
-        };
-        (self.verdict.reason() as u32) << REASON_SHIFT
-            | (self.family as u32) << FAMILY_SHIFT
-            | column
+    pub fn is_drop(self) -> bool {
+        self.0 & COLUMN == DROP
+    }
+
+    /// The slot in monitor mode: a drop is only counted as what would be one.
+    #[inline(always)]
+    pub fn monitored(self) -> Self {
+        if self.is_drop() {
+            Self(self.0 & !COLUMN | WOULD_DROP)
+        } else {
+            self
+        }
     }
 }
 
@@ -167,7 +224,7 @@ impl Verdict {
 pub enum Reason {
     /// The source is in the operator's `allow`.
     Allowed = 0,
-    /// More extension headers than are walked.
+    /// More extension headers than are walked, or more packets inside of packets than are judged.
     ChainTooLong = 1,
     /// The source is in the operator's `deny`.
     Denied = 2,
@@ -177,7 +234,7 @@ pub enum Reason {
     Listed = 4,
     /// The frame ends inside a header, or a header contradicts itself.
     Malformed = 5,
-    /// Neither IPv4 nor IPv6: ARP, LLDP, PPPoE …
+    /// Neither IPv4 nor IPv6: ARP, LLDP, PPPoE discovery …
     NotIp = 6,
     /// The source is in no range and no rule.
     NotListed = 7,
@@ -240,7 +297,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// What the counter at `index` counts; the inverse of [`Judgement::counter_index`].
+    /// What the counter at `index` counts; the inverse of [`Judgement::slot`].
     ///
     /// `None` for the slots that count nothing.
     #[must_use]
@@ -262,6 +319,11 @@ impl Counted {
 
 /// The words for the columns of the counter map, in order.
 const COLUMN_LABELS: [&str; 3] = ["pass", "drop", "would_drop"];
+const PASS: u32 = 0;
+const DROP: u32 = 1;
+const WOULD_DROP: u32 = 2;
+/// The bits of the column.
+const COLUMN: u32 = 3;
 /// Where the family stands in a counter's index; the column stands below it.
 const FAMILY_SHIFT: u32 = 2;
 /// Where the reason stands in a counter's index.
@@ -279,14 +341,23 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for verdict in verdicts.into_iter().flatten() {
             for family in Family::ALL {
-                let index = Judgement { verdict, family }.counter_index(|| false);
-                let counted = Counted::at(index).unwrap();
+                let slot = Judgement { verdict, family }.slot();
+                let counted = Counted::at(slot.0).unwrap();
 
-                assert!(seen.insert(index));
+                assert!(seen.insert(slot));
                 assert_eq!(counted.reason, verdict.reason());
                 assert_eq!(counted.family, family);
                 let is_drop = matches!(verdict, Verdict::Drop(_));
                 assert_eq!(counted.verdict, if is_drop { "drop" } else { "pass" });
+                assert_eq!(slot.is_drop(), is_drop);
+                let monitored = Counted::at(slot.monitored().0).unwrap();
+                assert!(!slot.monitored().is_drop());
+                assert_eq!(
+                    monitored.verdict,
+                    if is_drop { "would_drop" } else { "pass" }
+                );
+                assert_eq!(monitored.reason, counted.reason);
+                assert_eq!(monitored.family, counted.family);
             }
         }
         assert_eq!(Counted::all().count(), Reason::ALL.len() * 9);

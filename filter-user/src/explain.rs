@@ -78,8 +78,11 @@ pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanat
         .or_else(|_| snapshot::baseline(&config.ranges))?;
     let table = Table::compile(&config.ranges.rules(in_force.set()))?;
     let expected = decide(frame.as_slice(), settings, &table);
-    let slot = expected.counter_index(|| settings.mode == Mode::Monitor);
-    let expected = Counted::at(slot).ok_or(ExplainError::Busy)?;
+    let slot = match settings.mode {
+        Mode::Enforce => expected.slot(),
+        Mode::Monitor => expected.slot().monitored(),
+    };
+    let expected = Counted::at(slot.0).ok_or(ExplainError::Busy)?;
     let counted =
         xdp::probe(&config.paths.bpf, stay, &interface, &frame)?.ok_or(ExplainError::Busy)?;
 

@@ -264,13 +264,8 @@ fn kind(link: &LinkMessage) -> Kind {
     }
 }
 
-/// The interfaces that unwrap what the filter cannot look into.
-const WRAPPINGS: [(InfoKind, &str); 22] = [
-    (InfoKind::IpIp, "IPIP"),
-    (InfoKind::SitTun, "6in4"),
-    (InfoKind::Ip6Tnl, "a tunnel over IPv6"),
-    (InfoKind::GreTun, "GRE"),
-    (InfoKind::GreTun6, "GRE"),
+/// The interfaces that unwrap what the filter cannot look into. IPIP, 6in4, GRE and PPPoE it can.
+const WRAPPINGS: [(InfoKind, &str); 17] = [
     (InfoKind::Vxlan, "VXLAN"),
     (InfoKind::Geneve, "GENEVE"),
     (InfoKind::BareUdp, "UDP encapsulation"),

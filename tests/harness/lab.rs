@@ -369,8 +369,11 @@ impl Counters {
     pub fn judged(&self, judgement: Judgement) -> u64 {
         let counters = Map::PerCpuArray(MapData::from_pin(&self.pin).unwrap());
         let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
-        let slot = judgement.counter_index(|| self.monitors);
-        counters.get(&slot, 0).unwrap().iter().sum()
+        let slot = match self.monitors {
+            true => judgement.slot().monitored(),
+            false => judgement.slot(),
+        };
+        counters.get(&slot.0, 0).unwrap().iter().sum()
     }
 }
 

@@ -38,15 +38,34 @@ impl Oracle {
 
     /// The verdict on a frame, with the settings of [`filter_ebpf::cases::Table::Default`].
     pub fn judge(&self, frame: &[u8]) -> Verdict {
-        let packet = match ip_packet(frame) {
-            Ok(packet) => packet,
+        let (mut ether_type, mut bytes) = match unframed(frame) {
+            Ok(found) => found,
             Err(verdict) => return verdict,
         };
-        let unproven = match packet.carries {
-            Carries::Tcp(443) => None,
-            Carries::Tcp(_) => return Pass(Reason::OtherPort),
-            Carries::SomethingElse => return Pass(Reason::NotTcp),
-            Carries::Unknown(reason) => Some(reason),
+        let mut depth = 0;
+        let (packet, unproven) = loop {
+            let packet = match ip_packet(ether_type, bytes) {
+                Ok(packet) => packet,
+                Err(verdict) => return verdict,
+            };
+            match packet.carries {
+                Carries::Tcp(443) => break (packet, None),
+                Carries::Tcp(_) => return Pass(Reason::OtherPort),
+                Carries::SomethingElse => return Pass(Reason::NotTcp),
+                Carries::Unknown(reason) => break (packet, Some(reason)),
+                Carries::Inside(..) if depth == 2 => break (packet, Some(Reason::ChainTooLong)),
+                Carries::Inside(inner, rest) => (ether_type, bytes) = (inner, rest),
+                Carries::Gre(payload) => {
+                    let inner = if depth == 2 { Ok(None) } else { gre(payload) };
+                    match inner {
+                        Ok(None) if depth == 2 => break (packet, Some(Reason::ChainTooLong)),
+                        Ok(None) => return Pass(Reason::NotTcp),
+                        Ok(Some(inner)) => (ether_type, bytes) = inner,
+                        Err(verdict) => return verdict,
+                    }
+                }
+            }
+            depth += 1;
         };
         match (unproven, self.class(packet.source)) {
             (None, Class::Denied) => Drop(Reason::Denied),
@@ -80,18 +99,22 @@ impl Default for Oracle {
     }
 }
 
-struct Packet {
+struct Packet<'a> {
     source: IpAddr,
-    carries: Carries,
+    carries: Carries<'a>,
 }
 
-enum Carries {
+enum Carries<'a> {
     Tcp(u16),
     SomethingElse,
     Unknown(Reason),
+    /// A packet: its EtherType, and its bytes.
+    Inside(u16, &'a [u8]),
+    Gre(&'a [u8]),
 }
 
-fn ip_packet(frame: &[u8]) -> Result<Packet, Verdict> {
+/// The EtherType of what is behind VLAN tags and a PPPoE session's header, and its bytes.
+fn unframed(frame: &[u8]) -> Result<(u16, &[u8]), Verdict> {
     let malformed = Drop(Reason::Malformed);
     let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_short| malformed)?;
     let mut ether_type = ethernet.ether_type().0;
@@ -107,6 +130,55 @@ fn ip_packet(frame: &[u8]) -> Result<Packet, Verdict> {
         ether_type = tag.ether_type().0;
         rest = &rest[4..];
     }
+    if ether_type != 0x8864 {
+        return Ok((ether_type, rest));
+    }
+    let [_, _, _, _, high, low, session @ ..] = rest else {
+        return Err(malformed);
+    };
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    let (protocol, header) = match session {
+        [_] | [] => return Err(malformed),
+        [odd, ..] if odd % 2 == 1 => (u16::from(*odd), 1),
+        [high, low, ..] => (u16::from_be_bytes([*high, *low]), 2),
+    };
+    let packet = session.get(header..length.min(session.len()));
+    let packet = packet.unwrap_or_default();
+    match protocol {
+        0x21 => Ok((0x0800, packet)),
+        0x57 => Ok((0x86dd, packet)),
+        _ => Err(Pass(Reason::NotIp)),
+    }
+}
+
+/// What GRE holds, if that is a packet.
+fn gre(payload: &[u8]) -> Result<Option<(u16, &[u8])>, Verdict> {
+    let malformed = Drop(Reason::Malformed);
+    let [flags, version, high, low, ..] = payload else {
+        return Err(malformed);
+    };
+    if flags & 0x40 != 0 || version & 7 != 0 {
+        return Ok(None);
+    }
+    let mut length = 4;
+    for field in [0x80, 0x20, 0x10] {
+        length += if flags & field != 0 { 4 } else { 0 };
+    }
+    let inner = payload.get(length..).unwrap_or_default();
+    match u16::from_be_bytes([*high, *low]) {
+        0x0800 => Ok(Some((0x0800, inner))),
+        0x86dd => Ok(Some((0x86dd, inner))),
+        0x883e => match inner {
+            [first, ..] if first >> 4 == 4 => Ok(Some((0x0800, inner))),
+            [_, _, _, _, rest @ ..] => Ok(Some((0x0800, rest))),
+            _ => Err(malformed),
+        },
+        _ => Ok(None),
+    }
+}
+
+fn ip_packet(ether_type: u16, rest: &[u8]) -> Result<Packet<'_>, Verdict> {
+    let malformed = Drop(Reason::Malformed);
     match ether_type {
         0x0800 => {
             let header = Ipv4HeaderSlice::from_slice(rest).map_err(|_bad| malformed)?;
@@ -135,7 +207,7 @@ fn ip_packet(frame: &[u8]) -> Result<Packet, Verdict> {
     }
 }
 
-fn chain(mut next: u8, mut payload: &[u8]) -> Carries {
+fn chain(mut next: u8, mut payload: &[u8]) -> Carries<'_> {
     let short = Carries::Unknown(Reason::Malformed);
     for _ in 0..8 {
         let length = match next {
@@ -172,10 +244,13 @@ fn chain(mut next: u8, mut payload: &[u8]) -> Carries {
     }
 }
 
-fn transport(protocol: u8, payload: &[u8]) -> Carries {
+fn transport(protocol: u8, payload: &[u8]) -> Carries<'_> {
     match (protocol, payload) {
         (6, [_, _, high, low, ..]) => Carries::Tcp(u16::from_be_bytes([*high, *low])),
         (6, _) => Carries::Unknown(Reason::Malformed),
+        (4, packet) => Carries::Inside(0x0800, packet),
+        (41, packet) => Carries::Inside(0x86dd, packet),
+        (47, payload) => Carries::Gre(payload),
         _ => Carries::SomethingElse,
     }
 }

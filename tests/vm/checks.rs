@@ -15,6 +15,7 @@ use tests::net::{Host, Network};
 use tests::pki::{Pki, SHOP};
 
 use crate::machine::{self, CARDS, Card, E1000E, Machine, VIRTIO, VIRTIO_FIXED, VMXNET3, put};
+use crate::tunnels;
 use crate::visitors::{Flood, knock};
 
 /// One check on one kernel.
@@ -48,7 +49,8 @@ const SHORT: [(&str, Check); 4] = [
     ("every variant, and the verdict table", verdicts),
     ("generic XDP", generic),
 ];
-const REST: [(&str, Check); 22] = [
+const REST: [(&str, Check); 23] = [
+    ("tunnels: a stranger inside is silent", tunnelled),
     ("named: not one answer at a boot", boot_named),
     ("a driver that loads 20 s late: not one answer", boot_late),
     ("auto, nothing remembered: gap at a boot", boot_first),
@@ -220,6 +222,10 @@ fn verdicts(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     ensure!(status == 0, "{text}");
     let passed = text.lines().filter(|line| line.ends_with("... ok")).count();
     Ok(format!("{passed} tests"))
+}
+
+fn tunnelled(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
+    tunnels::check(machine)
 }
 
 fn boot_remembered(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {

@@ -102,7 +102,7 @@ fn untagged(frame: &[u8], vlan: Option<u16>) -> Vec<u8> {
 }
 
 /// The origin's address, if the frame is from there.
-fn origin(frame: &[u8]) -> Option<IpAddr> {
+pub(crate) fn origin(frame: &[u8]) -> Option<IpAddr> {
     let source = match frame.get(12..14)? {
         [0x08, 0x00] => IpAddr::from(*frame.get(26..)?.first_chunk::<4>()?),
         [0x86, 0xdd] => IpAddr::from(*frame.get(22..)?.first_chunk::<16>()?),

@@ -128,6 +128,14 @@ impl Packet {
             .collect()
     }
 
+    /// With another payload of another protocol, all headers as they are.
+    #[must_use]
+    pub fn holding(mut self, protocol: u8, payload: Vec<u8>) -> Self {
+        self.is_segment = false;
+        self.payload = payload;
+        self.protocol(protocol)
+    }
+
     /// The same bytes under another protocol number.
     #[must_use]
     pub fn protocol(mut self, protocol: u8) -> Self {
@@ -252,6 +260,16 @@ impl Packet {
         frame
     }
 
+    /// The packet without its Ethernet header, to be put into another.
+    #[must_use]
+    pub fn bare(&self) -> Vec<u8> {
+        let bare = Self {
+            tags: Vec::new(),
+            ..self.clone()
+        };
+        bare.build().split_off(14)
+    }
+
     /// All extension headers, each naming the next.
     fn chain(&self) -> Vec<u8> {
         let mut headers = self.extensions.clone();
@@ -307,6 +325,27 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     }
     let [.., high, low] = (!sum).to_be_bytes();
     [high, low]
+}
+
+/// A PPPoE session frame (RFC 2516 §4) of this PPP protocol, one byte or two.
+#[must_use]
+pub fn session(protocol: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x11, 0, 0, 1];
+    frame.extend(length(protocol.len() + payload.len()));
+    frame.extend(protocol);
+    frame.extend(payload);
+    ethernet(0x8864, &frame)
+}
+
+/// GRE of this EtherType: its flags and version, and as many zeros as those ask for.
+#[must_use]
+pub fn gre(flags: u16, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let fields = (flags & 0xb000).count_ones() as usize;
+    let mut header = flags.to_be_bytes().to_vec();
+    header.extend(ethertype.to_be_bytes());
+    header.extend(vec![0; 4 * fields]);
+    header.extend(payload);
+    header
 }
 
 /// A frame of any EtherType.

@@ -7,7 +7,8 @@ use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use filter_ebpf::abi::{CREDIT, EVENT, EVENTS, EVENTS_BYTES};
-use filter_ebpf::packet::{Headers, Packet, Transport};
+use filter_ebpf::nested::innermost;
+use filter_ebpf::packet::Transport;
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
@@ -74,8 +75,7 @@ impl Drop {
         let length = usize::try_from(u64::from_ne_bytes(*length)).ok()?;
         let frame = frame.get(..length.min(frame.len()))?;
 
-        let packet = Packet::find(frame);
-        let headers = packet.and_then(|packet| Headers::parse(frame, packet)).ok();
+        let headers = innermost(frame).ok();
         Some(Self {
             interface: number(4)?,
             counted: Counted::at(number(0)?)?,
@@ -208,7 +208,7 @@ mod tests {
             verdict: Verdict::Drop(Reason::NotListed),
             family: Family::V4,
         };
-        let slot = judgement.counter_index(|| false);
+        let slot = judgement.slot().0;
         let mut event = [slot.to_ne_bytes(), 7_u32.to_ne_bytes()].concat();
         event.extend((frame.len() as u64).to_ne_bytes());
         event.extend(frame);
