@@ -1,18 +1,26 @@
 //! Verifies that the gate holds out: floods of half-open handshakes, many idle connections, misuse
 //! of TLS, a host without descriptors. Somebody legitimate is served meanwhile.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
+#![expect(
+    clippy::print_stdout,
+    reason = "how much slower it is, nothing asserts"
+)]
 
+use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::TLS13;
 use rustls::{ConnectionTrafficSecrets, StreamOwned};
 use tests::Rig;
 use tests::client::{Client, connect_from};
-use tests::gate::{blog, origin, shop};
+use tests::gate::{StopAtTheEnd, blog, origin, shop};
 use tests::net::Host;
-use tests::pki::SHOP;
+use tests::pki::{BLOG, SHOP};
 use tests::upstream::{Manner, Upstream};
 
 #[test]
@@ -50,47 +58,56 @@ fn five_thousand_half_open_handshakes_keep_nobody_out() {
 }
 
 #[test]
-fn one_source_takes_no_more_than_its_share() {
+fn of_a_source_or_a_network_the_oldest_that_is_silent_gives_way() {
     let mut rig = Rig::new();
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let sources = rig.network.add_edges(&[[173, 245, 49], [173, 245, 50]], 2);
     let [a, b, elsewhere] = [sources[0], sources[1], sources[2]];
     rig.start(
-        "handshake_timeout = \"60s\"\n[gate.per_source]\nhandshakes = 3\n\
-        [gate.per_network]\nhandshakes = 5",
+        "handshake_timeout = \"60s\"\n[gate.per_source]\nhellos = 3\n\
+        [gate.per_network]\nhellos = 5",
         &[&shop("")],
     );
-    let half_open = |source: IpAddr| connect_from(&rig.network, source, origin());
-    let active = |count: u64| {
-        tests::eventually("they are taken", || {
-            (rig.gate().metric("pullgate_gate_active_connections") == count).then_some(())
+    let silent = |source: IpAddr, active: u64| {
+        let stream = connect_from(&rig.network, source, origin());
+        tests::eventually("it is taken", || {
+            (rig.gate().metric("pullgate_gate_active_connections") == active).then_some(())
         });
+        stream
     };
 
-    let _held = [half_open(a), half_open(a), half_open(a)];
-    active(3);
-    assert_eq!(outcome_from(&rig, a), "TooManySourceHandshakes");
-    let _more = [half_open(b), half_open(b)];
-    active(5);
-    assert_eq!(outcome_from(&rig, b), "TooManyNetworkHandshakes");
+    let mut of_a = [silent(a, 1), silent(a, 2), silent(a, 3)];
+    assert_eq!(outcome_from(&rig, a), "Relayed");
+    assert_eq!(refused(&rig, &of_a[0]), "TooManySourceHellos");
+    let of_b = [silent(b, 3), silent(b, 4), silent(b, 5)];
+    assert_eq!(outcome_from(&rig, b), "Relayed");
+    // Who has waited for longest in the network was of `b`'s limit, and then of the network's.
+    assert_eq!(refused(&rig, &of_b[0]), "TooManySourceHellos");
+    let _full = silent(b, 5);
     assert_eq!(outcome_from(&rig, elsewhere), "Relayed");
+    of_a[2].write_all(b"GET").unwrap();
+    assert_eq!(refused(&rig, &of_a[2]), "Plaintext");
 }
 
 #[test]
-fn handshakes_per_second_and_connections_are_bounded_per_source() {
+fn handshakes_per_second_and_connections_are_bounded_per_source_and_host() {
     let mut rig = Rig::new();
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let sources = rig.network.add_edges(&[[173, 245, 49]], 2);
     rig.start(
         "[gate.per_source]\nhandshakes_per_second = 2\nconnections = 1",
-        &[&shop("")],
+        &[&shop(""), &blog("")],
     );
+    let open = |name| {
+        let stream = connect_from(&rig.network, sources[0], origin());
+        let mut session = rig.edge().over(stream, name);
+        session.conn.complete_io(&mut session.sock).unwrap();
+        session
+    };
 
-    let held = connect_from(&rig.network, sources[0], origin());
-    tests::eventually("it is taken", || {
-        (rig.gate().metric("pullgate_gate_active_connections") == 1).then_some(())
-    });
+    let held = open(SHOP);
     assert_eq!(outcome_from(&rig, sources[0]), "TooManySourceConnections");
+    let _of_another_host = open(BLOG);
     drop(held);
     let outcomes: Vec<_> = (0..10).map(|_| outcome_from(&rig, sources[1])).collect();
     assert_eq!(outcomes[0], "Relayed");
@@ -103,7 +120,7 @@ fn handshakes_per_second_and_connections_are_bounded_per_source() {
 }
 
 #[test]
-fn handshakes_in_flight_are_bounded_in_all() {
+fn of_all_handshakes_in_flight_the_oldest_that_is_silent_gives_way() {
     let mut rig = Rig::new();
     let sources = rig.network.add_edges(&[[173, 245, 49]], 3);
     rig.start(
@@ -112,15 +129,79 @@ fn handshakes_in_flight_are_bounded_in_all() {
     );
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
 
-    let held = [sources[0], sources[1]].map(|source| connect_from(&rig.network, source, origin()));
+    let held = [sources[0], sources[1]].map(|source| {
+        let stream = connect_from(&rig.network, source, origin());
+        let client = stream.local_addr().unwrap();
+        (stream, client)
+    });
     tests::eventually("they are taken", || {
         (rig.gate().metric("pullgate_gate_active_connections") == 2).then_some(())
     });
-    assert_eq!(outcome_from(&rig, sources[2]), "TooManyHandshakes");
-    drop(held);
-    tests::eventually("there is room again", || {
-        (outcome_from(&rig, sources[2]) == "Relayed").then_some(())
+    assert_eq!(outcome_from(&rig, sources[2]), "Relayed");
+    assert_eq!(refused(&rig, &held[0].0), "TooManyHandshakes");
+}
+
+#[test]
+fn what_another_customer_sends_from_the_same_edge_takes_nothing_from_ours() {
+    let mut rig = Rig::new();
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let source = rig.network.add_edges(&[[173, 245, 49]], 1)[0];
+    rig.start("", &[&shop(""), &blog("")]);
+    let (ours, theirs) = (
+        rig.edge(),
+        Client::new(&rig.pki, Some(&rig.pki.shared.client())),
+    );
+    let connect = || connect_from(&rig.network, source, origin());
+    let requests = |what: &str| {
+        let mut took: Vec<_> = (0..1_000)
+            .map(|_| {
+                let begun = Instant::now();
+                let reply = ours.get_over(connect(), SHOP);
+                assert_eq!(reply.brief(), "200", "{what}");
+                let took = begun.elapsed();
+                thread::sleep(OUR_PACE);
+                took
+            })
+            .collect();
+        took.sort_unstable();
+        println!("{what}: p50 {:?}, p99 {:?}", took[500], took[990]);
+    };
+
+    requests("alone");
+    let is_over = AtomicBool::new(false);
+    let goes_on = || !is_over.load(Ordering::Relaxed);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while goes_on() {
+                let _refused = theirs.get_over(connect(), "theirs.example");
+                thread::sleep(THEIR_PACE);
+            }
+        });
+        scope.spawn(|| {
+            while goes_on() {
+                let _refused = theirs.get_over(connect(), BLOG);
+                thread::sleep(THEIR_PACE);
+            }
+        });
+        scope.spawn(|| {
+            // As many as may be silent, then one more for each that gives way.
+            let mut silent: VecDeque<_> = (0..1_100).map(|_| connect()).collect();
+            while goes_on() {
+                silent.push_back(connect());
+                silent.pop_front();
+                thread::sleep(THEIR_PACE);
+            }
+        });
+        let _end = StopAtTheEnd(&is_over);
+        tests::eventually("the silent ones take all they may", || {
+            (rig.gate().outcomes("TooManySourceHellos") > 0).then_some(())
+        });
+        requests("beside a flood");
     });
+    let outcomes = |outcome| rig.gate().outcomes(outcome);
+    assert!(outcomes("TooManySourceHellos") > 0);
+    assert!(outcomes("UnknownServerName") > 100);
+    assert!(outcomes("UnknownIssuer") + outcomes("SharedCertificate") > 100);
 }
 
 #[test]
@@ -163,7 +244,7 @@ fn ten_thousand_idle_connections_are_held_and_answer() {
     }
     let before = rig.gate().resident_kib();
 
-    let held = std::thread::scope(|scope| {
+    let held = thread::scope(|scope| {
         let opening: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
@@ -343,6 +424,20 @@ fn fewer_connections_than_configured_are_served_if_descriptors_are_few_and_statu
     assert!(warnings.contains(&words), "{words}: {warnings}");
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
 }
+
+/// Why the connection was refused.
+fn refused(rig: &Rig, stream: &TcpStream) -> String {
+    let client = stream.local_addr().unwrap().to_string();
+    let event = rig.gate().event(0, "the connection ends", |event| {
+        event["message"] == "closed" && event["client"] == client
+    });
+    event["outcome"].as_str().unwrap().to_owned()
+}
+
+/// Between our requests, which so stay below `handshakes_per_second`.
+const OUR_PACE: Duration = Duration::from_millis(2);
+/// Between another's connections of one kind: the machine has other work too.
+const THEIR_PACE: Duration = Duration::from_millis(5);
 
 /// How a client with the right certificate fares that comes from this address.
 fn outcome_from(rig: &Rig, source: IpAddr) -> String {

@@ -1,7 +1,7 @@
 //! The gate: a TLS listener that relays only for clients whose certificate it has verified.
 //!
 //! ```text
-//! TcpStream ─permit▶ ─source check▶ ─share▶ ─ClientHello▶ Policy ─handshake▶ VerifiedPeer
+//! TcpStream ─permit▶ ─source check▶ ─ClientHello▶ Policy ─limits▶ ─handshake▶ VerifiedPeer
 //!                                                    ─dial▶ upstream ─relay▶ closed(Outcome)
 //! ```
 //! Each arrow is a step of `connection`, and each step takes the proof of the one before.
@@ -12,6 +12,7 @@ mod credentials;
 mod end;
 mod ending;
 mod greeting;
+mod limits;
 mod lint;
 mod listener;
 mod pace;
@@ -22,7 +23,6 @@ mod proxy;
 mod refusal;
 mod relay;
 mod revocation;
-mod shares;
 mod sightings;
 mod trust;
 mod upstream;
@@ -40,6 +40,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use self::credentials::{is_shared_authority, pin, service_group};
 use self::ending::{Ending, Word};
+use self::limits::{Allowed, Limits};
 pub use self::lint::{Lint, listeners, unreadable_files};
 pub use self::listener::{bind, serve};
 use self::pace::Pace;
@@ -47,7 +48,6 @@ pub use self::peer::VerifiedPeer;
 use self::policy::Workshop;
 pub use self::policy::{FileContent, Policies, Policy};
 pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
-use self::shares::{Allowed, Shares};
 pub use self::sightings::{Sighting, Sightings, Visit};
 pub use self::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
@@ -61,11 +61,9 @@ pub struct Gate {
     in_use: watch::Sender<Arc<InUse>>,
     table: watch::Receiver<Arc<Table>>,
     sightings: Sightings,
-    shares: Shares,
+    limits: Limits,
     metrics: Metrics,
     connections: Arc<Semaphore>,
-    /// Handshakes in flight.
-    handshakes: AtomicU64,
     refusals: Budget,
     sampling: Pace,
     ids: Ids,
@@ -85,7 +83,6 @@ struct InUse {
     handshake: Duration,
     connect: Duration,
     idle: Duration,
-    max_handshakes: u64,
     allowed: Allowed,
 }
 
@@ -101,8 +98,8 @@ impl InUse {
             handshake: config.handshake_timeout,
             connect: config.connect_timeout,
             idle: config.idle_timeout,
-            max_handshakes: config.max_handshakes as u64,
             allowed: Allowed {
+                handshakes: config.max_handshakes,
                 source: config.per_source,
                 network: config.per_network,
             },
@@ -155,10 +152,9 @@ impl Gate {
             in_use: watch::Sender::new(Arc::new(in_use)),
             table,
             sightings: Sightings::new(in_force),
-            shares: Shares::new(),
+            limits: Limits::new(),
             metrics,
             connections: Arc::new(Semaphore::new(config.max_connections)),
-            handshakes: AtomicU64::new(0),
             refusals: Budget::new(REFUSALS_PER_SECOND),
             sampling: Pace::new(),
             ids: Ids::default(),

@@ -146,10 +146,7 @@ impl Client {
         to: IpAddr,
         name: &str,
     ) -> Result<Session, Reply> {
-        let stream = connect(network, from, to)?;
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let connection = ClientConnection::new(Arc::clone(&self.config), name).unwrap();
-        let mut stream = StreamOwned::new(connection, stream);
+        let mut stream = self.over(connect(network, from, to)?, name);
         let handshake = stream.conn.complete_io(&mut stream.sock);
         handshake.map_err(|error| read_error(&error))?;
         Ok(stream)
@@ -158,22 +155,25 @@ impl Client {
     /// Asks for `/` of host `name` over a connection that is open.
     #[must_use]
     pub fn get_over(&self, stream: TcpStream, name: &str) -> Reply {
-        let name_sent = ServerName::try_from(name.to_owned()).unwrap();
-        let connection = ClientConnection::new(Arc::clone(&self.config), name_sent).unwrap();
-        let reply = exchange(&mut StreamOwned::new(connection, stream), name);
+        let reply = exchange(&mut self.over(stream, name), name);
         reply.unwrap_or_else(|error| read_error(&error))
+    }
+
+    /// TLS for host `name` over a connection that is open: the handshake comes with the first byte.
+    #[must_use]
+    pub fn over(&self, stream: TcpStream, name: &str) -> Session {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connection = ClientConnection::new(Arc::clone(&self.config), name).unwrap();
+        StreamOwned::new(connection, stream)
     }
 
     /// Asks `to` for `/` of host `name`. The second value tells whether a session was resumed.
     #[must_use]
     pub fn get(&self, network: &Network, from: Host, to: IpAddr, name: &str) -> (Reply, bool) {
-        let stream = match connect(network, from, to) {
-            Ok(stream) => stream,
+        let mut stream = match connect(network, from, to) {
+            Ok(stream) => self.over(stream, name),
             Err(reply) => return (reply, false),
         };
-        let name_sent = ServerName::try_from(name.to_owned()).unwrap();
-        let connection = ClientConnection::new(Arc::clone(&self.config), name_sent).unwrap();
-        let mut stream = StreamOwned::new(connection, stream);
         let reply = exchange(&mut stream, name);
         let resumed = stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
         (reply.unwrap_or_else(|error| read_error(&error)), resumed)
@@ -209,6 +209,7 @@ pub fn connect(network: &Network, from: Host, to: IpAddr) -> Result<TcpStream, R
     let connected = network.on(from, || TcpStream::connect_timeout(&address, SYN_PATIENCE));
     match connected {
         Ok(stream) => {
+            stream.set_nodelay(true).unwrap();
             stream.set_read_timeout(Some(crate::PATIENCE)).unwrap();
             stream.set_write_timeout(Some(crate::PATIENCE)).unwrap();
             Ok(stream)
@@ -232,6 +233,7 @@ pub fn connect_from(network: &Network, source: IpAddr, to: IpAddr) -> TcpStream 
         socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
         socket.connect(&SocketAddr::new(to, 443).into()).unwrap();
         let stream = TcpStream::from(socket);
+        stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(crate::PATIENCE)).unwrap();
         stream
     })

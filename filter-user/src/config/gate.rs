@@ -30,7 +30,7 @@ pub struct Gate {
     pub drain_timeout: Duration,
     /// Open connections, handshakes included.
     pub max_connections: usize,
-    /// Handshakes in flight.
+    /// Connections whose handshake is not over, hello or not.
     pub max_handshakes: usize,
     /// What one source may take: an IPv4 address, or an IPv6 /64.
     pub per_source: Share,
@@ -43,11 +43,13 @@ pub struct Gate {
 /// What one part of the internet may take of the gate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Share {
-    /// Open connections, handshakes included.
+    /// Connections that have not said their hello, to whatever host.
+    pub hellos: usize,
+    /// Open connections to one host, handshakes included.
     pub connections: usize,
-    /// Handshakes in flight.
+    /// Handshakes in flight with one host.
     pub handshakes: usize,
-    /// Handshakes begun per second, and at once.
+    /// Handshakes begun per second with one host, and at once.
     pub handshakes_per_second: usize,
 }
 

@@ -18,12 +18,12 @@ use tracing::{debug, info, warn};
 
 use super::end::End;
 use super::greeting::{Bounded, read_hello};
+use super::limits::{Admission, source};
 use super::peer::VerifiedPeer;
 use super::policy::Policy;
 use super::proxy::{self, Ends, Told};
 use super::refusal::{Outcome, Phase, Refusal, What};
 use super::relay::Relay;
-use super::shares::{Seat, source};
 use super::sightings::Visit;
 use super::upstream;
 use super::{Gate, is_one_of};
@@ -68,38 +68,55 @@ impl Gate {
         let started = Instant::now();
         let in_use = self.in_use();
         let deadline = started + in_use.handshake;
-        let in_flight = Counted::one_more(&self.handshakes, in_use.max_handshakes);
-        let in_flight = in_flight.ok_or(Refusal::TooMany(What::Handshakes))?;
+        let mut admission = self.limits.arrive(&in_use.allowed)?;
         let mut ends = Ends {
             client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
         if is_one_of(&in_use.proxy_from, ends.client) {
-            let reading = timeout_at(deadline, proxy::read(&mut stream)).await;
-            let told = reading.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?;
+            let reading = timeout_at(deadline, proxy::read(&mut stream));
+            let told = tokio::select! {
+                biased;
+                told = reading => told.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?,
+                refusal = admission.superseded() => return Err(refusal),
+            };
             ends = told.unwrap_or(ends);
             about.client = ends.client;
         }
         let client = ends.client;
         self.check_source(client)?;
-        let mut seat = self.shares.seat(client.ip(), &in_use.allowed)?;
+        admission.await_hello(client.ip(), &in_use.allowed)?;
 
-        let hello = timeout_at(deadline, read_hello(stream)).await;
-        let hello = hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))?;
+        let hello = tokio::select! {
+            biased;
+            hello = timeout_at(deadline, read_hello(stream)) => {
+                hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))?
+            }
+            refusal = admission.superseded() => return Err(refusal),
+        };
         let name = hello.client_hello().server_name().map(str::to_owned);
         // Who was slow to greet is judged by what is in force now.
         let in_use = self.in_use();
         let policy = match in_use.policies.find(name.as_deref()) {
             Ok(policy) => Arc::clone(policy),
             Err(refusal) => {
-                refuse_name(hello.io, deadline).await;
+                admission.name_host(client.ip(), "", &in_use.allowed)?;
+                tokio::select! {
+                    () = refuse_name(hello.io, deadline) => {}
+                    _ = admission.superseded() => {}
+                }
                 return Err(refusal);
             }
         };
+        admission.name_host(client.ip(), policy.label(), &in_use.allowed)?;
         about.host = Host::Known(Arc::clone(&policy));
         debug!(%client, host = policy.label(), "server certificate shown");
 
-        let stream = shake_hands(hello, &policy, deadline).await?;
+        let stream = tokio::select! {
+            biased;
+            stream = shake_hands(hello, &policy, deadline) => stream?,
+            refusal = admission.superseded() => return Err(refusal),
+        };
         let (policy, peer) = match self.judge(name.as_deref(), &stream) {
             Ok(judged) => judged,
             Err(refusal) => {
@@ -108,8 +125,7 @@ impl Gate {
             }
         };
         self.metrics.handshake(started.elapsed().as_secs_f64());
-        seat.settle();
-        drop(in_flight);
+        admission.settle();
         self.tell_of_peer(&policy, &peer, client);
         let of_host = Counted::one_more(Arc::clone(&policy.connections), policy.max_connections);
         let of_host = of_host.ok_or(Refusal::TooMany(What::HostConnections))?;
@@ -131,7 +147,7 @@ impl Gate {
         Ok(Box::new(Admitted {
             relay: Relay::new(client, upstream),
             policy,
-            _held: (seat, visit, permit, of_host),
+            _held: (admission, visit, permit, of_host),
         }))
     }
 
@@ -224,7 +240,7 @@ struct Admitted<'a> {
     relay: Relay<TcpStream, upstream::Stream>,
     policy: Arc<Policy>,
     _held: (
-        Seat<'a>,
+        Admission<'a>,
         Visit<'a>,
         OwnedSemaphorePermit,
         Counted<Arc<AtomicU64>>,

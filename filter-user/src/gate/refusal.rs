@@ -119,7 +119,7 @@ pub enum What {
     HelloBytes,
     /// Connections of the host.
     HostConnections,
-    /// Connections, handshakes in flight or handshakes per second of one source.
+    /// What one source takes.
     OfSource(Kind),
     /// The same of one network.
     OfNetwork(Kind),
@@ -128,11 +128,13 @@ pub enum What {
 /// What a share is of.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Kind {
-    /// Open connections.
+    /// Open connections to one host.
     Connections,
-    /// Handshakes in flight.
+    /// Handshakes in flight with one host.
     Handshakes,
-    /// Handshakes begun per second.
+    /// Connections that have not said their hello.
+    Hellos,
+    /// Handshakes begun per second with one host.
     PerSecond,
 }
 
@@ -300,9 +302,11 @@ impl Refusal {
             Self::TooMany(What::HostConnections) => "TooManyHostConnections",
             Self::TooMany(What::OfSource(Kind::Connections)) => "TooManySourceConnections",
             Self::TooMany(What::OfSource(Kind::Handshakes)) => "TooManySourceHandshakes",
+            Self::TooMany(What::OfSource(Kind::Hellos)) => "TooManySourceHellos",
             Self::TooMany(What::OfSource(Kind::PerSecond)) => "TooManySourcePerSecond",
             Self::TooMany(What::OfNetwork(Kind::Connections)) => "TooManyNetworkConnections",
             Self::TooMany(What::OfNetwork(Kind::Handshakes)) => "TooManyNetworkHandshakes",
+            Self::TooMany(What::OfNetwork(Kind::Hellos)) => "TooManyNetworkHellos",
             Self::TooMany(What::OfNetwork(Kind::PerSecond)) => "TooManyNetworkPerSecond",
             Self::UnknownIssuer => "UnknownIssuer",
             Self::UnknownServerName => "UnknownServerName",
@@ -386,6 +390,9 @@ impl Refusal {
             }
             Self::TooMany(What::HostConnections) => {
                 "a flood, or the host's `max_connections` is too low"
+            }
+            Self::TooMany(What::OfSource(Kind::Hellos) | What::OfNetwork(Kind::Hellos)) => {
+                "connections that say nothing: the oldest was closed for a newer one; nothing to do"
             }
             Self::TooMany(What::OfSource(_)) => {
                 "one address floods this host, or [gate.per_source] is too low"

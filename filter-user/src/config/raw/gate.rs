@@ -90,6 +90,8 @@ impl Raw {
 #[serde(deny_unknown_fields)]
 struct RawShare {
     #[serde(default, deserialize_with = "some_count")]
+    hellos: Option<usize>,
+    #[serde(default, deserialize_with = "some_count")]
     connections: Option<usize>,
     #[serde(default, deserialize_with = "some_count")]
     handshakes: Option<usize>,
@@ -101,6 +103,7 @@ impl RawShare {
     fn convert(&self, default: &Share) -> Share {
         let per_second = self.handshakes_per_second;
         Share {
+            hellos: self.hellos.unwrap_or(default.hellos),
             connections: self.connections.unwrap_or(default.connections),
             handshakes: self.handshakes.unwrap_or(default.handshakes),
             handshakes_per_second: per_second.unwrap_or(default.handshakes_per_second),
@@ -418,12 +421,14 @@ fn number<const N: usize>() -> usize {
 
 /// One of Cloudflare's servers: it keeps connections alive, so it does not need many handshakes.
 const PER_SOURCE: Share = Share {
+    hellos: 1024,
     connections: 4096,
     handshakes: 256,
     handshakes_per_second: 500,
 };
 /// A few hundred of them.
 const PER_NETWORK: Share = Share {
+    hellos: 4096,
     connections: 8192,
     handshakes: 2048,
     handshakes_per_second: 2000,
