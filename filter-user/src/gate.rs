@@ -23,6 +23,7 @@ mod proxy;
 mod refusal;
 mod relay;
 mod revocation;
+mod sessions;
 mod sightings;
 mod trust;
 mod upstream;

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::client::Tls13ClientSessionValue;
-use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue};
+use rustls::client::{ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::ServerName;
+use rustls::sign::CertifiedKey;
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Error as TlsError, HandshakeKind, NamedGroup,
-    RootCertStore, StreamOwned, SupportedProtocolVersion,
+    RootCertStore, SignatureScheme, StreamOwned, SupportedProtocolVersion,
 };
 
 use crate::net::{Host, Network};
@@ -62,6 +64,7 @@ pub type Session = StreamOwned<ClientConnection, TcpStream>;
 #[derive(Clone)]
 pub struct Client {
     config: Arc<ClientConfig>,
+    shown: Arc<Shown>,
 }
 
 impl Client {
@@ -86,21 +89,19 @@ impl Client {
         roots.add(pki.web.der.clone()).unwrap();
         let builder = ClientConfig::builder_with_protocol_versions(versions);
         let builder = builder.with_root_certificates(roots);
-        let mut config = match identity {
-            Some(identity) => {
-                let mut chain = vec![identity.certificate.clone()];
-                chain.extend(identity.intermediates.iter().cloned());
-                builder
-                    .with_client_auth_cert(chain, identity.key())
-                    .unwrap()
-            }
-            None => builder.with_no_client_auth(),
-        };
+        let shown = Arc::new(Shown(Mutex::new(identity.map(certified))));
+        let mut config = builder.with_client_cert_resolver(Arc::clone(&shown) as _);
         // An attacker does not care for which host he was given a session.
         config.resumption = Resumption::store(Arc::new(AnyName::default()));
         Self {
             config: Arc::new(config),
+            shown,
         }
+    }
+
+    /// Presents another certificate from now on; the sessions are those of before.
+    pub fn renew(&self, identity: &Identity) {
+        *self.shown.0.lock().unwrap() = Some(certified(identity));
     }
 
     /// The same client, naming no host in its ClientHello.
@@ -110,6 +111,7 @@ impl Client {
         config.enable_sni = false;
         Self {
             config: Arc::new(config),
+            shown: Arc::clone(&self.shown),
         }
     }
 
@@ -121,6 +123,7 @@ impl Client {
         config.alpn_protocols = protocols.collect();
         Self {
             config: Arc::new(config),
+            shown: Arc::clone(&self.shown),
         }
     }
 
@@ -131,6 +134,7 @@ impl Client {
         config.enable_secret_extraction = true;
         Self {
             config: Arc::new(config),
+            shown: Arc::clone(&self.shown),
         }
     }
 
@@ -282,6 +286,27 @@ pub fn read_error(error: &io::Error) -> Reply {
 pub const VISITOR: &str = "192.0.2.99";
 /// How long a dropped SYN is waited for: the stack sends a second one after a second.
 const SYN_PATIENCE: Duration = Duration::from_millis(700);
+
+/// The certificate that a client presents, if it has one.
+#[derive(Debug)]
+struct Shown(Mutex<Option<Arc<CertifiedKey>>>);
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.0.lock().unwrap().is_some()
+    }
+}
+
+fn certified(identity: &Identity) -> Arc<CertifiedKey> {
+    let mut chain = vec![identity.certificate.clone()];
+    chain.extend(identity.intermediates.iter().cloned());
+    let key = any_supported_type(&identity.key()).unwrap();
+    Arc::new(CertifiedKey::new(chain, key))
+}
 
 /// A session store that offers the last session to whomever is asked next.
 #[derive(Debug, Default)]

@@ -26,6 +26,7 @@ use super::ending::Ending;
 use super::peer::{PeerVerifier, VerifiedPeer};
 use super::refusal::Refusal;
 use super::revocation::{Crl, Revocation, may_sign_lists, newest};
+use super::sessions::Unexpired;
 use super::trust::{Anchor, Seen, Trusted};
 use super::upstream::{Dialer, Encryption};
 use crate::config::{
@@ -205,10 +206,10 @@ impl Policy {
                     .collect(),
             )));
         tls.alpn_protocols = host.alpn.iter().map(|name| name.clone().into()).collect();
-        tls.session_storage = Arc::clone(&terms.sessions);
+        tls.session_storage = Unexpired::new(&terms.sessions, &workshop.clock);
         match &terms.tickets {
             Some(tickets) => {
-                tls.ticketer = Arc::clone(tickets);
+                tls.ticketer = Unexpired::new(tickets, &workshop.clock);
                 tls.send_tls13_tickets = TICKETS;
             }
             None => tls.send_tls13_tickets = 0,

@@ -148,9 +148,19 @@ pub fn sessions_stay_at_home(lab: &Lab) -> Vec<Row> {
             std::thread::sleep(SHORT + Duration::from_secs(1));
             rows.push(row(
                 "its session, expired",
-                "closed, resumed",
+                "alert CertificateExpired",
                 "Expired",
                 &|| get(&short, SHOP),
+            ));
+            let renewed = client(&lab.pki.ours.short_lived_client(SHORT));
+            get(&renewed, SHOP);
+            std::thread::sleep(SHORT + Duration::from_secs(1));
+            renewed.renew(&lab.pki.ours.client());
+            rows.push(row(
+                "its session, the certificate renewed",
+                "200",
+                "Relayed",
+                &|| get(&renewed, SHOP),
             ));
         }
     }
