@@ -12,7 +12,7 @@ use tests::Rig;
 use tests::client::{Client, connect};
 use tests::gate::{PLENTY, blog, origin, shop};
 use tests::net::Host;
-use tests::pki::SHOP;
+use tests::pki::{self, SHOP};
 use tests::upstream::{Manner, Upstream};
 use time::OffsetDateTime;
 
@@ -168,7 +168,8 @@ fn a_bad_file_at_the_start_is_refused_before_any_port_is_bound() {
     let rig = Rig::new();
     let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
     rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
-    rig.configure(GATE, &[&shop("crl = [\"@PKI@/crl.pem\"]"), &blog(BLOG)]);
+    let lines = format!("crl = [\"@PKI@/crl.pem\"]\n{BLOG}");
+    rig.configure(GATE, &[&shop(&lines)]);
 
     for file in FILES {
         for defect in DEFECTS {
@@ -237,6 +238,50 @@ fn a_certificate_that_is_replaced_is_shown_without_a_signal() {
     });
 
     assert_ne!(shown(), before);
+}
+
+#[test]
+fn a_file_of_one_host_that_cannot_be_used_keeps_no_other_down() {
+    let mut rig = Rig::new();
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let blog_client = Client::new(&rig.pki, Some(&rig.pki.other.client()));
+    let (certificate, aside) = (rig.pki.path("blog.example.pem"), rig.pki.path("aside.pem"));
+
+    // At a start its host is refused, and no default takes its place.
+    fs::rename(&certificate, &aside).unwrap();
+    rig.start("", &[&shop("default = true"), &blog("")]);
+    assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
+    let refused = "alert InternalError, HostUnavailable";
+    assert_eq!(rig.tell(&blog_client, pki::BLOG), refused);
+    let warnings = rig.gate().status()["warnings"].to_string();
+    assert!(warnings.contains("blog.example.pem"), "{warnings}");
+    assert_eq!(rig.pullgate(&["check"]).status.code(), Some(78));
+    let mark = rig.gate().mark();
+    fs::rename(&aside, &certificate).unwrap();
+    rig.gate().event(mark, "it is read", |event| {
+        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+    });
+    assert_eq!(rig.tell(&blog_client, pki::BLOG), "200, Relayed");
+
+    // Later it is served as before, and what is new of the other is active.
+    rig.pki
+        .write("blog.example.pem", "-----BEGIN CERTIFICATE-----");
+    rig.gate().event(mark, "it is not used", |event| {
+        event["message"] == "files not used, what was read before stays in force"
+    });
+    assert_eq!(rig.tell(&blog_client, pki::BLOG), "200, Relayed");
+    let shown = || {
+        let edge = rig.edge();
+        let session = edge
+            .connect(&rig.network, Host::Edge, origin(), SHOP)
+            .unwrap();
+        session.conn.peer_certificates().unwrap()[0].to_vec()
+    };
+    let before = shown();
+    rig.pki.write_server("shop.example", &[SHOP]);
+    tests::eventually("the other's new certificate is shown", || {
+        (shown() != before).then_some(())
+    });
 }
 
 #[test]

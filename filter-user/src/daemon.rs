@@ -79,6 +79,7 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError>
     join_groups(&config.paths, service_group());
     confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
+    let loaded = loaded.map(Loaded::whole).transpose()?;
     // A role waits for an interface that does not exist; to an operator it is a typo.
     let mut weaknesses = Vec::new();
     if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
@@ -453,7 +454,7 @@ impl Running {
             );
         }
         let loaded = tokio::task::block_in_place(|| role.load(gate))?;
-        Ok(Some(loaded))
+        Ok(Some(loaded.whole()?))
     }
 }
 

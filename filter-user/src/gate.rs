@@ -28,6 +28,7 @@ mod sightings;
 mod trust;
 mod upstream;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -115,9 +116,30 @@ pub struct Loaded {
     of_upstreams: Vec<Lint>,
     /// The hosts whose upstream could not be asked what it speaks.
     unanswered: Vec<String>,
+    /// What cannot be used, of hosts that keep what they had, or have nothing.
+    broken: Vec<ConfigError>,
 }
 
 impl Loaded {
+    /// Everything, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first file that cannot be used, with its place in the configuration.
+    pub fn whole(mut self) -> Result<Self, ConfigError> {
+        match self.broken.is_empty() {
+            true => Ok(self),
+            false => Err(self.broken.remove(0)),
+        }
+    }
+
+    /// The files that cannot be used, with their places in the configuration. Their hosts keep what they
+    /// had before; if that is nothing, clients are refused ([`Refusal::HostUnavailable`]).
+    #[must_use]
+    pub fn broken(&self) -> &[ConfigError] {
+        &self.broken
+    }
+
     /// What could be better about it now.
     #[must_use]
     pub fn lints(&self, config: &config::Gate) -> Vec<Lint> {
@@ -264,11 +286,14 @@ impl Gate {
 }
 
 /// Reads certificates, keys, CAs and revocation lists, asks upstreams what they speak, and builds
-/// the policies of all hosts. `before` are those in force: what has not changed of them is kept.
+/// the policies of all hosts.
+///
+/// `before` are those in force: what has not changed of them is kept, and so is the policy of a host of
+/// which a file cannot be used, see [`Loaded::broken`].
 ///
 /// # Errors
 ///
-/// Returns the first file that cannot be used, with its place in the configuration.
+/// Returns the first file that cannot be used, with its place in the configuration, if no host is left.
 pub fn load(
     config: &config::Gate,
     clock: &Arc<dyn TimeProvider>,
@@ -285,9 +310,20 @@ pub fn load(
     let mut of_upstreams = Vec::new();
     let mut unanswered = Vec::new();
     let mut policies = Vec::new();
+    let (mut broken, mut unavailable) = (Vec::new(), HashSet::new());
     for host in &config.hosts {
         let known = before.and_then(|before| before.labelled(&host.label()));
-        let mut policy = Policy::load(host, &workshop, known.map(AsRef::as_ref))?;
+        let mut policy = match Policy::load(host, &workshop, known.map(AsRef::as_ref)) {
+            Ok(policy) => policy,
+            Err(error) => {
+                broken.push(error);
+                match known {
+                    Some(known) => policies.push(Arc::clone(known)),
+                    None => unavailable.extend(host.names.iter().map(|name| name.value.clone())),
+                }
+                continue;
+            }
+        };
         if policy.offers(b"h2") {
             let speaks = policy.dialer().speaks_h2();
             if let Some(lint) = Lint::of_h2(host, &speaks) {
@@ -298,10 +334,14 @@ pub fn load(
                 unanswered.push(host.label());
             }
         }
-        policies.push(policy);
+        policies.push(Arc::new(policy));
+    }
+    if policies.is_empty() && !broken.is_empty() {
+        return Err(broken.remove(0));
     }
     Ok(Loaded {
-        policies: Policies::new(policies),
+        policies: Policies::new(policies, unavailable),
+        broken,
         clock: Arc::clone(clock),
         of_upstreams,
         unanswered,

@@ -140,7 +140,7 @@ impl GateRole {
     /// Starts to serve what comes in.
     pub(super) fn start(
         config: watch::Receiver<Arc<Config>>,
-        gate: Gate,
+        (gate, broken): (Gate, Option<String>),
         read: Vec<Option<Stamp>>,
         bound: Bound,
         metrics: &Metrics,
@@ -175,7 +175,7 @@ impl GateRole {
             started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),
-            trouble: watch::Sender::new(None),
+            trouble: watch::Sender::new(broken),
             read: Arc::new(Mutex::new(read)),
             known: Arc::new(Mutex::new(known)),
             turn: Arc::default(),
@@ -253,10 +253,15 @@ impl GateRole {
 
     /// Puts in force what was loaded.
     pub(super) fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
+        let broken = sentence(&loaded);
         self.gate.put_in_force(config, loaded);
         self.warn_of_news();
-        self.trouble.send_replace(None);
-        self.metrics.gate_reloaded("Reloaded");
+        let outcome = match &broken {
+            Some(_) => "Failed",
+            None => "Reloaded",
+        };
+        self.trouble.send_replace(broken);
+        self.metrics.gate_reloaded(outcome);
     }
 
     /// Logs what could be better since the last time: files that were read, or time that has passed.
@@ -333,8 +338,12 @@ impl GateRole {
             };
             match self.load(settings) {
                 Ok(loaded) => {
+                    let broken = sentence(&loaded);
+                    if let Some(error) = &broken {
+                        error!(error, "files not used, what was read before stays in force");
+                    }
                     self.put_in_force(settings, loaded);
-                    true
+                    broken.is_none()
                 }
                 Err(error) => {
                     self.note_failure(&error);
@@ -380,6 +389,12 @@ pub(super) fn load(
 ) -> Result<Loaded, ConfigError> {
     let clock: Arc<dyn TimeProvider> = Arc::new(DefaultTimeProvider);
     gate::load(config, &clock, before)
+}
+
+/// What cannot be used of what was loaded, if there is anything.
+pub(super) fn sentence(loaded: &Loaded) -> Option<String> {
+    let broken: Vec<_> = loaded.broken().iter().map(|error| chain(error)).collect();
+    (!broken.is_empty()).then(|| broken.join("; "))
 }
 
 /// Tells the log what could be better.

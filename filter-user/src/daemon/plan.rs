@@ -16,7 +16,7 @@ use tracing::{error, warn};
 
 use super::error::StartError;
 use super::filter::FilterRole;
-use super::gate::{Bound, GateRole, stamps, warn_of};
+use super::gate::{Bound, GateRole, sentence, stamps, warn_of};
 use super::lockout::Family;
 use super::notify::Inherited;
 use super::rules::{compile, compiled};
@@ -57,7 +57,12 @@ impl Plan {
     ) -> Result<Self, StartError> {
         // What changes while it is read is read again.
         let read = config.gate.as_ref().map(stamps).unwrap_or_default();
-        let loaded = examine(&config, &roles)?.map(|loaded| (loaded, read));
+        let loaded = examine(&config, &roles)?;
+        // A host that cannot be served keeps no other down.
+        if let Some(error) = loaded.as_ref().and_then(sentence) {
+            error!(error, "a host is not served until its files can be used");
+        }
+        let loaded = loaded.map(|loaded| (loaded, read));
         let stay = match (options.trial, roles.contains(&Role::Filter)) {
             (Some(_), true) => Stay::OnTrial,
             (Some(_), false) => return Err(StartError::TrialWithoutFilter),
@@ -229,9 +234,11 @@ impl Plan {
                     };
                     let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
                     let metrics = &self.metrics;
+                    let broken = sentence(&loaded);
                     let shared = Gate::new(gate, loaded, table, in_force.clone(), metrics.clone());
                     let config = running.config.subscribe();
-                    let gate_role = GateRole::start(config, shared, read, bound, metrics, tasks)?;
+                    let gate_role =
+                        GateRole::start(config, (shared, broken), read, bound, metrics, tasks)?;
                     view.gate = Some(gate_role.clone());
                     running.gate = Some(gate_role);
                 }

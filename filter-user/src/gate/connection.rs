@@ -102,7 +102,7 @@ impl Gate {
             Err(refusal) => {
                 admission.name_host(client.ip(), "", &in_use.allowed)?;
                 tokio::select! {
-                    () = refuse_name(hello.io, deadline) => {}
+                    () = refuse_name(hello.io, refusal, deadline) => {}
                     _ = admission.superseded() => {}
                 }
                 return Err(refusal);
@@ -334,8 +334,13 @@ fn cipher_name(suite: CipherSuite) -> Option<&'static str> {
 }
 
 /// Answers a name that is not served, without showing a certificate (RFC 6066 §3).
-async fn refuse_name(mut stream: Bounded, deadline: Instant) {
-    match timeout_at(deadline, stream.write_all(&UNRECOGNIZED_NAME)).await {
+async fn refuse_name(mut stream: Bounded, refusal: Refusal, deadline: Instant) {
+    let alert = if refusal == Refusal::HostUnavailable {
+        &INTERNAL_ERROR
+    } else {
+        &UNRECOGNIZED_NAME
+    };
+    match timeout_at(deadline, stream.write_all(alert)).await {
         Ok(Ok(())) => linger(stream, deadline).await,
         Ok(Err(error)) => debug!(%error, "alert not sent"),
         Err(_) => debug!("alert not sent in time"),
@@ -401,7 +406,9 @@ const CIPHERS: [(CipherSuite, &str); 9] = [
         "ECDHE-RSA-CHACHA20-POLY1305",
     ),
 ];
-/// An alert record: fatal, unrecognized_name (RFC 8446 §6).
+/// An alert record: fatal, internal_error (RFC 8446 §6).
+const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+/// The same: unrecognized_name.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// How long a refused client may take to read its alert.
 const LINGER: Duration = Duration::from_millis(500);

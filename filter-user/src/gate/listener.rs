@@ -169,6 +169,7 @@ mod tests {
             clock: Arc::new(DefaultTimeProvider),
             of_upstreams: Vec::new(),
             unanswered: Vec::new(),
+            broken: Vec::new(),
         };
         let table = Table::compile(&config.ranges.rules(&RangeSet::default())).unwrap();
         Arc::new(Gate::new(

@@ -4,7 +4,7 @@
 //! client was granted by one host can not be offered to another (CVE-2025-23419, CVE-2025-23048).
 //! Both are made anew whenever the host's [`Terms`] change: older sessions are then worth nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,10 +40,12 @@ pub struct Policies {
     all: Vec<Arc<Policy>>,
     by_name: HashMap<Name, usize>,
     default: Option<usize>,
+    /// Names of hosts that have none, for a file of theirs cannot be used.
+    broken: HashSet<Name>,
 }
 
 impl Policies {
-    pub(super) fn new(policies: Vec<Policy>) -> Self {
+    pub(super) fn new(policies: Vec<Arc<Policy>>, broken: HashSet<Name>) -> Self {
         let mut by_name = HashMap::new();
         for (index, policy) in policies.iter().enumerate() {
             for name in &policy.names {
@@ -53,7 +55,8 @@ impl Policies {
         Self {
             by_name,
             default: policies.iter().position(|policy| policy.is_default),
-            all: policies.into_iter().map(Arc::new).collect(),
+            all: policies,
+            broken,
         }
     }
 
@@ -63,15 +66,27 @@ impl Policies {
     ///
     /// # Errors
     ///
-    /// Returns [`Refusal::NoServerName`] or [`Refusal::UnknownServerName`].
+    /// Returns [`Refusal::NoServerName`], [`Refusal::UnknownServerName`] or
+    /// [`Refusal::HostUnavailable`].
     pub fn find(&self, server_name: Option<&str>) -> Result<&Arc<Policy>, Refusal> {
-        let found = server_name.and_then(|name| {
+        let names = server_name.map(|name| {
             let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
             let parent = name.split_once('.').map(|(_, parent)| parent.to_owned());
-            let exact = self.by_name.get(&Name::Exact(name));
-            exact.or_else(|| self.by_name.get(&Name::Wildcard(parent?)))
+            let wildcard = parent.map(Name::Wildcard);
+            [Some(Name::Exact(name)), wildcard].into_iter().flatten()
         });
-        let found = found.copied().or(self.default);
+        let mut found = None;
+        for name in names.into_iter().flatten() {
+            // The closest name decides, also that of a host which cannot be served.
+            if self.broken.contains(&name) {
+                return Err(Refusal::HostUnavailable);
+            }
+            found = found.or_else(|| self.by_name.get(&name).copied());
+            if found.is_some() {
+                break;
+            }
+        }
+        let found = found.or(self.default);
         let refusal = match server_name {
             Some(_) => Refusal::UnknownServerName,
             None => Refusal::NoServerName,

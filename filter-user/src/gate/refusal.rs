@@ -65,6 +65,8 @@ pub enum Refusal {
     Expired,
     /// The client presented no certificate.
     NoCertificate,
+    /// The client named a host of which a file cannot be used.
+    HostUnavailable,
     /// The client named no host.
     NoServerName,
     /// The source address is in no range and no rule.
@@ -255,6 +257,7 @@ impl Refusal {
             Self::BadProxyHeader
             | Self::Closed
             | Self::Denied
+            | Self::HostUnavailable
             | Self::NoCertificate
             | Self::NoServerName
             | Self::NotListed
@@ -290,6 +293,7 @@ impl Refusal {
             Self::PinMismatch => "PinMismatch",
             Self::Plaintext => "Plaintext",
             Self::Protocol => "Protocol",
+            Self::HostUnavailable => "HostUnavailable",
             Self::RefusedByClient => "RefusedByClient",
             Self::Revoked => "Revoked",
             Self::SharedCertificate => "SharedCertificate",
@@ -364,6 +368,10 @@ impl Refusal {
                  balancer of yours belongs into `gate.proxy_from`"
             }
             Self::Denied => "an address in `ranges.deny` reached the gate: is the filter attached?",
+            Self::HostUnavailable => {
+                "a file of this host cannot be used since the gate was started: `pullgate status` \
+                 names it"
+            }
             Self::RefusedByClient => {
                 "with Full (strict), Cloudflare verifies this host's certificate: is it valid, and \
                  for this name?"
