@@ -13,7 +13,7 @@
 //! [`netlink`] speaks netlink; only [`daemon`] spawns tasks that live as long as the process; nothing
 //! below it reads the wall clock or the environment; nothing dials an upstream without a
 //! [`gate::VerifiedPeer`]; a failed refresh never shrinks the set.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod config;

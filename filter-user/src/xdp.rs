@@ -3,6 +3,8 @@
 mod attach;
 mod error;
 mod events;
+#[expect(unsafe_code, reason = "a system call that no library makes for us")]
+mod hook;
 mod link;
 mod load;
 mod pins;
@@ -259,6 +261,25 @@ impl Filter {
         let begun = std::time::Instant::now();
         self.reload(&self.settings.clone(), rules, table)?;
         Ok(begun.elapsed())
+    }
+
+    /// Whether the kernel's maps hold what was published: reads all of it back.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the read that failed.
+    pub fn is_as_published(&self) -> Result<bool, XdpError> {
+        self.loaded.publisher.is_intact()
+    }
+
+    /// Publishes the table that is active again, whatever the maps hold.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::publish`].
+    pub fn republish(&mut self, rules: &Rules<'_>, table: &Table) -> Result<Duration, XdpError> {
+        self.loaded.publisher.forget();
+        self.publish(rules, table)
     }
 
     /// Drops that the program reported since the last time: a sample.

@@ -1,7 +1,8 @@
 //! The filter as a role: publishes every change of the ranges, reloads with the configuration,
 //! reconciles its links with the network, and keeps an account of what it drops.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -25,7 +26,7 @@ use crate::report::chain;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::uplinks::{self, Memory};
-use crate::xdp::{self, Filter, Frames, Stay, TopSources, XdpError};
+use crate::xdp::{self, Coverage, Filter, Frames, Stay, TopSources, XdpError};
 
 /// The running filter; cheap to clone.
 #[derive(Clone)]
@@ -46,6 +47,24 @@ pub(super) struct State {
     saved: Memory,
     /// Why the next boot knows nothing of uplinks, or why this one did not.
     pub(super) amnesia: Option<String>,
+    /// When another process was last seen to have changed the ranges in the kernel.
+    pub(super) tampered: Option<Tampered>,
+}
+
+/// Another process has changed what packets are judged by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tampered {
+    at: Instant,
+}
+
+impl Display for Tampered {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "another process changed the ranges in the kernel; they were published again {} s ago",
+            self.at.elapsed().as_secs()
+        )
+    }
 }
 
 impl FilterRole {
@@ -86,6 +105,7 @@ impl FilterRole {
                 published: now,
                 saved: memory,
                 amnesia,
+                tampered: None,
             })),
             account: Arc::new(Mutex::new(Account::default())),
             metrics: metrics.clone(),
@@ -168,6 +188,10 @@ impl FilterRole {
                     let routes = ticks == 0 || watch.is_none();
                     block_in_place(|| {
                         self.reconcile(&mut unwell, Changed { links: false, routes });
+                        if ticks % VERIFY_TICKS == 0 {
+                            self.verify();
+                            self.look_at_hooks(&mut unwell);
+                        }
                         self.look();
                     });
                 }
@@ -201,6 +225,61 @@ impl FilterRole {
                 error!(error = %chain(&error), "ranges not published, the old stay");
             }
         }
+    }
+
+    /// Reads back what packets are judged by, and publishes it again if that is not what it was.
+    fn verify(&self) {
+        let mut state = self.state();
+        let State {
+            filter,
+            config,
+            published,
+            tampered,
+            ..
+        } = &mut *state;
+        match filter.is_as_published() {
+            Ok(true) => {
+                tampered.take_if(|tampered| tampered.at.elapsed() > REMEMBERED);
+                return;
+            }
+            Ok(false) => error!("another process changed the ranges in the kernel"),
+            Err(error) => {
+                warn!(error = %chain(&error), "the ranges in the kernel cannot be read back");
+                return;
+            }
+        }
+        *tampered = Some(Tampered { at: Instant::now() });
+        let outcome = compile(config, published).and_then(|table| {
+            let rules = config.ranges.rules(published.set());
+            Ok(filter.republish(&rules, &table)?)
+        });
+        match outcome {
+            Ok(took) => {
+                self.metrics.published(Some(took));
+                info!("ranges published again");
+            }
+            Err(error) => {
+                self.metrics.published(None);
+                error!(error = %chain(&error), "ranges not published again");
+            }
+        }
+    }
+
+    /// Looks whether another program has come before ours.
+    fn look_at_hooks(&self, unwell: &mut Unwell) {
+        let Ok(coverage) = self.state().filter.coverage() else {
+            return;
+        };
+        let mut overtaken = BTreeSet::new();
+        for Coverage { interface, state } in coverage {
+            if let xdp::State::Overtaken(program) = state {
+                if !unwell.overtaken.contains(&interface) {
+                    error!(interface, program, "another TCX program judges before ours");
+                }
+                overtaken.insert(interface);
+            }
+        }
+        unwell.overtaken = overtaken;
     }
 
     /// Puts a changed configuration in force, or returns why it cannot be.
@@ -269,11 +348,9 @@ impl FilterRole {
         if reconciled.unloaded && !unwell.unloaded {
             error!("the filter was unloaded, nothing is filtered until this role is restarted");
         }
-        *unwell = Unwell {
-            blind: false,
-            missing: reconciled.missing,
-            unloaded: reconciled.unloaded,
-        };
+        unwell.blind = false;
+        unwell.missing = reconciled.missing;
+        unwell.unloaded = reconciled.unloaded;
         self.remember_uplinks();
         self.reconciled.notify_waiters();
     }
@@ -369,6 +446,8 @@ struct Unwell {
     blind: bool,
     missing: Vec<String>,
     unloaded: bool,
+    /// Interfaces where another program judges first.
+    overtaken: BTreeSet<String>,
 }
 
 /// Returns when the network's configuration has changed.
@@ -453,6 +532,10 @@ impl Totals {
 const MARGIN: Duration = Duration::from_secs(60);
 /// Ticks between two listings of all routes.
 const ROUTES_TICKS: u32 = 60;
+/// Ticks between two looks at what the kernel judges by.
+const VERIFY_TICKS: u32 = 10;
+/// How long it is remembered that another process has meddled.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How often the filter is reconciled, beside when the network changes.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks that rates are taken over.

@@ -274,6 +274,9 @@ impl View {
         if mode == Mode::Monitor {
             warnings.push(MONITOR.to_owned());
         }
+        if let Some(tampered) = &state.tampered {
+            warnings.push(tampered.to_string());
+        }
         if filter.is_on_trial() {
             warnings.push("on trial: `pullgate confirm` lets the filter stay".to_owned());
         }
@@ -512,6 +515,12 @@ fn shortfall(interface: &str, state: &State) -> Option<String> {
         State::NotNamed => "a route to the internet leads there, so strangers can come in, and \
                             `filter.interfaces` does not name it; add it"
             .to_owned(),
+        State::Overtaken(program) => {
+            return Some(format!(
+                "`{interface}` is not surely filtered: another TCX program ({program}) judges before \
+                 ours, and may let pass what ours would drop; attach it behind ours"
+            ));
+        }
         State::Refused(reason) => reason.clone(),
     };
     Some(format!("`{interface}` is not filtered: {why}"))

@@ -13,7 +13,8 @@ use aya_obj::programs::XdpAttachType;
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
-use super::link::{link_index, pinned_index};
+use super::hook;
+use super::link::{self, link_index};
 use super::load::{Program, pin_error};
 use super::pins::{self, Pins};
 use super::remedy::{self, Refusal};
@@ -35,6 +36,8 @@ pub struct Attached {
     pin: PathBuf,
     /// The link itself until it is pinned: it ends with this value, or with this process.
     held: Option<FdLink>,
+    /// The number of the program.
+    program: u32,
     /// Whether a program of ours was there before.
     replaced: bool,
     /// Where programs of ours were that had to make way.
@@ -58,20 +61,32 @@ pub enum Stay {
 }
 
 impl Attached {
-    /// The index of the interface, if it is filtered by our link at this moment.
+    /// The index of the interface, if it is filtered by our link and program at this moment.
     ///
-    /// Not so if the pin was removed, if the link was detached, or if the interface was deleted and
-    /// created again, or renamed.
+    /// Not so if the pin was removed, if the link was detached or given to another program, or if the
+    /// interface was deleted and created again, or renamed.
     pub(super) fn filtered_index(&self, interfaces: &[Interface]) -> Option<u32> {
         let index = interfaces
             .iter()
             .find(|interface| interface.name == self.interface)
             .map(|interface| interface.index);
-        let linked = match &self.held {
-            Some(link) => link_index(link),
-            None => pinned_index(&self.pin),
+        let pinned = match self.held {
+            Some(_) => None,
+            None => link::pinned(&self.pin),
         };
-        linked.filter(|linked| Some(*linked) == index)
+        let link = self.held.as_ref().or(pinned.as_ref())?;
+        let is_ours = link::program(link) == Some(self.program);
+        link_index(link).filter(|linked| is_ours && Some(*linked) == index)
+    }
+
+    /// The program that judges before ours, on a hook that takes several.
+    pub(super) fn overtaken_by(&self, interface: u32) -> Option<String> {
+        if self.rung != Rung::Tcx {
+            return None;
+        }
+        // A kernel that does not answer is no reason to alarm.
+        let first = hook::tcx_programs(interface).ok()?.first().copied()?;
+        (first != self.program).then(|| format!("id {first}{}", name_of(first)))
     }
 
     /// The interface has another name; its pins have followed.
@@ -238,6 +253,7 @@ fn adopt(
             rung,
             pin,
             held: None,
+            program: program.number(rung)?,
             replaced: true,
             moved: Vec::new(),
         }));
@@ -291,6 +307,7 @@ fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, Xdp
                     rung,
                     pin: pins.link(rung, &interface.name),
                     held: Some(link),
+                    program: program.number(rung)?,
                     replaced: false,
                     moved,
                 });

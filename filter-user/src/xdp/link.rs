@@ -9,8 +9,17 @@ use crate::netlink;
 
 /// The index of the interface that a pinned link is attached to, as [`link_index`].
 pub(super) fn pinned_index(pin: &Path) -> Option<u32> {
-    let pinned = PinnedLink::from_pin(pin).ok()?;
-    link_index(&FdLink::from(pinned))
+    link_index(&pinned(pin)?)
+}
+
+/// A pinned link, if there is one.
+pub(super) fn pinned(pin: &Path) -> Option<FdLink> {
+    PinnedLink::from_pin(pin).ok().map(FdLink::from)
+}
+
+/// The number of the program that a link is to.
+pub(super) fn program(link: &FdLink) -> Option<u32> {
+    link.info().ok().map(|info| info.program_id())
 }
 
 /// The index of the interface of this namespace that a link is attached to; 0 if the interface is

@@ -133,6 +133,15 @@ impl Program {
         }
     }
 
+    /// The number that the kernel knows the program of that rung by.
+    pub(super) fn number(&mut self, rung: Rung) -> Result<u32, XdpError> {
+        let info = match rung {
+            Rung::Native | Rung::Generic => self.xdp()?.info(),
+            Rung::Tcx => self.tcx()?.info(),
+        };
+        Ok(info.map_err(XdpError::Load)?.id())
+    }
+
     /// Pins the program of that rung, in place of one that is there already.
     pub(super) fn pin(&mut self, rung: Rung, pin: &Path) -> Result<(), XdpError> {
         if pin.exists() {

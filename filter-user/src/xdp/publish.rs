@@ -22,6 +22,8 @@ pub(super) struct Publisher {
     v6: Nodes,
     /// What was read back from each generation when it was written last.
     held: [Option<Table>; GENERATIONS as usize],
+    /// The generation that was published last.
+    published: Option<u64>,
 }
 
 impl Publisher {
@@ -31,7 +33,26 @@ impl Publisher {
             v4: Nodes::new(ebpf, RANGES_V4)?,
             v6: Nodes::new(ebpf, RANGES_V6)?,
             held: [None, None],
+            published: None,
         })
+    }
+
+    /// Whether the maps hold what was published, and packets are judged by that.
+    pub(super) fn is_intact(&self) -> Result<bool, XdpError> {
+        let active = self.active()?;
+        let generation = u32::from(active & 1 != 0);
+        let held = self.held.get(generation as usize).and_then(Option::as_ref);
+        let (Some(held), true) = (held, self.published == Some(active)) else {
+            return Ok(self.published.is_none());
+        };
+        let v4 = self.v4.read(generation, held.tree_v4().nodes().len())?;
+        let v6 = self.v6.read(generation, held.tree_v6().nodes().len())?;
+        Ok(Table::from_parts(v4, v6) == *held)
+    }
+
+    /// Takes nothing for written that was written before.
+    pub(super) fn forget(&mut self) {
+        self.held = [None, None];
     }
 
     /// The generation that packets are judged by.
@@ -80,6 +101,7 @@ impl Publisher {
 
         let flipped = self.active.set(0, u64::from(next), 0);
         flipped.map_err(map_error(ACTIVE))?;
+        self.published = Some(u64::from(next));
         let took = begun.elapsed();
         if let Some(held) = self.held.get_mut(inactive) {
             *held = Some(written);
@@ -128,27 +150,33 @@ impl Nodes {
         held: Option<&Tree>,
     ) -> Result<Tree, XdpError> {
         let chunk = usize::from(CHUNK);
-        let numbers = || {
-            (0..)
-                .step_by(chunk)
-                .map(|node| chunk_index(node, generation))
-        };
         let mut held = held.map_or(&[][..], Tree::nodes).chunks(chunk);
-        for (index, nodes) in numbers().zip(tree.nodes().chunks(chunk)) {
+        for (index, nodes) in chunks(generation).zip(tree.nodes().chunks(chunk)) {
             if held.next() != Some(nodes) {
                 let written = self.map.set(index, padded(nodes), 0);
                 written.map_err(map_error(self.name))?;
             }
         }
-        let count = tree.nodes().len();
+        self.read(generation, tree.nodes().len())
+    }
+
+    /// Reads so many nodes of a generation.
+    fn read(&self, generation: u32, count: usize) -> Result<Tree, XdpError> {
+        let chunk = usize::from(CHUNK);
         let mut nodes = Vec::with_capacity(count + chunk);
-        for index in numbers().take(count.div_ceil(chunk)) {
+        for index in chunks(generation).take(count.div_ceil(chunk)) {
             let read = self.map.get(&index, 0).map_err(map_error(self.name))?;
             nodes.extend_from_slice(read.as_chunks().0);
         }
         nodes.truncate(count);
         Ok(Tree::new(nodes))
     }
+}
+
+/// The indices of a generation's chunks, in order.
+fn chunks(generation: u32) -> impl Iterator<Item = u32> {
+    let nodes = (0..).step_by(usize::from(CHUNK));
+    nodes.map(move |node| chunk_index(node, generation))
 }
 
 /// Nodes, and empty ones behind them, which nobody is sent to.

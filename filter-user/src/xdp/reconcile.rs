@@ -42,6 +42,8 @@ pub enum State {
     NotEthernet,
     /// Not: the configuration does not name it.
     NotNamed,
+    /// Not surely: this program judges before ours, and may let pass what ours would drop.
+    Overtaken(String),
     /// Not: the kernel does not take the program, for this reason.
     Refused(String),
 }
@@ -56,6 +58,7 @@ impl State {
             | Self::Missing
             | Self::NotEthernet
             | Self::NotNamed
+            | Self::Overtaken(_)
             | Self::Refused(_) => false,
         }
     }
@@ -80,6 +83,7 @@ impl State {
             | Self::Missing
             | Self::NotEthernet
             | Self::NotNamed
+            | Self::Overtaken(_)
             | Self::Refused(_) => "none",
         }
     }
@@ -240,8 +244,11 @@ impl Filter {
         let filtered = self.loaded.filtered(topology.interfaces());
         let indices = filtered.keys().copied().collect();
         let state = |interface: &Interface| {
-            if let Some(rung) = filtered.get(&interface.index) {
-                return State::Attached(*rung);
+            if let Some(attached) = filtered.get(&interface.index) {
+                return match attached.overtaken_by(interface.index) {
+                    Some(program) => State::Overtaken(program),
+                    None => State::Attached(attached.rung),
+                };
             }
             if let Some(lower) = topology.cover(interface, &indices) {
                 return State::Covered(lower.name.clone());
@@ -420,10 +427,10 @@ impl Filter {
 
 impl LoadedSet {
     /// The interfaces that are filtered by our links at this moment, by index.
-    fn filtered(&self, all: &[Interface]) -> BTreeMap<u32, Rung> {
+    fn filtered(&self, all: &[Interface]) -> BTreeMap<u32, &Attached> {
         let attached = self.attached.iter();
         attached
-            .filter_map(|attached| Some((attached.filtered_index(all)?, attached.rung)))
+            .filter_map(|attached| Some((attached.filtered_index(all)?, attached)))
             .collect()
     }
 
