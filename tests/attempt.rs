@@ -40,6 +40,9 @@ fn main() {
     let port: u16 = words.next().unwrap().parse().unwrap();
     let file = Path::new(&file);
     let config = Config::parse(file, &fs::read_to_string(file).unwrap()).unwrap();
+    for name in ["nobody", "filter", "ranges", "gate", "another"] {
+        fs::create_dir_all(config.paths.run.join(name)).unwrap();
+    }
     // What was open before stays open, so nothing may be.
     if role != "nobody" {
         let role = Role::from_str(&role, false).unwrap();
@@ -49,16 +52,20 @@ fn main() {
 
     // Another thread: whoever is started later must not be any freer.
     std::thread::scope(|scope| {
-        scope.spawn(|| attempt(file, &config, port));
+        scope.spawn(|| attempt(&role, file, &config, port));
     });
 }
 
-fn attempt(file: &Path, config: &Config, port: u16) {
+fn attempt(role: &str, file: &Path, config: &Config, port: u16) {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     let errno = |outcome: nix::Result<()>| outcome.map_err(io::Error::from);
     tell("read the configuration", fs::read(file).map(drop));
     tell("write a status socket's directory", {
-        let path = config.paths.run.join("attempt");
+        let path = config.paths.run.join(role).join("attempt");
+        fs::write(&path, "").and_then(|()| fs::remove_file(&path))
+    });
+    tell("write another role's directory", {
+        let path = config.paths.run.join("another/attempt");
         fs::write(&path, "").and_then(|()| fs::remove_file(&path))
     });
     tell(

@@ -432,7 +432,10 @@ fn a_socket_that_may_not_be_asked_is_left_where_it_is() {
         fs::create_dir(bench.network.path(name)).unwrap();
         chown(bench.network.path(name), Some(1), None).unwrap();
     }
-    let path = bench.network.path("run/ranges.sock");
+    let home = bench.network.path("run/ranges");
+    fs::create_dir(&home).unwrap();
+    chown(&home, Some(1), None).unwrap();
+    let path = home.join("status.sock");
     let running = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let text = "[paths]\nstate = \"state\"\nrun = \"run\"\n[ranges]\n";
@@ -447,7 +450,7 @@ fn a_socket_that_may_not_be_asked_is_left_where_it_is() {
 
     let error = stderr(&output);
     assert_eq!(output.status.code(), Some(77), "{error}");
-    assert!(error.contains("ranges.sock is another user's"), "{error}");
+    assert!(error.contains("status.sock is another user's"), "{error}");
     let connected = UnixStream::connect(&path);
     assert!(connected.is_ok() && running.accept().is_ok());
 }
@@ -455,8 +458,8 @@ fn a_socket_that_may_not_be_asked_is_left_where_it_is() {
 #[test]
 fn a_file_that_others_may_write_does_not_say_where_root_looks() {
     let bench = Bench::new();
-    fs::create_dir(bench.network.path("run")).unwrap();
-    let decoy = UnixListener::bind(bench.network.path("run/ranges.sock")).unwrap();
+    fs::create_dir_all(bench.network.path("run/ranges")).unwrap();
+    let decoy = UnixListener::bind(bench.network.path("run/ranges/status.sock")).unwrap();
     decoy.set_nonblocking(true).unwrap();
     let file = bench.write("[paths]\nrun = \"run\"\n[ranges]\n");
     let asked = || {
@@ -486,9 +489,10 @@ fn nobody_answers_in_the_place_of_the_filter() {
     rogue.arg("--config").arg(bench.write(&bench.text()));
     let mut rogue = rogue.args(["run", "--only", "ranges"]).spawn().unwrap();
     let [ranges, filter] =
-        ["ranges", "filter"].map(|role| bench.network.path(format!("run/{role}.sock")));
+        ["ranges", "filter"].map(|role| bench.network.path(format!("run/{role}")));
     // The file is there before anybody listens.
-    eventually("the role answers", || UnixStream::connect(&ranges).ok());
+    let socket = ranges.join("status.sock");
+    eventually("the role answers", || UnixStream::connect(&socket).ok());
     fs::rename(&ranges, &filter).unwrap();
 
     let status = bench.pullgate(&bench.text(), &["status"]);

@@ -340,7 +340,7 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
         let appears = scope.spawn(|| {
             // By then, a role that did not wait would be ready.
             eventually("the role reports what is missing", || {
-                let socket = network.path("run/filter.sock");
+                let socket = network.path("run/filter/status.sock");
                 let status: Value =
                     serde_json::from_reader(UnixStream::connect(socket).ok()?).ok()?;
                 (status["filter"]["interfaces"][0]["mode"] == "none").then_some(())

@@ -146,7 +146,7 @@ fn a_pin_directory_of_somebody_else_is_refused_and_left_alone() {
     std::os::unix::fs::symlink(&elsewhere, &theirs).unwrap();
     refuses();
     assert!(
-        !lab.network.path("run/filter.sock").exists(),
+        !lab.network.path("run/filter/status.sock").exists(),
         "a failed start leaves no socket"
     );
 }

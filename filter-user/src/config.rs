@@ -79,10 +79,16 @@ impl Paths {
         raw::paths(&Source::new(file, text))
     }
 
+    /// The directory that is a role's alone: its sockets are there, and nobody else creates any.
+    #[must_use]
+    pub fn home(&self, role: Role) -> PathBuf {
+        self.run.join(role.label())
+    }
+
     /// The status socket of a role.
     #[must_use]
     pub fn socket(&self, role: Role) -> PathBuf {
-        self.run.join(format!("{}.sock", role.label()))
+        self.home(role).join("status.sock")
     }
 
     /// The snapshot of the last known good ranges.

@@ -225,13 +225,9 @@ fn no_signals(errno: Errno) -> StartError {
 /// Lets root read what the roles of the package share: confined, it reads no more than others may.
 fn join_groups(paths: &Paths, more: Option<u32>) {
     let mut groups: Vec<Gid> = getgroups().unwrap_or_default();
-    let shared = [&paths.state, &paths.run].map(std::fs::metadata);
-    groups.extend(
-        shared
-            .iter()
-            .flatten()
-            .map(|found| Gid::from_raw(found.gid())),
-    );
+    let homes = Role::ALL.map(|role| paths.home(role));
+    let shared = homes.iter().chain([&paths.state]).map(std::fs::metadata);
+    groups.extend(shared.flatten().map(|found| Gid::from_raw(found.gid())));
     groups.extend(more.map(Gid::from_raw));
     match setgroups(&groups) {
         // Who is not root is in the groups that he is in.

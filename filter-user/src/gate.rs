@@ -11,6 +11,8 @@ mod connection;
 mod credentials;
 mod end;
 mod ending;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod greeting;
 mod limits;
 mod lint;

@@ -23,6 +23,8 @@ pub mod digest;
 pub mod explain;
 pub mod feed;
 pub mod file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gate;
 pub mod kernel;
 pub mod listing;

@@ -98,6 +98,20 @@ fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError
     }
 }
 
+/// A snapshot that parses is written and parsed again, and is the same.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8], limits: &Limits) {
+    let Ok(lists) = Document::parse(bytes, limits) else {
+        return;
+    };
+    if let Ok(in_force) = InForce::new(lists, limits)
+        && let Ok(text) = Document::text(&in_force)
+    {
+        let again = Document::parse(&text, limits);
+        assert_eq!(again.ok().as_deref(), Some(in_force.lists()));
+    }
+}
+
 /// Whether the snapshot at `path` is there and can be used, as far as this process may look.
 #[must_use]
 pub fn is_whole(path: &Path, limits: &Limits) -> bool {

@@ -117,7 +117,7 @@ impl Pullgate {
         let told = Arc::new(Mutex::new(Vec::new()));
         let listening = Arc::downgrade(&told);
         std::thread::spawn(move || listen(&ready, &listening));
-        let socket = network.path(format!("run/{role}.sock"));
+        let socket = network.path(format!("run/{role}/status.sock"));
         Self {
             child,
             events,

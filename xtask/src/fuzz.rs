@@ -17,32 +17,53 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Target {
+    /// The first bytes of a client.
+    ClientHello,
+    /// The configuration.
+    Configuration,
     /// The filter's decision, against an oracle on etherparse.
     Decide,
+    /// A list of ranges as a server answers it.
+    Feed,
+    /// A file of certificates, keys or lists.
+    Pem,
+    /// A PROXY header of a load balancer's.
+    ProxyHeader,
+    /// The snapshot of the ranges.
+    Snapshot,
+}
+
+impl Target {
+    /// Its binary, and the directory of its inputs.
+    fn name(self) -> &'static str {
+        match self {
+            Self::ClientHello => "client_hello",
+            Self::Configuration => "configuration",
+            Self::Decide => "decide",
+            Self::Feed => "feed",
+            Self::Pem => "pem",
+            Self::ProxyHeader => "proxy_header",
+            Self::Snapshot => "snapshot",
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
     setup::cargo_fuzz()?;
-    let Target::Decide = options.target;
-    let corpus = root().join("target/fuzz/corpus/decide");
+    let target = options.target.name();
+    let corpora = root().join("target/fuzz/corpus");
     let manifest = ["--manifest-path", "tests/fuzz/Cargo.toml"];
     let mut seeds = cargo(&["run", "--quiet", "--bin", "seeds"]);
     seeds
         .args(manifest)
         .args(["--target-dir", "target/fuzz", "--"]);
-    exec(seeds.arg(&corpus))?;
+    exec(seeds.arg(&corpora))?;
 
     let mut fuzz = cargo(&["fuzz", "run", "--fuzz-dir", "tests/fuzz"]);
     // Without a sanitizer the stable compiler will do; there is no unsafe code to look for.
-    fuzz.args([
-        "--target-dir",
-        "target/fuzz",
-        "--sanitizer",
-        "none",
-        "decide",
-    ]);
-    fuzz.arg(&corpus).args(["--", "-max_len=2048"]);
+    fuzz.args(["--target-dir", "target/fuzz", "--sanitizer", "none", target]);
+    fuzz.arg(corpora.join(target)).args(["--", "-max_len=2048"]);
     fuzz.arg(format!("-max_total_time={}", options.seconds));
     fuzz.arg("-print_final_stats=1");
     exec(with_tools(&mut fuzz)?)

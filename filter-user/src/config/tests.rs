@@ -123,7 +123,7 @@ fn metrics_are_told_where_nothing_else_of_ours_is() {
         ),
         ("gate = \"127.0.0.1:8443\"", "is taken by pullgate itself"),
         (
-            "ranges = \"unix:/run/pullgate/gate.sock\"",
+            "ranges = \"unix:/run/pullgate/gate/status.sock\"",
             "is taken by pullgate itself",
         ),
     ] {

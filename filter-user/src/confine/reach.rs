@@ -57,9 +57,9 @@ impl Reach {
             abstract_sockets: false,
         };
         reach.reads(file);
-        reach.writes(&config.paths.run);
         reach.reads(&config.paths.snapshot());
         for role in roles {
+            reach.writes(&config.paths.home(*role));
             match config.metrics.get(role).map(|target| &target.value) {
                 Some(Target::Tcp(address)) => {
                     reach.bind.insert(address.port());

@@ -22,7 +22,6 @@ use super::weaknesses;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
 use crate::file;
-use crate::gate::service_group;
 use crate::report::chain;
 use crate::telemetry::status::{RefreshStatus, ReloadStatus, Report, SightingStatus, Status};
 use crate::xdp::{self, Stay};
@@ -325,7 +324,7 @@ pub(super) fn read_approved(paths: &Paths) -> io::Result<Vec<String>> {
 }
 
 fn approved(paths: &Paths) -> PathBuf {
-    paths.run.join("ranges.approved")
+    paths.home(Role::Ranges).join("approved")
 }
 
 /// What became of each source, as the ranges role says.
@@ -415,18 +414,17 @@ fn connect(paths: &Paths, role: Role) -> io::Result<UnixStream> {
     Ok(UnixStream::from(OwnedFd::from(stream)))
 }
 
-/// Others may write where a role has its socket, and must not answer in its place while it is not
-/// there: whoever is told to confirm or to approve is signalled.
+/// Nobody answers in the place of a role while it is not there: what it is told may be to confirm or to
+/// approve. It is the one whose directory the socket is in, if none but root could have made that.
 fn check_peer(paths: &Paths, role: Role, stream: &Socket) -> io::Result<()> {
-    let home = match role {
-        Role::Filter => &paths.run,
-        Role::Ranges => &paths.state,
-        // Nothing tells whose it is; who signals it looks closer.
-        Role::Gate => return Ok(()),
-    };
     let peer = socket_peercred(stream)?.uid.as_raw();
-    let owner = std::fs::metadata(home)?.uid();
-    if [0, owner, geteuid().as_raw()].contains(&peer) {
+    let ourselves = geteuid().as_raw();
+    if [0, ourselves].contains(&peer) {
+        return Ok(());
+    }
+    let above = std::fs::metadata(&paths.run)?;
+    let is_exclusive = [0, ourselves].contains(&above.uid()) && above.mode() & 0o022 == 0;
+    if is_exclusive && std::fs::metadata(paths.home(role))?.uid() == peer {
         return Ok(());
     }
     let text = format!("user {peer} answers there, who has no business to");
@@ -458,15 +456,6 @@ fn signal(paths: &Paths, role: Role, signal: Signal) -> Result<(), StartError> {
     };
     let stream = connect(paths, role).map_err(blame)?;
     let peer = socket_peercred(&stream).map_err(|errno| blame(errno.into()))?;
-    let is_known = [0, geteuid().as_raw()].contains(&peer.uid.as_raw());
-    let is_gate = service_group() == Some(peer.gid.as_raw());
-    if role == Role::Gate && !is_known && !is_gate {
-        let text = format!(
-            "user {} answers there, and is not the gate's",
-            peer.uid.as_raw()
-        );
-        return Err(blame(io::Error::other(text)));
-    }
     kill_process(peer.pid, signal).map_err(|errno| match errno {
         Errno::PERM => StartError::SocketForbidden {
             path: paths.socket(role),
@@ -547,6 +536,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let paths = paths_in(directory.path());
         let path = paths.socket(Role::Gate);
+        std::fs::create_dir_all(paths.home(Role::Gate)).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
         let endless = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -567,6 +557,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let paths = paths_in(directory.path());
         let path = paths.socket(Role::Gate);
+        std::fs::create_dir_all(paths.home(Role::Gate)).unwrap();
         let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
         listener.listen(0).unwrap();

@@ -100,6 +100,12 @@ impl Plan {
                 source,
             })?;
         }
+        for role in &self.roles {
+            // For its group to look, and for nobody to put anything there.
+            let path = config.paths.home(*role);
+            let created = DirBuilder::new().recursive(true).mode(0o750).create(&path);
+            created.map_err(|source| StartError::Directory { path, source })?;
+        }
         if self.roles.contains(&Role::Filter) {
             let path = &config.paths.filter;
             // No other role reads or writes it. Without it uplinks are not remembered, and no more.

@@ -21,14 +21,7 @@ pub(super) async fn read_hello(stream: TcpStream) -> Result<StartHandshake<Bound
         Ok(0) | Err(_) => return Err(Refusal::Closed),
         Ok(length) => &first[..length],
     };
-    if proxy::begins(first) {
-        return Err(Refusal::BadProxyHeader);
-    }
-    match first {
-        [HANDSHAKE_RECORD, ..] => {}
-        [byte, ..] if byte.is_ascii_graphic() => return Err(Refusal::Plaintext),
-        _ => return Err(Refusal::Protocol),
-    }
+    judge(first)?;
     stream.set_nodelay(true).map_err(|_gone| Refusal::Closed)?;
     let bounded = Bounded {
         stream,
@@ -39,6 +32,16 @@ pub(super) async fn read_hello(stream: TcpStream) -> Result<StartHandshake<Bound
         .map_err(|error| Refusal::from_handshake(&error))?;
     hello.io.left = HANDSHAKE_MAX;
     Ok(hello)
+}
+
+/// Tells TLS by its first bytes from what is not.
+pub(super) fn judge(first: &[u8]) -> Result<(), Refusal> {
+    match first {
+        _ if proxy::begins(first) => Err(Refusal::BadProxyHeader),
+        [HANDSHAKE_RECORD, ..] => Ok(()),
+        [byte, ..] if byte.is_ascii_graphic() => Err(Refusal::Plaintext),
+        _ => Err(Refusal::Protocol),
+    }
 }
 
 /// A stream of which only so much is read before the handshake is over.

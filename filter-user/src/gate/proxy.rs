@@ -68,7 +68,7 @@ async fn read_header(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-fn parse(header: &[u8]) -> Result<Option<Ends>, Refusal> {
+pub(super) fn parse(header: &[u8]) -> Result<Option<Ends>, Refusal> {
     let (client, local) = match HeaderResult::parse(header) {
         HeaderResult::V1(Ok(header)) => match header.addresses {
             v1::Addresses::Tcp4(ip) => (

@@ -1,0 +1,49 @@
+//! The gate's part of [`crate::fuzzing`].
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::pem::{Kind, sections};
+use super::policy::Policies;
+use super::{greeting, proxy};
+
+/// What is read of a header is written and read again.
+pub(crate) fn proxy_header(bytes: &[u8]) {
+    let _is_one = proxy::begins(bytes);
+    let Ok(Some(ends)) = proxy::parse(bytes) else {
+        return;
+    };
+    for written in [proxy::v2_bare(ends), proxy::v1(ends)] {
+        let again = written.map(|header| proxy::parse(&header));
+        // Families that differ have no header.
+        if let Ok(Ok(Some(again))) = again {
+            assert_eq!(
+                again.client.ip().to_canonical(),
+                ends.client.ip().to_canonical()
+            );
+            assert_eq!(again.client.port(), ends.client.port());
+        }
+    }
+}
+
+/// Whatever another reader finds is found, or the text is refused.
+pub(crate) fn pem(text: &[u8]) {
+    let Ok(sections) = sections(text) else {
+        return;
+    };
+    let certificates = sections.iter().filter(|it| it.kind == Kind::Certificate);
+    let ours: Vec<_> = certificates.map(|it| it.content.as_slice()).collect();
+    for theirs in CertificateDer::pem_slice_iter(text).flatten() {
+        assert!(ours.contains(&theirs.as_ref()), "missed: {theirs:?}");
+    }
+}
+
+/// Whether a client's first bytes are read on.
+pub(crate) fn may_be_tls(first: &[u8]) -> bool {
+    greeting::judge(&first[..first.len().min(proxy::HEADER_BEGINS)]).is_ok()
+}
+
+/// Looks a name up that a client asks for.
+pub(crate) fn find(name: Option<&str>) {
+    assert!(Policies::default().find(name).is_err());
+}
