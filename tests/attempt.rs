@@ -64,6 +64,10 @@ fn attempt(role: &str, file: &Path, config: &Config, port: u16) {
         let path = config.paths.run.join(role).join("attempt");
         fs::write(&path, "").and_then(|()| fs::remove_file(&path))
     });
+    tell("pin beside its own pins", {
+        let path = config.paths.bpf.with_file_name("attempt");
+        fs::create_dir(&path).and_then(|()| fs::remove_dir(&path))
+    });
     tell("write another role's directory", {
         let path = config.paths.run.join("another/attempt");
         fs::write(&path, "").and_then(|()| fs::remove_file(&path))

@@ -17,7 +17,7 @@ use tests::{Lab, Plan, Rig};
 fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     let rig = Rig::new();
     rig.configure("listen = [\"127.0.0.1:8443\"]", &[&shop(""), &blog("")]);
-    for directory in ["state", "state-filter", "run"] {
+    for directory in ["state", "state-filter", "run", "bpf/pullgate"] {
         fs::create_dir(rig.network.path(directory)).unwrap();
     }
     // Whoever may connect finds somebody.
@@ -62,7 +62,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "write a status socket's directory",
             ],
         };
-        assert_eq!(told.len(), 24, "{text}");
+        assert_eq!(told.len(), 25, "{text}");
         for (what, answer) in &told {
             assert_eq!(
                 *answer == "yes",

@@ -1,6 +1,8 @@
 //! Verifies the policy of a host: names, certificates, versions, and what
 //! is only logged. Each acceptance has its refusal.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use rustls::version::{TLS12, TLS13};
@@ -303,6 +305,15 @@ fn what_could_be_better_is_named() {
         assert!(output.status.success(), "{text}");
         assert!(!text.contains("any user of this host"), "{safe}: {text}");
     }
+    let shared = rig.network.path("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
+    let open = tests::gate::shop("upstream = \"unix:@DIR@/shared/web.sock\"");
+    rig.configure("", &[&open]);
+    let output = rig.pullgate(&["check"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = "every user of this host can listen on";
+    assert!(text.contains(words), "{text}");
 }
 
 const UNKNOWN_CA: &str = "alert UnknownCA, UnknownIssuer";

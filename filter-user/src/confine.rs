@@ -147,8 +147,9 @@ fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {
         permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    // A service manager that has granted no more may not let us ask either.
-    if held == wanted {
+    // A service manager that has granted no more may not let us ask either. What was to be inherited
+    // (by ambient capabilities) is nobody's: no program is started, and none would gain by it.
+    if (held.effective, held.permitted) == (kept, kept) {
         return Ok(());
     }
     set_capabilities(None, wanted)

@@ -145,6 +145,15 @@ pub fn stamp(path: &Path) -> Option<Stamp> {
     Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
 }
 
+/// Who may create a file of this name besides the owner of its directory and root, and the directory; a
+/// sticky one as well. Nobody, if it does not exist.
+#[must_use]
+pub fn who_may_create(path: &Path) -> Option<(&Path, String)> {
+    let directory = directory(path);
+    let metadata = std::fs::metadata(directory).ok()?;
+    Some((directory, other_writers(&metadata)?))
+}
+
 /// Who may change a file besides its owner and root, if anybody.
 fn other_writers(metadata: &Metadata) -> Option<String> {
     let mode = metadata.mode();

@@ -15,6 +15,7 @@
 //! [`gate::VerifiedPeer`]; a failed refresh never shrinks the set.
 #![deny(unsafe_code)]
 
+pub mod accounts;
 pub mod cli;
 pub mod config;
 pub mod confine;

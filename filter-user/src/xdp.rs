@@ -32,7 +32,7 @@ pub use self::events::{Drop, TopSources};
 use self::load::Program;
 pub use self::load::{raise_memory_limit, uninterrupted};
 use self::pins::{Pins, Staging};
-pub use self::pins::{check_bpffs, is_loaded, unload};
+pub use self::pins::{check_bpffs, is_loaded, prepare, unload};
 pub use self::probe::{Probe, frame, loaded_interface, probe};
 use self::publish::Publisher;
 use self::reconcile::Failures;

@@ -162,12 +162,22 @@ impl<'a> Debian<'a> {
             let found = status.lines().find_map(|line| line.strip_prefix(name));
             found.unwrap().trim().to_owned()
         };
-        let (is_root, held) = match role {
-            "filter" => (true, "000000c000001000"),
-            _ => (false, "0000000000000000"),
+        let held = match role {
+            "filter" => "000000c000001000",
+            _ => "0000000000000000",
         };
-        assert_eq!(line("Uid:").starts_with("0\t"), is_root, "{role}");
+        let user = self.says(&["id", "--user", &format!("pullgate-{role}")]);
+        assert!(
+            line("Uid:").starts_with(&format!("{}\t", user.trim())),
+            "{role}"
+        );
         assert_eq!(line("CapEff:"), held, "{role}");
+        // Not even root, in its place, would reach the service manager or a bus.
+        for command in [["systemctl", "--no-pager"], ["busctl", "list"]] {
+            let mut words = vec!["nsenter", "--mount", "--target", &process];
+            words.extend(command);
+            assert!(!self.run(&words).status.success(), "{role}: {command:?}");
+        }
         // Those of the unit, and our own.
         let filters: u32 = line("Seccomp_filters:").parse().unwrap();
         assert!(filters > 1, "{role}");

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use rustix::thread::CapabilitySet;
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::error::StartError;
 use super::filter::FilterRole;
@@ -107,6 +107,11 @@ impl Plan {
             created.map_err(|source| StartError::Directory { path, source })?;
         }
         if self.roles.contains(&Role::Filter) {
+            // Else all of the BPF file system would have to be within reach. Why it cannot be made is
+            // said where it is missed.
+            if let Err(error) = xdp::prepare(&config.paths.bpf) {
+                debug!(%error, "the directory of the pins is not there yet");
+            }
             let path = &config.paths.filter;
             // No other role reads or writes it. Without it uplinks are not remembered, and no more.
             let created = DirBuilder::new().recursive(true).mode(0o700).create(path);

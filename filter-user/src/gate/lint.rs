@@ -11,6 +11,7 @@ use rustls::pki_types::UnixTime;
 use super::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
 use super::policy::Policy;
 use crate::config::{ClientAuth, CrlExpired, Gate, Host, Name, Place, Target, Trust};
+use crate::file;
 use crate::report::span;
 
 /// A weakness, and what to do about it.
@@ -136,7 +137,7 @@ pub(super) fn judge(config: &Gate, policies: &[Arc<Policy>], now: UnixTime) -> V
         lints.extend(trust(host));
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
-        lints.extend(open_port(host));
+        lints.extend(open_upstream(host));
     }
     // One line for each host that shares with others, not for each pair.
     for (index, (second, other)) in config.hosts.iter().zip(policies).enumerate() {
@@ -325,15 +326,33 @@ fn shared_upstream(first: &Host, second: &Host) -> Option<Lint> {
     })
 }
 
-/// A port that any user of this host may listen on, while the web server does not: what clients send
-/// then goes there, unless the upstream has to show a certificate.
-fn open_port(host: &Host) -> Option<Lint> {
+/// A port or a path that others on this host may listen on, while the web server does not: what clients
+/// send then goes there, unless the upstream has to show a certificate.
+fn open_upstream(host: &Host) -> Option<Lint> {
     let upstream = &host.upstream.value;
-    let Target::Tcp(address) = upstream.target else {
+    if upstream.tls.is_some() {
         return None;
+    }
+    let address = match &upstream.target {
+        Target::Tcp(address) => address,
+        Target::Unix(path) => {
+            let (directory, who) = file::who_may_create(path)?;
+            let text = format_args!(
+                "while the web server is down, {who} can listen on {} and is sent what clients send; \
+                 `chmod go-w {}`, or let the web server have a directory of its own",
+                path.display(),
+                directory.display()
+            );
+            return Some(Lint::new(
+                host,
+                "upstream-path-open",
+                &host.upstream.place,
+                text,
+            ));
+        }
     };
     let is_open = address.ip().is_loopback() && address.port() >= UNPRIVILEGED;
-    (is_open && upstream.tls.is_none()).then(|| {
+    is_open.then(|| {
         let text = format_args!(
             "while the web server is down, any user of this host can listen on {address} and is \
              sent what clients send; let it listen on a UNIX socket in a directory of its own, and \

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::XdpError;
 use super::attach::{Rung, Stay};
 use super::link::{GONE, pinned_index};
+use crate::accounts;
 use crate::netlink::Interface;
 
 /// The pin directory of this version.
@@ -153,11 +154,15 @@ impl Pins {
         fs::remove_dir(&staging.directory).map_err(blame(&staging.directory))
     }
 
-    /// Removes everything if no link is pinned: whatever is left serves nothing.
+    /// Removes everything if no link is pinned: whatever is left serves nothing. The directory itself
+    /// may be out of a role's reach to remove, and is empty then.
     pub(super) fn remove_unless_linked(&self) -> Result<(), XdpError> {
-        if self.interfaces()?.is_empty() {
-            unload(&self.base)?;
+        if !self.interfaces()?.is_empty() {
+            return Ok(());
         }
+        self.remove_other_versions()?;
+        remove_directory(&self.directory)?;
+        fs::remove_dir(&self.base).ok();
         Ok(())
     }
 
@@ -342,6 +347,15 @@ pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
     Ok(removed)
 }
 
+/// Makes the directory of the pins, so that a process can be confined to it.
+///
+/// # Errors
+///
+/// Returns why it cannot be made, or whose it is.
+pub fn prepare(base: &Path) -> Result<(), XdpError> {
+    Pins::open(base).map(drop)
+}
+
 /// Whether any pinned link below `base` is on an interface: a filter is then active, whether a role runs
 /// or not.
 #[must_use]
@@ -387,7 +401,9 @@ fn check_ours(path: &Path) -> Result<(), XdpError> {
             path: path.to_owned(),
         });
     }
-    let is_ours = metadata.is_dir() && metadata.uid() == ours && metadata.mode() & 0o077 == 0;
+    // Root looks after what is the role's.
+    let is_owner = metadata.uid() == ours || Some(metadata.uid()) == accounts::user(ACCOUNT);
+    let is_ours = metadata.is_dir() && is_owner && metadata.mode() & 0o077 == 0;
     if !is_ours {
         return Err(XdpError::NotOurs {
             path: path.to_owned(),
@@ -470,6 +486,8 @@ const PROGRAM: &str = "program";
 pub(super) const SPARE: &str = "%spare";
 /// The user who may do everything.
 const ROOT: u32 = 0;
+/// The user that the package's filter runs as.
+const ACCOUNT: &str = "pullgate-filter";
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
 
