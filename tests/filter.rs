@@ -135,10 +135,7 @@ fn where_the_driver_refuses_the_kernels_words_are_told() {
         "{}",
         error(&refused)
     );
-    assert!(
-        !lab.network.path("bpf/pullgate").exists(),
-        "nothing is left behind"
-    );
+    assert!(!lab.has_pins(), "nothing is left behind");
 
     lab.configure("interfaces = [\"lo\"]");
     let refused = lab.pullgate(&["run", "--only", "filter"]);
@@ -858,7 +855,7 @@ fn a_trial_that_nobody_confirms_leaves_nothing() {
 
     assert_eq!(ended.status.code(), Some(75), "{}", error(&ended));
     assert!(error(&ended).contains("not confirmed in time"));
-    assert!(!lab.network.path("bpf/pullgate").exists());
+    assert!(!lab.has_pins());
     let nothing = lab.pullgate(&["confirm"]);
     assert_eq!(nothing.status.code(), Some(64), "{}", error(&nothing));
     assert!(error(&nothing).contains("no filter is on trial"));
@@ -1119,7 +1116,7 @@ fn the_operators_own_connection_is_not_cut_unless_he_says_so() {
         "{}",
         error(&refused)
     );
-    assert!(!lab.network.path("bpf/pullgate").exists());
+    assert!(!lab.has_pins());
     assert_eq!(cut.status.code(), Some(75), "{}", error(&cut));
     assert!(error(&cut).contains("your own connection will be cut"));
 }

@@ -273,6 +273,13 @@ impl Lab {
         .unwrap()
     }
 
+    /// Whether anything is pinned.
+    #[must_use]
+    pub fn has_pins(&self) -> bool {
+        let pins = std::fs::read_dir(self.network.path("bpf/pullgate"));
+        pins.is_ok_and(|mut pins| pins.next().is_some())
+    }
+
     /// A pin of the filter.
     #[must_use]
     pub fn pin(&self, name: &str) -> PathBuf {

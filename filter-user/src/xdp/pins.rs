@@ -353,7 +353,8 @@ pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
 ///
 /// Returns why it cannot be made, or whose it is.
 pub fn prepare(base: &Path) -> Result<(), XdpError> {
-    Pins::open(base).map(drop)
+    check_bpffs(base)?;
+    create(base)
 }
 
 /// Whether any pinned link below `base` is on an interface: a filter is then active, whether a role runs
