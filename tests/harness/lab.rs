@@ -276,7 +276,7 @@ impl Lab {
     /// Whether anything is pinned.
     #[must_use]
     pub fn has_pins(&self) -> bool {
-        let pins = std::fs::read_dir(self.network.path("bpf/pullgate"));
+        let pins = fs::read_dir(self.network.path("bpf/pullgate"));
         pins.is_ok_and(|mut pins| pins.next().is_some())
     }
 
