@@ -249,12 +249,17 @@ fn a_file_of_one_host_that_cannot_be_used_keeps_no_other_down() {
 
     // At a start its host is refused, and no default takes its place.
     fs::rename(&certificate, &aside).unwrap();
-    rig.start("", &[&shop("default = true"), &blog("")]);
+    rig.start("", &[&blog(""), &shop("default = true")]);
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
     let refused = "alert InternalError, HostUnavailable";
     assert_eq!(rig.tell(&blog_client, pki::BLOG), refused);
     let warnings = rig.gate().status()["warnings"].to_string();
     assert!(warnings.contains("blog.example.pem"), "{warnings}");
+    // Nothing is said of it that is of the other.
+    assert!(
+        !warnings.contains("no certificate of this host"),
+        "{warnings}"
+    );
     assert_eq!(rig.pullgate(&["check"]).status.code(), Some(78));
     let mark = rig.gate().mark();
     fs::rename(&aside, &certificate).unwrap();

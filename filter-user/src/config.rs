@@ -21,7 +21,7 @@ pub use self::gate::{
     ProxyProtocol, Reencryption, Resumption, Share, Target, Trust, Upstream,
 };
 pub use self::source::{Before, FeedSource, Location, Way, redacted};
-pub(crate) use self::value::is_interface_name;
+pub(crate) use self::value::{is_interface_name, is_loopback};
 use crate::cli::Role;
 use crate::ranges::{Limits, RangeSet, Rules};
 

@@ -16,10 +16,10 @@ use reqwest::header::{
 };
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Certificate, Client, Response, StatusCode};
-use url::{Host, Url};
+use url::Url;
 
 pub use self::error::FeedError;
-use crate::config::{Location, Proxy, Way, redacted};
+use crate::config::{Location, Proxy, Way, is_loopback, redacted};
 use crate::file::{self, Keeper, ReadError};
 use crate::ranges::{Feed, Format, ListError};
 use crate::sync::lock;
@@ -134,12 +134,6 @@ pub fn check(way: &Way, proxy: &Proxy) -> Result<(), FeedError> {
 
 /// What a source on this host is asked for stays on this host.
 fn proxy_for<'a>(urls: &[Url], proxy: &'a Proxy) -> &'a Proxy {
-    let is_loopback = |url: &Url| match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-        None => false,
-    };
     if urls.iter().any(is_loopback) {
         &Proxy::None
     } else {

@@ -359,7 +359,7 @@ fn lints(
     let mut lints = of_upstreams.to_vec();
     // Without a clock nobody gets in, which each connection says.
     if let Some(now) = clock.current_time() {
-        lints.extend(lint::judge(config, policies.all(), now));
+        lints.extend(lint::judge(config, policies, now));
     }
     lints
 }

@@ -67,13 +67,17 @@ pub(super) fn rules(
 }
 
 pub(super) fn is_trustworthy(url: &Url) -> bool {
-    let is_loopback = match url.host() {
+    url.scheme() == "https" || url.scheme() == "http" && is_loopback(url)
+}
+
+/// Whether a URL is of this host.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
         Some(UrlHost::Ipv4(address)) => address.is_loopback(),
-        Some(UrlHost::Ipv6(address)) => address.is_loopback(),
+        Some(UrlHost::Ipv6(address)) => address.to_canonical().is_loopback(),
         Some(UrlHost::Domain(name)) => name == "localhost",
         None => false,
-    };
-    url.scheme() == "https" || url.scheme() == "http" && is_loopback
+    }
 }
 
 /// Whether the kernel would let an interface have this name: `dev_valid_name`, net/core/dev.c.

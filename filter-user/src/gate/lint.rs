@@ -3,13 +3,12 @@
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use rustix::process::geteuid;
 use rustls::pki_types::UnixTime;
 
 use super::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
-use super::policy::Policy;
+use super::policy::{Policies, Policy};
 use crate::config::{ClientAuth, CrlExpired, Gate, Host, Name, Place, Target, Trust};
 use crate::file;
 use crate::report::span;
@@ -130,23 +129,25 @@ pub fn unreadable_files(config: &Gate) -> Vec<Lint> {
     lints.collect()
 }
 
-/// The weaknesses of policies, which are in the configuration's order.
-pub(super) fn judge(config: &Gate, policies: &[Arc<Policy>], now: UnixTime) -> Vec<Lint> {
+/// The weaknesses of hosts and their policies. A host that has none, for a file of its own cannot be used,
+/// serves nobody.
+pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Lint> {
+    let served = config.hosts.iter().filter_map(|host| {
+        let policy = policies.labelled(&host.label())?;
+        Some((host, policy.as_ref()))
+    });
+    let served: Vec<(&Host, &Policy)> = served.collect();
     let mut lints = Vec::new();
-    for (host, policy) in config.hosts.iter().zip(policies) {
+    for (host, policy) in &served {
         lints.extend(trust(host));
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
         lints.extend(open_upstream(host));
     }
     // One line for each host that shares with others, not for each pair.
-    for (index, (second, other)) in config.hosts.iter().zip(policies).enumerate() {
+    for (index, (second, other)) in served.iter().enumerate() {
         let before = || {
-            let all = config
-                .hosts
-                .iter()
-                .zip(policies.iter().map(Arc::as_ref))
-                .take(index);
+            let all = served.iter().take(index).copied();
             all.filter(|(_, policy)| !policy.has_terms_of(other))
         };
         lints.extend(before().find_map(|first| shared_certificate(first, (second, other))));

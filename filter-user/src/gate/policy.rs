@@ -20,6 +20,7 @@ use rustls::server::{
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
+use x509_parser::prelude::X509Certificate;
 
 use super::credentials::{self, Authority, Certified};
 use super::ending::Ending;
@@ -92,11 +93,6 @@ impl Policies {
             None => Refusal::NoServerName,
         };
         found.and_then(|index| self.all.get(index)).ok_or(refusal)
-    }
-
-    /// Every policy, in the configuration's order.
-    pub(super) fn all(&self) -> &[Arc<Policy>] {
-        &self.all
     }
 
     /// Every policy, in the configuration's order.
@@ -198,13 +194,15 @@ impl Policy {
         for trust in &host.trust {
             authorities.extend(credentials::authorities(trust, &workshop.shared)?);
         }
-        let lists = load_crls(host, &authorities)?;
+        let parsed = authorities.iter().map(Authority::parsed);
+        let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+        let lists = load_crls(host, &authorities, &parsed)?;
         let contents = contents(host, &certified, &authorities, &lists);
         let crls: Vec<_> = lists.into_iter().flatten().collect();
 
         let terms = Terms::new(host, &authorities, &crls, before).map_err(blame)?;
         let facts = Facts::new(host, &certified, &authorities, &crls, contents, workshop);
-        let trusted = trusted(host, workshop, &authorities, &crls)?;
+        let trusted = trusted(host, workshop, (&authorities, &parsed), &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
         let builder = ServerConfig::builder_with_details(
             Arc::clone(&workshop.provider),
@@ -443,9 +441,11 @@ fn contents(
 }
 
 /// The lists of each of the host's files; each has an effect.
-fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Vec<Arc<Crl>>>, ConfigError> {
-    let parsed = authorities.iter().map(Authority::parsed);
-    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+fn load_crls(
+    host: &Host,
+    authorities: &[Authority],
+    parsed: &[X509Certificate<'_>],
+) -> Result<Vec<Vec<Arc<Crl>>>, ConfigError> {
     let mut all = Vec::new();
     let mut are_useful = has_pins(host);
     for file in &host.crls {
@@ -485,12 +485,10 @@ fn load_crls(host: &Host, authorities: &[Authority]) -> Result<Vec<Vec<Arc<Crl>>
 fn trusted(
     host: &Host,
     workshop: &Workshop,
-    authorities: &[Authority],
+    (authorities, parsed): (&[Authority], &[X509Certificate<'_>]),
     crls: &[Arc<Crl>],
 ) -> Result<Trusted, ConfigError> {
     let revocation = Revocation::new(crls.to_vec(), host.crl_expired);
-    let parsed = authorities.iter().map(Authority::parsed);
-    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
     let anchor = |authority: &Authority, is_revoked| {
         Anchor::new(authority, is_revoked).map_err(|error| {
             host.place().error(format_args!(
@@ -501,12 +499,9 @@ fn trusted(
     };
     let anchors = authorities
         .iter()
-        .zip(&parsed)
+        .zip(parsed)
         .map(|(authority, certificate)| {
-            anchor(
-                authority,
-                revocation.revokes_authority(certificate, &parsed),
-            )
+            anchor(authority, revocation.revokes_authority(certificate, parsed))
         });
     let pins = host.trust.iter().filter_map(|trust| match trust.value {
         Trust::Pin(pin) => Some(pin),
