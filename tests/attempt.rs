@@ -1,6 +1,6 @@
 //! Confines itself as a role does, and tells what it can still do: `attempt <role> <configuration>
 //! <port>`; as `nobody`, not at all. For the test of the same that is in `confined.rs`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -64,6 +64,8 @@ fn attempt(role: &str, file: &Path, config: &Config, port: u16) {
         let path = config.paths.run.join(role).join("attempt");
         fs::write(&path, "").and_then(|()| fs::remove_file(&path))
     });
+    tell("type for a terminal", type_a_letter(nix::libc::TIOCSTI));
+    tell("type for a console", type_a_letter(nix::libc::TIOCLINUX));
     tell("pin beside its own pins", {
         let path = config.paths.bpf.with_file_name("attempt");
         fs::create_dir(&path).and_then(|()| fs::remove_dir(&path))
@@ -198,6 +200,21 @@ fn touch_a_link() -> io::Result<()> {
     match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
+}
+
+/// Types a letter for whoever sits at a terminal: that there is none is told to who may type.
+#[expect(unsafe_code, reason = "no library makes this call")]
+fn type_a_letter(request: nix::libc::Ioctl) -> io::Result<()> {
+    let letter = b'x';
+    let nowhere = fs::File::open("/proc/self/status")?;
+    // SAFETY: both requests read one byte, which outlives the call.
+    let outcome = unsafe { nix::libc::ioctl(nowhere.as_raw_fd(), request, &raw const letter) };
+    let error = io::Error::last_os_error();
+    match outcome {
+        0.. => Ok(()),
+        _ if error.raw_os_error() == Some(nix::libc::ENOTTY) => Ok(()),
+        _ => Err(error),
     }
 }
 

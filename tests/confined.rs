@@ -62,7 +62,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "write a status socket's directory",
             ],
         };
-        assert_eq!(told.len(), 25, "{text}");
+        assert_eq!(told.len(), 27, "{text}");
         for (what, answer) in &told {
             assert_eq!(
                 *answer == "yes",

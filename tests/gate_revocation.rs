@@ -36,6 +36,24 @@ fn revoked_certificates_are_refused_and_others_are_not() {
 }
 
 #[test]
+fn lists_of_a_ca_count_whatever_its_key_is() {
+    let mut rig = Rig::new();
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    for (kind, authority) in rig.pki.authorities_of_other_kinds() {
+        rig.pki.write("kind-ca.pem", authority.pem());
+        rig.pki.write("crl.pem", &authority.crl(&[2], tomorrow()));
+        let lines = "crl = [\"@PKI@/crl.pem\"]\ntrust = [\"@PKI@/kind-ca.pem\"]";
+        rig.gate = None;
+        rig.start("", &[&shop(lines)]);
+
+        let good = tell(&rig, &authority.client_numbered(1));
+        assert_eq!(good, "200, Relayed", "{kind}");
+        let revoked = tell(&rig, &authority.client_numbered(2));
+        assert_eq!(revoked, REVOKED, "{kind}");
+    }
+}
+
+#[test]
 fn lists_go_by_the_key_of_a_ca_and_not_by_its_name() {
     let mut rig = Rig::new();
     // Another CA of the same name, as a rotation makes it.

@@ -27,6 +27,7 @@ mod relay;
 mod revocation;
 mod sessions;
 mod sightings;
+mod signature;
 mod trust;
 mod upstream;
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
-    PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519, PKCS_RSA_SHA256, PKCS_RSA_SHA512,
+    RevokedCertParams, RsaKeySize, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -84,6 +85,22 @@ impl Pki {
     #[must_use]
     pub fn namesake_of_ours(&self) -> Authority {
         Authority::new("Our origin-pull CA")
+    }
+
+    /// CAs with keys of every other kind that is verified, by name.
+    #[must_use]
+    pub fn authorities_of_other_kinds(&self) -> Vec<(&'static str, Authority)> {
+        let kinds = [
+            ("P-384", &PKCS_ECDSA_P384_SHA384),
+            ("P-521", &PKCS_ECDSA_P521_SHA512),
+            ("Ed25519", &PKCS_ED25519),
+            ("RSA, SHA-512", &PKCS_RSA_SHA512),
+        ];
+        let made = kinds.into_iter().map(|(name, kind)| {
+            let key = KeyPair::generate_for(kind).unwrap();
+            (name, Authority::with_key(name, key))
+        });
+        made.collect()
     }
 
     /// Makes an RSA CA of 4,096 bits, as Cloudflare's is, writes it, and returns an RSA client of

@@ -20,6 +20,7 @@ use x509_parser::prelude::{
 use super::canonical_name::CanonicalName;
 use super::credentials::seconds;
 use super::refusal::Refusal;
+use super::signature::is_signed_by;
 use crate::config::CrlExpired;
 use crate::digest::sha256_bytes;
 use crate::sync::lock;
@@ -97,8 +98,7 @@ impl Crl {
         if let Some(known) = lock(&self.signers).get(&digest) {
             return *known;
         }
-        let parsed = CertificateRevocationList::from_der(&self.der);
-        let is_signer = parsed.is_ok_and(|(_, list)| list.verify_signature(key).is_ok());
+        let is_signer = is_signed_by(&self.der, key.raw);
         let signers = &mut lock(&self.signers);
         if signers.len() >= SIGNERS_MAX {
             signers.clear();
@@ -259,7 +259,7 @@ impl Revocation {
         let issuer = CanonicalName::of(authority.issuer());
         let issuers = authorities.iter().filter(|other| {
             let is_namesake = CanonicalName::of(other.subject()) == issuer;
-            is_namesake && authority.verify_signature(Some(other.public_key())).is_ok()
+            is_namesake && is_signed_by(authority.as_raw(), other.public_key().raw)
         });
         let mut lists = issuers.flat_map(|issuer| self.of_issuer(issuer));
         lists.any(|list| list.revokes(authority))
