@@ -310,11 +310,9 @@ fn nested_cases(rows: &mut Rows<'_>, inner: &Family) {
     );
     both("GRE of three bytes", (47, vec![0; 3]), Drop(Malformed));
 
-    // Deeper than is looked, the source of the last that is looked at decides.
-    for (source, verdict) in [
-        (inner.stranger, Drop(ChainTooLong)),
-        (inner.listed, Pass(ChainTooLong)),
-    ] {
+    // Whose the packet is that nobody looks at, none of those around it says: sources there are free to
+    // forge, and addresses to choose.
+    for source in [inner.stranger, inner.listed, inner.allowed] {
         let mut packet = stranger.clone();
         for _ in 0..2 {
             packet = Packet::carrying(address(source), destination, protocol, packet.bare());
@@ -322,8 +320,21 @@ fn nested_cases(rows: &mut Rows<'_>, inner: &Family) {
         both(
             &format!("SYN thrice, from {source}"),
             (protocol, packet.bare()),
-            verdict,
+            Drop(ChainTooLong),
         );
+    }
+    if inner.name == "IPv6" {
+        let options = |packet: Packet, count| {
+            (0..count).fold(packet, |packet, _| {
+                packet.extension(60, &[0, 1, 4, 0, 0, 0, 0])
+            })
+        };
+        let listed = Packet::carrying(address(inner.listed), destination, 41, stranger.bare());
+        let long = options(listed.clone(), 9).bare();
+        both("SYN behind nine headers", (41, long), Drop(ChainTooLong));
+        let mut cut = options(listed, 1).bare();
+        cut.truncate(44);
+        both("cut inside a header", (41, cut), Drop(Malformed));
     }
 
     // The packet ends with what holds it, though the frame goes on.
@@ -517,7 +528,7 @@ fn v6_cases(rows: &mut Rows<'_>) {
         let chain = |s, d| (0..count).fold(syn(s, d), |packet, _| packet.extension(60, &pad));
         let (stranger, listed) = match count {
             8 => (no, yes),
-            _ => (Drop(ChainTooLong), Pass(ChainTooLong)),
+            _ => (Drop(ChainTooLong), Drop(ChainTooLong)),
         };
         rows.both(
             &format!("SYN, {count} extension headers"),
@@ -537,7 +548,7 @@ fn v6_cases(rows: &mut Rows<'_>) {
         "chain split over fragments, ICMPv6 behind the packet",
         split,
         Drop(Malformed),
-        Pass(Malformed),
+        Drop(Malformed),
     );
     let short = |s, d| Packet::udp(s, d, 443).cut(2).fragment(0, true);
     rows.both("UDP cut before its port", short, Pass(NotTcp), Pass(NotTcp));
@@ -561,7 +572,7 @@ fn v6_cases(rows: &mut Rows<'_>) {
         "ends inside an extension header",
         cut,
         Drop(Malformed),
-        Pass(Malformed),
+        Drop(Malformed),
     );
     let none = |s, d| Packet::carrying(s, d, 59, vec![0; 8]);
     rows.both("no next header", none, Pass(NotTcp), Pass(NotTcp));

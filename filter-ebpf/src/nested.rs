@@ -62,6 +62,7 @@ struct Cursor {
 /// What ends the search: [`Transport`] and [`ParseError`] in one, without the port.
 #[derive(Clone, Copy)]
 enum End {
+    ChainCut,
     ChainTooLong,
     LaterFragment,
     Malformed,
@@ -112,7 +113,7 @@ impl Cursor {
     #[inline(always)]
     fn step<F: Frame + ?Sized>(&mut self, frame: &F) -> Step {
         if self.at > OFFSET_MAX {
-            return Step::Break(End::TooShort);
+            return Step::Break(End::ChainCut);
         }
         match self.next {
             LINK => self.link(frame),
@@ -280,10 +281,10 @@ impl Cursor {
         self.run += 1;
         // No extension header is shorter than eight bytes (RFC 8200 §4.2).
         let Some(&[behind, length, b2, b3, ..]) = frame.bytes::<EXTENSION_MIN>(self.at) else {
-            return Step::Break(End::TooShort);
+            return Step::Break(End::ChainCut);
         };
         if self.at + EXTENSION_MIN > self.end {
-            return Step::Break(End::TooShort);
+            return Step::Break(End::ChainCut);
         }
         let behind = usize::from(behind);
         // The header's length stands in it in units of its own.
@@ -311,7 +312,7 @@ impl Cursor {
         };
         let payload = self.at + length;
         if payload > self.end || frame.bytes::<1>(payload - 1).is_none() {
-            return Step::Break(End::TooShort);
+            return Step::Break(End::ChainCut);
         }
         self.at = payload;
         self.next = behind;
@@ -341,6 +342,7 @@ impl Cursor {
             End::Malformed => return Err(ParseError::Malformed),
             End::NotIp => return Err(ParseError::NotIp),
             End::TooManyTags => return Err(ParseError::TooManyTags),
+            End::ChainCut => Transport::ChainCut,
             End::ChainTooLong => Transport::ChainTooLong,
             End::LaterFragment => Transport::LaterFragment,
             End::Other => Transport::Other,

@@ -82,10 +82,12 @@ pub enum Transport {
     Other,
     /// A fragment other than the first, of TCP or of something hidden behind an extension header.
     LaterFragment,
+    /// The packet, or its first fragment, ends inside an extension header: whatever is behind that.
+    ChainCut,
     /// More than [`EXTENSIONS_MAX`] extension headers, or more than
-    /// [`TUNNELS_MAX`](crate::nested::TUNNELS_MAX) packets inside of each other.
+    /// [`TUNNELS_MAX`](crate::nested::TUNNELS_MAX) packets inside of each other: whatever is behind those.
     ChainTooLong,
-    /// The packet, or its first fragment, ends before TCP's ports or inside an extension header.
+    /// TCP that ends before its ports.
     TooShort,
 }
 

@@ -1,7 +1,8 @@
 //! The decision: a frame, the settings and the ranges in, a [`Verdict`] out.
 //!
 //! This is the only place that says drop or pass. The rule: a stranger's packet that cannot be
-//! proven not to reach a protected port is dropped; for everybody else, giving up means pass.
+//! proven not to reach a protected port is dropped, and so is one that may hold a stranger's; for
+//! everybody else, giving up means pass.
 
 use core::net::IpAddr;
 
@@ -100,7 +101,9 @@ fn verdict(headers: Headers<'_>, settings: &impl Settings, ranges: &impl Ranges)
             return Verdict::Pass(Reason::Fragment);
         }
         Transport::LaterFragment => Some(Reason::Fragment),
-        Transport::ChainTooLong => Some(Reason::ChainTooLong),
+        // What is not seen may be a packet of another source: who sent this one says nothing of it.
+        Transport::ChainCut => return Verdict::Drop(Reason::Malformed),
+        Transport::ChainTooLong => return Verdict::Drop(Reason::ChainTooLong),
         Transport::TooShort => Some(Reason::Malformed),
     };
     if let Some(destination) = headers.destination

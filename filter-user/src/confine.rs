@@ -103,8 +103,22 @@ pub enum ConfineError {
 /// # Errors
 ///
 /// Returns what the kernel refuses.
-pub fn drop_privileges(roles: &[Role]) -> Result<(), ConfineError> {
-    keep_only(reach::capabilities(roles)).map_err(ConfineError::Privileges)
+pub fn drop_privileges(roles: &[Role], owner: Owner) -> Result<(), ConfineError> {
+    let kept = match owner {
+        Owner::Us => CapabilitySet::empty(),
+        Owner::Others => CapabilitySet::DAC_OVERRIDE,
+    };
+    keep_only(reach::capabilities(roles) | kept).map_err(ConfineError::Privileges)
+}
+
+/// Whose the directories are that a role writes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Owner {
+    /// The user's that runs it.
+    #[default]
+    Us,
+    /// The package's users', for whom root stands in: it writes there by privilege.
+    Others,
 }
 
 /// Gives up whatever is not within reach.
@@ -114,7 +128,7 @@ pub fn drop_privileges(roles: &[Role]) -> Result<(), ConfineError> {
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::weakness`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
-    drop_privileges(&reach.roles)?;
+    drop_privileges(&reach.roles, reach.owner)?;
     let held = capabilities(None)
         .map_err(ConfineError::Privileges)?
         .permitted;

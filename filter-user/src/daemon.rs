@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{self, SigSet};
-use nix::unistd::{Gid, getgroups, setgroups};
+use nix::unistd::{Gid, geteuid, getgroups, setgroups};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal as listen_for};
 use tokio::sync::{Notify, mpsc, watch};
@@ -46,7 +46,7 @@ use self::tasks::Tasks;
 use self::weaknesses::all_weaknesses;
 use crate::cli::Role;
 use crate::config::{Config, Paths};
-use crate::confine::{self, Confined, Reach};
+use crate::confine::{self, Confined, Owner, Reach};
 use crate::file::{self, Keeper, ReadError, Stamp};
 use crate::gate::{FileContent, Lint, Loaded, service_group, unreadable_files};
 use crate::refresh::Progress;
@@ -77,7 +77,7 @@ pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError>
     let roles = roles(config, only)?;
     // Root asks for those who are in the package's groups.
     join_groups(&config.paths, service_group());
-    confine::drop_privileges(&roles)?;
+    confine::drop_privileges(&roles, Owner::Us)?;
     let loaded = plan::examine(config, &roles)?;
     let loaded = loaded.map(Loaded::whole).transpose()?;
     // A role waits for an interface that does not exist; to an operator it is a typo.
@@ -192,18 +192,19 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     if roles.contains(&Role::Filter) {
         xdp::raise_memory_limit();
     }
+    let owner = whose(&config.paths, &roles);
     // Others' processes cannot be looked at any more once we are confined.
     let family = Family::look();
     if options.power == Power::AsNeeded {
         join_groups(&config.paths, None);
         // First of all, so that the start can read no more than a reload will.
-        confine::drop_privileges(&roles)?;
+        confine::drop_privileges(&roles, owner)?;
     }
     let mut plan = Plan::new(config, roles, options)?;
     plan.create_directories()?;
     if options.power == Power::AsNeeded {
         // Threads inherit it, so there must not be any yet.
-        plan.confine(file)?;
+        plan.confine(file, owner)?;
     }
     let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
     let outcome = runtime.block_on(async {
@@ -219,6 +220,18 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
 fn no_signals(errno: Errno) -> StartError {
     StartError::Signals {
         source: errno.into(),
+    }
+}
+
+/// Whose the directories are that the roles write: root stands in for the package's users, when it tries
+/// their roles by hand.
+fn whose(paths: &Paths, roles: &[Role]) -> Owner {
+    let homes = roles.iter().map(|role| paths.home(*role));
+    let pins = roles.contains(&Role::Filter).then(|| paths.bpf.clone());
+    let is_others = |path: PathBuf| std::fs::metadata(path).is_ok_and(|found| found.uid() != 0);
+    match geteuid().is_root() && homes.chain(pins).any(is_others) {
+        true => Owner::Others,
+        false => Owner::Us,
     }
 }
 

@@ -53,12 +53,13 @@ impl Oracle {
                 Carries::Tcp(_) => return Pass(Reason::OtherPort),
                 Carries::SomethingElse => return Pass(Reason::NotTcp),
                 Carries::Unknown(reason) => break (packet, Some(reason)),
-                Carries::Inside(..) if depth == 2 => break (packet, Some(Reason::ChainTooLong)),
+                Carries::Hidden(reason) => return Drop(reason),
+                Carries::Inside(..) if depth == 2 => return Drop(Reason::ChainTooLong),
                 Carries::Inside(inner, rest) => (ether_type, bytes) = (inner, rest),
                 Carries::Gre(payload) => {
                     let inner = if depth == 2 { Ok(None) } else { gre(payload) };
                     match inner {
-                        Ok(None) if depth == 2 => break (packet, Some(Reason::ChainTooLong)),
+                        Ok(None) if depth == 2 => return Drop(Reason::ChainTooLong),
                         Ok(None) => return Pass(Reason::NotTcp),
                         Ok(Some(inner)) => (ether_type, bytes) = inner,
                         Err(verdict) => return verdict,
@@ -108,6 +109,8 @@ enum Carries<'a> {
     Tcp(u16),
     SomethingElse,
     Unknown(Reason),
+    /// What may be anybody's.
+    Hidden(Reason),
     /// A packet: its EtherType, and its bytes.
     Inside(u16, &'a [u8]),
     Gre(&'a [u8]),
@@ -208,7 +211,7 @@ fn ip_packet(ether_type: u16, rest: &[u8]) -> Result<Packet<'_>, Verdict> {
 }
 
 fn chain(mut next: u8, mut payload: &[u8]) -> Carries<'_> {
-    let short = Carries::Unknown(Reason::Malformed);
+    let short = Carries::Hidden(Reason::Malformed);
     for _ in 0..8 {
         let length = match next {
             0 | 43 | 60 => match Ipv6RawExtHeaderSlice::from_slice(payload) {
@@ -239,7 +242,7 @@ fn chain(mut next: u8, mut payload: &[u8]) -> Carries<'_> {
         payload = behind;
     }
     match next {
-        0 | 43 | 44 | 51 | 60 => Carries::Unknown(Reason::ChainTooLong),
+        0 | 43 | 44 | 51 | 60 => Carries::Hidden(Reason::ChainTooLong),
         protocol => transport(protocol, payload),
     }
 }

@@ -101,15 +101,14 @@ impl Gate {
             Ok(policy) => Arc::clone(policy),
             Err(refusal) => {
                 admission.name_host(client.ip(), "", &in_use.allowed)?;
-                tokio::select! {
-                    () = refuse_name(hello.io, refusal, deadline) => {}
-                    _ = admission.superseded() => {}
-                }
+                // What is left to do takes no room from handshakes.
+                admission.settle();
+                refuse_name(hello.io, refusal, deadline).await;
                 return Err(refusal);
             }
         };
-        admission.name_host(client.ip(), policy.label(), &in_use.allowed)?;
         about.host = Host::Known(Arc::clone(&policy));
+        admission.name_host(client.ip(), policy.label(), &in_use.allowed)?;
         debug!(%client, host = policy.label(), "server certificate shown");
 
         let stream = tokio::select! {
@@ -120,6 +119,7 @@ impl Gate {
         let (policy, peer) = match self.judge(name.as_deref(), &stream) {
             Ok(judged) => judged,
             Err(refusal) => {
+                admission.settle();
                 linger(stream.into_inner().0, deadline).await;
                 return Err(refusal);
             }

@@ -60,9 +60,10 @@ impl Limits {
         let in_flight = &mut taken.in_flight;
         if in_flight.len() >= allowed.handshakes {
             let what = What::Handshakes;
-            in_flight
-                .supersede(&Queue::Hellos, Duration::ZERO, what)
-                .or_else(|_| in_flight.supersede(&Queue::Handshakes, PATIENCE, what))?;
+            let silent = in_flight.oldest(&Queue::Hellos, Duration::ZERO, what);
+            let oldest =
+                silent.or_else(|_| in_flight.oldest(&Queue::Handshakes, PATIENCE, what))?;
+            in_flight.dismiss(oldest, what);
         }
         Ok(Admission {
             limits: self,
@@ -93,8 +94,7 @@ impl Admission<'_> {
             taken.in_flight.make_room(&queue, rule)?;
             queues.push(queue);
         }
-        taken.in_flight.rejoin(&mut self.waiting, queues);
-        Ok(())
+        taken.in_flight.rejoin(&mut self.waiting, queues)
     }
 
     /// Charges the connection, and the handshake that begins, to client and host; `host` is empty for
@@ -108,17 +108,20 @@ impl Admission<'_> {
         let host: Arc<str> = Arc::from(host);
         let scopes = scopes(client, allowed);
         let charged = scopes.map(|(scope, _, _)| (scope, Arc::clone(&host)));
-        let mut queues = vec![Queue::Handshakes];
+        let queues = scopes.map(|(scope, share, what)| {
+            let queue = Queue::HandshakesOf(scope, Arc::clone(&host));
+            (queue, (share.handshakes, PATIENCE, what(Kind::Handshakes)))
+        });
         let mut taken = lock(&self.limits.taken);
-        for (key, (scope, share, what)) in charged.iter().zip(scopes) {
+        for (key, (_, share, what)) in charged.iter().zip(scopes) {
             let connections = taken.connections.get(key).copied().unwrap_or_default();
             if connections >= share.connections {
                 return Err(Refusal::TooMany(what(Kind::Connections)));
             }
-            let queue = Queue::HandshakesOf(scope, Arc::clone(&host));
-            let rule = (share.handshakes, PATIENCE, what(Kind::Handshakes));
-            taken.in_flight.make_room(&queue, rule)?;
-            queues.push(queue);
+        }
+        // Nobody gives way to one that is refused.
+        for (queue, rule) in &queues {
+            taken.in_flight.find_room(queue, *rule)?;
         }
         // Last, for it counts: who is refused for another reason spends no rate.
         for (key, (_, share, what)) in charged.iter().zip(scopes) {
@@ -128,10 +131,15 @@ impl Admission<'_> {
                 return Err(Refusal::TooMany(what(Kind::PerSecond)));
             }
         }
+        for (queue, rule) in &queues {
+            taken.in_flight.make_room(queue, *rule)?;
+        }
+        let mut queues: Vec<_> = queues.into_iter().map(|(queue, _)| queue).collect();
+        queues.push(Queue::Handshakes);
+        taken.in_flight.rejoin(&mut self.waiting, queues)?;
         for key in &charged {
             *taken.connections.entry(key.clone()).or_default() += 1;
         }
-        taken.in_flight.rejoin(&mut self.waiting, queues);
         drop(taken);
         self.connection = Some(charged);
         Ok(())
@@ -209,23 +217,36 @@ impl InFlight {
     }
 
     /// Makes room in a queue of so many: the oldest gives way if it has waited for long enough.
-    fn make_room(
-        &mut self,
-        queue: &Queue,
-        (max, patience, what): (usize, Duration, What),
-    ) -> Result<(), Refusal> {
-        if self.queues.get(queue).map_or(0, BTreeSet::len) < max {
-            return Ok(());
+    fn make_room(&mut self, queue: &Queue, rule: Rule) -> Result<(), Refusal> {
+        if let Some(oldest) = self.find_room(queue, rule)? {
+            let (_, _, what) = rule;
+            self.dismiss(oldest, what);
         }
-        self.supersede(queue, patience, what)
+        Ok(())
     }
 
-    /// Puts a connection into other queues.
-    fn rejoin(&mut self, waiting: &mut Option<Waiting>, queues: Vec<Queue>) {
-        if let Some(waiting) = waiting {
-            self.leave(waiting.id);
+    /// Whether there is room in a queue of so many, or which one would have to give way.
+    fn find_room(
+        &self,
+        queue: &Queue,
+        (max, patience, what): Rule,
+    ) -> Result<Option<u64>, Refusal> {
+        if self.queues.get(queue).map_or(0, BTreeSet::len) < max {
+            return Ok(None);
+        }
+        self.oldest(queue, patience, what).map(Some)
+    }
+
+    /// Puts a connection into other queues, unless it has to give way meanwhile.
+    fn rejoin(&mut self, waiting: &mut Option<Waiting>, queues: Vec<Queue>) -> Result<(), Refusal> {
+        if let Some(waiting) = waiting
+            && self.leave(waiting.id).is_none()
+            && let Ok(refusal) = waiting.superseded.try_recv()
+        {
+            return Err(refusal);
         }
         *waiting = Some(self.join(queues));
+        Ok(())
     }
 
     fn join(&mut self, queues: Vec<Queue>) -> Waiting {
@@ -259,8 +280,8 @@ impl InFlight {
         Some(entry)
     }
 
-    /// Lets the oldest of a queue give way, if it has waited for long enough.
-    fn supersede(&mut self, queue: &Queue, patience: Duration, what: What) -> Result<(), Refusal> {
+    /// The oldest of a queue, if it has waited for long enough.
+    fn oldest(&self, queue: &Queue, patience: Duration, what: What) -> Result<u64, Refusal> {
         let refusal = Refusal::TooMany(what);
         let oldest = self.queues.get(queue).and_then(BTreeSet::first).copied();
         let oldest = oldest.ok_or(refusal)?;
@@ -268,13 +289,20 @@ impl InFlight {
         if waited.is_some_and(|waited| waited < patience) {
             return Err(refusal);
         }
-        if let Some(entry) = self.leave(oldest) {
-            // It may have left on its own meanwhile.
-            entry.superseded.send(refusal).ok();
+        Ok(oldest)
+    }
+
+    /// Lets one give way.
+    fn dismiss(&mut self, id: u64, what: What) {
+        if let Some(entry) = self.leave(id) {
+            // It may have ended meanwhile.
+            entry.superseded.send(Refusal::TooMany(what)).ok();
         }
-        Ok(())
     }
 }
+
+/// How many may be in a queue, how long the oldest is spared, and what there is too much of.
+type Rule = (usize, Duration, What);
 
 /// Whom something is charged to, what that may take, and what it takes too much of if it does.
 type Scope = (IpNet, Share, fn(Kind) -> What);

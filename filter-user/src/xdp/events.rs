@@ -86,6 +86,7 @@ impl Drop {
                     Transport::Other
                     | Transport::UdpTooShort
                     | Transport::LaterFragment
+                    | Transport::ChainCut
                     | Transport::ChainTooLong
                     | Transport::TooShort,
                 )

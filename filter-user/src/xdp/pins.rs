@@ -419,7 +419,8 @@ fn remove_directory(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     let mut pins = list(directory)?;
     pins.sort_by_key(|pin| !is_link(pin));
     for pin in pins {
-        if pin.is_dir() {
+        // A link is not followed: what it leads to is not ours.
+        if fs::symlink_metadata(&pin).is_ok_and(|found| found.is_dir()) {
             removed.extend(remove_directory(&pin)?);
         } else {
             remove(&pin)?;
