@@ -42,6 +42,34 @@ fn ranges_that_another_process_changes_are_published_again() {
 }
 
 #[test]
+fn pins_that_another_process_removes_are_reported_until_a_restart() {
+    let mut lab = Lab::start(&Plan::default());
+    let mark = lab.filter().mark();
+
+    let counters = lab.pin(&format!("counters-{INTERFACE}"));
+    for pin in [&lab.pin("ranges_v4"), &counters] {
+        std::fs::remove_file(pin).unwrap();
+    }
+
+    lab.filter().event(mark, "it is logged", |event| {
+        event["message"] == "another process removed a pin"
+            && event["pin"].to_string().contains("counters")
+    });
+    let warnings = lab.filter().status()["warnings"].to_string();
+    for words in ["ranges_v4", "counters-wan0"] {
+        assert!(warnings.contains(words), "{words}: {warnings}");
+    }
+
+    lab.restart_with("");
+    let warnings = lab.filter().status()["warnings"].to_string();
+    assert!(!warnings.contains("another process"), "{warnings}");
+    // What was explained before is not taken from drops that are counted anew.
+    let explained = lab.pullgate(&["explain", "198.51.100.7"]);
+    assert!(explained.status.success());
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+}
+
+#[test]
 fn a_link_that_is_given_to_another_program_is_taken_back() {
     let lab = Lab::start(&Plan::default());
     let mark = lab.filter().mark();

@@ -32,6 +32,7 @@ mod trust;
 mod upstream;
 
 use std::collections::HashSet;
+use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,6 +58,7 @@ pub use self::sightings::{Sighting, Sightings, Visit};
 pub use self::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
 use crate::ranges::{InForce, Table};
+use crate::report::chain;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::log::Budget;
@@ -119,8 +121,37 @@ pub struct Loaded {
     of_upstreams: Vec<Lint>,
     /// The hosts whose upstream could not be asked what it speaks.
     unanswered: Vec<String>,
-    /// What cannot be used, of hosts that keep what they had, or have nothing.
-    broken: Vec<ConfigError>,
+    /// The hosts of which something cannot be used.
+    broken: Vec<Broken>,
+}
+
+/// A host of which a file cannot be used.
+#[derive(Debug)]
+pub struct Broken {
+    /// Its first name.
+    host: String,
+    /// The file, with its place in the configuration.
+    error: ConfigError,
+    /// Whether it is served as before; else its clients are refused ([`Refusal::HostUnavailable`]).
+    is_served: bool,
+}
+
+impl Display for Broken {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            host,
+            error,
+            is_served,
+        } = self;
+        let error = chain(error);
+        match is_served {
+            true => write!(
+                f,
+                "`{host}` is served as before, what is new cannot be used: {error}"
+            ),
+            false => write!(f, "`{host}` is NOT SERVED: {error}"),
+        }
+    }
 }
 
 impl Loaded {
@@ -132,14 +163,13 @@ impl Loaded {
     pub fn whole(mut self) -> Result<Self, ConfigError> {
         match self.broken.is_empty() {
             true => Ok(self),
-            false => Err(self.broken.remove(0)),
+            false => Err(self.broken.remove(0).error),
         }
     }
 
-    /// The files that cannot be used, with their places in the configuration. Their hosts keep what they
-    /// had before; if that is nothing, clients are refused ([`Refusal::HostUnavailable`]).
+    /// The hosts of which a file cannot be used.
     #[must_use]
-    pub fn broken(&self) -> &[ConfigError] {
+    pub fn broken(&self) -> &[Broken] {
         &self.broken
     }
 
@@ -319,7 +349,11 @@ pub fn load(
         let mut policy = match Policy::load(host, &workshop, known.map(AsRef::as_ref)) {
             Ok(policy) => policy,
             Err(error) => {
-                broken.push(error);
+                broken.push(Broken {
+                    host: host.label(),
+                    error,
+                    is_served: known.is_some(),
+                });
                 match known {
                     Some(known) => policies.push(Arc::clone(known)),
                     None => unavailable.extend(host.names.iter().map(|name| name.value.clone())),
@@ -340,7 +374,7 @@ pub fn load(
         policies.push(Arc::new(policy));
     }
     if policies.is_empty() && !broken.is_empty() {
-        return Err(broken.remove(0));
+        return Err(broken.remove(0).error);
     }
     Ok(Loaded {
         policies: Policies::new(policies, unavailable),

@@ -17,9 +17,10 @@ mod uplinks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use filter_ebpf::abi;
 use filter_ebpf::verdict::Counted;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
@@ -270,6 +271,22 @@ impl Filter {
     /// Returns the error of the read that failed.
     pub fn is_as_published(&self) -> Result<bool, XdpError> {
         self.loaded.publisher.is_intact()
+    }
+
+    /// The pins that are gone: what was pinned goes on without them, but no other process finds it.
+    #[must_use]
+    pub fn missing_pins(&self) -> Vec<PathBuf> {
+        if self.is_on_trial() || self.reverted || !self.pins.exist() {
+            return Vec::new();
+        }
+        let shared = abi::SHARED_MAPS.map(|map| self.pins.shared(map));
+        let own = self.loaded.attached.iter().flat_map(|attached| {
+            let name = &attached.interface;
+            let maps = abi::INTERFACE_MAPS.map(|map| self.pins.of_interface(map, name));
+            maps.into_iter().chain([self.pins.program(name)])
+        });
+        let all = shared.into_iter().chain(own);
+        all.filter(|pin| !pin.exists()).collect()
     }
 
     /// Publishes the table that is active again, whatever the maps hold.

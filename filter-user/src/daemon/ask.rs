@@ -424,7 +424,8 @@ fn check_peer(paths: &Paths, role: Role, stream: &Socket) -> io::Result<()> {
     }
     let above = std::fs::metadata(&paths.run)?;
     let is_exclusive = [0, ourselves].contains(&above.uid()) && above.mode() & 0o022 == 0;
-    if is_exclusive && std::fs::metadata(paths.home(role))?.uid() == peer {
+    let home = std::fs::symlink_metadata(paths.home(role))?;
+    if is_exclusive && home.is_dir() && home.uid() == peer {
         return Ok(());
     }
     let text = format!("user {peer} answers there, who has no business to");

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::{self, Display, Formatter};
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) amnesia: Option<String>,
     /// When another process was last seen to have changed the ranges in the kernel.
     pub(super) tampered: Option<Tampered>,
+    /// Pins that are gone.
+    pub(super) unpinned: Vec<PathBuf>,
 }
 
 /// Another process has changed what packets are judged by.
@@ -106,6 +109,7 @@ impl FilterRole {
                 saved: memory,
                 amnesia,
                 tampered: None,
+                unpinned: Vec::new(),
             })),
             account: Arc::new(Mutex::new(Account::default())),
             metrics: metrics.clone(),
@@ -191,6 +195,7 @@ impl FilterRole {
                         if ticks % VERIFY_TICKS == 0 {
                             self.verify();
                             self.look_at_hooks(&mut unwell);
+                            self.look_at_pins();
                         }
                         self.look();
                     });
@@ -280,6 +285,16 @@ impl FilterRole {
             }
         }
         unwell.overtaken = overtaken;
+    }
+
+    /// Looks whether another process has removed pins.
+    fn look_at_pins(&self) {
+        let mut state = self.state();
+        let missing = state.filter.missing_pins();
+        for pin in missing.iter().filter(|pin| !state.unpinned.contains(pin)) {
+            error!(pin = %pin.display(), "another process removed a pin");
+        }
+        state.unpinned = missing;
     }
 
     /// Puts a changed configuration in force, or returns why it cannot be.

@@ -24,7 +24,7 @@ use super::notify::Inherited;
 use super::tasks::Tasks;
 use crate::config::{self, Config, ConfigError};
 use crate::file::{self, Stamp, Watch};
-use crate::gate::{self, Gate, Loaded};
+use crate::gate::{self, Broken, Gate, Loaded};
 use crate::report::chain;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -276,7 +276,8 @@ impl GateRole {
     /// Remembers why what is on disk is not what is in force.
     pub(super) fn note_failure(&self, error: &dyn std::error::Error) {
         self.metrics.gate_reloaded("Failed");
-        self.trouble.send_replace(Some(chain(error)));
+        let text = format!("what is on disk is not what is in force: {}", chain(error));
+        self.trouble.send_replace(Some(text));
     }
 
     /// The settings that differ from those that it was started with, and that only a start changes.
@@ -339,10 +340,13 @@ impl GateRole {
             match self.load(settings) {
                 Ok(loaded) => {
                     let broken = sentence(&loaded);
-                    if let Some(error) = &broken {
-                        error!(error, "files not used, what was read before stays in force");
-                    }
                     self.put_in_force(settings, loaded);
+                    if let Some(error) = &broken {
+                        error!(
+                            error,
+                            "files of some hosts not used, the others' are read again"
+                        );
+                    }
                     broken.is_none()
                 }
                 Err(error) => {
@@ -393,7 +397,7 @@ pub(super) fn load(
 
 /// What cannot be used of what was loaded, if there is anything.
 pub(super) fn sentence(loaded: &Loaded) -> Option<String> {
-    let broken: Vec<_> = loaded.broken().iter().map(|error| chain(error)).collect();
+    let broken: Vec<_> = loaded.broken().iter().map(Broken::to_string).collect();
     (!broken.is_empty()).then(|| broken.join("; "))
 }
 

@@ -60,7 +60,10 @@ impl Plan {
         let loaded = examine(&config, &roles)?;
         // A host that cannot be served keeps no other down.
         if let Some(error) = loaded.as_ref().and_then(sentence) {
-            error!(error, "a host is not served until its files can be used");
+            error!(
+                error,
+                "some hosts are not served until their files can be used"
+            );
         }
         let loaded = loaded.map(|loaded| (loaded, read));
         let stay = match (options.trial, roles.contains(&Role::Filter)) {

@@ -155,7 +155,7 @@ impl View {
         let Some(role) = &self.gate else { return true };
         details.push(("listen".to_owned(), role.addresses.clone()));
         if let Some(error) = role.trouble() {
-            warnings.push(format!("what is on disk is not what is in force: {error}"));
+            warnings.push(error);
         }
         for what in config
             .gate
@@ -277,6 +277,13 @@ impl View {
         if let Some(tampered) = &state.tampered {
             warnings.push(tampered.to_string());
         }
+        warnings.extend(state.unpinned.iter().map(|pin| {
+            format!(
+                "another process removed {}: the filter goes on, and `explain` does not find it; restart \
+                 the filter role",
+                pin.display()
+            )
+        }));
         if filter.is_on_trial() {
             warnings.push("on trial: `pullgate confirm` lets the filter stay".to_owned());
         }

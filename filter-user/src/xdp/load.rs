@@ -84,9 +84,9 @@ impl Program {
         for name in abi::SHARED_MAPS {
             loader.map_pin_path(name, shared(name));
         }
-        for name in abi::INTERFACE_MAPS {
-            let pin = pins.of_interface(name, interface);
-            drop_misfit(&pin)?;
+        let own = abi::INTERFACE_MAPS.map(|name| (name, pins.of_interface(name, interface)));
+        drop_misfits(&own)?;
+        for (name, pin) in own {
             loader.map_pin_path(name, pin);
         }
 
@@ -261,17 +261,21 @@ pub fn raise_memory_limit() {
     }
 }
 
-/// Removes the pin of a counter map that is of another shape than ours.
-fn drop_misfit(pin: &Path) -> Result<(), XdpError> {
-    if !pin.exists() {
+/// Removes the pins of counter maps, unless all are there and of our shape: what one has counted means
+/// nothing without the others.
+fn drop_misfits(maps: &[(&str, PathBuf)]) -> Result<(), XdpError> {
+    let there: Vec<_> = maps.iter().filter(|(_, pin)| pin.exists()).collect();
+    let fits = |pin: &Path| {
+        MapInfo::from_pin(pin).is_ok_and(|info| {
+            info.key_size() == 4
+                && info.value_size() == 8
+                && usize::try_from(info.max_entries()) == Ok(COUNTERS)
+        })
+    };
+    if there.is_empty() || there.len() == maps.len() && there.iter().all(|(_, pin)| fits(pin)) {
         return Ok(());
     }
-    let fits = MapInfo::from_pin(pin).is_ok_and(|info| {
-        info.key_size() == 4
-            && info.value_size() == 8
-            && usize::try_from(info.max_entries()) == Ok(COUNTERS)
-    });
-    if !fits {
+    for (_, pin) in there {
         warn!(pin = %pin.display(), "counters of another shape: they begin at zero");
         pins::remove(pin)?;
     }
