@@ -58,14 +58,23 @@ impl Confined {
 
     /// What is weaker than it could be.
     #[must_use]
-    pub fn weakness(&self) -> Option<String> {
-        (self.landlock < NETWORK_ABI).then(|| {
-            format!(
+    pub fn weaknesses(&self) -> Vec<String> {
+        let mut weaknesses = Vec::new();
+        if self.landlock < NETWORK_ABI {
+            weaknesses.push(format!(
                 "this kernel does not confine a process to its files and TCP ports (landlock ABI \
                  {}, {NETWORK_ABI} is needed)",
                 self.landlock
-            )
-        })
+            ));
+        }
+        if self.reach.owner == Owner::Others {
+            weaknesses.push(
+                "runs as root in place of the package's users: it can ask systemd and D-Bus for more \
+                 power; let the units start it"
+                    .to_owned(),
+            );
+        }
+        weaknesses
     }
 }
 
@@ -126,7 +135,7 @@ pub enum Owner {
 /// # Errors
 ///
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
-/// [`Confined::weakness`].
+/// [`Confined::weaknesses`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
     drop_privileges(&reach.roles, reach.owner)?;
     let held = capabilities(None)

@@ -118,7 +118,7 @@ impl View {
         match &self.confined {
             Some(confined) => {
                 details.push(("confined".to_owned(), confined.to_string()));
-                warnings.extend(confined.weakness());
+                warnings.extend(confined.weaknesses());
             }
             None => warnings.push("unconfined: this process keeps all its privileges".to_owned()),
         }

@@ -1,10 +1,10 @@
 //! What the kernel knows of a BPF link that aya does not ask for: the interface that it is on.
 
-use std::fs;
 use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkType, PinnedLink};
 
+use super::hook;
 use crate::netlink;
 
 /// The index of the interface that a pinned link is attached to, as [`link_index`].
@@ -24,32 +24,14 @@ pub(super) fn program(link: &FdLink) -> Option<u32> {
 
 /// The index of the interface of this namespace that a link is attached to; 0 if the interface is
 /// gone, none if it is in another namespace.
-///
-/// The kernel's fdinfo has it (`bpf_xdp_link_show_fdinfo`, net/core/dev.c, `tcx_link_fdinfo`,
-/// kernel/bpf/tcx.c): ours is the descriptor whose fdinfo has the link's id.
 pub(super) fn link_index(link: &FdLink) -> Option<u32> {
     let info = link.info().ok()?;
-    let index = index_in_fdinfo(info.id())?;
-    // An interface that was moved keeps its link, and fdinfo has the index that it has there, which may
+    let index = hook::link_interface(link).ok()?;
+    // An interface that was moved keeps its link, which has the index that it has there, and that may
     // be another interface's here: only the interface itself knows its program.
     let is_xdp = info.link_type().is_ok_and(|kind| kind == LinkType::Xdp);
     let program = |index| netlink::occupant(index).map(|occupant| occupant.program);
     (!is_xdp || index == GONE || program(index) == Some(info.program_id())).then_some(index)
-}
-
-fn index_in_fdinfo(link: u32) -> Option<u32> {
-    let id = format!("link_id:\t{link}");
-    let descriptors = fs::read_dir("/proc/self/fdinfo").ok()?;
-    descriptors.flatten().find_map(|descriptor| {
-        let info = fs::read_to_string(descriptor.path()).ok()?;
-        if !info.lines().any(|line| line == id) {
-            return None;
-        }
-        let index = info
-            .lines()
-            .find_map(|line| line.strip_prefix("ifindex:"))?;
-        index.trim().parse().ok()
-    })
 }
 
 /// The index that a link has whose interface is gone.
