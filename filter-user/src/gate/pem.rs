@@ -96,8 +96,14 @@ fn resembles_edge(line: &[u8]) -> bool {
     let start = line.trim_start_matches(|first: char| first.is_whitespace() || first == BOM);
     let behind = start.trim_start_matches(OTHER_DASHES);
     let begins = behind != start && (behind.starts_with("BEGIN ") || behind.starts_with("END "));
-    let holds = any(&["-----BEGIN ", "-----END "]);
-    (begins || holds) && any(&["CERTIFICATE", "CRL", "KEY", "PARAMETERS"])
+    let marks = ["-----BEGIN ", "-----END "];
+    // Whatever the label is, another reader takes such a line for an edge, and what is behind it for its
+    // section's.
+    let mut starts = start.split('\r').map(str::trim_start);
+    if starts.any(|start| marks.iter().any(|mark| start.starts_with(mark))) {
+        return true;
+    }
+    (begins || any(&marks)) && any(&["CERTIFICATE", "CRL", "KEY", "PARAMETERS"])
 }
 
 /// One section for the library, which knows fewer labels than OpenSSL does.
@@ -223,6 +229,8 @@ mod tests {
             (ONE.replace(end, ""), PemError::Unfinished(1)),
             (format!("{}{ONE}", ONE.replace(end, "")), PemError::Edge(4)),
             (ONE.replace("MAA=", "M*A="), PemError::Content(1)),
+            (format!("-----BEGIN a note\nMAA=\n{ONE}"), PemError::Edge(1)),
+            (format!("text\r-----END ?-----\n{ONE}"), PemError::Edge(1)),
             (ONE.replace('\n', "\r"), PemError::Edge(1)),
             (format!("{end}\n{ONE}"), PemError::Edge(1)),
         ] {
