@@ -861,7 +861,5 @@ const VERDICT: &str = "usr/bin/pullgate-verdict-test";
 /// The object that it loads, in the same.
 const OBJECT: &str = "usr/lib/pullgate-object";
 const NGINX: &str = "server {\n    listen 127.0.0.1:8080 proxy_protocol;\n    location / { return 200 \"nginx\\n\"; }\n}\n";
-/// Behind the filter, which has waited for it in vain for ten seconds by then, however slow the machine is.
-const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n\
-    After=pullgate-filter.service\n[Service]\nType=oneshot\n\
-    ExecStart=sleep 10\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";
+const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n[Service]\nType=oneshot\n\
+    ExecStart=sleep 20\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";
