@@ -128,6 +128,8 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     assert!(!visitors.stranger_enters());
     debian.systemctl(&["start", FILTER, RANGES]);
 
+    by_hand(&debian, &visitors);
+
     // A removal ends whatever runs.
     debian.follow(&["dpkg --purge pullgate"]);
     assert_eq!(debian.says(&units), "");
@@ -276,6 +278,75 @@ fn mishaps(debian: &Debian<'_>, visitors: &Visitors<'_>) {
     }
 }
 
+/// What root starts by hand runs as the users of the units, and ends as a whole.
+fn by_hand(debian: &Debian<'_>, visitors: &Visitors<'_>) {
+    let stop = format!("systemctl stop {FILTER} {RANGES} {GATE}.service");
+    debian.follow(&[&stop, "pullgate unload"]);
+    // A gate that cannot start (the socket unit has its port) leaves the host as it was.
+    let refused = debian.run(&["pullgate", "run"]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(70), "{said}");
+    assert!(said.contains("cannot listen on"), "{said}");
+    assert!(said.contains("gate has ended: exit status: 70"), "{said}");
+    assert!(!debian.has_pins());
+    // What a service manager has for one process is for one role.
+    let refused = debian.run(&["env", "WATCHDOG_USEC=1000000", "pullgate", "run"]);
+    assert_eq!(refused.status.code(), Some(64), "{}", text(&refused.stderr));
+
+    debian.follow(&["systemctl stop pullgate-gate.socket"]);
+    debian.follow(&[&format!("{BY_HAND} pullgate run")]);
+    let all = debian.children("hand");
+    assert_eq!(all.len(), ROLES.len(), "{all:?}");
+    for (role, capabilities) in [
+        ("filter", "000000c000001000"),
+        ("ranges", "0000000000000000"),
+        ("gate", "0000000000000400"),
+    ] {
+        let is_it = |process: &&String| {
+            let words = debian.says(&["cat", &format!("/proc/{process}/cmdline")]);
+            words.contains(&format!("--only\0{role}\0"))
+        };
+        debian.runs_as_user(role, all.iter().find(is_it).unwrap(), capabilities);
+    }
+    let status = debian.says(&["pullgate", "status"]);
+    assert!(status.starts_with("PROTECTED"), "{status}");
+    assert!(!status.contains("runs as root"), "{status}");
+    assert_eq!(visitors.ask(), "200");
+    assert!(!visitors.stranger_enters());
+    debian.follow(&["systemctl kill --signal=HUP --kill-whom=main hand"]);
+    eventually("all have read their configuration again", || {
+        let journal = debian.says(&["journalctl", "--unit=hand"]);
+        (journal.matches("configuration reloaded").count() == ROLES.len()).then_some(())
+    });
+
+    // No role outlives what has started it; the pins do.
+    debian.follow(&["systemctl kill --signal=KILL --kill-whom=main hand"]);
+    eventually("all have ended", || {
+        let is_there = |process: &String| debian.path(&format!("proc/{process}")).exists();
+        (!all.iter().any(is_there)).then_some(())
+    });
+    assert!(!visitors.stranger_enters());
+
+    let on_trial = format!("{BY_HAND} pullgate run --confirm 1h --yes");
+    debian.follow(&[
+        "systemctl reset-failed hand || true",
+        "pullgate unload",
+        &on_trial,
+    ]);
+    assert!(!visitors.stranger_enters());
+    debian.follow(&["systemctl stop hand"]);
+    assert_eq!(debian.property("hand", "ExecMainStatus"), "75");
+    assert!(!debian.has_pins());
+    debian.follow(&["systemctl reset-failed hand", &on_trial, "pullgate confirm"]);
+    debian.follow(&["systemctl stop hand"]);
+    assert!(debian.has_pins(), "confirmed");
+
+    // The units take over what root has left.
+    debian.systemctl(&["start", "pullgate-gate.socket", FILTER, RANGES, GATE]);
+    assert_eq!(visitors.ask(), "200");
+    assert!(!visitors.stranger_enters());
+}
+
 /// Who comes to the origin.
 struct Visitors<'a> {
     network: &'a Network,
@@ -329,6 +400,7 @@ const SHARE: &str = "chgrp pullgate-gate /etc/pullgate/*.key && chmod 640 /etc/p
 const HURRY: &str = "cd /run/systemd/system && mkdir pullgate-gate.service.d && \
     printf '[Service]\\nTimeoutStopSec=3s\\n' >pullgate-gate.service.d/hurry.conf && \
     systemctl daemon-reload";
+const BY_HAND: &str = "systemd-run --quiet --unit=hand --property=Type=notify";
 const CONFIGURATION: &str = "etc/pullgate/pullgate.toml";
 /// The package of a higher version.
 const UPGRADE: &str = "pullgate_upgraded.deb";

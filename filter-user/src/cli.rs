@@ -48,6 +48,9 @@ pub enum Command {
         /// Keep all privileges that were given, to find out whether it is their loss that hurts.
         #[arg(long)]
         unconfined: bool,
+        /// The process that runs this role as one of several, and that it does not outlive.
+        #[arg(long, hide = true, requires = "only")]
+        child_of: Option<u32>,
     },
     /// Let a filter stay that `run --confirm` has put on trial.
     Confirm,
@@ -185,6 +188,16 @@ impl Role {
             Self::Filter => "filter",
             Self::Ranges => "ranges",
             Self::Gate => "gate",
+        }
+    }
+
+    /// The user that the package makes for the role.
+    #[must_use]
+    pub fn account(self) -> &'static str {
+        match self {
+            Self::Filter => "pullgate-filter",
+            Self::Ranges => "pullgate-ranges",
+            Self::Gate => "pullgate-gate",
         }
     }
 }

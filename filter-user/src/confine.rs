@@ -9,8 +9,11 @@
 
 mod calls;
 mod reach;
+mod user;
 
 use std::fmt::{self, Display, Formatter};
+use std::io;
+use std::path::PathBuf;
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
@@ -26,6 +29,7 @@ use rustix::thread::{
 
 use self::reach::Ports;
 pub use self::reach::Reach;
+pub use self::user::{become_user, show_pins_alone, user_of};
 use crate::cli::Role;
 
 /// Proof that the process is confined, and how far this kernel goes.
@@ -34,6 +38,8 @@ pub struct Confined {
     reach: Reach,
     /// What is left of what was given.
     held: CapabilitySet,
+    /// Whether the user's number is 0.
+    is_root: bool,
     /// The landlock ABI that is in force; 0 where the kernel has none.
     landlock: u8,
 }
@@ -67,10 +73,11 @@ impl Confined {
                 self.landlock
             ));
         }
-        if self.reach.owner == Owner::Others {
+        if self.is_root {
             weaknesses.push(
-                "runs as root in place of the package's users: it can ask systemd and D-Bus for more \
-                 power; let the units start it"
+                "runs as root, which can regain privileges through systemd and D-Bus: start it by the \
+                 package's units, or create the package's users and directories (`systemd-sysusers`, \
+                 `systemd-tmpfiles --create pullgate.conf`)"
                     .to_owned(),
             );
         }
@@ -99,6 +106,22 @@ pub enum ConfineError {
     /// The kernel refuses to take power from us.
     #[error("privileges cannot be dropped")]
     Privileges(#[source] Errno),
+    /// The kernel refuses to make us another user.
+    #[error("root cannot become the user {user}, which the role's directory belongs to")]
+    User {
+        /// The user's number.
+        user: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The pins cannot be given to the filter's user.
+    #[error("the pins in {} cannot be given to the filter's user", path.display())]
+    Pins {
+        /// Their directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The kernel refuses to confine files or ports.
     #[error("files and ports cannot be confined")]
     Files(#[source] RulesetError),
@@ -112,22 +135,17 @@ pub enum ConfineError {
 /// # Errors
 ///
 /// Returns what the kernel refuses.
-pub fn drop_privileges(roles: &[Role], owner: Owner) -> Result<(), ConfineError> {
-    let kept = match owner {
-        Owner::Us => CapabilitySet::empty(),
-        Owner::Others => CapabilitySet::DAC_OVERRIDE,
-    };
-    keep_only(reach::capabilities(roles) | kept).map_err(ConfineError::Privileges)
+pub fn drop_privileges(roles: &[Role]) -> Result<(), ConfineError> {
+    keep_only(reach::capabilities(roles)).map_err(ConfineError::Privileges)
 }
 
-/// Whose the directories are that a role writes.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Owner {
-    /// The user's that runs it.
-    #[default]
-    Us,
-    /// The package's users', for whom root stands in: it writes there by privilege.
-    Others,
+/// Gives up all capabilities but the one to signal processes of other users, and the way to new ones.
+///
+/// # Errors
+///
+/// Returns what the kernel refuses.
+pub fn keep_signalling() -> Result<(), ConfineError> {
+    keep_only(CapabilitySet::KILL).map_err(ConfineError::Privileges)
 }
 
 /// Gives up whatever is not within reach.
@@ -137,7 +155,7 @@ pub enum Owner {
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::weaknesses`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
-    drop_privileges(&reach.roles, reach.owner)?;
+    drop_privileges(&reach.roles)?;
     let held = capabilities(None)
         .map_err(ConfineError::Privileges)?
         .permitted;
@@ -147,6 +165,7 @@ pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
     Ok(Confined {
         reach,
         held,
+        is_root: rustix::process::geteuid().is_root(),
         landlock,
     })
 }

@@ -5,6 +5,7 @@
 //! bound and packets dropped, the filter first.
 
 mod ask;
+mod children;
 mod error;
 mod filter;
 mod gate;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{self, SigSet};
-use nix::unistd::{Gid, geteuid, getgroups, setgroups};
+use nix::unistd::{Gid, getgroups, setgroups};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal as listen_for};
 use tokio::sync::{Notify, mpsc, watch};
@@ -44,9 +45,10 @@ use self::plan::Plan;
 use self::pulse::Pulse;
 use self::tasks::Tasks;
 use self::weaknesses::all_weaknesses;
-use crate::cli::Role;
+use crate::accounts::Account;
+use crate::cli::{LogFormat, Role};
 use crate::config::{Config, Paths};
-use crate::confine::{self, Confined, Owner, Reach};
+use crate::confine::{self, Confined, Reach};
 use crate::file::{self, Keeper, ReadError, Stamp};
 use crate::gate::{FileContent, Lint, Loaded, service_group, unreadable_files};
 use crate::refresh::Progress;
@@ -76,8 +78,10 @@ pub struct Checked {
 pub fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let roles = roles(config, only)?;
     // Root asks for those who are in the package's groups.
-    join_groups(&config.paths, service_group());
-    confine::drop_privileges(&roles, Owner::Us)?;
+    let mut groups = shared_groups(&config.paths);
+    groups.extend(service_group());
+    join_groups(&groups);
+    confine::drop_privileges(&roles)?;
     let loaded = plan::examine(config, &roles)?;
     let loaded = loaded.map(Loaded::whole).transpose()?;
     // A role waits for an interface that does not exist; to an operator it is a typo.
@@ -159,6 +163,10 @@ pub struct Options {
     pub listen_fds: Vec<RawFd>,
     /// What becomes of the power that it was given.
     pub power: Power,
+    /// The process that runs several roles, of which this one is to run one.
+    pub child_of: Option<u32>,
+    /// How logs are written, if it was asked for.
+    pub log_format: Option<LogFormat>,
 }
 
 /// What becomes of the power that a process was given.
@@ -192,19 +200,36 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     if roles.contains(&Role::Filter) {
         xdp::raise_memory_limit();
     }
-    let owner = whose(&config.paths, &roles);
     // Others' processes cannot be looked at any more once we are confined.
     let family = Family::look();
     if options.power == Power::AsNeeded {
-        join_groups(&config.paths, None);
+        let users: Vec<_> = roles
+            .iter()
+            .map(|role| confine::user_of(*role, &config.paths))
+            .collect();
+        let groups = shared_groups(&config.paths);
+        match (&roles[..], &users[..]) {
+            ([role], [Some(user)]) => become_user(*role, user, &config.paths, &groups)?,
+            // One process has one user.
+            (_, users) if users.iter().any(Option::is_some) => {
+                return children::run(file, &config, &roles, options, early);
+            }
+            (_, _) => join_groups(&groups),
+        }
         // First of all, so that the start can read no more than a reload will.
-        confine::drop_privileges(&roles, owner)?;
+        confine::drop_privileges(&roles)?;
+    }
+    if options
+        .child_of
+        .is_some_and(|parent| !children::end_with(parent))
+    {
+        return Ok(());
     }
     let mut plan = Plan::new(config, roles, options)?;
     plan.create_directories()?;
     if options.power == Power::AsNeeded {
         // Threads inherit it, so there must not be any yet.
-        plan.confine(file, owner)?;
+        plan.confine(file)?;
     }
     let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
     let outcome = runtime.block_on(async {
@@ -223,25 +248,31 @@ fn no_signals(errno: Errno) -> StartError {
     }
 }
 
-/// Whose the directories are that the roles write: root stands in for the package's users, when it tries
-/// their roles by hand.
-fn whose(paths: &Paths, roles: &[Role]) -> Owner {
-    let homes = roles.iter().map(|role| paths.home(*role));
-    let pins = roles.contains(&Role::Filter).then(|| paths.bpf.clone());
-    let is_others = |path: PathBuf| std::fs::metadata(path).is_ok_and(|found| found.uid() != 0);
-    match geteuid().is_root() && homes.chain(pins).any(is_others) {
-        true => Owner::Others,
-        false => Owner::Us,
+/// Root becomes the user of a role, as the package's unit would have started it.
+fn become_user(
+    role: Role,
+    user: &Account,
+    paths: &Paths,
+    groups: &[u32],
+) -> Result<(), StartError> {
+    // Without a BPF file system the start ends, and says so.
+    if role == Role::Filter && xdp::check_bpffs(&paths.bpf).is_ok() {
+        confine::show_pins_alone(&paths.bpf, user)?;
     }
+    Ok(confine::become_user(user, groups)?)
 }
 
-/// Lets root read what the roles of the package share: confined, it reads no more than others may.
-fn join_groups(paths: &Paths, more: Option<u32>) {
-    let mut groups: Vec<Gid> = getgroups().unwrap_or_default();
+/// The groups of the directories that the roles share.
+fn shared_groups(paths: &Paths) -> Vec<u32> {
     let homes = Role::ALL.map(|role| paths.home(role));
     let shared = homes.iter().chain([&paths.state]).map(std::fs::metadata);
-    groups.extend(shared.flatten().map(|found| Gid::from_raw(found.gid())));
-    groups.extend(more.map(Gid::from_raw));
+    shared.flatten().map(|found| found.gid()).collect()
+}
+
+/// Lets root read what these groups may: confined, it reads no more than others may.
+fn join_groups(more: &[u32]) {
+    let mut groups: Vec<Gid> = getgroups().unwrap_or_default();
+    groups.extend(more.iter().copied().map(Gid::from_raw));
     match setgroups(&groups) {
         // Who is not root is in the groups that he is in.
         Ok(()) | Err(Errno::EPERM) => {}
@@ -269,6 +300,9 @@ async fn serve(
         }
         info!(roles = running.roles.len(), "ready");
         notify::ready();
+        if options.child_of.is_some() {
+            children::tell_ready();
+        }
         std::future::pending::<()>().await;
     };
     let mut outcome = tokio::select! {

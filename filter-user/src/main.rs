@@ -49,6 +49,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             yes,
             listen_fd,
             unconfined,
+            child_of,
         } => {
             let options = daemon::Options {
                 only: *only,
@@ -64,6 +65,8 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 } else {
                     Power::AsNeeded
                 },
+                child_of: *child_of,
+                log_format: cli.log_format,
             };
             daemon::run(&cli.config, &options)?;
         }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
+use pullgate::xdp::uninterrupted;
 
 use crate::feed::IPS_V4;
 use crate::net::{DIRECT, Host, Network};
@@ -33,7 +34,7 @@ impl XdpFilter {
                     .unwrap();
                 for (_, program) in ebpf.programs_mut() {
                     let program: &mut Xdp = program.try_into().unwrap();
-                    program.load().unwrap();
+                    uninterrupted(|| program.load()).unwrap();
                     park(network, &name.replace("xdpfilt", "x"), program);
                 }
                 Self { name, ebpf }

@@ -149,7 +149,8 @@ impl<'a> Debian<'a> {
     /// Whether a filter is pinned.
     #[must_use]
     pub fn has_pins(&self) -> bool {
-        self.says(&["ls", "/sys/fs/bpf"]).contains("pullgate")
+        let pins = "find /sys/fs/bpf -path '*pullgate*' ! -type d";
+        !self.says(&["sh", "-c", pins]).is_empty()
     }
 
     /// Looks whether a role runs, has what its unit grants, and no more.
@@ -157,33 +158,49 @@ impl<'a> Debian<'a> {
         let unit = format!("pullgate-{role}.service");
         assert_eq!(self.property(&unit, "ActiveState"), "active", "{role}");
         let process = self.property(&unit, "MainPID");
-        let status = self.says(&["cat", &format!("/proc/{process}/status")]);
-        let line = |name: &str| {
-            let found = status.lines().find_map(|line| line.strip_prefix(name));
-            found.unwrap().trim().to_owned()
-        };
         let held = match role {
             "filter" => "000000c000001000",
             _ => "0000000000000000",
         };
-        let user = self.says(&["id", "--user", &format!("pullgate-{role}")]);
-        assert!(
-            line("Uid:").starts_with(&format!("{}\t", user.trim())),
-            "{role}"
-        );
-        assert_eq!(line("CapEff:"), held, "{role}");
+        self.runs_as_user(role, &process, held);
         // Not even root, in its place, would reach the service manager or a bus.
         for command in [["systemctl", "--no-pager"], ["busctl", "list"]] {
             let mut words = vec!["nsenter", "--mount", "--target", &process];
             words.extend(command);
             assert!(!self.run(&words).status.success(), "{role}: {command:?}");
         }
-        // Those of the unit, and our own.
+    }
+
+    /// Looks whether a process of a role has the role's user, these capabilities, and no more.
+    pub fn runs_as_user(&self, role: &str, process: &str, capabilities: &str) {
+        let status = self.says(&["cat", &format!("/proc/{process}/status")]);
+        let line = |name: &str| {
+            let found = status.lines().find_map(|line| line.strip_prefix(name));
+            found.unwrap().trim().to_owned()
+        };
+        let user = format!("pullgate-{role}");
+        let user = self.says(&["id", "--user", &user]).trim().to_owned();
+        assert_eq!(line("Uid:"), vec![user; 4].join("\t"), "{role}");
+        let group = self.says(&["id", "--group", "pullgate-gate"]);
+        let is_in_gates_group = line("Groups:").split(' ').any(|it| it == group.trim());
+        assert_eq!(is_in_gates_group, role == "gate", "{role}");
+        for sets in ["CapEff:", "CapPrm:"] {
+            assert_eq!(line(sets), capabilities, "{role}: {sets}");
+        }
+        // Our own, and those of a unit.
         let filters: u32 = line("Seccomp_filters:").parse().unwrap();
         assert!(filters > 1, "{role}");
         let resident = line("VmRSS:");
         let kib: u64 = resident.trim_end_matches(" kB").parse().unwrap();
         assert!(kib < 128 << 10, "{role}: {kib} KiB");
+    }
+
+    /// The processes that the main one of a unit has started.
+    #[must_use]
+    pub fn children(&self, unit: &str) -> Vec<String> {
+        let main = self.property(unit, "MainPID");
+        let children = self.says(&["cat", &format!("/proc/{main}/task/{main}/children")]);
+        children.split_whitespace().map(str::to_owned).collect()
     }
 
     /// Copies the package of this number there; the second is the first with a higher version.
@@ -306,7 +323,12 @@ impl Drop for Debian<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // Of a test that fails once in a hundred runs, this is all there is.
-            let words = ["journalctl", "--no-pager", "--unit=pullgate*"];
+            let words = [
+                "journalctl",
+                "--no-pager",
+                "--unit=pullgate*",
+                "--unit=hand",
+            ];
             let said = self.run(&words);
             eprintln!("{}", text(&said.stdout));
         }

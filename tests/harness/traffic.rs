@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use pullgate::xdp::uninterrupted;
 
 use crate::net::{Host, Network, ip};
 
@@ -139,7 +140,7 @@ impl Objects {
         let mut ebpf = EbpfLoader::new().load(&object).unwrap();
         for (_, program) in ebpf.programs_mut() {
             let program: &mut Xdp = program.try_into().unwrap();
-            program.load().unwrap();
+            uninterrupted(|| program.load()).unwrap();
         }
         Self { ebpf }
     }

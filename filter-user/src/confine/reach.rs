@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::CapabilitySet;
 
-use super::Owner;
 use crate::cli::Role;
 use crate::config::{Config, Gate, Location, Proxy, Ranges, Target};
 use crate::{file, gate};
@@ -25,8 +24,6 @@ pub struct Reach {
     pub(super) connect: Ports,
     /// Whether UNIX sockets without a file may be connected to.
     pub(super) abstract_sockets: bool,
-    /// Whose the directories are.
-    pub(super) owner: Owner,
 }
 
 /// TCP ports.
@@ -48,12 +45,6 @@ impl Reach {
         }
     }
 
-    /// The same, in directories of these.
-    #[must_use]
-    pub fn in_directories_of(self, owner: Owner) -> Self {
-        Self { owner, ..self }
-    }
-
     /// What these roles need, with the configuration in `file`.
     #[must_use]
     pub fn of(file: &Path, config: &Config, roles: &[Role]) -> Self {
@@ -64,7 +55,6 @@ impl Reach {
             bind: BTreeSet::new(),
             connect: Ports::These(BTreeSet::new()),
             abstract_sockets: false,
-            owner: Owner::Us,
         };
         reach.reads(file);
         reach.reads(&config.paths.snapshot());

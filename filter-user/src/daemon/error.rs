@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use crate::cli::Role;
 use crate::config::ConfigError;
@@ -145,6 +146,28 @@ pub enum StartError {
     /// A part of the process that should live as long as it does has ended; the log says why.
     #[error("a part of this process has failed")]
     TaskEnded,
+    /// A role in a process of its own has ended; it has written why.
+    #[error("{} has ended: {status}", role.label())]
+    RoleEnded {
+        /// The role.
+        role: Role,
+        /// How its process ended.
+        status: ExitStatus,
+    },
+    /// A role cannot be started in a process of its own.
+    #[error("{} cannot be started in a process of its own", role.label())]
+    Child {
+        /// The role.
+        role: Role,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A service manager has handed over sockets, or watches, and there are several processes.
+    #[error(
+        "each role has a user and a process of its own here, which handed-over sockets and a watchdog \
+         cannot be shared among; start each with `--only`, from a unit of its own"
+    )]
+    OneProcessExpected,
     /// The filter was on trial, and nobody confirmed it.
     #[error(
         "not confirmed in time, so what was in force before is so again; \
@@ -252,6 +275,10 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Load(error) => error.exit_code(),
+            Self::RoleEnded { status, .. } => {
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                code.filter(|code| *code != 0).unwrap_or(EX_SOFTWARE)
+            }
             Self::Config(_)
             | Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
@@ -265,10 +292,12 @@ impl StartError {
             Self::NothingHeld
             | Self::OtherHeld { .. }
             | Self::NothingOnTrial
-            | Self::TrialWithoutFilter => EX_USAGE,
+            | Self::TrialWithoutFilter
+            | Self::OneProcessExpected => EX_USAGE,
             Self::Xdp(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
             Self::Socket { .. }
+            | Self::Child { .. }
             | Self::Confine(_)
             | Self::OutOfReach { .. }
             | Self::Bind { .. }

@@ -26,7 +26,7 @@ use super::weaknesses::all_weaknesses;
 use super::{Options, Running, Sockets, ask, notify};
 use crate::cli::Role;
 use crate::config::{Config, ConfigError, Located, Ranges, Target};
-use crate::confine::{self, Confined, Owner, Reach};
+use crate::confine::{self, Confined, Reach};
 use crate::feed;
 use crate::file::{self, Stamp};
 use crate::gate::{Gate, Loaded};
@@ -126,9 +126,8 @@ impl Plan {
     }
 
     /// Gives up what the plan does not need; the directories are there by now.
-    pub(super) fn confine(&mut self, file: &Path, owner: Owner) -> Result<(), StartError> {
+    pub(super) fn confine(&mut self, file: &Path) -> Result<(), StartError> {
         let reach = Reach::of(file, &self.config.borrow(), &self.roles)
-            .in_directories_of(owner)
             .with_abstract_sockets(notify::is_abstract());
         self.confined = Some(confine::enter(reach)?);
         Ok(())

@@ -20,6 +20,7 @@ use super::canonical_name::CanonicalName;
 use super::pem::{self, Kind, Section};
 use super::refusal::Refusal;
 use super::revocation::Crl;
+use crate::accounts;
 use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
 use crate::file::{self, Keeper, ReadError};
 
@@ -214,21 +215,9 @@ pub fn service_group() -> Option<u32> {
     service_groups().first().copied()
 }
 
-/// The groups of the package's gate, its own first; none, if it is not installed: group(5).
+/// The groups of the package's gate, its own first; none, if it is not installed.
 pub(super) fn service_groups() -> Vec<u32> {
-    let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let mut groups: Vec<(bool, u32)> = text
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let is_own = fields.next()? == GATE_GROUP;
-            let number = fields.nth(1)?.parse().ok()?;
-            let is_member = fields.next()?.split(',').any(|name| name == GATE_GROUP);
-            (is_own || is_member).then_some((!is_own, number))
-        })
-        .collect();
-    groups.sort_unstable();
-    groups.into_iter().map(|(_, number)| number).collect()
+    accounts::groups(GATE_GROUP)
 }
 
 /// What keeps the package's gate, which is in these groups, from a file that root can read: the file,

@@ -24,6 +24,7 @@ use super::XdpError;
 use super::attach::{Rung, Stay};
 use super::link::{GONE, pinned_index};
 use crate::accounts;
+use crate::cli::Role;
 use crate::netlink::Interface;
 
 /// The pin directory of this version.
@@ -403,7 +404,8 @@ fn check_ours(path: &Path) -> Result<(), XdpError> {
         });
     }
     // Root looks after what is the role's.
-    let is_owner = metadata.uid() == ours || Some(metadata.uid()) == accounts::user(ACCOUNT);
+    let is_owner =
+        metadata.uid() == ours || Some(metadata.uid()) == accounts::user(Role::Filter.account());
     let is_ours = metadata.is_dir() && is_owner && metadata.mode() & 0o077 == 0;
     if !is_ours {
         return Err(XdpError::NotOurs {
@@ -488,8 +490,6 @@ const PROGRAM: &str = "program";
 pub(super) const SPARE: &str = "%spare";
 /// The user who may do everything.
 const ROOT: u32 = 0;
-/// The user that the package's filter runs as.
-const ACCOUNT: &str = "pullgate-filter";
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
 
