@@ -294,6 +294,25 @@ fn by_hand(debian: &Debian<'_>, visitors: &Visitors<'_>) {
     assert_eq!(refused.status.code(), Some(64), "{}", text(&refused.stderr));
 
     debian.follow(&["systemctl stop pullgate-gate.socket"]);
+    // What a role could not read again is refused at once, and so is what another user has made.
+    debian.follow(&["chmod 600 /etc/pullgate/pullgate.toml"]);
+    let refused = debian.run(&["pullgate", "run"]);
+    assert_eq!(refused.status.code(), Some(77), "{}", text(&refused.stderr));
+    debian.follow(&[
+        "chmod 640 /etc/pullgate/pullgate.toml",
+        "mkdir -m 700 /sys/fs/bpf/pullgate && chown pullgate-gate /sys/fs/bpf/pullgate",
+    ]);
+    let refused = debian.run(&["pullgate", "run", "--only", "filter"]);
+    assert_eq!(refused.status.code(), Some(70), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("has made that directory"));
+    debian.follow(&["rmdir /sys/fs/bpf/pullgate"]);
+    // One that is stopped while it starts has not failed.
+    for delay in ["0.1", "0.2", "0.4"] {
+        let stop = ["timeout", "--preserve-status", delay, "pullgate", "run"];
+        let stopped = debian.run(&stop);
+        assert_eq!(stopped.status.code(), Some(0), "{}", text(&stopped.stderr));
+        debian.follow(&["pullgate unload"]);
+    }
     debian.follow(&[&format!("{BY_HAND} pullgate run")]);
     let all = debian.children("hand");
     assert_eq!(all.len(), ROLES.len(), "{all:?}");
@@ -337,7 +356,12 @@ fn by_hand(debian: &Debian<'_>, visitors: &Visitors<'_>) {
     debian.follow(&["systemctl stop hand"]);
     assert_eq!(debian.property("hand", "ExecMainStatus"), "75");
     assert!(!debian.has_pins());
-    debian.follow(&["systemctl reset-failed hand", &on_trial, "pullgate confirm"]);
+    let confirm = "systemctl kill --signal=USR1 --kill-whom=main hand";
+    debian.follow(&["systemctl reset-failed hand", &on_trial, confirm]);
+    eventually("it is confirmed", || {
+        let status = debian.run(&["pullgate", "status"]);
+        (!text(&status.stdout).contains("on trial")).then_some(())
+    });
     debian.follow(&["systemctl stop hand"]);
     assert!(debian.has_pins(), "confirmed");
 

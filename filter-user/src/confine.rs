@@ -29,7 +29,7 @@ use rustix::thread::{
 
 use self::reach::Ports;
 pub use self::reach::Reach;
-pub use self::user::{become_user, show_pins_alone, user_of};
+pub use self::user::{become_user, hide_service_managers, show_pins_alone, user_of};
 use crate::cli::Role;
 
 /// Proof that the process is confined, and how far this kernel goes.
@@ -114,6 +114,12 @@ pub enum ConfineError {
         /// Why not.
         source: io::Error,
     },
+    /// The kernel refuses a mount namespace.
+    #[error(
+        "the service manager and the bus of this host cannot be hidden from the role, which needs \
+         CAP_SYS_ADMIN"
+    )]
+    Namespace(#[source] io::Error),
     /// The pins cannot be given to the filter's user.
     #[error("the pins in {} cannot be given to the filter's user", path.display())]
     Pins {

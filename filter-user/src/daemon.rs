@@ -2,7 +2,8 @@
 //!
 //! Start-up has two halves. The first looks and touches nothing: interfaces, capabilities,
 //! certificates, snapshot. Only when all of that is in order is the process confined, are sockets
-//! bound and packets dropped, the filter first.
+//! bound and packets dropped, the filter first; where roles have processes of their own, see
+//! `children`.
 
 mod ask;
 mod children;
@@ -183,7 +184,7 @@ pub enum Power {
 /// # Errors
 ///
 /// Returns what kept a role from starting, before anything on the host but the directories for
-/// state and sockets has changed; or that a role has failed while it ran.
+/// state, sockets and pins has changed; or that a role has failed while it ran.
 pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     // One that comes early shall wait, not kill.
     let early = SigSet::from_iter([
@@ -196,6 +197,10 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     ]);
     early.thread_block().map_err(no_signals)?;
     let config = load(file)?;
+    let file = std::path::absolute(file).map_err(|source| LoadError::Read {
+        path: file.to_owned(),
+        source,
+    })?;
     let roles = roles(&config, options.only)?;
     if roles.contains(&Role::Filter) {
         xdp::raise_memory_limit();
@@ -207,17 +212,17 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
             .iter()
             .map(|role| confine::user_of(*role, &config.paths))
             .collect();
-        let groups = shared_groups(&config.paths);
         match (&roles[..], &users[..]) {
-            ([role], [Some(user)]) => become_user(*role, user, &config.paths, &groups)?,
+            ([role], [Some(user)]) => become_user(*role, user, &config.paths)?,
             // One process has one user.
             (_, users) if users.iter().any(Option::is_some) => {
-                return children::run(file, &config, &roles, options, early);
+                return children::run(&file, &config, &roles, options, early);
             }
-            (_, _) => join_groups(&groups),
+            (_, _) => join_groups(&shared_groups(&config.paths)),
         }
         // First of all, so that the start can read no more than a reload will.
         confine::drop_privileges(&roles)?;
+        load(&file)?;
     }
     if options
         .child_of
@@ -229,13 +234,13 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     plan.create_directories()?;
     if options.power == Power::AsNeeded {
         // Threads inherit it, so there must not be any yet.
-        plan.confine(file)?;
+        plan.confine(&file)?;
     }
     let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
     let outcome = runtime.block_on(async {
         let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
         early.thread_unblock().map_err(no_signals)?;
-        serve(file, plan, signals, options, &family).await
+        serve(&file, plan, signals, options, &family).await
     });
     // A name that is being looked up keeps nobody waiting.
     runtime.shutdown_background();
@@ -249,17 +254,13 @@ fn no_signals(errno: Errno) -> StartError {
 }
 
 /// Root becomes the user of a role, as the package's unit would have started it.
-fn become_user(
-    role: Role,
-    user: &Account,
-    paths: &Paths,
-    groups: &[u32],
-) -> Result<(), StartError> {
+fn become_user(role: Role, user: &Account, paths: &Paths) -> Result<(), StartError> {
+    confine::hide_service_managers()?;
     // Without a BPF file system the start ends, and says so.
     if role == Role::Filter && xdp::check_bpffs(&paths.bpf).is_ok() {
         confine::show_pins_alone(&paths.bpf, user)?;
     }
-    Ok(confine::become_user(user, groups)?)
+    Ok(confine::become_user(user)?)
 }
 
 /// The groups of the directories that the roles share.

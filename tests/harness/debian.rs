@@ -163,12 +163,6 @@ impl<'a> Debian<'a> {
             _ => "0000000000000000",
         };
         self.runs_as_user(role, &process, held);
-        // Not even root, in its place, would reach the service manager or a bus.
-        for command in [["systemctl", "--no-pager"], ["busctl", "list"]] {
-            let mut words = vec!["nsenter", "--mount", "--target", &process];
-            words.extend(command);
-            assert!(!self.run(&words).status.success(), "{role}: {command:?}");
-        }
     }
 
     /// Looks whether a process of a role has the role's user, these capabilities, and no more.
@@ -186,6 +180,12 @@ impl<'a> Debian<'a> {
         assert_eq!(is_in_gates_group, role == "gate", "{role}");
         for sets in ["CapEff:", "CapPrm:"] {
             assert_eq!(line(sets), capabilities, "{role}: {sets}");
+        }
+        // Not even root, in its place, would reach the service manager or a bus.
+        for command in [["systemctl", "--no-pager"], ["busctl", "list"]] {
+            let mut words = vec!["nsenter", "--mount", "--target", process];
+            words.extend(command);
+            assert!(!self.run(&words).status.success(), "{role}: {command:?}");
         }
         // Our own, and those of a unit.
         let filters: u32 = line("Seccomp_filters:").parse().unwrap();

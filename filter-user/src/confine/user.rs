@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chownat, openat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chownat, openat, statat};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities, set_keep_capabilities};
 
 use super::ConfineError;
@@ -29,14 +29,14 @@ pub fn user_of(role: Role, paths: &Paths) -> Option<Account> {
     (found.is_dir() && found.uid() == account.user).then_some(account)
 }
 
-/// Becomes that user. All capabilities stay, until they are given up.
+/// Becomes that user, in its groups. All capabilities stay, until they are given up.
 ///
 /// # Errors
 ///
 /// Returns what the kernel refuses.
-pub fn become_user(user: &Account, more_groups: &[u32]) -> Result<(), ConfineError> {
-    let all = user.groups.iter().chain(more_groups);
-    let groups: Vec<_> = all.map(|group| Gid::from_raw(*group)).collect();
+pub fn become_user(user: &Account) -> Result<(), ConfineError> {
+    let groups = user.groups.iter().copied();
+    let groups: Vec<_> = groups.map(Gid::from_raw).collect();
     let (id, group) = (Uid::from_raw(user.user), Gid::from_raw(user.group));
     let become_it = || -> io::Result<()> {
         set_keep_capabilities(true)?;
@@ -60,12 +60,42 @@ pub fn become_user(user: &Account, more_groups: &[u32]) -> Result<(), ConfineErr
     })
 }
 
-/// Gives the directory of the pins, which is on a BPF file system, to the filter's user, and lets this
-/// process see no other pins: what is above them may be root's alone.
+/// Lets this process see neither the service manager nor a bus, as `InaccessiblePaths=` in the units does:
+/// both have an ear for users too.
 ///
 /// # Errors
 ///
 /// Returns what the kernel refuses.
+pub fn hide_service_managers() -> Result<(), ConfineError> {
+    hide().map_err(ConfineError::Namespace)
+}
+
+fn hide() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // What is mounted on the host later is seen here, and nothing of ours there.
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(NONE, "/", NONE, flags, NONE)?;
+    for path in HIDDEN.map(Path::new) {
+        match path.symlink_metadata() {
+            Ok(found) if found.is_dir() => {
+                let empty = Some("mode=0000,size=4k");
+                mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), empty)?;
+            }
+            Ok(_) => mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE)?,
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gives the directory of the pins to the filter's user, and lets this process see no other pins.
+///
+/// They are on a BPF file system whose top may be root's alone; the process is in a mount namespace of its
+/// own.
+///
+/// # Errors
+///
+/// Returns whose it is, or what the kernel refuses.
 pub fn show_pins_alone(pins: &Path, user: &Account) -> Result<(), ConfineError> {
     show(pins, user).map_err(|source| ConfineError::Pins {
         path: pins.to_owned(),
@@ -78,14 +108,18 @@ fn show(pins: &Path, user: &Account) -> io::Result<()> {
     builder.mode(0o700).recursive(true).create(pins)?;
     let top = top_of_file_system(pins)?;
     if top == pins {
-        // All that is there is the filter's, and whose it is shows where it is used.
-        return Ok(());
+        let text = "other programs have their pins there; name a directory in it";
+        return Err(io::Error::other(text));
     }
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none = None::<&str>;
-    // What is mounted on the host later is seen here, and nothing of ours there.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     let directory = openat(CWD, pins, DIRECTORY, Mode::empty())?;
+    let found = rustix::fs::fstat(&directory)?;
+    if ![ROOT, user.user].contains(&found.st_uid) || found.st_mode & 0o022 != 0 {
+        let text = format!(
+            "the user {} has made that directory, or may write it; find out why, and remove it",
+            found.st_uid
+        );
+        return Err(io::Error::other(text));
+    }
     let (id, group) = numbers(user);
     rustix::fs::fchown(&directory, id, group)?;
     give_content(&directory, user, DEPTH)?;
@@ -93,7 +127,7 @@ fn show(pins: &Path, user: &Account) -> io::Result<()> {
     mount(Some("tmpfs"), &top, Some("tmpfs"), MsFlags::empty(), empty)?;
     std::fs::create_dir_all(pins)?;
     let opened = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    mount(Some(opened.as_str()), pins, none, MsFlags::MS_BIND, none)?;
+    mount(Some(opened.as_str()), pins, NONE, MsFlags::MS_BIND, NONE)?;
     Ok(())
 }
 
@@ -112,6 +146,12 @@ fn give_content(directory: &OwnedFd, user: &Account, depth: u32) -> io::Result<(
         let entry = entry?;
         let name = entry.file_name();
         if [c".", c".."].contains(&name) {
+            continue;
+        }
+        // What is another's, or has another name elsewhere, is not root's leavings.
+        let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let is_link = found.st_nlink > 1 && entry.file_type() != FileType::Directory;
+        if found.st_uid != ROOT || is_link {
             continue;
         }
         let (id, group) = numbers(user);
@@ -133,5 +173,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
+const NONE: Option<&str> = None;
+/// What the units make inaccessible.
+const HIDDEN: [&str; 2] = ["/run/systemd/private", "/run/dbus"];
+const ROOT: u32 = 0;
 /// Directories within the directory of the pins: one for each version of the program.
 const DEPTH: u32 = 2;

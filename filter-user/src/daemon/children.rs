@@ -6,11 +6,14 @@
 //! The filter is the last, so that a gate that cannot start leaves the host as it was. No role outlives
 //! the process that has started it, which does nothing but wait and pass signals on.
 
+use std::future::poll_fn;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::parent_id;
+use std::os::unix::process::{ExitStatusExt as _, parent_id};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::task::Poll;
+use std::time::Duration;
 
 use clap::ValueEnum as _;
 use nix::sys::signal::SigSet;
@@ -20,11 +23,11 @@ use rustix::process::{
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal as Signals, SignalKind, signal as listen_for};
+use tokio::signal::unix::{Signal as Listener, SignalKind, signal as listen_for};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::{Options, OwnConnection, StartError, no_signals, notify, plan};
+use super::{FAREWELL, Options, OwnConnection, StartError, no_signals, notify};
 use crate::cli::Role;
 use crate::config::Config;
 use crate::confine;
@@ -41,35 +44,28 @@ pub(super) fn run(
     options: &Options,
     early: SigSet,
 ) -> Result<(), StartError> {
-    let is_set = |name: &&str| std::env::var_os(name).is_some();
-    if !options.listen_fds.is_empty() || OF_ONE_PROCESS.iter().any(is_set) {
+    // What a service manager has for one process is for one role.
+    let is_for_one = notify::announced() > 0 || notify::watchdog().is_some();
+    if is_for_one || !options.listen_fds.is_empty() {
         return Err(StartError::OneProcessExpected);
     }
     if options.trial.is_some() && !roles.contains(&Role::Filter) {
         return Err(StartError::TrialWithoutFilter);
     }
-    // What can be refused by now is refused before any of them has changed anything.
-    plan::examine(config, roles)?;
+    let drain_timeout = config.gate.as_ref().map(|gate| gate.drain_timeout);
+    let farewell = drain_timeout.unwrap_or_default() + FAREWELL;
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| StartError::Workers { source })?;
     runtime.block_on(async {
-        let signals = [
-            SignalKind::terminate(),
-            SignalKind::interrupt(),
-            SignalKind::hangup(),
-        ];
         let blame = |source| StartError::Signals { source };
-        let [terminate, interrupt, hang_up] = signals.map(|kind| listen_for(kind).map_err(blame));
+        let mut signals = Signals::new().map_err(blame)?;
         early.thread_unblock().map_err(no_signals)?;
         let mut children = Children::default();
-        let outcome = children
-            .watch(
-                (file, roles, options),
-                (&mut terminate?, &mut interrupt?, &mut hang_up?),
-            )
-            .await;
-        let end = children.end().await;
-        // Who has ended first is the cause.
+        let outcome = children.watch((file, roles, options), &mut signals).await;
+        info!("stopping");
+        notify::stopping(farewell);
+        let end = children.end(farewell, &mut signals).await;
+        // The one that has ended first is the cause.
         outcome.and(end)
     })
 }
@@ -103,26 +99,27 @@ impl Children {
     async fn watch(
         &mut self,
         (file, roles, options): (&Path, &[Role], &Options),
-        (terminate, interrupt, hang_up): (&mut Signals, &mut Signals, &mut Signals),
+        signals: &mut Signals,
     ) -> Result<(), StartError> {
         tokio::select! {
             started = self.start(file, roles, options) => started?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = signals.stop() => return Ok(()),
         }
         info!(roles = roles.len(), "all roles are ready");
         notify::ready();
         loop {
-            tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hang_up.recv() => self.signal(Signal::HUP),
+            let (signal, role) = tokio::select! {
+                signal = signals.next() => signal,
                 ended = self.next_end() => return ended,
+            };
+            if matches!(signal, Signal::TERM | Signal::INT) {
+                return Ok(());
             }
+            self.signal(signal, role);
         }
     }
 
-    /// Starts one after the other, each when the one before it is ready, until one has ended.
+    /// Starts one after the other, each when the one before it is ready.
     async fn start(
         &mut self,
         file: &Path,
@@ -131,7 +128,8 @@ impl Children {
     ) -> Result<(), StartError> {
         for role in ORDER.into_iter().filter(|role| roles.contains(role)) {
             let blame = |source| StartError::Child { role, source };
-            let mut process = command(file, role, options).spawn().map_err(blame)?;
+            let command = command(file, role, options).map_err(blame);
+            let mut process = command?.spawn().map_err(blame)?;
             let number = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
             let number = number.ok_or_else(|| blame(io::ErrorKind::NotFound.into()))?;
             let descriptor = pidfd_open(number, PidfdFlags::empty());
@@ -140,9 +138,16 @@ impl Children {
             self.processes.push((role, descriptor));
             self.running
                 .spawn(async move { (role, process.wait().await) });
-            let is_ready = match output {
-                Some(mut output) => output.read_u8().await.is_ok(),
-                None => false,
+            let is_ready = async {
+                match output {
+                    Some(mut output) => output.read_u8().await.is_ok(),
+                    None => false,
+                }
+            };
+            // Another may end meanwhile.
+            let is_ready = tokio::select! {
+                is_ready = is_ready => is_ready,
+                ended = self.next_end() => return ended.and(Err(StartError::TaskEnded)),
             };
             if !is_ready {
                 return self.next_end().await.and(Err(StartError::TaskEnded));
@@ -152,8 +157,10 @@ impl Children {
         Ok(confine::keep_signalling()?)
     }
 
-    fn signal(&self, signal: Signal) {
-        for (role, process) in &self.processes {
+    /// Signals the process of a role, or all.
+    fn signal(&self, signal: Signal, only: Option<Role>) {
+        let is_meant = |role: &Role| only.is_none_or(|only| only == *role);
+        for (role, process) in self.processes.iter().filter(|(role, _)| is_meant(role)) {
             match pidfd_send_signal(process, signal) {
                 // It has ended.
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -164,30 +171,102 @@ impl Children {
 
     /// Waits until one has ended, and returns an error if not well.
     async fn next_end(&mut self) -> Result<(), StartError> {
-        match self.running.join_next().await {
-            Some(Ok((_, Ok(status)))) if status.success() => Ok(()),
-            Some(Ok((role, Ok(status)))) => Err(StartError::RoleEnded { role, status }),
-            Some(Ok((role, Err(source)))) => Err(StartError::Child { role, source }),
-            Some(Err(_)) => Err(StartError::TaskEnded),
-            None => Ok(()),
+        let (role, ended) = match self.running.join_next().await {
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => return Err(StartError::TaskEnded),
+            None => return Ok(()),
+        };
+        match ended {
+            Ok(status) if status.success() => {
+                info!(role = role.label(), "role has ended");
+                Ok(())
+            }
+            Ok(status) => Err(StartError::RoleEnded { role, status }),
+            Err(source) => Err(StartError::Child { role, source }),
         }
     }
 
-    /// Lets all end, and returns the first failure.
-    async fn end(mut self) -> Result<(), StartError> {
-        self.signal(Signal::TERM);
+    /// Lets all end, and returns the first failure. One that takes too long is killed, and so are all if
+    /// we shall stop again meanwhile.
+    async fn end(mut self, farewell: Duration, signals: &mut Signals) -> Result<(), StartError> {
+        self.signal(Signal::TERM, None);
+        let deadline = tokio::time::sleep(farewell);
+        tokio::pin!(deadline);
         let mut outcome = Ok(());
+        let mut is_killed = false;
         while !self.running.is_empty() {
-            outcome = outcome.and(self.next_end().await);
+            tokio::select! {
+                ended = self.next_end() => match ended {
+                    // One that had no ear for it yet.
+                    Err(StartError::RoleEnded { status, .. })
+                        if status.signal() == Some(Signal::TERM.as_raw()) => {}
+                    ended => outcome = outcome.and(ended),
+                },
+                () = async { tokio::select! {
+                    () = &mut deadline => {}
+                    () = signals.stop() => {}
+                }}, if !is_killed => {
+                    warn!("killing the roles that have not ended");
+                    self.signal(Signal::KILL, None);
+                    is_killed = true;
+                }
+            }
         }
         outcome
     }
 }
 
+/// The signals that we pass on, and the two that end us.
+struct Signals([(Signal, Option<Role>, Listener); 6]);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let listen = |kind| listen_for(kind);
+        Ok(Self([
+            (Signal::TERM, None, listen(SignalKind::terminate())?),
+            (Signal::INT, None, listen(SignalKind::interrupt())?),
+            (Signal::HUP, None, listen(SignalKind::hangup())?),
+            (
+                Signal::USR1,
+                Some(Role::Filter),
+                listen(SignalKind::user_defined1())?,
+            ),
+            (
+                Signal::USR2,
+                Some(Role::Ranges),
+                listen(SignalKind::user_defined2())?,
+            ),
+            (
+                Signal::ALARM,
+                Some(Role::Ranges),
+                listen(SignalKind::alarm())?,
+            ),
+        ]))
+    }
+
+    /// The next, and the role that it is for, if not for all.
+    async fn next(&mut self) -> (Signal, Option<Role>) {
+        poll_fn(|context| {
+            for (signal, role, listener) in &mut self.0 {
+                if listener.poll_recv(context).is_ready() {
+                    return Poll::Ready((*signal, *role));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits until we shall stop.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, (Signal::TERM | Signal::INT, _)) {}
+    }
+}
+
 /// This program again, for one role.
-fn command(file: &Path, role: Role, options: &Options) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("pullgate").arg("--config").arg(file);
+fn command(file: &Path, role: Role, options: &Options) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--config").arg(file).current_dir("/");
     if let Some(format) = options.log_format.and_then(|it| it.to_possible_value()) {
         command.args(["--log-format", format.get_name()]);
     }
@@ -203,10 +282,7 @@ fn command(file: &Path, role: Role, options: &Options) -> Command {
     command.process_group(0).stdin(Stdio::null());
     command.stdout(Stdio::piped()).kill_on_drop(true);
     command.env_remove("NOTIFY_SOCKET");
-    command
+    Ok(command)
 }
 
 const ORDER: [Role; 3] = [Role::Gate, Role::Ranges, Role::Filter];
-/// What a service manager has for the one process that it starts: sd_listen_fds(3),
-/// sd_watchdog_enabled(3).
-const OF_ONE_PROCESS: [&str; 2] = ["LISTEN_FDS", "WATCHDOG_USEC"];

@@ -121,16 +121,20 @@ pub(super) struct Inherited {
     pub(super) is_ours: bool,
 }
 
-/// The listening sockets that were handed to us: those that the command line names, and those that
-/// the service manager announces.
-pub(super) fn inherited(named: &[RawFd]) -> Result<Vec<Inherited>, StartError> {
+/// How many listening sockets the service manager announces.
+pub(super) fn announced() -> RawFd {
     let number = |name: &str| std::env::var(name).ok()?.parse::<RawFd>().ok();
     // The announcement may be meant for the process that started us.
     let is_for_us = number("LISTEN_PID") == Some(getpid().as_raw_pid());
-    let announced = number("LISTEN_FDS").filter(|_| is_for_us).unwrap_or(0);
+    number("LISTEN_FDS").filter(|_| is_for_us).unwrap_or(0)
+}
+
+/// The listening sockets that were handed to us: those that the command line names, and those that
+/// the service manager announces.
+pub(super) fn inherited(named: &[RawFd]) -> Result<Vec<Inherited>, StartError> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
-    let announced = (0..announced).map(|n| (FIRST_DESCRIPTOR + n, names.next() == Some(STORED)));
+    let announced = (0..announced()).map(|n| (FIRST_DESCRIPTOR + n, names.next() == Some(STORED)));
     let descriptors = named.iter().map(|descriptor| (*descriptor, true));
     descriptors
         .chain(announced)
