@@ -2,6 +2,7 @@
 //! code, and leaves the host as it was; from `check` and from `run` alike.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
+use std::cell::Cell;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -52,7 +53,6 @@ fn a_missing_file_is_named() {
     bench.refuses(
         &bench.text().replace("shop.example.pem", "gone.pem"),
         "gate.host.certificate",
-        &["gone.pem cannot be read", "is the path right"],
     );
 }
 
@@ -62,11 +62,7 @@ fn a_key_that_others_may_read_is_refused() {
     let key = bench.pki.path(&format!("{SHOP}.key"));
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
 
-    bench.refuses(
-        &bench.text(),
-        "gate.host.key",
-        &["open to every user", "chmod 640", "pullgate-gate"],
-    );
+    bench.refuses(&bench.text(), "gate.host.key");
 }
 
 #[test]
@@ -81,16 +77,11 @@ fn what_others_may_change_is_refused() {
         ("ours-ca.pem", "gate.host.trust"),
     ] {
         allow(name, 0o666);
-        let words = [name, "may be changed by every user", "chmod go-w"];
-        bench.refuses(&bench.text(), field, &words);
+        bench.refuses(&bench.text(), field);
         allow(name, 0o644);
     }
     allow("", 0o777);
-    bench.refuses(
-        &bench.text(),
-        "gate.host.certificate",
-        &["pki may be changed by"],
-    );
+    bench.refuses(&bench.text(), "gate.host.certificate");
     allow("", 0o755);
 
     // Who renews certificates may be anybody; who says which clients are trusted may not.
@@ -98,11 +89,7 @@ fn what_others_may_change_is_refused() {
     own("shop.example.pem", 1);
     assert!(bench.pullgate(&bench.text(), &["check"]).status.success());
     own("ours-ca.pem", 1);
-    bench.refuses(
-        &bench.text(),
-        "gate.host.trust",
-        &["by the user 1", "chown root"],
-    );
+    bench.refuses(&bench.text(), "gate.host.trust");
     own("ours-ca.pem", 0);
 
     bench.pki.write("list.txt", "173.245.48.0/20");
@@ -156,10 +143,6 @@ fn a_key_that_does_not_match_the_certificate_is_refused() {
     bench.refuses(
         &bench.text().replace("shop.example.key", "blog.example.key"),
         "gate.host.key",
-        &[
-            "does not belong to the certificate",
-            "name the key it was made with",
-        ],
     );
 }
 
@@ -170,7 +153,6 @@ fn a_key_that_is_none_is_refused() {
     bench.refuses(
         &bench.text().replace("shop.example.key", "none.key"),
         "gate.host.key",
-        &["holds no private key", "must be PEM"],
     );
 }
 
@@ -185,36 +167,26 @@ fn text_that_looks_like_a_section_and_is_not_read_is_refused_by_its_line() {
     let trust = bench.text();
 
     bench.pki.write("glued.pem", &glued(ours, other));
-    bench.refuses(
+    bench.refuses_line(
         &trust.replace("ours-ca.pem", "glued.pem"),
         "gate.host.trust",
-        &["glued.pem is damaged", &format!("line {lines} looks like")],
+        lines,
     );
     bench.pki.write("mark.pem", &format!("\u{feff}{ours}"));
-    bench.refuses(
-        &trust.replace("ours-ca.pem", "mark.pem"),
-        "gate.host.trust",
-        &["line 1 looks like the edge of a section"],
-    );
+    bench.refuses(&trust.replace("ours-ca.pem", "mark.pem"), "gate.host.trust");
     bench.pki.write("mixed.pem", &format!("{ours}{}", lists[0]));
-    bench.refuses(
+    bench.refuses_line(
         &trust.replace("ours-ca.pem", "mixed.pem"),
         "gate.host.trust",
-        &[
-            "has a section `X509 CRL`",
-            &format!("in line {}", lines + 1),
-        ],
+        lines + 1,
     );
     bench.pki.write("lists.pem", &glued(&lists[0], &lists[1]));
     let crl = format!(
         "crl = [\"{}\"]\nupstream",
         bench.pki.path("lists.pem").display()
     );
-    bench.refuses(
-        &trust.replacen("upstream", &crl, 1),
-        "gate.host.crl",
-        &["lists.pem is damaged", "looks like the edge of a section"],
-    );
+    let lines = lists[0].trim_end().lines().count();
+    bench.refuses_line(&trust.replacen("upstream", &crl, 1), "gate.host.crl", lines);
     bench.pki.write(
         "both.pem",
         &format!("{}{}", lists[0].trim_end(), format_args!("\n{}", lists[1])),
@@ -238,7 +210,6 @@ fn a_file_of_two_keys_is_refused() {
     bench.refuses(
         &bench.text().replace("shop.example.key", "two.key"),
         "gate.host.key",
-        &["two.key holds 2 private keys"],
     );
 }
 
@@ -267,13 +238,11 @@ fn a_ca_file_without_a_ca_is_refused() {
     bench.refuses(
         &bench.text().replace("ours-ca.pem", "leaf.pem"),
         "gate.host.trust",
-        &["is not a CA certificate", "name the CA that signed"],
     );
     bench.pki.write("empty.pem", "");
     bench.refuses(
         &bench.text().replace("ours-ca.pem", "empty.pem"),
         "gate.host.trust",
-        &["holds no certificate"],
     );
 }
 
@@ -283,7 +252,6 @@ fn an_unknown_field_is_refused() {
     bench.refuses(
         &bench.text().replace("[gate]", "[gate]\nlitsen = []"),
         "gate.litsen",
-        &["unknown field `litsen`", "expected one of"],
     );
 }
 
@@ -295,7 +263,6 @@ fn a_bad_range_is_refused() {
             .text()
             .replace("[gate]", "[ranges]\nallow = [\"192.0.2.0/240\"]\n[gate]"),
         "ranges.allow[0]",
-        &["`192.0.2.0/240` is not a range", "write it as"],
     );
 }
 
@@ -303,11 +270,7 @@ fn a_bad_range_is_refused() {
 fn what_cannot_be_an_interfaces_name_is_refused() {
     let bench = Bench::new();
     for name in ["a/b", "", "wan0:1", "sixteen-letters-"] {
-        bench.refuses(
-            &bench.text().replace("wan0", name),
-            "filter.interfaces",
-            &["cannot be an interface's name"],
-        );
+        bench.refuses(&bench.text().replace("wan0", name), "filter.interfaces");
     }
 }
 
@@ -339,14 +302,7 @@ fn two_hosts_with_one_name_are_refused() {
     let bench = Bench::new();
     let text = bench.text();
     let host = &text[text.find("[[gate.host]]").unwrap()..];
-    bench.refuses(
-        &format!("{text}{host}"),
-        "gate.host.names",
-        &[
-            "already has a policy, at line",
-            "give each name to one host",
-        ],
-    );
+    bench.refuses(&format!("{text}{host}"), "gate.host.names");
 }
 
 #[test]
@@ -355,7 +311,6 @@ fn an_upstream_beyond_this_host_is_refused() {
     bench.refuses(
         &bench.text().replace("127.0.0.1:8080", "192.0.2.1:8080"),
         "gate.host.upstream",
-        &["is not loopback", "unsafe_upstream = true"],
     );
 }
 
@@ -520,13 +475,19 @@ fn a_wrong_command_line_is_explained() {
 struct Bench {
     pki: Pki,
     network: Network,
+    /// How many texts were compared with a snapshot.
+    pinned: Cell<u32>,
 }
 
 impl Bench {
     fn new() -> Self {
         let network = Network::new();
         let pki = Pki::new(&network.path("pki"));
-        Self { pki, network }
+        Self {
+            pki,
+            network,
+            pinned: Cell::new(0),
+        }
     }
 
     fn text(&self) -> String {
@@ -562,8 +523,22 @@ impl Bench {
         command
     }
 
-    /// Asserts that `check` and `run` both refuse the text with this field and these words.
-    fn refuses(&self, text: &str, field: &str, words: &[&str]) {
+    /// Asserts that `check` and `run` both refuse the text at this field, and with the sentence of the
+    /// snapshot that has the test's name.
+    fn refuses(&self, text: &str, field: &str) {
+        self.pin_text(&self.refusal(text, field));
+    }
+
+    /// The same, of a sentence that names this line of another file.
+    fn refuses_line(&self, text: &str, field: &str, line: usize) {
+        let error = self.refusal(text, field);
+        let line = format!("line {line}");
+        assert!(error.contains(&line), "{line}: {error}");
+        self.pin_text(&error.replace(&line, "line [N]"));
+    }
+
+    fn refusal(&self, text: &str, field: &str) -> String {
+        let mut checked = String::new();
         for arguments in [["check"].as_slice(), &["run"]] {
             let output = self.pullgate(text, arguments);
             let error = stderr(&output);
@@ -579,11 +554,21 @@ impl Bench {
             let number: usize = line.unwrap_or(&error).parse().unwrap();
             assert!((1..=text.lines().count()).contains(&number), "{error}");
             assert!(error.contains(&format!("`{field}`: ")), "{error}");
-            for word in words {
-                assert!(error.contains(word), "{word}: {error}");
-            }
             self.is_untouched();
+            if arguments == ["check"] {
+                checked = error;
+            }
         }
+        checked
+    }
+
+    /// Compares a text with the snapshot of this test and this number.
+    fn pin_text(&self, text: &str) {
+        let number = self.pinned.get() + 1;
+        self.pinned.set(number);
+        let test = std::thread::current().name().unwrap().to_owned();
+        let text = text.replace(&self.network.path("").display().to_string(), "[DIR]/");
+        insta::assert_snapshot!(format!("{test}-{number}"), text);
     }
 
     /// Lets other users find the configuration and the PKI.

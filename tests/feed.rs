@@ -563,7 +563,7 @@ impl Rig {
         lab.start_ranges();
         let rig = Self { lab };
         rig.lab.ranges().event(0, "the first refresh", |event| {
-            event["message"] == "ranges refreshed"
+            event["id"] == "ranges-refreshed"
         });
         eventually("the filter has taken the ranges over", || {
             (rig.lab.filter().status()["ranges"]["kept"] == 0).then_some(())
@@ -579,13 +579,12 @@ impl Rig {
         let mark = self.lab.ranges().mark();
         self.lab.ranges().signal(Signal::SIGHUP);
         self.lab.ranges().event(mark, "the reload", |event| {
-            event["message"] == "configuration taken over, refreshing"
+            event["id"] == "refresh-configured"
         });
         self.lab
             .ranges()
             .event(mark, "the refresh behind it", |event| {
-                let message = event["message"].as_str().unwrap();
-                message == "ranges refreshed" || message.starts_with("ranges not refreshed")
+                event["id"] == "ranges-refreshed" || event["id"] == "refresh-failed"
             });
     }
 
@@ -626,7 +625,7 @@ impl Rig {
     fn succeeds(&self, outcome: &str) {
         let event = self.lab.refresh_as_it_is();
 
-        assert_eq!(event["message"], "ranges refreshed", "{event}");
+        assert_eq!(event["id"], "ranges-refreshed", "{event}");
         assert_eq!(event["outcome"], outcome, "{event}");
         self.stands();
     }

@@ -123,7 +123,9 @@ fn where_the_driver_refuses_the_kernels_words_are_told() {
     assert_eq!(mode(&lab, INTERFACE), "native");
     lab.filter().event(0, "the refusal is told", |event| {
         let message = event["message"].to_string();
-        event["interface"] == "br0" && message.contains("does not support XDP in native mode")
+        event["id"] == "attach-mode-refused"
+            && event["interface"] == "br0"
+            && message.contains("does not support XDP in native mode")
     });
 
     lab.unload();
@@ -198,7 +200,7 @@ fn a_link_that_somebody_takes_away_is_put_back_and_counted() {
         .unwrap();
     assert!(detached.status.success(), "{}", error(&detached));
     lab.filter().event(mark, "it is put back", |event| {
-        event["level"] == "WARN" && event["message"].to_string().contains("attached anew")
+        event["id"] == "interface-reattached"
     });
 
     assert_eq!(
@@ -322,7 +324,7 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
     let mark = lab.filter().mark();
     lab.network.connect(Host::Origin);
     lab.filter().event(mark, "it is attached", |event| {
-        event["message"] == "has come, and is filtered"
+        event["id"] == "interface-attached"
     });
     assert_eq!(lab.filter().status()["enforcing"], true);
     assert_matched(&scenarios::strangers_are_dropped(&lab));
@@ -657,7 +659,7 @@ fn a_foreign_program_above_an_interface_is_named_and_takes_the_all_clear_away() 
     let mark = lab.filter().mark();
     foreign.unload().unwrap();
     lab.filter().event(mark, "it is attached", |event| {
-        event["interface"] == "wan2" && event["message"] == "has come, and is filtered"
+        event["interface"] == "wan2" && event["id"] == "interface-attached"
     });
     assert_eq!(lab.filter().status()["enforcing"], true);
 }
@@ -723,9 +725,7 @@ fn pins_of_another_version_are_taken_over_through_their_links() {
     );
     assert!(!theirs.exists());
     lab.filter().event(0, "the take-over is told", |event| {
-        event["message"]
-            .to_string()
-            .contains("pins of another version removed")
+        event["id"] == "old-pins-removed"
     });
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 }

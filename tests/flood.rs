@@ -108,7 +108,7 @@ fn publishing_neither_drops_the_listed_nor_lets_strangers_in() {
             let _refreshed = lab.refresh(Answer::Body(api_answer(&[&more], &[])));
             lab.filter()
                 .event(mark, "the ranges are published", |event| {
-                    event["message"] == "ranges published"
+                    event["id"] == "ranges-published"
                 });
             published += 1;
         }

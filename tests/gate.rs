@@ -77,7 +77,7 @@ fn a_refusal_tells_the_operator_what_to_look_at() {
     let (reply, _) = client.get(&lab.network, Host::Edge, origin, SHOP);
 
     let event = lab.gate().event(mark, "the refusal is logged", |event| {
-        event["message"] == "refused"
+        event["id"] == "refused"
     });
     assert_eq!(reply.to_string(), "alert CertificateRequired");
     assert_eq!(event["reason"], "NoCertificate");

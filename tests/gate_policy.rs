@@ -104,9 +104,9 @@ fn with_log_everybody_enters_and_is_told_of() {
     for (client, reason) in [(&other, "UnknownIssuer"), (&none, "NoCertificate")] {
         let mark = rig.gate().mark();
         assert_eq!(rig.tell(client, SHOP), "200, Relayed");
-        let event = rig.gate().event(mark, "it is told of", |event| {
-            event["message"] == "let in, would be refused"
-        });
+        let event = rig
+            .gate()
+            .event(mark, "it is told of", |event| event["id"] == "would-refuse");
         assert_eq!(event["reason"], reason);
         let metric =
             format!("pullgate_gate_would_refuse_total{{host=\"{SHOP}\",reason=\"{reason}\"}}");

@@ -139,7 +139,7 @@ fn a_refusal_is_logged_three_times_and_counted_each_time() {
     }
 
     let lines = rig.gate().events();
-    let lines = lines.iter().filter(|event| event["message"] == "refused");
+    let lines = lines.iter().filter(|event| event["id"] == "refused");
     assert_eq!(lines.count(), 3);
     assert_eq!(rig.gate().outcomes("NoCertificate"), 12);
     // Another reason is another line.

@@ -45,7 +45,7 @@ fn an_upstream_is_told_who_the_client_is() {
     for id in ids {
         rig.gate()
             .event(0, "the log knows the connection by its id", |event| {
-                event["message"] == "relayed" && event["id"] == id
+                event["id"] == "connection-relayed" && event["connection_id"] == id
             });
     }
 }
@@ -365,7 +365,7 @@ fn haproxy_reads_the_name_and_the_id_that_it_is_told() {
     );
     rig.gate()
         .event(0, "the log knows the connection by its id", |event| {
-            event["message"] == "relayed" && event["id"] == words[1]
+            event["id"] == "connection-relayed" && event["connection_id"] == words[1]
         });
 }
 

@@ -228,13 +228,13 @@ fn a_certificate_that_is_replaced_is_shown_without_a_signal() {
     let mark = rig.gate().mark();
     fs::rename(rig.pki.path("new.pem"), rig.pki.path("shop.example.pem")).unwrap();
     rig.gate().event(mark, "half of it is not used", |event| {
-        event["message"] == "files of some hosts not used, the others' are read again"
+        event["id"] == "files-partly-reloaded"
     });
     assert_eq!(shown(), before);
     let mark = rig.gate().mark();
     fs::rename(rig.pki.path("new.key"), rig.pki.path("shop.example.key")).unwrap();
     rig.gate().event(mark, "the new pair is in force", |event| {
-        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+        event["id"] == "files-reloaded"
     });
 
     assert_ne!(shown(), before);
@@ -265,16 +265,15 @@ fn a_file_of_one_host_that_cannot_be_used_keeps_no_other_down() {
     assert_eq!(rig.pullgate(&["check"]).status.code(), Some(78));
     let mark = rig.gate().mark();
     fs::rename(&aside, &certificate).unwrap();
-    rig.gate().event(mark, "it is read", |event| {
-        event["message"] == "certificates, keys, CAs and revocation lists are read again"
-    });
+    rig.gate()
+        .event(mark, "it is read", |event| event["id"] == "files-reloaded");
     assert_eq!(rig.tell(&blog_client, pki::BLOG), "200, Relayed");
 
     // Later it is served as before, and what is new of the other is active.
     rig.pki
         .write("blog.example.pem", "-----BEGIN CERTIFICATE-----");
     rig.gate().event(mark, "it is not used", |event| {
-        event["message"] == "files of some hosts not used, the others' are read again"
+        event["id"] == "files-partly-reloaded"
     });
     assert_eq!(rig.tell(&blog_client, pki::BLOG), "200, Relayed");
     let shown = || {
@@ -307,7 +306,7 @@ fn a_certificate_that_is_revoked_meanwhile_is_refused() {
     let mark = rig.gate().mark();
     rig.pki.write("crl.pem", &rig.pki.ours.crl(&[7], tomorrow));
     rig.gate().event(mark, "the list is read", |event| {
-        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+        event["id"] == "files-reloaded"
     });
 
     // Its ticket is of another trust; its certificate is seen to be revoked.
@@ -380,7 +379,7 @@ fn a_certificate_behind_links_is_followed_wherever_they_lead() {
     fs::rename(rig.pki.path("next"), rig.pki.path("current")).unwrap();
 
     rig.gate().event(mark, "the swap is seen", |event| {
-        event["message"] == "certificates, keys, CAs and revocation lists are read again"
+        event["id"] == "files-reloaded"
     });
 }
 

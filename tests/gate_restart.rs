@@ -165,7 +165,7 @@ fn a_gate_that_drains_leaves_its_port_to_the_next() {
     let mut old = rig.gate.take().unwrap();
     let mark = old.mark();
     old.signal(Signal::SIGTERM);
-    old.event(mark, "it stops", |event| event["message"] == "stopping");
+    old.event(mark, "it stops", |event| event["id"] == "stopping");
     tests::eventually("its port is closed", || {
         connect(&rig.network, Host::Edge, origin())
             .is_err()

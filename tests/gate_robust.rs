@@ -375,7 +375,7 @@ fn a_host_without_descriptors_backs_off_and_goes_on() {
         .map(|_| connect_from(&rig.network, edge, origin()))
         .collect();
     rig.gate().event(mark, "it says what it lacks", |event| {
-        event["message"] == "cannot accept connections, will try again"
+        event["id"] == "accept-failed"
     });
     drop(held);
 
@@ -429,7 +429,7 @@ fn fewer_connections_than_configured_are_served_if_descriptors_are_few_and_statu
 fn refused(rig: &Rig, stream: &TcpStream) -> String {
     let client = stream.local_addr().unwrap().to_string();
     let event = rig.gate().event(0, "the connection ends", |event| {
-        event["message"] == "closed" && event["client"] == client
+        event["id"] == "connection-closed" && event["client"] == client
     });
     event["outcome"].as_str().unwrap().to_owned()
 }
@@ -446,7 +446,7 @@ fn outcome_from(rig: &Rig, source: IpAddr) -> String {
     let port = stream.local_addr().unwrap();
     let _reply = rig.edge().get_over(stream, SHOP);
     let event = rig.gate().event(mark, "the connection ends", |event| {
-        event["message"] == "closed" && event["client"] == port.to_string()
+        event["id"] == "connection-closed" && event["client"] == port.to_string()
     });
     event["outcome"].as_str().unwrap().to_owned()
 }

@@ -107,7 +107,7 @@ fn a_list_that_grows_much_is_held_and_the_way_back_is_short() {
     });
 
     let back = lab.refresh(Answer::Body(api_answer(&[], &[])));
-    assert_eq!(back["message"], "ranges refreshed", "{back}");
+    assert_eq!(back["id"], "ranges-refreshed", "{back}");
     assert!(!exported(&lab).contains(&added));
 }
 
@@ -119,7 +119,7 @@ fn a_growth_that_another_host_confirms_needs_no_approval() {
 
     let agreed = lab.refresh(Answer::Body(grown));
 
-    assert_eq!(agreed["message"], "ranges refreshed", "{agreed}");
+    assert_eq!(agreed["id"], "ranges-refreshed", "{agreed}");
     assert!(exported(&lab).contains(&"64.0.0.0/9".to_owned()));
 }
 
@@ -130,7 +130,7 @@ fn a_shrinking_that_another_host_confirms_needs_no_approval() {
 
     let agreed = lab.refresh(Answer::Body(half()));
 
-    assert_eq!(agreed["message"], "ranges refreshed", "{agreed}");
+    assert_eq!(agreed["id"], "ranges-refreshed", "{agreed}");
     assert_eq!(agreed["kept"], 8);
     eventually("the ranges go after their grace", || {
         assert_eq!(lab.refresh_as_it_is()["level"], "INFO");
@@ -162,13 +162,13 @@ fn where_text_and_json_disagree_the_list_that_removes_little_counts() {
     )));
     let at_odds = lab.refresh_as_it_is();
 
-    assert_eq!(contradicted["message"], "ranges refreshed");
+    assert_eq!(contradicted["id"], "ranges-refreshed");
     assert_eq!(contradicted["outcome"], "Unchanged");
     assert_eq!(at_odds["outcome"], "Held", "{at_odds}");
     let events = lab.ranges().events();
-    let warned = events.iter().any(|event| {
-        event["message"] == "not every way to the list is good" && event["level"] == "WARN"
-    });
+    let warned = events
+        .iter()
+        .any(|event| event["id"] == "list-way-failed" && event["level"] == "WARN");
     assert!(warned);
     assert_eq!(exported(&lab).len(), 15 + 7);
 }
@@ -770,8 +770,9 @@ fn a_list_that_is_old_is_warned_of_and_then_an_alarm() {
         fs::write(&snapshot, aged(&good, age)).unwrap();
         lab.start_ranges();
         let said = lab.ranges().event(0, "the age is said", |event| {
-            let message = event["message"].to_string();
-            message.contains("not confirmed") || message.contains("in the future")
+            ["list-stale", "list-expired", "list-from-future"]
+                .iter()
+                .any(|id| event["id"] == *id)
         });
         assert_eq!(said["level"], level, "{said}");
 
@@ -803,14 +804,9 @@ fn the_filter_is_up_before_the_feed_is_asked() {
         event["outcome"] == "NoAnswer"
     });
     let events = all.events();
-    let position = |words: &str| {
-        let found = events
-            .iter()
-            .position(|event| event["message"].to_string().contains(words));
-        found.unwrap()
-    };
+    let position = |id: &str| events.iter().position(|event| event["id"] == id).unwrap();
 
-    assert!(position("attached") < position("ranges not refreshed"));
+    assert!(position("program-attached") < position("refresh-failed"));
     assert!(lab.pin(&format!("native-{INTERFACE}")).exists());
     assert_eq!(all.stop(), Some(0));
 }

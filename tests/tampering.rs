@@ -31,10 +31,10 @@ fn ranges_that_another_process_changes_are_published_again() {
     }
 
     lab.filter().event(mark, "it is seen", |event| {
-        event["message"] == "another process changed the ranges in the kernel"
+        event["id"] == "kernel-ranges-tampered"
     });
     lab.filter().event(mark, "it is put right", |event| {
-        event["message"] == "ranges published again"
+        event["id"] == "ranges-republished"
     });
     let warnings = lab.filter().status()["warnings"].to_string();
     assert!(warnings.contains("published again"), "{warnings}");
@@ -52,8 +52,7 @@ fn pins_that_another_process_removes_are_reported_until_a_restart() {
     }
 
     lab.filter().event(mark, "it is logged", |event| {
-        event["message"] == "another process removed a pin"
-            && event["pin"].to_string().contains("counters")
+        event["id"] == "pin-removed" && event["pin"].to_string().contains("counters")
     });
     let warnings = lab.filter().status()["warnings"].to_string();
     for words in ["ranges_v4", "counters-wan0"] {
@@ -85,7 +84,7 @@ fn a_link_that_is_given_to_another_program_is_taken_back() {
     drop(foreign.take_link(id).unwrap());
 
     lab.filter().event(mark, "it is taken back", |event| {
-        event["level"] == "WARN" && event["message"].to_string().contains("attached anew")
+        event["id"] == "interface-reattached"
     });
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 }
@@ -119,7 +118,7 @@ fn a_program_that_comes_before_ours_is_reported_as_long_as_it_does() {
     });
 
     lab.filter().event(mark, "it is logged", |event| {
-        event["message"] == "another TCX program judges before ours"
+        event["id"] == "tcx-program-before"
     });
     let status = lab.filter().status();
     let warnings = status["warnings"].to_string();

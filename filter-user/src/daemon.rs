@@ -277,7 +277,11 @@ fn join_groups(more: &[u32]) {
     match setgroups(&groups) {
         // Who is not root is in the groups that he is in.
         Ok(()) | Err(Errno::EPERM) => {}
-        Err(error) => warn!(%error, "the groups of the directories cannot be joined"),
+        Err(error) => warn!(
+            id = "groups-not-joined",
+            %error,
+            "the groups of the directories cannot be joined"
+        ),
     }
 }
 
@@ -299,7 +303,7 @@ async fn serve(
         if let Some(filter) = &running.filter {
             filter.wait_for_interfaces().await;
         }
-        info!(roles = running.roles.len(), "ready");
+        info!(id = "ready", roles = running.roles.len(), "ready");
         notify::ready();
         if options.child_of.is_some() {
             children::tell_ready();
@@ -315,9 +319,9 @@ async fn serve(
     // First of all: whoever is locked out waits for it.
     let was_on_trial = running.filter.as_ref().is_some_and(FilterRole::end_trial);
     if was_on_trial && outcome.is_ok() {
-        outcome = Err(StartError::NotConfirmed);
+        outcome = Err(StartError::StoppedOnTrial);
     }
-    info!("stopping");
+    info!(id = "stopping", "stopping");
     tasks.stop();
     if let Some(filter) = &running.filter {
         filter.release_lock();
@@ -389,6 +393,7 @@ impl Running {
             return std::future::pending().await;
         };
         warn!(
+            id = "trial-started",
             seconds = trial.as_secs(),
             "on trial: `pullgate confirm` lets the filter stay, else what was before comes back"
         );
@@ -405,8 +410,16 @@ impl Running {
         let passed_on = ids.map(|ids| self.approvals.try_send(ids));
         match passed_on {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "approval not passed on"),
-            Err(error) => warn!(%error, "an approval that does not say of what"),
+            Ok(Err(error)) => warn!(
+                id = "approval-not-delivered",
+                %error,
+                "approval not passed on"
+            ),
+            Err(error) => warn!(
+                id = "approval-unreadable",
+                %error,
+                "an approval that does not say of what"
+            ),
         }
     }
 
@@ -433,7 +446,10 @@ impl Running {
         };
         let before = Arc::clone(&self.config.borrow());
         for what in view::waits_for_a_start(&config, &before) {
-            warn!("`{what}` has changed, which takes effect at the next start");
+            warn!(
+                id = "restart-needed",
+                "`{what}` has changed, which takes effect at the next start"
+            );
         }
         let role = self.gate.clone();
         let _turn = role.as_ref().map(GateRole::turn);
@@ -452,7 +468,7 @@ impl Running {
         if let (Some(role), Some(gate), Some(loaded)) = (&self.gate, &config.gate, loaded) {
             role.put_in_force(gate, loaded);
         }
-        info!("configuration reloaded");
+        info!(id = "configuration-reloaded", "configuration reloaded");
         self.config.send_replace(config);
         Ok(())
     }
@@ -466,7 +482,10 @@ impl Running {
             gate.note_failure(error);
         }
         let error = chain(error);
-        error!(error, "configuration not reloaded, the old one stays");
+        error!(
+            id = "configuration-not-reloaded",
+            error, "configuration not reloaded, the old one stays"
+        );
         error
     }
 
@@ -494,6 +513,7 @@ impl Running {
         };
         for what in role.waits_for_a_start(gate) {
             warn!(
+                id = "restart-needed",
                 "`{what}` is not what the gate was started with; it takes effect at the next start"
             );
         }
@@ -514,7 +534,12 @@ impl Drop for Sockets {
                 continue;
             }
             if let Err(error) = std::fs::remove_file(socket) {
-                warn!(socket = %socket.display(), %error, "socket not removed");
+                warn!(
+                    id = "socket-not-removed",
+                    socket = %socket.display(),
+                    %error,
+                    "socket not removed"
+                );
             }
         }
     }

@@ -314,12 +314,17 @@ fn start_logging(format: Option<LogFormat>) {
                 .init(),
             Err(error) => {
                 builder.with_env_filter(filter).with_ansi(false).init();
-                tracing::warn!(%error, "the journal is not there, so this is text");
+                tracing::warn!(id = "journal-missing", %error, "the journal is not there, so this is text");
             }
         },
     }
     if let Some(error) = refused {
-        tracing::warn!(%error, wanted, "PULLGATE_LOG is not understood, so the level is `info`");
+        tracing::warn!(
+            id = "log-level-invalid",
+            %error,
+            wanted,
+            "PULLGATE_LOG is not understood, so the level is `info`"
+        );
     }
 }
 

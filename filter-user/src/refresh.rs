@@ -102,11 +102,11 @@ impl Refresher {
                 Ok(()) = self.config.changed() => {
                     work.config = Arc::clone(&self.config.borrow_and_update());
                     work.reconfigure();
-                    info!("configuration taken over, refreshing");
+                    info!(id = "refresh-configured", "configuration taken over, refreshing");
                     work.jobs.iter_mut().for_each(Job::ask_again);
                 }
                 () = self.wake.notified() => {
-                    info!("refresh asked for");
+                    info!(id = "refresh-requested", "refresh asked for");
                     work.jobs.iter_mut().for_each(Job::ask_again);
                 }
                 Some(approved) = self.approvals.recv() => {
@@ -195,15 +195,18 @@ impl Refresher {
         }
         match snapshot::save(&self.snapshot, in_force, limits) {
             Ok(()) => {
-                warn!("the snapshot was gone or spoilt, and is written anew");
+                warn!(
+                    id = "snapshot-rewritten",
+                    "the snapshot was gone or spoilt, and is written anew"
+                );
                 work.unmended = None;
             }
             Err(error) => {
                 let error = chain(&error);
                 if work.unmended.as_ref() != Some(&error) {
                     error!(
-                        error,
-                        "the snapshot is gone or spoilt, and cannot be written"
+                        id = "snapshot-not-written",
+                        error, "the snapshot is gone or spoilt, and cannot be written"
                     );
                 }
                 work.unmended = Some(error);
@@ -231,14 +234,21 @@ impl Refresher {
         let agreed = LargeChange::Agreed;
         match self.take(job, &fetched, agreed, in_force, config).await {
             Ok(_) => {
-                warn!(source = job.source.name, "what was held is approved");
+                warn!(
+                    id = "list-approved",
+                    source = job.source.name,
+                    "what was held is approved"
+                );
                 job.succeeded("Approved", ranges);
                 self.metrics.refreshed("Approved");
             }
             Err(error) => {
                 let (source, outcome) = (&job.source.name, error.label());
                 let error = chain(&error);
-                error!(source, outcome, error, "what was approved is still held");
+                error!(
+                    id = "approved-list-held",
+                    source, outcome, error, "what was approved is still held"
+                );
                 self.metrics.refreshed(outcome);
                 job.stays(outcome, error);
             }
@@ -303,7 +313,16 @@ impl Refresher {
             true => "Unchanged",
             false => "Changed",
         };
-        info!(source = name, %way, outcome, ?added, ?removed, kept, "ranges refreshed");
+        info!(
+            id = "ranges-refreshed",
+            source = name,
+            %way,
+            outcome,
+            ?added,
+            ?removed,
+            kept,
+            "ranges refreshed"
+        );
         *in_force = fresh;
         job.taken = Some(Instant::now());
         Ok(outcome)
@@ -341,8 +360,8 @@ impl Refresher {
                 let error = error.to_string();
                 if unanswered.as_ref() != Some(&error) {
                     warn!(
-                        error,
-                        "vanished ranges stay: the gate cannot say who comes from them"
+                        id = "range-usage-unknown",
+                        error, "vanished ranges stay: the gate cannot say who comes from them"
                     );
                 }
                 *unanswered = Some(error);
@@ -370,14 +389,20 @@ impl Refresher {
         let (source, days) = (&job.source.name, age.map(|age| age / 86_400));
         match freshness {
             Freshness::Fresh => {}
-            Freshness::Stale => warn!(source, days, "the list was not confirmed for days"),
+            Freshness::Stale => warn!(
+                id = "list-stale",
+                source, days, "the list was not confirmed for days"
+            ),
             Freshness::Alarming if days == Some(0) => {
                 error!(
-                    source,
-                    "the list is dated in the future: is this host's clock right?"
+                    id = "list-from-future",
+                    source, "the list is dated in the future: is this host's clock right?"
                 );
             }
-            Freshness::Alarming => error!(source, days, "the list was not confirmed for a month"),
+            Freshness::Alarming => error!(
+                id = "list-expired",
+                source, days, "the list was not confirmed for a month"
+            ),
         }
     }
 
@@ -410,7 +435,11 @@ impl Work {
         match snapshot::compose(ranges, self.in_force.lists().to_vec()) {
             Ok(in_force) => self.in_force = in_force,
             Err(error) => {
-                error!(error = %chain(&error), "ranges refused, those in force stay");
+                error!(
+                    id = "list-refused",
+                    error = %chain(&error),
+                    "ranges refused, those in force stay"
+                );
             }
         }
     }
@@ -448,7 +477,11 @@ fn watch_files(ranges: &Ranges) -> Option<Watch> {
         files.partition(|path| file::directory(path).is_dir());
     for path in lost {
         let path = path.display();
-        warn!(%path, "its directory is not there: not watched, only looked at when it is due");
+        warn!(
+            id = "list-directory-missing",
+            %path,
+            "its directory is not there: not watched, only looked at when it is due"
+        );
     }
     if files.is_empty() {
         return None;
@@ -456,7 +489,11 @@ fn watch_files(ranges: &Ranges) -> Option<Watch> {
     match Watch::new(&files) {
         Ok(watch) => Some(watch),
         Err(error) => {
-            warn!(%error, "files are not watched, only looked at when they are due");
+            warn!(
+                id = "lists-not-watched",
+                %error,
+                "files are not watched, only looked at when they are due"
+            );
             None
         }
     }

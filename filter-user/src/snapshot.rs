@@ -173,7 +173,12 @@ fn set_aside(path: &Path, problem: &Problem) -> io::Result<()> {
     // To a reader, no file is as good as one that cannot be used.
     fs::rename(path, &aside)?;
     let error = chain(problem);
-    warn!(error, aside = %aside.display(), "a corrupt snapshot is set aside");
+    warn!(
+        id = "snapshot-set-aside",
+        error,
+        aside = %aside.display(),
+        "a corrupt snapshot is set aside"
+    );
     Ok(())
 }
 

@@ -258,7 +258,10 @@ impl Filter {
         if self.loaded.publisher.fits(table) {
             return self.loaded.publisher.publish(rules, table);
         }
-        info!("the table has outgrown its maps, larger ones are loaded");
+        info!(
+            id = "maps-enlarged",
+            "the table has outgrown its maps, larger ones are loaded"
+        );
         let begun = std::time::Instant::now();
         self.reload(&self.settings.clone(), rules, table)?;
         Ok(begun.elapsed())
@@ -386,7 +389,11 @@ impl LoadedSet {
         let mut shared = load::shared_maps(staging, table)?;
         let mut publisher = Publisher::new(&mut shared)?;
         let took = publisher.publish(rules, table)?;
-        debug!(took_ms = took.as_secs_f64() * 1e3, "new maps are filled");
+        debug!(
+            id = "maps-filled",
+            took_ms = took.as_secs_f64() * 1e3,
+            "new maps are filled"
+        );
         let mut set = Self {
             publisher,
             events: Events::new(&mut shared)?,
@@ -419,7 +426,12 @@ impl LoadedSet {
                 set.revert(pins)?;
                 return Err(error);
             }
-            error!(interface = interface.name, %error, "the interface is not filtered");
+            error!(
+                id = "interface-not-filtered",
+                interface = interface.name,
+                %error,
+                "the interface is not filtered"
+            );
             failures.note(&interface.name, &error);
             refusal.get_or_insert(error);
         }
@@ -499,7 +511,7 @@ impl std::ops::Drop for Filter {
         if self.is_on_trial()
             && let Err(error) = self.revert()
         {
-            error!(%error, "what was before the trial is not restored");
+            error!(id = "trial-not-reverted", %error, "what was before the trial is not restored");
         }
     }
 }

@@ -224,7 +224,7 @@ fn many_rules() -> String {
 /// How long it took to fill new maps, at the start.
 fn filled(lab: &Lab) -> f64 {
     let event = lab.filter().event(0, "the maps are filled", |event| {
-        event["message"] == "new maps are filled"
+        event["id"] == "maps-filled"
     });
     event["took_ms"].as_f64().unwrap()
 }
@@ -243,7 +243,7 @@ fn published(lab: &Lab) -> f64 {
         let event = lab
             .filter()
             .event(mark, "the ranges are published", |event| {
-                event["message"] == "ranges published"
+                event["id"] == "ranges-published"
             });
         times.push(event["took_ms"].as_f64().unwrap());
     }

@@ -93,11 +93,12 @@ impl Rig {
         let (mark, before) = (gate.mark(), gate.reloads());
         gate.signal(Signal::SIGHUP);
         let event = gate.event(mark, "the reload ends", |event| {
-            let message = event["message"].as_str().unwrap_or_default();
-            message == "configuration reloaded" || message.contains("not reloaded")
+            ["configuration-reloaded", "configuration-not-reloaded"]
+                .iter()
+                .any(|id| event["id"] == *id)
         });
         gate.wait_for_reload(before);
-        event["message"] == "configuration reloaded"
+        event["id"] == "configuration-reloaded"
     }
 
     /// Writes a configuration, and lets the gate read it.
@@ -126,7 +127,7 @@ impl Rig {
     #[must_use]
     pub fn outcome(&self, mark: usize) -> String {
         let event = self.gate().event(mark, "the connection ends", |event| {
-            event["message"] == "closed"
+            event["id"] == "connection-closed"
         });
         event["outcome"].as_str().unwrap().to_owned()
     }

@@ -123,10 +123,10 @@ impl Lab {
         lab.start_ranges();
         lab.filter()
             .event(0, "the fetched list is taken over", |event| {
-                event["message"] == "ranges confirmed by the snapshot"
+                event["id"] == "snapshot-unchanged"
             });
         lab.ranges().event(0, "the first refresh ends", |event| {
-            event["message"] == "ranges refreshed"
+            event["id"] == "ranges-refreshed"
         });
         lab
     }
@@ -153,8 +153,13 @@ impl Lab {
         let (mark, before) = (filter.mark(), filter.reloads());
         filter.signal(Signal::SIGHUP);
         let event = filter.event(mark, "the reload ends", |event| {
-            let message = event["message"].as_str().unwrap_or_default();
-            message.contains("filter is reloaded") || message.contains("not reloaded")
+            [
+                "filter-reloaded",
+                "filter-not-reloaded",
+                "configuration-not-reloaded",
+            ]
+            .iter()
+            .any(|id| event["id"] == *id)
         });
         filter.wait_for_reload(before);
         event
@@ -230,8 +235,7 @@ impl Lab {
         let mark = self.ranges().mark();
         self.ranges().signal(Signal::SIGALRM);
         let event = self.ranges().event(mark, "a refresh ends", |event| {
-            let message = &event["message"];
-            message == "ranges refreshed" || message == "ranges not refreshed, those in force stay"
+            event["id"] == "ranges-refreshed" || event["id"] == "refresh-failed"
         });
         // The line is written first, and the status told a moment later.
         eventually("the status knows of it", || {

@@ -62,7 +62,7 @@ pub(super) fn run(
         early.thread_unblock().map_err(no_signals)?;
         let mut children = Children::default();
         let outcome = children.watch((file, roles, options), &mut signals).await;
-        info!("stopping");
+        info!(id = "stopping", "stopping");
         notify::stopping(farewell);
         let end = children.end(farewell, &mut signals).await;
         // The one that has ended first is the cause.
@@ -73,7 +73,11 @@ pub(super) fn run(
 /// Lets this process end when its parent does; returns whether that is still there.
 pub(super) fn end_with(parent: u32) -> bool {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
-        warn!(%error, "this role may outlive the process that has started it");
+        warn!(
+            id = "parent-death-not-signalled",
+            %error,
+            "this role may outlive the process that has started it"
+        );
     }
     parent_id() == parent
 }
@@ -82,7 +86,11 @@ pub(super) fn end_with(parent: u32) -> bool {
 pub(super) fn tell_ready() {
     let mut output = io::stdout();
     if let Err(error) = output.write_all(b"ready\n").and_then(|()| output.flush()) {
-        warn!(%error, "the process that has started this role does not hear that it is ready");
+        warn!(
+            id = "ready-not-reported",
+            %error,
+            "the process that has started this role does not hear that it is ready"
+        );
     }
 }
 
@@ -105,7 +113,11 @@ impl Children {
             started = self.start(file, roles, options) => started?,
             () = signals.stop() => return Ok(()),
         }
-        info!(roles = roles.len(), "all roles are ready");
+        info!(
+            id = "roles-ready",
+            roles = roles.len(),
+            "all roles are ready"
+        );
         notify::ready();
         loop {
             let (signal, role) = tokio::select! {
@@ -164,7 +176,12 @@ impl Children {
             match pidfd_send_signal(process, signal) {
                 // It has ended.
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => warn!(role = role.label(), %error, "signal not passed on"),
+                Err(error) => warn!(
+                    id = "signal-not-forwarded",
+                    role = role.label(),
+                    %error,
+                    "signal not passed on"
+                ),
             }
         }
     }
@@ -178,7 +195,7 @@ impl Children {
         };
         match ended {
             Ok(status) if status.success() => {
-                info!(role = role.label(), "role has ended");
+                info!(id = "role-ended", role = role.label(), "role has ended");
                 Ok(())
             }
             Ok(status) => Err(StartError::RoleEnded { role, status }),
@@ -206,7 +223,10 @@ impl Children {
                     () = &mut deadline => {}
                     () = signals.stop() => {}
                 }}, if !is_killed => {
-                    warn!("killing the roles that have not ended");
+                    warn!(
+                        id = "roles-killed",
+                        "killing the roles that have not ended"
+                    );
                     self.signal(Signal::KILL, None);
                     is_killed = true;
                 }

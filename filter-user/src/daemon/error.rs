@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use nix::unistd::geteuid;
+
 use crate::cli::Role;
 use crate::config::ConfigError;
 use crate::confine::ConfineError;
@@ -76,9 +78,9 @@ pub enum StartError {
     Snapshot(#[from] SnapshotError),
     /// A directory cannot be made, or written to.
     #[error(
-        "{} cannot be made or written; make its directory for this user, or name another in \
-         [paths]",
-        path.display()
+        "{} cannot be made or written by the user {}; `systemd-tmpfiles --create pullgate.conf` makes \
+         the package's directories, for others see [paths]",
+        path.display(), geteuid()
     )]
     Directory {
         /// The directory, or a file in it.
@@ -174,6 +176,9 @@ pub enum StartError {
          is this host still reachable? then run it without `--confirm`"
     )]
     NotConfirmed,
+    /// The filter was on trial, and was stopped before anybody confirmed it.
+    #[error("stopped before it was confirmed, so what was in force before is so again")]
+    StoppedOnTrial,
     /// The role on trial does not end.
     #[error(
         "the role that has a filter on trial does not end; `kill -9` it: its filter goes with it"
@@ -288,7 +293,10 @@ impl StartError {
             | Self::NotReloaded { .. }
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
-            Self::NotConfirmed | Self::RefreshGoesOn | Self::ReloadGoesOn { .. } => EX_TEMPFAIL,
+            Self::NotConfirmed
+            | Self::StoppedOnTrial
+            | Self::RefreshGoesOn
+            | Self::ReloadGoesOn { .. } => EX_TEMPFAIL,
             Self::NothingHeld
             | Self::OtherHeld { .. }
             | Self::NothingOnTrial

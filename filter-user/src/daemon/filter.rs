@@ -89,7 +89,10 @@ impl FilterRole {
             Ok(memory) => (memory, None),
             Err(error) => {
                 let error = chain(&error);
-                warn!(error, "the remembered uplinks are not used");
+                warn!(
+                    id = "uplinks-unreadable",
+                    error, "the remembered uplinks are not used"
+                );
                 (Memory::default(), Some(error))
             }
         };
@@ -139,6 +142,7 @@ impl FilterRole {
         }
         let interfaces = awaited.join(", ");
         warn!(
+            id = "interfaces-awaited",
             interfaces,
             ?patience,
             "waiting for interfaces that do not exist yet"
@@ -156,6 +160,7 @@ impl FilterRole {
         if tokio::time::timeout(patience, arrival).await.is_err() {
             let missing = self.state().filter.awaited().join(", ");
             error!(
+                id = "interfaces-missing",
                 interfaces = missing,
                 "ready without interfaces that still do not exist; they are filtered when they come \
                  (`pullgate unload` forgets those that \"auto\" remembers)"
@@ -180,7 +185,11 @@ impl FilterRole {
                 }
                 changed = changed(&mut watch) => {
                     let changed = changed.unwrap_or_else(|error| {
-                        warn!(%error, "network changes are no longer reported, only polled for");
+                        warn!(
+                            id = "network-changes-polled",
+                            %error,
+                            "network changes are no longer reported, only polled for"
+                        );
                         watch = None;
                         Changed::ALL
                     });
@@ -222,12 +231,16 @@ impl FilterRole {
                 let ranges = now.set().iter().count();
                 self.metrics.published(Some(took));
                 let took_ms = took.as_secs_f64() * 1e3;
-                info!(ranges, took_ms, "ranges published");
+                info!(id = "ranges-published", ranges, took_ms, "ranges published");
                 *published = now;
             }
             Err(error) => {
                 self.metrics.published(None);
-                error!(error = %chain(&error), "ranges not published, the old stay");
+                error!(
+                    id = "ranges-not-published",
+                    error = %chain(&error),
+                    "ranges not published, the old stay"
+                );
             }
         }
     }
@@ -247,9 +260,16 @@ impl FilterRole {
                 tampered.take_if(|tampered| tampered.at.elapsed() > REMEMBERED);
                 return;
             }
-            Ok(false) => error!("another process changed the ranges in the kernel"),
+            Ok(false) => error!(
+                id = "kernel-ranges-tampered",
+                "another process changed the ranges in the kernel"
+            ),
             Err(error) => {
-                warn!(error = %chain(&error), "the ranges in the kernel cannot be read back");
+                warn!(
+                    id = "kernel-ranges-unreadable",
+                    error = %chain(&error),
+                    "the ranges in the kernel cannot be read back"
+                );
                 return;
             }
         }
@@ -261,11 +281,15 @@ impl FilterRole {
         match outcome {
             Ok(took) => {
                 self.metrics.published(Some(took));
-                info!("ranges published again");
+                info!(id = "ranges-republished", "ranges published again");
             }
             Err(error) => {
                 self.metrics.published(None);
-                error!(error = %chain(&error), "ranges not published again");
+                error!(
+                    id = "ranges-not-republished",
+                    error = %chain(&error),
+                    "ranges not published again"
+                );
             }
         }
     }
@@ -279,7 +303,10 @@ impl FilterRole {
         for Coverage { interface, state } in coverage {
             if let xdp::State::Overtaken(program) = state {
                 if !unwell.overtaken.contains(&interface) {
-                    error!(interface, program, "another TCX program judges before ours");
+                    error!(
+                        id = "tcx-program-before",
+                        interface, program, "another TCX program judges before ours"
+                    );
                 }
                 overtaken.insert(interface);
             }
@@ -292,7 +319,7 @@ impl FilterRole {
         let mut state = self.state();
         let missing = state.filter.missing_pins();
         for pin in missing.iter().filter(|pin| !state.unpinned.contains(pin)) {
-            error!(pin = %pin.display(), "another process removed a pin");
+            error!(id = "pin-removed", pin = %pin.display(), "another process removed a pin");
         }
         state.unpinned = missing;
     }
@@ -302,13 +329,16 @@ impl FilterRole {
         match self.try_reload(config) {
             Ok(()) => {
                 self.metrics.reloaded("Reloaded");
-                info!("the filter is reloaded");
+                info!(id = "filter-reloaded", "the filter is reloaded");
                 Ok(())
             }
             Err(error) => {
                 let error = chain(&error);
                 self.note_failure();
-                error!(error, "the filter is not reloaded, the old one stays");
+                error!(
+                    id = "filter-not-reloaded",
+                    error, "the filter is not reloaded, the old one stays"
+                );
                 Err(error)
             }
         }
@@ -338,30 +368,48 @@ impl FilterRole {
             Ok(reconciled) => reconciled,
             Err(error) => {
                 if !std::mem::replace(&mut unwell.blind, true) {
-                    error!(error = %chain(&error), "the filter cannot be reconciled");
+                    error!(
+                        id = "filter-not-reconciled",
+                        error = %chain(&error),
+                        "the filter cannot be reconciled"
+                    );
                 }
                 return;
             }
         };
         for interface in &reconciled.found {
-            info!(interface, "has come, and is filtered");
+            info!(
+                id = "interface-attached",
+                interface, "has come, and is filtered"
+            );
         }
         for interface in &reconciled.reattached {
             self.metrics.reattached(interface);
-            warn!(interface, "was not filtered, and is again: attached anew");
+            warn!(
+                id = "interface-reattached",
+                interface, "was not filtered, and is again: attached anew"
+            );
         }
         for (interface, error) in &reconciled.failed {
-            error!(interface, error = %chain(error), "the interface is not filtered");
+            error!(
+                id = "interface-not-filtered",
+                interface,
+                error = %chain(error),
+                "the interface is not filtered"
+            );
         }
         let missing = |interface: &&String| !unwell.missing.contains(*interface);
         for interface in reconciled.missing.iter().filter(missing) {
             error!(
-                interface,
-                "the interface does not exist, and will be filtered when it comes"
+                id = "interface-absent",
+                interface, "the interface does not exist, and will be filtered when it comes"
             );
         }
         if reconciled.unloaded && !unwell.unloaded {
-            error!("the filter was unloaded, nothing is filtered until this role is restarted");
+            error!(
+                id = "filter-unloaded",
+                "the filter was unloaded, nothing is filtered until this role is restarted"
+            );
         }
         unwell.blind = false;
         unwell.missing = reconciled.missing;
@@ -379,7 +427,12 @@ impl FilterRole {
         let memory = state.filter.memory().clone();
         let path = state.config.paths.uplinks();
         state.amnesia = uplinks::save(&path, &memory).err().map(|error| {
-            warn!(%error, path = %path.display(), "uplinks are not remembered across boots");
+            warn!(
+                id = "uplinks-not-remembered",
+                %error,
+                path = %path.display(),
+                "uplinks are not remembered across boots"
+            );
             format!(
                 "{}: {error}; is its directory this role's to write?",
                 path.display()
@@ -396,13 +449,14 @@ impl FilterRole {
         let (drops, totals) = match (filter.drops(), Totals::of(filter)) {
             (Ok(drops), Ok(totals)) => (drops, totals),
             (Err(error), _) | (_, Err(error)) => {
-                warn!(error = %chain(&error), "counters not readable");
+                warn!(id = "counters-unreadable", error = %chain(&error), "counters not readable");
                 return;
             }
         };
         drop(state);
         for drop in &drops {
             debug!(
+                id = "drop-sampled",
                 source = drop.source.map(tracing::field::display),
                 port = drop.port,
                 reason = drop.counted.reason.label(),
@@ -428,8 +482,15 @@ impl FilterRole {
     /// Lets what is on trial stay.
     pub(super) fn confirm(&self) {
         match self.state().filter.confirm() {
-            Ok(()) => info!("confirmed: the filter stays in force"),
-            Err(error) => error!(error = %chain(&error), "not confirmed"),
+            Ok(()) => info!(
+                id = "trial-confirmed",
+                "confirmed: the filter stays in force"
+            ),
+            Err(error) => error!(
+                id = "trial-not-confirmed",
+                error = %chain(&error),
+                "not confirmed"
+            ),
         }
     }
 
@@ -440,8 +501,15 @@ impl FilterRole {
             return false;
         }
         match filter.revert() {
-            Ok(()) => warn!("not confirmed: what was in force before is so again"),
-            Err(error) => error!(error = %chain(&error), "what was before is not restored"),
+            Ok(()) => warn!(
+                id = "trial-reverted",
+                "not confirmed: what was in force before is so again"
+            ),
+            Err(error) => error!(
+                id = "trial-not-reverted",
+                error = %chain(&error),
+                "what was before is not restored"
+            ),
         }
         true
     }

@@ -78,14 +78,18 @@ impl GateRole {
         for address in &config.listen {
             let found = inherited.iter().position(|it| it.address == *address);
             if let Some(index) = found {
-                info!(%address, "the listening socket was handed over");
+                info!(id = "socket-inherited", %address, "the listening socket was handed over");
                 sockets.push(inherited.swap_remove(index).socket);
                 continue;
             }
             let socket = match gate::bind(*address) {
                 Ok(socket) => socket,
                 Err(source) if is_without_ipv6(address, &source) => {
-                    warn!(%address, "this kernel has no IPv6, so nothing can come in there");
+                    warn!(
+                        id = "ipv6-missing",
+                        %address,
+                        "this kernel has no IPv6, so nothing can come in there"
+                    );
                     without_ipv6.push(*address);
                     continue;
                 }
@@ -114,6 +118,7 @@ impl GateRole {
                 unanswered.push(address);
                 // A socket unit would take it for a failure of its own if we hung up.
                 warn!(
+                    id = "socket-unanswered",
                     %address,
                     "a socket was handed over that `gate.listen` does not name: whoever connects \
                      there waits in vain; take it out of `pullgate-gate.socket`"
@@ -121,12 +126,18 @@ impl GateRole {
                 continue;
             }
             warn!(
+                id = "socket-closed",
                 %address,
                 "a socket was handed over that `gate.listen` does not name, and is closed"
             );
             // As it hangs up by this, the service manager lets go of it (sd_notify(3), FDPOLL).
             if let Err(error) = shutdown(&socket, Shutdown::Both) {
-                warn!(%error, %address, "a listening socket cannot be closed");
+                warn!(
+                    id = "socket-not-closed",
+                    %error,
+                    %address,
+                    "a listening socket cannot be closed"
+                );
             }
         }
         super::notify::store(&bound);
@@ -191,7 +202,11 @@ impl GateRole {
         role.workers = Arc::new(workers.map_err(|source| StartError::Workers { source })?);
         // The workers have them, and close them when they stop.
         drop(sockets);
-        info!(listen = role.addresses, "gate is listening");
+        info!(
+            id = "gate-listening",
+            listen = role.addresses,
+            "gate is listening"
+        );
         Ok(role)
     }
 
@@ -322,7 +337,10 @@ impl GateRole {
                 let has_changed = stamps(settings) != *lock(&self.read);
                 let is_answered = || tokio::task::block_in_place(|| self.gate.is_answered());
                 if (has_changed || is_answered()) && self.read_again(&config) {
-                    info!("certificates, keys, CAs and revocation lists are read again");
+                    info!(
+                        id = "files-reloaded",
+                        "certificates, keys, CAs and revocation lists are read again"
+                    );
                 }
             }
         }
@@ -343,15 +361,19 @@ impl GateRole {
                     self.put_in_force(settings, loaded);
                     if let Some(error) = &broken {
                         error!(
-                            error,
-                            "files of some hosts not used, the others' are read again"
+                            id = "files-partly-reloaded",
+                            error, "files of some hosts not used, the others' are read again"
                         );
                     }
                     broken.is_none()
                 }
                 Err(error) => {
                     self.note_failure(&error);
-                    error!(%error, "files not used, what was read before stays in force");
+                    error!(
+                        id = "files-not-reloaded",
+                        %error,
+                        "files not used, what was read before stays in force"
+                    );
                     false
                 }
             }
@@ -372,6 +394,7 @@ impl GateRole {
         };
         if tokio::time::timeout(limit, draining).await.is_err() {
             warn!(
+                id = "drain-closing",
                 left = self.connections.len(),
                 "closing connections that did not end in time"
             );
@@ -380,7 +403,11 @@ impl GateRole {
                 .await
                 .is_err()
             {
-                warn!(left = self.connections.len(), "connections cut off");
+                warn!(
+                    id = "drain-aborted",
+                    left = self.connections.len(),
+                    "connections cut off"
+                );
             }
         }
     }
@@ -404,7 +431,7 @@ pub(super) fn sentence(loaded: &Loaded) -> Option<String> {
 /// Tells the log what could be better.
 pub(super) fn warn_of(lints: impl IntoIterator<Item = impl Display>) {
     for lint in lints {
-        warn!("{lint}");
+        warn!(id = "warning", "{lint}");
     }
 }
 
@@ -424,7 +451,7 @@ fn work(
         match listeners {
             Ok(listeners) => gate::serve(gate, listeners, connections.clone(), stop).await,
             Err(error) => {
-                error!(%error, "a listening socket cannot be used");
+                error!(id = "socket-unusable", %error, "a listening socket cannot be used");
                 return;
             }
         }
@@ -443,7 +470,11 @@ fn watch_files(settings: &config::Gate) -> Option<Watch> {
     match Watch::new(&gate::files(settings)) {
         Ok(watch) => Some(watch),
         Err(error) => {
-            warn!(%error, "the gate's files are not watched: send SIGHUP when they change");
+            warn!(
+                id = "files-not-watched",
+                %error,
+                "the gate's files are not watched: send SIGHUP when they change"
+            );
             None
         }
     }
@@ -481,13 +512,14 @@ fn raise_descriptor_limit(connections: usize) -> Option<usize> {
             maximum,
         };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            warn!(%error, "the limit of open files cannot be raised");
+            warn!(id = "file-limit-not-raised", %error, "the limit of open files cannot be raised");
         }
     }
     if granted < wanted {
         let affordable = usize::try_from(granted.saturating_sub(SPARE_DESCRIPTORS) / 2);
         let affordable = affordable.unwrap_or(connections).max(1);
         warn!(
+            id = "file-limit-low",
             granted,
             wanted,
             affordable,

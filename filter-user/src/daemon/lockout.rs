@@ -38,7 +38,11 @@ pub(super) fn check(
     let connections = match netlink::connections() {
         Ok(connections) => connections,
         Err(error) => {
-            warn!(%error, "established connections cannot be listed; some may be cut");
+            warn!(
+                id = "connections-not-listed",
+                %error,
+                "established connections cannot be listed; some may be cut"
+            );
             return Ok(());
         }
     };
@@ -50,11 +54,12 @@ pub(super) fn check(
         return Ok(());
     }
     warn!(
+        id = "connections-dropped",
         connections = cut.len(),
         "established connections of strangers will be cut"
     );
     for Connection { local, peer, .. } in cut.iter().take(SHOWN) {
-        warn!(%local, %peer, "will be cut");
+        warn!(id = "connection-dropped", %local, %peer, "will be cut");
     }
 
     let is_ours =
@@ -63,7 +68,11 @@ pub(super) fn check(
         return Ok(());
     };
     if own == OwnConnection::Cut {
-        info!(peer = %ours.peer, "your own connection will be cut, as you say");
+        info!(
+            id = "own-connection-dropped",
+            peer = %ours.peer,
+            "your own connection will be cut, as you say"
+        );
         return Ok(());
     }
     Err(StartError::OwnConnection {

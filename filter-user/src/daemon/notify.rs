@@ -89,7 +89,11 @@ fn tell(message: &[u8], sockets: &[TcpListener]) {
         path => UnixAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(path))),
     };
     if let Err(error) = address.and_then(|address| send(&address, message, sockets)) {
-        warn!(%error, "the service manager cannot be told anything");
+        warn!(
+            id = "service-manager-unreachable",
+            %error,
+            "the service manager cannot be told anything"
+        );
     }
 }
 

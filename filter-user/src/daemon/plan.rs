@@ -61,8 +61,8 @@ impl Plan {
         // A host that cannot be served keeps no other down.
         if let Some(error) = loaded.as_ref().and_then(sentence) {
             error!(
-                error,
-                "some hosts are not served until their files can be used"
+                id = "hosts-not-served",
+                error, "some hosts are not served until their files can be used"
             );
         }
         let loaded = loaded.map(|loaded| (loaded, read));
@@ -113,13 +113,22 @@ impl Plan {
             // Else all of the BPF file system would have to be within reach. Why it cannot be made is
             // said where it is missed.
             if let Err(error) = xdp::prepare(&config.paths.bpf) {
-                debug!(%error, "the directory of the pins is not there yet");
+                debug!(
+                    id = "pins-not-prepared",
+                    %error,
+                    "the directory of the pins is not there yet"
+                );
             }
             let path = &config.paths.filter;
             // No other role reads or writes it. Without it uplinks are not remembered, and no more.
             let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
             if let Err(error) = created {
-                warn!(%error, path = %path.display(), "uplinks are not remembered across boots");
+                warn!(
+                    id = "uplinks-not-remembered",
+                    %error,
+                    path = %path.display(),
+                    "uplinks are not remembered across boots"
+                );
             }
         }
         Ok(())
@@ -180,7 +189,7 @@ impl Plan {
                 // What is not told must not keep the host from being protected.
                 Err(error) => {
                     let text = format!("{place}{}", not_told(&error));
-                    error!("{text}");
+                    error!(id = "metrics-disabled", "{text}");
                     untold.insert(*role, text);
                     continue;
                 }

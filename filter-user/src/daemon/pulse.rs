@@ -67,7 +67,11 @@ impl Pulse {
             tokio::time::sleep(interval).await;
             match self.ailments().await.as_slice() {
                 [] => notify::alive(),
-                ailments => error!(ailments = ailments.join(", "), "the watchdog is not fed"),
+                ailments => error!(
+                    id = "watchdog-not-fed",
+                    ailments = ailments.join(", "),
+                    "the watchdog is not fed"
+                ),
             }
         }
     }

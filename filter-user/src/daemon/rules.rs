@@ -35,7 +35,11 @@ pub(super) fn compiled(
                 Ok(table) => {
                     sender.send_replace(Arc::new(table));
                 }
-                Err(error) => error!(error = %chain(&error), "ranges not usable, the old stay"),
+                Err(error) => error!(
+                    id = "ranges-not-compiled",
+                    error = %chain(&error),
+                    "ranges not usable, the old stay"
+                ),
             }
         }
     });
@@ -50,7 +54,11 @@ pub(super) fn usable(
     match compile(config, &in_force) {
         Ok(table) => Ok((in_force, table)),
         Err(error) => {
-            error!(error = %chain(&error), "snapshot not usable, the embedded baseline protects");
+            error!(
+                id = "baseline-compiled",
+                error = %chain(&error),
+                "snapshot not usable, the embedded baseline protects"
+            );
             let baseline = snapshot::baseline(&config.ranges)?;
             let table = compile(config, &baseline)?;
             Ok((Arc::new(baseline), table))

@@ -49,7 +49,13 @@ impl Gate {
         };
         let About { client, host } = &about;
         self.metrics.closed(host.label(), outcome.label());
-        debug!(%client, host = host.label(), outcome = outcome.label(), "closed");
+        debug!(
+            id = "connection-closed",
+            %client,
+            host = host.label(),
+            outcome = outcome.label(),
+            "closed"
+        );
         if let Outcome::Refused(refusal) = outcome {
             self.log_refusal(refusal, *client, host);
         }
@@ -109,7 +115,12 @@ impl Gate {
         };
         about.host = Host::Known(Arc::clone(&policy));
         admission.name_host(client.ip(), policy.label(), &in_use.allowed)?;
-        debug!(%client, host = policy.label(), "server certificate shown");
+        debug!(
+            id = "certificate-shown",
+            %client,
+            host = policy.label(),
+            "server certificate shown"
+        );
 
         let stream = tokio::select! {
             biased;
@@ -141,7 +152,14 @@ impl Gate {
             deadline.min(Instant::now() + in_use.connect),
         )
         .await?;
-        debug!(%client, host = policy.label(), upstream = %policy.dialer().upstream, id, "relayed");
+        debug!(
+            id = "connection-relayed",
+            %client,
+            host = policy.label(),
+            upstream = %policy.dialer().upstream,
+            connection_id = id,
+            "relayed"
+        );
         let (stream, session) = stream.into_inner();
         let client = End::encrypted(stream.into_inner(), Connection::from(session));
         Ok(Box::new(Admitted {
@@ -169,7 +187,7 @@ impl Gate {
         let class = self.table.borrow().class(client.ip());
         match class {
             Class::Listed | Class::Allowed => {
-                debug!(%client, ?class, "source checked");
+                debug!(id = "source-checked", %client, ?class, "source checked");
                 Ok(())
             }
             Class::Absent => Err(Refusal::NotListed),
@@ -183,13 +201,26 @@ impl Gate {
             self.metrics.tolerated(host, refusal.label());
             if let Some(suppressed) = self.sample(refusal, client) {
                 let (reason, advice) = (refusal.label(), refusal.advice());
-                warn!(reason, %client, host, advice, suppressed, "let in, would be refused");
+                warn!(
+                    id = "would-refuse",
+                    reason,
+                    %client,
+                    host,
+                    advice,
+                    suppressed,
+                    "let in, would be refused"
+                );
             }
         }
         if let Some(identity) = peer.identity() {
             debug!(
-                %client, host, subject = identity.subject, trust = identity.trust,
-                resumed = peer.resumed(), "client certificate presented and verified"
+                id = "client-verified",
+                %client,
+                host,
+                subject = identity.subject,
+                trust = identity.trust,
+                resumed = peer.resumed(),
+                "client certificate presented and verified"
             );
         }
     }
@@ -203,9 +234,9 @@ impl Gate {
             refusal,
             Refusal::Upstream(_) | Refusal::Timeout(Phase::Upstream)
         ) {
-            warn!(reason, %client, host, advice, suppressed, "refused");
+            warn!(id = "refused", reason, %client, host, advice, suppressed, "refused");
         } else {
-            info!(reason, %client, host, advice, suppressed, "refused");
+            info!(id = "refused", reason, %client, host, advice, suppressed, "refused");
         }
     }
 
@@ -292,7 +323,7 @@ async fn shake_hands(
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err((error, stream))) => {
             let refusal = Refusal::from_handshake(&error);
-            debug!(%error, "handshake refused");
+            debug!(id = "handshake-refused", %error, "handshake refused");
             linger(stream, deadline).await;
             Err(refusal)
         }
@@ -342,8 +373,8 @@ async fn refuse_name(mut stream: Bounded, refusal: Refusal, deadline: Instant) {
     };
     match timeout_at(deadline, stream.write_all(alert)).await {
         Ok(Ok(())) => linger(stream, deadline).await,
-        Ok(Err(error)) => debug!(%error, "alert not sent"),
-        Err(_) => debug!("alert not sent in time"),
+        Ok(Err(error)) => debug!(id = "alert-not-sent", %error, "alert not sent"),
+        Err(_) => debug!(id = "alert-timed-out", "alert not sent in time"),
     }
 }
 
@@ -362,8 +393,11 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, deadline: Insta
     };
     match timeout_at(deadline.min(Instant::now() + LINGER), draining).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "client gone"),
-        Err(_) => debug!("client did not close in time"),
+        Ok(Err(error)) => debug!(id = "client-gone", %error, "client gone"),
+        Err(_) => debug!(
+            id = "client-close-timed-out",
+            "client did not close in time"
+        ),
     }
 }
 

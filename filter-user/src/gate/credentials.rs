@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::getegid;
+use rustix::process::{getegid, geteuid};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{
@@ -480,8 +480,9 @@ fn read_kept(
 ) -> Result<(Vec<u8>, Metadata), ConfigError> {
     file::read_kept(path, FILE_MAX, keeper).map_err(|error| match error {
         ReadError::Io(error) => place.error(format_args!(
-            "{} cannot be read: {error}; is the path right, and may this user read it?{}",
+            "{} cannot be read: {error}; is the path right, and may the user {} read it?{}",
             path.display(),
+            geteuid().as_raw(),
             hint(path)
         )),
         ReadError::Exposed(exposed) => place.error(exposed),

@@ -70,7 +70,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         let mut sink = [0; 4096];
         let discarding = async { while matches!(self.stream.read(&mut sink).await, Ok(1..)) {} };
         if tokio::time::timeout(LINGER, discarding).await.is_err() {
-            debug!("client goes on sending");
+            debug!(id = "client-still-sending", "client goes on sending");
         }
     }
 

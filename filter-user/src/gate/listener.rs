@@ -78,9 +78,18 @@ pub async fn serve(
                 });
                 connections.spawn(Arc::clone(&gate).handle(arrival));
             }
-            Err(error) if is_about_one_connection(&error) => debug!(%error, "not accepted"),
+            Err(error) if is_about_one_connection(&error) => debug!(
+                id = "accept-retried",
+                %error,
+                "not accepted"
+            ),
             Err(error) => {
-                error!(%error, ?backoff, "cannot accept connections, will try again");
+                error!(
+                    id = "accept-failed",
+                    %error,
+                    ?backoff,
+                    "cannot accept connections, will try again"
+                );
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(backoff) => {}

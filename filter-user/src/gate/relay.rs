@@ -84,7 +84,7 @@ where
         if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
             let farewell = poll_fn(|context| self.client.poll_end(context));
             if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, farewell).await {
-                debug!(%error, "client gone");
+                debug!(id = "client-gone", %error, "client gone");
             }
         }
         outcome
@@ -100,7 +100,7 @@ where
             match self.next_event(ending, known, ticks).await {
                 Event::Ended(Ok(())) => return Outcome::Relayed,
                 Event::Ended(Err(Failure::Client(error))) => {
-                    debug!(%error, "client broke off");
+                    debug!(id = "client-aborted", %error, "client broke off");
                     let is_misuse = error.kind() == ErrorKind::InvalidData;
                     return if is_misuse {
                         Outcome::Misused
@@ -109,7 +109,7 @@ where
                     };
                 }
                 Event::Ended(Err(Failure::Upstream(error))) => {
-                    debug!(%error, "upstream broke off");
+                    debug!(id = "upstream-aborted", %error, "upstream broke off");
                     // An alert in TLS 1.3 comes after the handshake (RFC 8446 §4.4.2.4): one for
                     // the certificate that it demands and that we have not.
                     let is_refusal = error.kind() == ErrorKind::InvalidData && self.down == 0;
@@ -175,7 +175,7 @@ where
             if !self.deaf {
                 upwards = match pump(client, upstream, &mut self.up, scratch, context) {
                     Poll::Ready(Err(Broken::Writing(error))) if is_disconnect(error.kind()) => {
-                        debug!(%error, "upstream takes nothing more");
+                        debug!(id = "upstream-closed", %error, "upstream takes nothing more");
                         self.deaf = true;
                         Poll::Ready(())
                     }

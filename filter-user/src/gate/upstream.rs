@@ -62,7 +62,12 @@ impl Dialer {
     ) -> Result<End<Stream>, Refusal> {
         let failed = |fault: Fault| {
             move |error: io::Error| {
-                debug!(upstream = %self.upstream, %error, "upstream does not take the connection");
+                debug!(
+                    id = "upstream-refused",
+                    upstream = %self.upstream,
+                    %error,
+                    "upstream does not take the connection"
+                );
                 Refusal::Upstream(fault)
             }
         };

@@ -199,7 +199,14 @@ impl Job {
         let held = failed.held.into_iter().next();
         self.progress.held = held.or_else(|| self.progress.held.take());
         let (source, again_in) = (&self.source.name, humantime::format_duration(whole(pause)));
-        warn!(source, outcome, error, %again_in, "ranges not refreshed, those in force stay");
+        warn!(
+            id = "refresh-failed",
+            source,
+            outcome,
+            error,
+            %again_in,
+            "ranges not refreshed, those in force stay"
+        );
         self.settle(outcome, Some(error), pause);
     }
 
@@ -291,7 +298,13 @@ impl Failed {
     pub(super) fn report(&self, source: &FeedSource, way: &Way) {
         if !self.errors.is_empty() {
             let (source, error) = (&source.name, self.errors.join("; "));
-            warn!(source, error, served_by = %way, "not every way to the list is good");
+            warn!(
+                id = "list-way-failed",
+                source,
+                error,
+                served_by = %way,
+                "not every way to the list is good"
+            );
         }
     }
 }

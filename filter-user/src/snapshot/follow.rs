@@ -45,7 +45,10 @@ impl Follower {
             Ok(in_force) => (in_force, None),
             Err(error) => {
                 let error = chain(&error);
-                error!(error, "snapshot refused, the embedded baseline protects");
+                error!(
+                    id = "snapshot-refused",
+                    error, "snapshot refused, the embedded baseline protects"
+                );
                 (baseline(ranges)?, Some(error))
             }
         };
@@ -105,7 +108,10 @@ impl Follower {
             self.trouble.send_if_modified(|trouble| {
                 let is_new = *trouble != refused;
                 if let Some(error) = refused.as_ref().filter(|_| is_new) {
-                    error!(error, "snapshot refused, the ranges in force stay");
+                    error!(
+                        id = "snapshot-refused",
+                        error, "snapshot refused, the ranges in force stay"
+                    );
                 }
                 *trouble = refused;
                 is_new
@@ -147,9 +153,17 @@ impl Follower {
             if changed {
                 let (added, removed) = in_force.set().diff(current.set());
                 if !added.is_empty() || !removed.is_empty() {
-                    info!(?added, ?removed, "ranges taken over from the snapshot");
+                    info!(
+                        id = "snapshot-applied",
+                        ?added,
+                        ?removed,
+                        "ranges taken over from the snapshot"
+                    );
                 } else {
-                    debug!("ranges confirmed by the snapshot");
+                    debug!(
+                        id = "snapshot-unchanged",
+                        "ranges confirmed by the snapshot"
+                    );
                 }
                 *current = Arc::new(in_force);
             }

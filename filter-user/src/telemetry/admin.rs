@@ -47,12 +47,12 @@ pub async fn serve(listener: UnixListener, status: impl Fn() -> Status) {
                 let status = status();
                 match tokio::time::timeout(WRITE_TIMEOUT, tell(&mut stream, &status)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => debug!(%error, "status not told"),
-                    Err(_) => debug!("status not told in time"),
+                    Ok(Err(error)) => debug!(id = "status-not-served", %error, "status not told"),
+                    Err(_) => debug!(id = "status-timed-out", "status not told in time"),
                 }
             }
             Err(error) => {
-                error!(%error, "status socket");
+                error!(id = "status-socket-failed", %error, "status socket");
                 tokio::time::sleep(WRITE_TIMEOUT).await;
             }
         }

@@ -81,7 +81,7 @@ impl Listener {
                     if clients.len() == CLIENTS_MAX {
                         let is_silent = |client: &Client| !client.has_asked.load(Ordering::Relaxed);
                         let Some(silent) = clients.iter().position(is_silent) else {
-                            debug!("too many ask for metrics at once");
+                            debug!(id = "metrics-busy", "too many ask for metrics at once");
                             continue;
                         };
                         clients.remove(silent);
@@ -90,7 +90,10 @@ impl Listener {
                     let answering = answer(stream, Arc::clone(&told), Arc::clone(&has_asked));
                     let task = tokio::spawn(async move {
                         if timeout(ANSWER_TIMEOUT, answering).await.is_err() {
-                            debug!("a question about metrics took too long");
+                            debug!(
+                                id = "metrics-timed-out",
+                                "a question about metrics took too long"
+                            );
                         }
                     });
                     clients.push_back(Client {
@@ -99,7 +102,7 @@ impl Listener {
                     });
                 }
                 Err(error) => {
-                    error!(%error, "metrics socket");
+                    error!(id = "metrics-socket-failed", %error, "metrics socket");
                     tokio::time::sleep(ANSWER_TIMEOUT).await;
                 }
             }
@@ -131,7 +134,7 @@ async fn answer(stream: Box<dyn Stream>, told: Arc<impl Told>, has_asked: Arc<At
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
-        debug!(%error, "a question about metrics");
+        debug!(id = "metrics-not-served", %error, "a question about metrics");
     }
 }
 

@@ -203,7 +203,7 @@ pub(super) fn attach(program: &mut Program, place: &Place<'_>) -> Result<Attache
     };
     if attached.rung != Rung::Native {
         let (interface, mode) = (&interface.name, attached.rung.name());
-        warn!(interface, mode, "{WEAKER}");
+        warn!(id = "attach-mode-weaker", interface, mode, "{WEAKER}");
     }
     Ok(attached)
 }
@@ -224,7 +224,11 @@ fn adopt(
         if link_index(&link) != Some(interface.index) {
             // The interface was deleted and created anew, another one took its name, or somebody
             // has detached the link.
-            info!(interface = interface.name, "a stale link is removed");
+            info!(
+                id = "stale-link-removed",
+                interface = interface.name,
+                "a stale link is removed"
+            );
             pins::remove(&pin)?;
             continue;
         }
@@ -244,6 +248,7 @@ fn adopt(
             reason: chain(&error),
         })?;
         info!(
+            id = "program-replaced",
             interface = interface.name,
             mode = rung.label(),
             "program replaced through its pinned link"
@@ -300,7 +305,12 @@ fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, Xdp
             Ok(link) => {
                 if let Some(refusal) = refusal {
                     // The first one: it is of the rung that was wanted most.
-                    warn!(interface = interface.name, mode = rung.name(), "{refusal}");
+                    warn!(
+                        id = "attach-mode-refused",
+                        interface = interface.name,
+                        mode = rung.name(),
+                        "{refusal}"
+                    );
                 }
                 return Ok(Attached {
                     interface: interface.name.clone(),
@@ -313,7 +323,12 @@ fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, Xdp
                 });
             }
             Err(error) if error.is_refusal() => {
-                debug!(interface = interface.name, mode = rung.name(), "{error}");
+                debug!(
+                    id = "attach-mode-failed",
+                    interface = interface.name,
+                    mode = rung.name(),
+                    "{error}"
+                );
                 refusal.get_or_insert(error);
             }
             Err(error) => {
@@ -351,7 +366,12 @@ fn make_way(place: &Place<'_>) -> Result<Vec<Moved>, XdpError> {
         let Some(rung @ (Rung::Native | Rung::Generic)) = pins.linked(&other.name) else {
             continue;
         };
-        warn!(from = other.name, to = interface.name, "the program moves");
+        warn!(
+            id = "program-moved",
+            from = other.name,
+            to = interface.name,
+            "the program moves"
+        );
         pins::remove(&pins.link(rung, &other.name))?;
         wait_for_detachment(other);
         moved.push(Moved {
@@ -389,6 +409,7 @@ fn restore(moved: &[Moved], pins: &Pins) -> Result<(), XdpError> {
         let link = restored.map_err(|error| pin_error(&before, &error))?;
         link.pin(&pin).map_err(|error| pin_error(&pin, &error))?;
         warn!(
+            id = "program-reattached",
             interface = interface.name,
             "the program is where it was before"
         );
@@ -404,6 +425,7 @@ fn attach_at(program: &mut Program, place: &Place<'_>, rung: Rung) -> Result<FdL
         Rung::Tcx => attach_tcx(program, interface)?,
     };
     info!(
+        id = "program-attached",
         interface = interface.name,
         mode = rung.label(),
         "program attached"

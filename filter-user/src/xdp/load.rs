@@ -98,7 +98,10 @@ impl Program {
         let variant = load_xdp(&mut ebpf)?;
         let log = EbpfLogger::init(&mut ebpf).ok();
         if log.is_some() {
-            warn!("the XDP program logs every frame: a build for debugging, which costs much");
+            warn!(
+                id = "program-logs-frames",
+                "the XDP program logs every frame: a build for debugging, which costs much"
+            );
         }
         Ok(Self {
             ebpf,
@@ -185,6 +188,7 @@ fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
         Ok(()) => {
             LINEAR.call_once(|| {
                 warn!(
+                    id = "frames-of-one-buffer",
                     "this kernel (before 5.18) takes no XDP program for frames of several buffers"
                 );
             });
@@ -210,7 +214,10 @@ pub fn uninterrupted(
     for _ in 1..LOAD_ATTEMPTS {
         match load() {
             Err(error) if errno(&error) == Some(Errno::AGAIN) => {
-                debug!("a signal interrupted the verifier; loading the program again");
+                debug!(
+                    id = "load-retried",
+                    "a signal interrupted the verifier; loading the program again"
+                );
             }
             outcome => return outcome,
         }
@@ -276,7 +283,11 @@ fn drop_misfits(maps: &[(&str, PathBuf)]) -> Result<(), XdpError> {
         return Ok(());
     }
     for (_, pin) in there {
-        warn!(pin = %pin.display(), "counters of another shape: they begin at zero");
+        warn!(
+            id = "counters-reset",
+            pin = %pin.display(),
+            "counters of another shape: they begin at zero"
+        );
         pins::remove(pin)?;
     }
     Ok(())
@@ -327,7 +338,7 @@ fn refused(error: ProgramError) -> XdpError {
     else {
         return XdpError::Load(error);
     };
-    debug!(%verifier_log, "the kernel refuses the XDP program");
+    debug!(id = "verifier-refused", %verifier_log, "the kernel refuses the XDP program");
     if let Some(limit_kib) = lacks_memory(Errno::from_io_error(&io_error)) {
         return XdpError::LockedMemory { limit_kib };
     }

@@ -91,7 +91,12 @@ impl Pins {
                 let ours = self.directory.join(name);
                 if !ours.exists() {
                     fs::rename(&pin, &ours).map_err(blame(&pin))?;
-                    info!(pin = %ours.display(), from = %version.display(), "pin adopted");
+                    info!(
+                        id = "pin-adopted",
+                        pin = %ours.display(),
+                        from = %version.display(),
+                        "pin adopted"
+                    );
                 }
             }
         }
@@ -103,6 +108,7 @@ impl Pins {
         for version in self.other_versions()? {
             remove_directory(&version)?;
             warn!(
+                id = "old-pins-removed",
                 directory = %version.display(),
                 "pins of another version removed"
             );
@@ -179,7 +185,11 @@ impl Pins {
                 continue;
             }
             if is_link(&pin) {
-                warn!(pin = %pin.display(), "detached: this interface is not to be filtered");
+                warn!(
+                    id = "interface-detached",
+                    pin = %pin.display(),
+                    "detached: this interface is not to be filtered"
+                );
             }
             remove(&pin)?;
         }
@@ -253,6 +263,7 @@ impl Pins {
                 continue;
             }
             info!(
+                id = "interface-renamed",
                 from = old,
                 to = new,
                 "the interface was renamed, its pins follow"

@@ -118,7 +118,7 @@ impl Publisher {
 /// (nohz_full) refuse it, and then any time that is long against one packet does as well.
 fn wait_for_readers() {
     if let Err(error) = rustix::thread::membarrier(MembarrierCommand::Global) {
-        debug!(%error, "no membarrier, waiting instead");
+        debug!(id = "membarrier-missing", %error, "no membarrier, waiting instead");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -206,7 +206,11 @@ impl Filter {
         });
         let released: Vec<_> = released.map(|it| it.interface.clone()).collect();
         for name in released {
-            warn!(interface = name, "detached: its bridge is filtered instead");
+            warn!(
+                id = "port-detached",
+                interface = name,
+                "detached: its bridge is filtered instead"
+            );
             loaded.attached.retain(|it| it.interface != name);
             loaded.programs.remove(&name);
             pins.remove_of(&name)?;
@@ -388,7 +392,7 @@ impl Filter {
         let pins = &self.pins;
         let set = &mut self.loaded;
         if let Err(error) = set.load_program(SPARE, &self.settings, pins, |map| pins.shared(map)) {
-            warn!(error = %chain(&error), "no program is loaded ahead");
+            warn!(id = "spare-not-loaded", error = %chain(&error), "no program is loaded ahead");
         }
     }
 
@@ -461,6 +465,7 @@ impl LoadedSet {
         }
         if let Some(spare) = self.programs.remove(SPARE) {
             info!(
+                id = "spare-used",
                 interface = name,
                 "the program that was loaded ahead is taken"
             );

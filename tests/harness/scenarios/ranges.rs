@@ -40,7 +40,7 @@ pub fn a_new_range_opens_the_way(lab: &Lab) -> Vec<Row> {
     // A connection begun before the flip would only time out.
     lab.filter()
         .event(mark, "the old ranges are published", |event| {
-            event["message"] == "ranges published" && event["ranges"] == 15 + 7
+            event["id"] == "ranges-published" && event["ranges"] == 15 + 7
         });
     for [stranger, origin] in pairs(Host::Stranger) {
         let attempt = Attempt {
