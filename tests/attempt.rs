@@ -18,7 +18,6 @@ use std::path::Path;
 use std::process::Command;
 
 use aya::maps::{MapData, MapError};
-use clap::ValueEnum as _;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
@@ -27,9 +26,10 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
 };
 use nix::unistd::Pid;
-use pullgate::cli::Role;
 use pullgate::config::Config;
-use pullgate::confine::{self, Reach};
+use pullgate::host::sandbox;
+use pullgate::role::Role;
+use pullgate::roles::access::reach;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -45,8 +45,9 @@ fn main() {
     }
     // What was open before stays open, so nothing may be.
     if role != "nobody" {
-        let role = Role::from_str(&role, false).unwrap();
-        let confined = confine::enter(Reach::of(file, &config, &[role])).unwrap();
+        let mut all = Role::ALL.into_iter();
+        let role = all.find(|it| it.label() == role).unwrap();
+        let confined = sandbox::enter(reach(file, &config, &[role])).unwrap();
         confined.refuse_listening().unwrap();
     }
 

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use pullgate::config::Config;
+use pullgate::observe::Metrics;
 use pullgate::refresh::{Progress, Refresher};
 use pullgate::snapshot;
-use pullgate::telemetry::Metrics;
 use tests::PATIENCE;
 use tests::feed::{
     API, Answer, Feed, IPS_V4, IPS_V6, api_answer, api_answer_of, api_answer_without,

@@ -32,7 +32,7 @@ fn every_variant_passes_the_verifier() {
     // On this kernel the daemon loads the first, and the others only if it has to.
     for name in [abi::PROGRAM, abi::PROGRAM_LINEAR] {
         let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
-        if name == abi::PROGRAM && !pullgate::kernel::is_at_least((5, 18)) {
+        if name == abi::PROGRAM && !pullgate::host::kernel::is_at_least((5, 18)) {
             assert!(
                 uninterrupted(|| program.load()).is_err(),
                 "{name}: an unknown flag"

@@ -4,9 +4,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::observe::log::LogFormat;
 use crate::ranges::export::Language;
+use crate::role::Role;
 
 /// Makes a web origin behind Cloudflare reachable only through Cloudflare.
 #[derive(Debug, Parser)]
@@ -21,7 +24,7 @@ pub struct Cli {
     )]
     pub config: PathBuf,
     /// How logs are written; for the journal under systemd, else for people.
-    #[arg(long, global = true, value_enum)]
+    #[arg(long, global = true, value_parser = log_formats())]
     pub log_format: Option<LogFormat>,
     /// What to do.
     #[command(subcommand)]
@@ -34,7 +37,7 @@ pub enum Command {
     /// Protect: run the roles that the configuration describes.
     Run {
         /// Run this role only.
-        #[arg(long, value_enum)]
+        #[arg(long, value_parser = roles())]
         only: Option<Role>,
         /// Go back to what was before, unless `pullgate confirm` comes within this time.
         #[arg(long, value_name = "TIME", value_parser = trial)]
@@ -57,13 +60,13 @@ pub enum Command {
     /// Check the configuration and every file that it names; change nothing.
     Check {
         /// For one role only.
-        #[arg(long, value_enum)]
+        #[arg(long, value_parser = roles())]
         only: Option<Role>,
     },
     /// Let a running role read its configuration again, and wait until that is in force.
     Reload {
         /// Which one.
-        #[arg(long, value_enum)]
+        #[arg(long, value_parser = roles())]
         only: Role,
     },
     /// Show what is protected, and by which roles.
@@ -133,7 +136,7 @@ pub enum RangesCommand {
     /// Write the ranges in force in another program's words.
     Export {
         /// For whom.
-        #[arg(value_enum)]
+        #[arg(value_parser = languages())]
         language: Language,
     },
 }
@@ -166,42 +169,6 @@ pub struct Explain {
     pub json: bool,
 }
 
-/// A part of pullgate that can run as a process of its own.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
-pub enum Role {
-    /// Drops strangers' packets in the kernel. Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
-    Filter,
-    /// Keeps the ranges fresh. Needs no privilege.
-    Ranges,
-    /// Demands the client certificate. Needs CAP_NET_BIND_SERVICE for ports below 1024.
-    Gate,
-}
-
-impl Role {
-    /// Every role.
-    pub const ALL: [Self; 3] = [Self::Filter, Self::Ranges, Self::Gate];
-
-    /// The word in sockets, status and logs.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Filter => "filter",
-            Self::Ranges => "ranges",
-            Self::Gate => "gate",
-        }
-    }
-
-    /// The user that the package makes for the role.
-    #[must_use]
-    pub fn account(self) -> &'static str {
-        match self {
-            Self::Filter => "pullgate-filter",
-            Self::Ranges => "pullgate-ranges",
-            Self::Gate => "pullgate-gate",
-        }
-    }
-}
-
 /// A web server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Server {
@@ -224,15 +191,65 @@ pub enum Pairing {
     OwnMtls,
 }
 
-/// How logs are written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-    /// For systemd's journal, with a field of its own for each of an event's.
-    Journald,
+fn roles() -> impl TypedValueParser<Value = Role> {
+    let about = |role| match role {
+        Role::Filter => {
+            "Drops strangers' packets in the kernel. Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        }
+        Role::Ranges => "Keeps the ranges fresh. Needs no privilege",
+        Role::Gate => {
+            "Demands the client certificate. Needs CAP_NET_BIND_SERVICE for ports below 1024"
+        }
+    };
+    one_of(Role::ALL.map(|role| (role, role.label(), about(role))))
+}
+
+fn log_formats() -> impl TypedValueParser<Value = LogFormat> {
+    let all = [
+        (LogFormat::Text, "For people"),
+        (LogFormat::Json, "One JSON object per line"),
+        (
+            LogFormat::Journald,
+            "For systemd's journal, with a field of its own for each of an event's",
+        ),
+    ];
+    one_of(all.map(|(format, about)| (format, format.label(), about)))
+}
+
+fn languages() -> impl TypedValueParser<Value = Language> {
+    one_of([
+        (
+            Language::Ipset,
+            "ipset",
+            "For `ipset restore`: the sets `pullgate-v4` and `pullgate-v6`, filled aside and swapped in",
+        ),
+        (
+            Language::Nft,
+            "nft",
+            "For `nft -f -`: the sets `ranges_v4` and `ranges_v6` of the table `inet pullgate`",
+        ),
+        (
+            Language::Nginx,
+            "nginx",
+            "For nginx: `set_real_ip_from` lines",
+        ),
+        (Language::Text, "text", "One range per line"),
+    ])
+}
+
+/// One of these values, by its word; the help says what each is.
+fn one_of<T, const N: usize>(
+    choices: [(T, &'static str, &'static str); N],
+) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    let words = choices.map(|(_, word, about)| PossibleValue::new(word).help(about));
+    PossibleValuesParser::new(words).try_map(move |chosen| {
+        let mut choices = choices.into_iter();
+        let found = choices.find(|(_, word, _)| *word == chosen);
+        found.map(|(value, ..)| value).ok_or("no such word")
+    })
 }
 
 /// How long a trial may take: long enough to be confirmed, short enough to wait for.

@@ -1,6 +1,6 @@
 //! The configuration: TOML text in, a complete and typed [`Config`] out.
 //!
-//! Pure: it opens no file but is given the text. Whatever can be judged without looking at the
+//! Pure, but for `load`: it is given the text. Whatever can be judged without looking at the
 //! host is judged here; each later stage gets types, and a [`Place`] to blame if a file that the
 //! configuration names turns out to be unusable.
 
@@ -20,12 +20,14 @@ pub use self::gate::{
     ClientAuth, Crl, CrlExpired, DEFAULT_DEPTH, Gate, Host, KeyPair, MinTls, Name, OnTrustChange,
     ProxyProtocol, Reencryption, Resumption, Share, Target, Trust, Upstream,
 };
+pub use self::load::{LoadError, load, salvage_paths};
 pub use self::source::{Before, FeedSource, Location, Way, redacted};
-pub(crate) use self::value::{is_interface_name, is_loopback};
-use crate::cli::Role;
+pub(crate) use self::value::is_loopback;
 use crate::ranges::{Limits, RangeSet, Rules};
+use crate::role::Role;
 
 mod gate;
+mod load;
 mod raw;
 mod source;
 #[cfg(test)]
@@ -55,6 +57,17 @@ impl Config {
     /// Returns the first [`ConfigError`], with file, line and field.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         raw::parse(&Source::new(file, text))
+    }
+
+    /// The roles that it describes.
+    #[must_use]
+    pub fn roles(&self) -> Vec<Role> {
+        let is_described = |role: &Role| match role {
+            Role::Filter => self.filter.is_some(),
+            Role::Ranges => true,
+            Role::Gate => self.gate.is_some(),
+        };
+        Role::ALL.into_iter().filter(is_described).collect()
     }
 }
 

@@ -20,7 +20,7 @@ use url::Url;
 
 pub use self::error::FeedError;
 use crate::config::{Location, Proxy, Way, is_loopback, redacted};
-use crate::file::{self, Keeper, ReadError};
+use crate::host::file::{self, Keeper, ReadError};
 use crate::ranges::{Feed, Format, ListError};
 use crate::sync::lock;
 

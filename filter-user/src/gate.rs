@@ -6,9 +6,7 @@
 //! ```
 //! Each arrow is a step of `connection`, and each step takes the proof of the one before.
 
-mod canonical_name;
 mod connection;
-mod credentials;
 mod end;
 mod ending;
 #[cfg(feature = "fuzzing")]
@@ -17,24 +15,16 @@ mod greeting;
 mod limits;
 mod lint;
 mod listener;
-mod pace;
-mod peer;
-mod pem;
-mod policy;
 mod proxy;
 mod refusal;
 mod relay;
-mod revocation;
-mod sessions;
 mod sightings;
-mod signature;
-mod trust;
+mod tls;
 mod upstream;
 
 use std::collections::HashSet;
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -44,24 +34,23 @@ use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
 
-pub use self::credentials::{is_shared_authority, pin, service_group};
 use self::ending::{Ending, Word};
-use self::limits::{Allowed, Limits};
+use self::limits::{Allowed, Limits, Pace};
 pub use self::lint::{Lint, listeners, unreadable_files};
 pub use self::listener::{bind, serve};
-use self::pace::Pace;
-pub use self::peer::VerifiedPeer;
-use self::policy::Workshop;
-pub use self::policy::{FileContent, Policies, Policy};
 pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
 pub use self::sightings::{Sighting, Sightings, Visit};
-pub use self::trust::Identity;
+pub use self::tls::credentials::{is_shared_authority, pin, service_group};
+pub use self::tls::peer::VerifiedPeer;
+use self::tls::policy::Workshop;
+pub use self::tls::policy::{FileContent, Policies, Policy};
+pub use self::tls::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
+use crate::observe::Metrics;
+use crate::observe::log::Budget;
 use crate::ranges::{InForce, Table};
 use crate::report::chain;
 use crate::sync::lock;
-use crate::telemetry::Metrics;
-use crate::telemetry::log::Budget;
 
 /// What all connections share.
 pub struct Gate {
@@ -332,7 +321,7 @@ pub fn load(
     clock: &Arc<dyn TimeProvider>,
     before: Option<&Policies>,
 ) -> Result<Loaded, ConfigError> {
-    let shared = credentials::shared_authority(config.cloudflare_ca.as_ref())?;
+    let shared = tls::credentials::shared_authority(config.cloudflare_ca.as_ref())?;
     let now = clock.current_time();
     now.ok_or_else(|| shared_place(config).error("this host's clock cannot be read"))?;
     let workshop = Workshop {
@@ -397,18 +386,6 @@ fn lints(
         lints.extend(lint::judge(config, policies, now));
     }
     lints
-}
-
-/// The files that [`load`] reads.
-#[must_use]
-pub fn files(config: &config::Gate) -> Vec<PathBuf> {
-    let shared = config.cloudflare_ca.iter().map(|ca| ca.value.as_path());
-    let hosts = config.hosts.iter().flat_map(config::Host::files);
-    let all = shared.chain(hosts.map(|(_, path)| path));
-    let mut files: Vec<_> = all.map(Path::to_owned).collect();
-    files.sort();
-    files.dedup();
-    files
 }
 
 fn shared_place(config: &config::Gate) -> config::Place {

@@ -10,33 +10,28 @@
 //! - **connections**: [`gate`], from the accepted socket to its outcome.
 //!
 //! What is deliberately absent: only [`xdp`] names aya; only [`feed`] names reqwest; only
-//! [`netlink`] speaks netlink; only [`daemon`] spawns tasks that live as long as the process; nothing
+//! [`host::netlink`] speaks netlink; only [`roles`] spawns tasks that live as long as the process; nothing
 //! below it reads the wall clock or the environment; nothing dials an upstream without a
 //! [`gate::VerifiedPeer`]; a failed refresh never shrinks the set.
 #![deny(unsafe_code)]
 
-pub mod accounts;
 pub mod cli;
+pub mod commands;
 pub mod config;
-pub mod confine;
-pub mod daemon;
+pub mod control;
 pub mod digest;
-pub mod explain;
 pub mod feed;
-pub mod file;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod gate;
-pub mod kernel;
-pub mod listing;
-pub mod netlink;
+pub mod host;
+pub mod observe;
 pub mod ranges;
 pub mod refresh;
 pub mod report;
+pub mod role;
+pub mod roles;
 pub mod snapshot;
-pub mod snippet;
 mod sync;
-pub mod telemetry;
-pub mod uplinks;
 pub mod web;
 pub mod xdp;

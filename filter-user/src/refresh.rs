@@ -21,14 +21,14 @@ pub use self::job::{Attempt, Fetched, Held, Progress};
 pub use self::preview::{Preview, preview};
 use crate::config::{Config, Location, Ranges, Way};
 use crate::feed::{FeedError, Fetcher};
-use crate::file::{self, Watch};
+use crate::host::file::{self, Watch};
+use crate::observe::Metrics;
 use crate::ranges::{
     Feed, Freshness, Idle, InForce, Known, LargeChange, List, Origin, RangeSet, Rejection, Table,
     TableFull, Terms,
 };
 use crate::report::chain;
 use crate::snapshot::{self, SnapshotError};
-use crate::telemetry::Metrics;
 
 /// What the refresh task works with.
 pub struct Refresher {

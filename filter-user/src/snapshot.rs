@@ -19,7 +19,7 @@ use self::content::Document;
 pub use self::content::Problem;
 pub use self::follow::Follower;
 use crate::config::{Before, Ranges};
-use crate::file::{self, Exposed, Keeper, ReadError};
+use crate::host::file::{self, Exposed, Keeper, ReadError};
 use crate::ranges::{
     self, FIXED, Families, InForce, Known, Limits, List, ListError, Origin, RangeSet, Rejection,
 };

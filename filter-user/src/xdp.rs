@@ -7,6 +7,7 @@ mod events;
 mod hook;
 mod link;
 mod load;
+mod mode;
 mod pins;
 mod probe;
 mod publish;
@@ -26,12 +27,13 @@ use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 use tracing::{debug, error, info};
 
-pub use self::attach::{Attached, Rung, Stay};
+pub use self::attach::Attached;
 pub use self::error::XdpError;
 use self::events::Events;
 pub use self::events::{Drop, TopSources};
 use self::load::Program;
 pub use self::load::{raise_memory_limit, uninterrupted};
+pub use self::mode::{Rung, Stay};
 use self::pins::{Pins, Staging};
 pub use self::pins::{check_bpffs, is_loaded, prepare, unload};
 pub use self::probe::{Probe, frame, loaded_interface, probe};
@@ -41,9 +43,9 @@ pub use self::reconcile::{Coverage, Reconciled, State};
 use self::uplinks::{History, Targets, Topology};
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self, Interfaces};
-use crate::netlink::Interface;
+use crate::host::netlink::Interface;
+use crate::host::uplinks::Memory;
 use crate::ranges::{Rules, Table};
-use crate::uplinks::Memory;
 
 /// The filter in the kernel: attached, pinned and published.
 ///

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory as _;
 use proc_macro2::{TokenStream, TokenTree};
 use pullgate::cli::Cli;
-use pullgate::telemetry::status::{Report, Status};
+use pullgate::control::protocol::{Report, Status};
 use syn::visit::{self, Visit};
 
 #[test]

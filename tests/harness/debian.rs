@@ -292,7 +292,7 @@ impl<'a> Debian<'a> {
                 };
             }
         }
-        let source = include_str!("../../filter-user/src/confine/calls.rs");
+        let source = include_str!("../../filter-user/src/host/sandbox/seccomp.rs");
         let made = source.split("libc::SYS_").skip(1).map(|rest| {
             let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             &rest[..end.unwrap_or(rest.len())]

@@ -92,6 +92,20 @@ pub struct Host {
     pub max_connections: Option<usize>,
 }
 
+impl Gate {
+    /// The files that it names, each once.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let shared = self.cloudflare_ca.iter().map(|ca| ca.value.as_path());
+        let hosts = self.hosts.iter().flat_map(Host::files);
+        let all = shared.chain(hosts.map(|(_, path)| path));
+        let mut files: Vec<_> = all.map(Path::to_owned).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+}
+
 impl Host {
     /// The word that stands for the policy: its first name.
     #[must_use]

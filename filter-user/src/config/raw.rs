@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::value::{absolute, parse_target};
 use super::{Config, ConfigError, Located, Paths, Source, Target};
-use crate::cli::Role;
+use crate::role::Role;
 
 mod filter;
 mod gate;

@@ -80,12 +80,6 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Whether the kernel would let an interface have this name: `dev_valid_name`, net/core/dev.c.
-pub(crate) fn is_interface_name(name: &str) -> bool {
-    let is_odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(is_odd)
-}
-
 /// RFC 1123 §2.1, as rustls will accept it in a ClientHello.
 pub(super) fn is_host_name(name: &str) -> bool {
     let is_dns = rustls::pki_types::DnsName::try_from(name).is_ok();

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::file::Exposed;
+use crate::host::file::Exposed;
 use crate::ranges::ListError;
 
 /// Why there is no list.

@@ -19,12 +19,12 @@ use tracing::{debug, info, warn};
 use super::end::End;
 use super::greeting::{Bounded, read_hello};
 use super::limits::{Admission, source};
-use super::peer::VerifiedPeer;
-use super::policy::Policy;
 use super::proxy::{self, Ends, Told};
 use super::refusal::{Outcome, Phase, Refusal, What};
 use super::relay::Relay;
 use super::sightings::Visit;
+use super::tls::peer::VerifiedPeer;
+use super::tls::policy::Policy;
 use super::upstream;
 use super::{Gate, is_one_of};
 

@@ -3,8 +3,8 @@
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::pem::{Kind, sections};
-use super::policy::Policies;
+use super::tls::pem::{Kind, sections};
+use super::tls::policy::Policies;
 use super::{greeting, proxy};
 
 /// What is read of a header is written and read again.

@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use rustix::process::geteuid;
 use rustls::pki_types::UnixTime;
 
-use super::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
-use super::policy::{Policies, Policy};
+use super::tls::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
+use super::tls::policy::{Policies, Policy};
 use crate::config::{ClientAuth, CrlExpired, Gate, Host, Name, Place, Target, Trust};
-use crate::file;
+use crate::host::file;
 use crate::report::span;
 
 /// A weakness, and what to do about it.

@@ -140,8 +140,8 @@ mod tests {
     use super::super::{Loaded, Policies};
     use super::*;
     use crate::config::Config;
+    use crate::observe::Metrics;
     use crate::ranges::{InForce, RangeSet, Table};
-    use crate::telemetry::Metrics;
 
     #[tokio::test]
     async fn who_comes_after_the_stop_is_left_to_a_successor() {

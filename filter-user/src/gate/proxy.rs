@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::refusal::Refusal;
-use super::trust::Identity;
+use super::tls::trust::Identity;
 
 /// The two ends of the client's connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -20,9 +20,9 @@ use tokio_util::either::Either;
 use tracing::debug;
 
 use super::end::End;
-use super::peer::VerifiedPeer;
 use super::proxy::{self, Told};
 use super::refusal::{Fault, Refusal};
+use super::tls::peer::VerifiedPeer;
 use crate::config::{ProxyProtocol, Target, Upstream};
 
 /// A connection to the upstream.

@@ -3,7 +3,7 @@
 use super::RangeSet;
 
 /// For whom.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Language {
     /// For `ipset restore`: the sets `pullgate-v4` and `pullgate-v6`, filled aside and swapped in.
     Ipset,

@@ -9,7 +9,7 @@ use tracing::{debug, error, info};
 
 use super::{Problem, SnapshotError, baseline, compose, load, read};
 use crate::config::Config;
-use crate::file::{self, Watch};
+use crate::host::file::{self, Watch};
 use crate::ranges::guard::grows;
 use crate::ranges::{InForce, List, Origin};
 use crate::report::chain;

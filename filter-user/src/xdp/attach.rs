@@ -16,13 +16,16 @@ use tracing::{debug, info, warn};
 use super::hook;
 use super::link::{self, link_index};
 use super::load::{Program, pin_error};
+use super::mode::Rung;
 use super::pins::{self, Pins};
 use super::remedy::{self, Refusal};
 use super::uplinks::Topology;
 use super::{XdpError, errno};
-use crate::config::{self, Attach, Coexist};
-use crate::kernel;
-use crate::netlink::{self, Interface, Kind, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
+use crate::config::{self, Coexist};
+use crate::host::kernel;
+use crate::host::netlink::{
+    self, Interface, Kind, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+};
 use crate::report::chain;
 
 /// An interface that the program is attached to.
@@ -49,15 +52,6 @@ pub struct Attached {
 struct Moved {
     interface: Interface,
     rung: Rung,
-}
-
-/// Whether an attachment shall outlive this process.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Stay {
-    /// Until `pullgate unload`.
-    Pinned,
-    /// Until it is confirmed, or this process ends.
-    OnTrial,
 }
 
 impl Attached {
@@ -130,50 +124,6 @@ impl Attached {
             }
         };
         replaced.map_err(|error| pin_error(&self.pin, &error))
-    }
-}
-
-/// A rung of the attach ladder, highest first.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Rung {
-    /// XDP in the driver, before an skb exists.
-    Native,
-    /// XDP in the stack, after the skb was allocated: same verdicts, many times the cost.
-    Generic,
-    /// A classifier at TCX ingress, behind whatever holds the XDP hook.
-    Tcx,
-}
-
-impl Rung {
-    /// Every rung, highest first.
-    pub const ALL: [Self; 3] = [Self::Native, Self::Generic, Self::Tcx];
-
-    /// The word in metrics, status and pin names.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Tcx => "tcx",
-        }
-    }
-
-    /// The word in sentences.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native XDP",
-            Self::Generic => "generic XDP",
-            Self::Tcx => "TCX",
-        }
-    }
-
-    fn is_allowed(self, settings: &config::Filter) -> bool {
-        match self {
-            Self::Native => settings.attach != Attach::Generic,
-            Self::Generic => settings.attach != Attach::Native,
-            Self::Tcx => settings.coexist == Coexist::Tcx,
-        }
     }
 }
 

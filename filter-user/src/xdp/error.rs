@@ -7,7 +7,7 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
-use crate::kernel;
+use crate::host::kernel;
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
 
 /// Why the filter could not be put into the kernel, or could not be changed.

@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::programs::links::{FdLink, LinkType, PinnedLink};
 
 use super::hook;
-use crate::netlink;
+use crate::host::netlink;
 
 /// The index of the interface that a pinned link is attached to, as [`link_index`].
 pub(super) fn pinned_index(pin: &Path) -> Option<u32> {

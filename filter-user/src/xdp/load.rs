@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use super::attach::Rung;
+use super::mode::Rung;
 use super::pins::{self, Pins, Staging};
 use super::{XdpError, errno};
 use crate::config::{self, Fragments, Mode};
-use crate::kernel;
+use crate::host::kernel;
 use crate::ranges::Table;
 
 /// Loads the object for its maps: all that the programs of the interfaces share, empty.

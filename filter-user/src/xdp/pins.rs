@@ -21,11 +21,11 @@ use rustix::io::Errno;
 use tracing::{info, warn};
 
 use super::XdpError;
-use super::attach::{Rung, Stay};
 use super::link::{GONE, pinned_index};
-use crate::accounts;
-use crate::cli::Role;
-use crate::netlink::Interface;
+use super::mode::{Rung, Stay};
+use crate::host::accounts;
+use crate::host::netlink::Interface;
+use crate::role::Role;
 
 /// The pin directory of this version.
 #[derive(Clone, Debug)]

@@ -13,8 +13,8 @@ use filter_ebpf::abi;
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
-use super::attach::Stay;
 use super::load::{map_error, pin_error, total};
+use super::mode::Stay;
 use super::pins::Pins;
 
 /// A packet to ask about.

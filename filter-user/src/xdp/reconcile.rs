@@ -8,15 +8,16 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use super::attach::{self, Attached, Rung};
+use super::attach::{self, Attached};
 use super::load::Program;
+use super::mode::Rung;
 use super::pins::{Pins, SPARE};
 use super::uplinks::{History, Targets, Topology};
 use super::{Filter, LoadedSet, XdpError};
 use crate::config::Interfaces;
-use crate::netlink::{Changed, Interface, Kind};
+use crate::host::netlink::{Changed, Interface, Kind};
+use crate::host::uplinks::Memory;
 use crate::report::chain;
-use crate::uplinks::Memory;
 
 /// How one interface fares.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-use crate::netlink::{Interface, Kind};
+use crate::host::netlink::{Interface, Kind};
 
 /// Why the kernel does not attach a program natively.
 pub(super) struct Refusal<'a> {

@@ -10,7 +10,7 @@ use std::io;
 
 use super::XdpError;
 use crate::config::{self, Interfaces};
-use crate::netlink::{self, Interface, Kind};
+use crate::host::netlink::{self, Interface, Kind};
 
 /// The network as the kernel describes it at one moment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

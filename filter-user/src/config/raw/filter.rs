@@ -8,10 +8,11 @@ use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 
-use super::super::value::{duration, is_interface_name, located};
+use super::super::value::{duration, located};
 use super::super::{
     Attach, Coexist, ConfigError, Filter, Fragments, Interfaces, Located, Mode, Source,
 };
+use crate::host::netlink::is_interface_name;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,94 @@
+//! `check`: a configuration and every file that it names, looked at as the roles would.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::output::{complain, say};
+use crate::config::{Config, load};
+use crate::gate::{FileContent, Lint, Loaded, service_group, unreadable_files};
+use crate::host::sandbox;
+use crate::role::Role;
+use crate::roles::{self, StartError, findings};
+use crate::xdp;
+
+/// Checks the configuration in `file`, and prints what was found.
+pub(super) fn execute(file: &Path, only: Option<Role>) -> anyhow::Result<ExitCode> {
+    let checked = check(&load(file)?, only)?;
+    for warning in checked.warnings {
+        complain(&format!("warning: {warning}"));
+    }
+    for content in checked.contents {
+        say(&content.to_string())?;
+    }
+    if !checked.failures.is_empty() {
+        for failure in checked.failures {
+            complain(&format!("pullgate: {failure}"));
+        }
+        return Ok(ExitCode::FAILURE);
+    }
+    say(&format!("{}: OK", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a check has found.
+#[derive(Debug)]
+struct Checked {
+    /// What works and could be better.
+    warnings: Vec<String>,
+    /// What works for whoever checks, and not for the roles as the package runs them.
+    failures: Vec<String>,
+    /// What was read from which of the gate's files.
+    contents: Vec<FileContent>,
+}
+
+/// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
+/// host.
+///
+/// This process gives up what the roles give up: what they could not read is not in order.
+///
+/// # Errors
+///
+/// Returns the first thing that would keep a role from starting.
+fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
+    let roles = roles::named(config, only)?;
+    // Root asks for those who are in the package's groups.
+    let mut groups = roles::shared_groups(&config.paths);
+    groups.extend(service_group());
+    roles::join_groups(&groups);
+    sandbox::drop_privileges(&roles)?;
+    let loaded = roles::plan::examine(config, &roles)?;
+    let loaded = loaded.map(Loaded::whole).transpose()?;
+    // A role waits for an interface that does not exist; to an operator it is a typo.
+    let mut weaknesses = Vec::new();
+    if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
+        weaknesses.extend(xdp::check_interfaces(filter)?);
+        weaknesses.extend(findings::of_check(filter));
+        // A unit that reloads does not wait for a web server.
+        if config.gate.is_none() && only.is_none() {
+            weaknesses.extend(findings::of_web_servers(filter).1);
+        }
+    }
+    weaknesses.extend(findings::all_weaknesses(config, &roles));
+    // A role starts without them, and whoever asks for one asks whether it would.
+    if roles.contains(&Role::Ranges) {
+        match (roles::plan::examine_sources(&config.ranges), only) {
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(_)) => weaknesses.push(error.to_string()),
+            (Ok(()), _) => {}
+        }
+    }
+    let contents = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
+    let (mut lints, mut failures) = (Vec::new(), Vec::new());
+    if let (Some(gate), Some(loaded)) = (&config.gate, &loaded) {
+        lints.extend(loaded.lints(gate));
+        lints.extend(roles::exposures(gate));
+        failures.extend(unreadable_files(gate).iter().map(Lint::to_string));
+    }
+    let lints = lints.iter().map(Lint::to_string);
+    weaknesses.extend(lints);
+    Ok(Checked {
+        warnings: weaknesses,
+        failures,
+        contents,
+    })
+}

@@ -1,0 +1,213 @@
+//! `pullgate explain`: what the loaded filter does with a packet, and by which rule.
+//!
+//! The loaded program itself judges the packet; the rule that its verdict rests on is looked up on
+//! disk. What the host's own `decide` makes of it must be the same; if it is not, disk and kernel
+//! disagree, and that is said.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::SystemTime;
+
+use filter_ebpf::decide;
+use filter_ebpf::verdict::{Counted, Reason};
+use serde::Serialize;
+
+use crate::cli::Explain;
+use crate::commands::listing::Rule;
+use crate::config::{Config, Mode};
+use crate::ranges::{InForce, Table, TableFull};
+use crate::report::EX_SOFTWARE;
+use crate::snapshot::{self, SnapshotError};
+use crate::xdp::{self, Probe, Stay, XdpError};
+
+/// What becomes of a packet, and why.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The source address.
+    pub source: IpAddr,
+    /// The destination address.
+    pub destination: IpAddr,
+    /// The destination port.
+    pub port: u16,
+    /// What else it is: `UDP`, `later fragment`, `VLAN 7` …
+    pub packet: Vec<String>,
+    /// The interface that it comes in by.
+    pub interface: String,
+    /// `pass`, `drop` or, in monitor mode, `would_drop`.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// Whether that depends on who sent it.
+    pub by_source: bool,
+    /// The range or rule that says so.
+    pub rule: Option<Rule>,
+    /// Where the published ranges come from.
+    pub ranges: String,
+    /// Seconds since they were fetched; none for the baseline.
+    pub ranges_age_seconds: Option<u64>,
+    /// Set if the loaded program does not judge by what is on disk.
+    pub disagreement: Option<String>,
+}
+
+/// Asks the loaded filter: the one that is pinned, or the one that is on trial.
+///
+/// # Errors
+///
+/// Returns why it cannot be asked.
+pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanation, ExplainError> {
+    let settings = config.filter.as_ref().ok_or(ExplainError::NoFilter)?;
+    let interface = xdp::loaded_interface(&config.paths.bpf, stay, packet.iface.as_deref())?;
+    let destination = packet.to.unwrap_or_else(|| {
+        let family = |address: &&IpAddr| address.is_ipv4() == packet.source.is_ipv4();
+        let protected = settings.destinations.iter().find(family).copied();
+        protected.unwrap_or(match packet.source {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        })
+    });
+    let frame = xdp::frame(&Probe {
+        source: packet.source,
+        destination,
+        port: packet.port,
+        vlans: &packet.vlan,
+        is_fragment: packet.fragment,
+        is_udp: packet.udp,
+    })?;
+
+    let in_force = snapshot::load(&config.paths.snapshot(), &config.ranges)
+        .or_else(|_| snapshot::baseline(&config.ranges))?;
+    let table = Table::compile(&config.ranges.rules(in_force.set()))?;
+    let expected = decide(frame.as_slice(), settings, &table);
+    let slot = match settings.mode {
+        Mode::Enforce => expected.slot(),
+        Mode::Monitor => expected.slot().monitored(),
+    };
+    let expected = Counted::at(slot.0).ok_or(ExplainError::Busy)?;
+    let counted =
+        xdp::probe(&config.paths.bpf, stay, &interface, &frame)?.ok_or(ExplainError::Busy)?;
+
+    Ok(Explanation {
+        source: packet.source,
+        destination,
+        port: packet.port,
+        packet: words(packet),
+        interface,
+        verdict: counted.verdict,
+        reason: counted.reason.label(),
+        by_source: is_by_source(counted.reason),
+        rule: rule(config, &in_force, packet.source, counted.reason),
+        ranges: in_force.names(),
+        ranges_age_seconds: in_force.age_seconds(SystemTime::now()),
+        disagreement: (counted != expected).then(|| {
+            let (verdict, reason) = (expected.verdict, expected.reason.label());
+            format!(
+                "by configuration and ranges on disk it would be: {verdict} ({reason}); does the \
+                 filter role run, and was it reloaded?"
+            )
+        }),
+    })
+}
+
+/// What a packet is besides a SYN.
+fn words(packet: &Explain) -> Vec<String> {
+    let tags = packet.vlan.iter().map(|vlan| format!("VLAN {vlan}"));
+    let udp = packet.udp.then(|| "UDP".to_owned());
+    let fragment = packet.fragment.then(|| "later fragment".to_owned());
+    tags.chain(udp).chain(fragment).collect()
+}
+
+/// The range or rule that a verdict rests on.
+fn rule(config: &Config, in_force: &InForce, source: IpAddr, reason: Reason) -> Option<Rule> {
+    is_by_source(reason)
+        .then(|| Rule::find(&config.ranges, in_force, source))
+        .flatten()
+}
+
+/// Whether a verdict for this reason depends on who sent the packet.
+fn is_by_source(reason: Reason) -> bool {
+    match reason {
+        Reason::Allowed
+        | Reason::ChainTooLong
+        | Reason::Denied
+        | Reason::Fragment
+        | Reason::Listed
+        | Reason::Malformed
+        | Reason::NotListed => true,
+        Reason::NotIp
+        | Reason::NotTcp
+        | Reason::OtherDestination
+        | Reason::OtherPort
+        | Reason::TooManyTags => false,
+    }
+}
+
+impl Display for Explanation {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            source,
+            destination,
+            port,
+            interface,
+            verdict,
+            reason,
+            ..
+        } = self;
+        let words: String = self.packet.iter().map(|word| format!(", {word}")).collect();
+        writeln!(
+            f,
+            "{source} to {destination}, port {port}{words}, on {interface}: {verdict} ({reason})"
+        )?;
+        match &self.rule {
+            Some(rule) => writeln!(f, "  the source is in {rule}")?,
+            None if self.by_source => {
+                writeln!(
+                    f,
+                    "  the source is in no published range, and not in `allow`"
+                )?;
+            }
+            None => writeln!(f, "  whoever sends it")?,
+        }
+        write!(f, "  ranges: {}", self.ranges)?;
+        match self.ranges_age_seconds {
+            Some(age) => writeln!(f, ", {age} s old")?,
+            None => writeln!(f)?,
+        }
+        if let Some(disagreement) = &self.disagreement {
+            writeln!(f, "  ! {disagreement}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the filter cannot be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExplainError {
+    /// The configuration describes no filter.
+    #[error("the configuration has no [filter] section, so there is no filter to ask")]
+    NoFilter,
+    /// The ranges and rules do not fit.
+    #[error(transparent)]
+    Table(#[from] TableFull),
+    /// Neither snapshot nor baseline can be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// So many packets are judged at this moment that the answer is lost among them.
+    #[error("too many packets are judged at this moment to tell this one's verdict; try again")]
+    Busy,
+    /// The program cannot be asked.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+}
+
+impl ExplainError {
+    /// The exit code for this error: sysexits.h.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoFilter | Self::Table(_) => crate::report::EX_CONFIG,
+            Self::Snapshot(_) | Self::Busy => EX_SOFTWARE,
+            Self::Xdp(error) => error.exit_code(),
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! Reading certificates, keys, CAs and revocation lists from disk. Whatever is not right is blamed
+//! on the place in the configuration that names the file.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::process::{getegid, geteuid};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
+    UnixTime,
+};
+use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
+
+use super::canonical_name::CanonicalName;
+use super::pem::{self, Kind, Section};
+use super::revocation::Crl;
+use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
+use crate::gate::refusal::Refusal;
+use crate::host::accounts;
+use crate::host::file::{self, Keeper, ReadError};
+
+/// A server's certificate with its key, ready to be shown.
+pub(in crate::gate) struct Certified {
+    pub(in crate::gate) key: Arc<CertifiedKey>,
+    /// When the leaf expires, seconds since the UNIX epoch.
+    pub(in crate::gate) not_after: i64,
+    /// The DNS names that the leaf is for, lower case; the first label may be `*`.
+    pub(in crate::gate) names: Vec<String>,
+}
+
+/// A CA that client certificates may come from.
+pub(in crate::gate) struct Authority {
+    pub(in crate::gate) certificate: CertificateDer<'static>,
+    /// The file, or `cloudflare`.
+    pub(in crate::gate) label: String,
+    pub(in crate::gate) subject: CanonicalName,
+    pub(in crate::gate) validity: Validity,
+}
+
+impl Authority {
+    pub(in crate::gate) fn parsed(&self) -> Result<X509Certificate<'_>, ConfigError> {
+        parse(&Place::nowhere(), Path::new(&self.label), &self.certificate)
+    }
+}
+
+/// Seconds since the UNIX epoch, both included.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::gate) struct Validity {
+    pub(in crate::gate) not_before: i64,
+    pub(in crate::gate) not_after: i64,
+}
+
+impl Validity {
+    pub(in crate::gate) fn of(certificate: &X509Certificate<'_>) -> Self {
+        Self {
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+        }
+    }
+
+    pub(in crate::gate) fn holds(self, now: UnixTime) -> bool {
+        self.refuse(now).is_none()
+    }
+
+    /// Why the time of now is not within.
+    pub(in crate::gate) fn refuse(self, now: UnixTime) -> Option<Refusal> {
+        let now = seconds(now);
+        if now < self.not_before {
+            return Some(Refusal::NotYetValid);
+        }
+        (now > self.not_after).then_some(Refusal::Expired)
+    }
+
+    /// The time in which both hold.
+    pub(in crate::gate) fn and(self, other: Self) -> Self {
+        Self {
+            not_before: self.not_before.max(other.not_before),
+            not_after: self.not_after.min(other.not_after),
+        }
+    }
+}
+
+/// Seconds since the UNIX epoch.
+pub(in crate::gate) fn seconds(time: UnixTime) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Reads a server's certificate chain and its key.
+pub(in crate::gate) fn certified(
+    pair: &KeyPair,
+    provider: &CryptoProvider,
+) -> Result<Certified, ConfigError> {
+    let Located { value: path, place } = &pair.certificate;
+    let (pem, _) = read_kept(place, path, Keeper::Owner)?;
+    let certificates = pem_certificates(place, path, &pem)?;
+    let leaf = parse(place, path, &certificates[0])?;
+    let not_after = Validity::of(&leaf).not_after;
+    let names = dns_names(&leaf);
+
+    let Located {
+        value: key_path,
+        place: key_place,
+    } = &pair.key;
+    let key = key(key_place, key_path)?;
+    let signer = provider.key_provider.load_private_key(key);
+    let signer = signer.map_err(|error| {
+        key_place.error(format_args!(
+            "the key {} cannot be used ({error}); it must be RSA of at least 2,048 bits, ECDSA \
+             P-256, P-384 or P-521, or Ed25519",
+            key_path.display()
+        ))
+    })?;
+    let key = CertifiedKey::new(certificates, signer);
+    if key.keys_match().is_err() {
+        return Err(key_place.error(format_args!(
+            "the key {} does not belong to the certificate {}; name the key it was made with",
+            key_path.display(),
+            path.display()
+        )));
+    }
+    Ok(Certified {
+        key: Arc::new(key),
+        not_after,
+        names,
+    })
+}
+
+fn dns_names(leaf: &X509Certificate<'_>) -> Vec<String> {
+    let names = leaf.subject_alternative_name().ok().flatten();
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    let dns = names.filter_map(|name| {
+        if let GeneralName::DNSName(name) = name {
+            Some(name.to_ascii_lowercase())
+        } else {
+            None
+        }
+    });
+    dns.collect()
+}
+
+/// Reads a private key, which nobody else on the host may be able to read.
+fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError> {
+    let (pem, metadata) = read_kept(place, path, Keeper::Owner)?;
+    let besides = [Kind::Certificate, Kind::Companion];
+    let keys = sections(place, path, &pem, Kind::Key, &besides)?;
+    let key = match keys.as_slice() {
+        [key] => key,
+        [] => {
+            return Err(place.error(format_args!(
+                "{} holds no private key; it must be PEM, PKCS#8, PKCS#1 or SEC1, without a \
+                 passphrase",
+                path.display()
+            )));
+        }
+        several => {
+            return Err(place.error(format_args!(
+                "{} holds {} private keys; name a file that holds the certificate's alone",
+                path.display(),
+                several.len()
+            )));
+        }
+    };
+    let content = key.content.clone();
+    let key = match key.label.as_str() {
+        _ if content.is_empty() => None,
+        "PRIVATE KEY" => Some(PrivatePkcs8KeyDer::from(content).into()),
+        "RSA PRIVATE KEY" => Some(PrivatePkcs1KeyDer::from(content).into()),
+        "EC PRIVATE KEY" => Some(PrivateSec1KeyDer::from(content).into()),
+        _ => None,
+    };
+    let key: PrivateKeyDer<'static> = key.ok_or_else(|| {
+        place.error(format_args!(
+            "the key {} has a passphrase, or is of a kind that cannot be used; it must be PKCS#8, \
+             PKCS#1 or SEC1, without a passphrase",
+            path.display()
+        ))
+    })?;
+    let mode = metadata.mode();
+    if mode & 0o007 != 0 {
+        return Err(place.error(format_args!(
+            "the key {} is open to every user of this host; `chmod 640` it, and `chgrp` it to the \
+             group that the gate runs as (the package's: {GATE_GROUP})",
+            path.display()
+        )));
+    }
+    // systemd lets a service read its credentials by the group's bits, whoever the group is.
+    if mode & 0o070 != 0 && !is_our_group(metadata.gid()) && !is_credential(path) {
+        let group = match metadata.gid() {
+            NO_GROUP => "a group that this service cannot see".to_owned(),
+            group => format!("the group {group}"),
+        };
+        return Err(place.error(format_args!(
+            "the key {} is open to {group}, which is not the gate's own; `chgrp` it to the group that \
+             the gate runs as (the package's: {GATE_GROUP}), or `chmod 600` it, if the gate owns it",
+            path.display()
+        )));
+    }
+    Ok(key)
+}
+
+/// Whether a group is ours or root's; or that of the package's gate, which root checks for.
+fn is_our_group(group: u32) -> bool {
+    let is_own = group == getegid().as_raw() && group != NO_GROUP;
+    group == 0 || is_own || service_group() == Some(group)
+}
+
+/// The group of the package's gate, if it is installed.
+#[must_use]
+pub fn service_group() -> Option<u32> {
+    service_groups().first().copied()
+}
+
+/// The groups of the package's gate, its own first; none, if it is not installed.
+pub(in crate::gate) fn service_groups() -> Vec<u32> {
+    accounts::groups(GATE_GROUP)
+}
+
+/// What keeps the package's gate, which is in these groups, from a file that root can read: the file,
+/// or a directory on the way to it that is root's alone or that the unit hides.
+pub(in crate::gate) fn obstacle(path: &Path, groups: &[u32]) -> Option<PathBuf> {
+    let real = std::fs::canonicalize(path).ok()?;
+    let lets_in = |path: &Path, right: u32| {
+        std::fs::metadata(path).map_or(true, |found| {
+            let is_for_group = found.mode() & right << 3 != 0 && groups.contains(&found.gid());
+            found.uid() != 0 || is_for_group || found.mode() & right != 0
+        })
+    };
+    let mut directories = real.ancestors().skip(1);
+    let is_closed = |directory: &&Path| {
+        HIDDEN.contains(&directory.to_str().unwrap_or_default()) || !lets_in(directory, 0o001)
+    };
+    match directories.find(is_closed) {
+        Some(directory) => Some(directory.to_owned()),
+        None => (!lets_in(&real, 0o004)).then_some(real),
+    }
+}
+
+/// systemd.exec(5), `LoadCredential=`: a directory that only the service can enter.
+fn is_credential(path: &Path) -> bool {
+    path.starts_with("/run/credentials")
+}
+
+/// Reads the CAs that a `trust` entry names: none, if it is a pin.
+pub(in crate::gate) fn authorities(
+    trust: &Located<Trust>,
+    shared: &Authority,
+) -> Result<Vec<Authority>, ConfigError> {
+    let Located { value, place } = trust;
+    match value {
+        Trust::Pin(_) => Ok(Vec::new()),
+        Trust::CaFile(path) => authorities_of(place, path, &read(place, path)?),
+        Trust::Cloudflare => Ok(vec![Authority {
+            certificate: shared.certificate.clone(),
+            label: shared.label.clone(),
+            subject: shared.subject.clone(),
+            validity: shared.validity,
+        }]),
+    }
+}
+
+/// Cloudflare's CA: the built-in one, or the one that the configuration names. Whether it has
+/// expired matters only to those who trust it.
+pub(in crate::gate) fn shared_authority(
+    file: Option<&Located<impl AsRef<Path>>>,
+) -> Result<Authority, ConfigError> {
+    let label = Path::new("cloudflare");
+    let found = match file {
+        None => {
+            let place = Place::nowhere();
+            authorities_of(&place, label, CLOUDFLARE_CA)?.pop()
+        }
+        Some(Located { value, place }) => {
+            let path = value.as_ref();
+            let mut all = authorities_of(place, path, &read(place, path)?)?;
+            if all.len() > 1 {
+                return Err(place.error(format_args!(
+                    "{} holds {} CAs; name the file of Cloudflare's origin-pull CA alone",
+                    path.display(),
+                    all.len()
+                )));
+            }
+            all.pop()
+        }
+    };
+    match found {
+        Some(authority) => Ok(Authority {
+            label: label.display().to_string(),
+            ..authority
+        }),
+        None => Err(Place::nowhere().error("there is no CA")),
+    }
+}
+
+/// Whether this distinguished name, DER, is that of Cloudflare's origin-pull CA.
+#[must_use]
+pub fn is_shared_authority(name: &[u8]) -> bool {
+    let shared = shared_authority(None::<&Located<&Path>>);
+    let name = X509Name::from_der(name).map(|(_, name)| CanonicalName::of(&name));
+    shared.is_ok_and(|shared| name.is_ok_and(|name| name == shared.subject))
+}
+
+/// The CAs in a file. One that has expired is none, which is seen whenever it is gone by: a file
+/// that names it among others must not keep a new one, or a revocation, out.
+fn authorities_of(place: &Place, path: &Path, pem: &[u8]) -> Result<Vec<Authority>, ConfigError> {
+    let certificates = pem_certificates(place, path, pem)?.into_iter();
+    certificates
+        .map(|certificate| authority(place, path, certificate))
+        .collect()
+}
+
+fn authority(
+    place: &Place,
+    path: &Path,
+    certificate: CertificateDer<'static>,
+) -> Result<Authority, ConfigError> {
+    let parsed = parse(place, path, &certificate)?;
+    let subject = parsed.subject().to_string();
+    let constraints = parsed.basic_constraints().ok().flatten();
+    if !constraints.is_some_and(|constraints| constraints.value.ca) {
+        return Err(place.error(format_args!(
+            "`{}` in {} is not a CA certificate; name the CA that signed the client certificate, \
+             not the certificate itself (or pin it: `pullgate pin {}`)",
+            subject.escape_debug(),
+            path.display(),
+            path.display()
+        )));
+    }
+    Ok(Authority {
+        label: path.display().to_string(),
+        subject: CanonicalName::of(parsed.subject()),
+        validity: Validity::of(&parsed),
+        certificate,
+    })
+}
+
+/// Reads the revocation lists in a file.
+pub(in crate::gate) fn crls(
+    file: &Located<impl AsRef<Path>>,
+) -> Result<Vec<Arc<Crl>>, ConfigError> {
+    let Located { value: path, place } = file;
+    let path = path.as_ref();
+    let pem = read(place, path)?;
+    let sections = sections(
+        place,
+        path,
+        &pem,
+        Kind::RevocationList,
+        &[Kind::Certificate],
+    )?;
+    if sections.is_empty() {
+        return Err(place.error(format_args!(
+            "{} holds no revocation list; it must be PEM, beginning with `-----BEGIN X509 CRL-----`",
+            path.display()
+        )));
+    }
+    let crls = sections.into_iter().map(|section| {
+        let crl = Crl::from_der(&section.content).map_err(|problem| {
+            place.error(format_args!(
+                "a revocation list in {} cannot be used: {problem}; it must be of version 2, whole, \
+                 and from the CA itself",
+                path.display()
+            ))
+        });
+        crl.map(Arc::new)
+    });
+    crls.collect()
+}
+
+/// Reads the CAs that an upstream's certificate may come from.
+pub(in crate::gate) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, ConfigError> {
+    let Located { value: path, place } = file;
+    let mut roots = RootCertStore::empty();
+    for certificate in pem_certificates(place, path, &read(place, path)?)? {
+        roots.add(certificate).map_err(|error| {
+            place.error(format_args!(
+                "a certificate in {} cannot be trusted: {error}",
+                path.display()
+            ))
+        })?;
+    }
+    Ok(roots)
+}
+
+/// The pin of a certificate: SHA-256 of its leaf's SubjectPublicKeyInfo, as `trust` takes it.
+///
+/// # Errors
+///
+/// Returns what is wrong with the file.
+pub fn pin(path: &Path) -> Result<String, ConfigError> {
+    let place = Place::nowhere();
+    // It is shown, and trusted by whoever writes it down.
+    let pem = file::read(path, FILE_MAX);
+    let pem = pem
+        .map_err(|error| place.error(format_args!("{} cannot be read: {error}", path.display())))?;
+    let certificates = pem_certificates(&place, path, &pem)?;
+    let leaf = parse(&place, path, &certificates[0])?;
+    Ok(format!(
+        "sha256:{}",
+        crate::digest::sha256(leaf.public_key().raw)
+    ))
+}
+
+/// All PEM sections of one kind. Others are passed over only if they are among `besides`: what is
+/// in a file and has no effect is a mistake.
+fn sections(
+    place: &Place,
+    path: &Path,
+    text: &[u8],
+    wanted: Kind,
+    besides: &[Kind],
+) -> Result<Vec<Section>, ConfigError> {
+    let sections = pem::sections(text).map_err(|problem| {
+        place.error(format_args!(
+            "{} is damaged: {problem}; copy it again, whole",
+            path.display()
+        ))
+    })?;
+    let is_strange =
+        |section: &&Section| section.kind != wanted && !besides.contains(&section.kind);
+    if let Some(strange) = sections.iter().find(is_strange) {
+        return Err(place.error(format_args!(
+            "{} has a section `{}` in line {}, which would have no effect here; take it out, and \
+             name it where it belongs",
+            path.display(),
+            strange.label.escape_debug(),
+            strange.line
+        )));
+    }
+    let wanted = sections
+        .into_iter()
+        .filter(|section| section.kind == wanted);
+    Ok(wanted.collect())
+}
+
+/// At least one certificate.
+fn pem_certificates(
+    place: &Place,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let besides = [Kind::Key, Kind::Companion];
+    let certificates = sections(place, path, pem, Kind::Certificate, &besides)?;
+    if certificates.is_empty() {
+        return Err(place.error(format_args!(
+            "{} holds no certificate; it must be PEM, beginning with `-----BEGIN CERTIFICATE-----`",
+            path.display()
+        )));
+    }
+    let certificates = certificates.into_iter();
+    Ok(certificates.map(|section| section.content.into()).collect())
+}
+
+fn parse<'a>(
+    place: &Place,
+    path: &Path,
+    certificate: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, ConfigError> {
+    let parsed = X509Certificate::from_der(certificate);
+    let (_, parsed) = parsed.map_err(|error| {
+        place.error(format_args!(
+            "a certificate in {} cannot be parsed: {error}",
+            path.display()
+        ))
+    })?;
+    Ok(parsed)
+}
+
+/// Reads a file that says whom to trust.
+fn read(place: &Place, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    read_kept(place, path, Keeper::Nobody).map(|(content, _)| content)
+}
+
+fn read_kept(
+    place: &Place,
+    path: &Path,
+    keeper: Keeper,
+) -> Result<(Vec<u8>, Metadata), ConfigError> {
+    file::read_kept(path, FILE_MAX, keeper).map_err(|error| match error {
+        ReadError::Io(error) => place.error(format_args!(
+            "{} cannot be read: {error}; is the path right, and may the user {} read it?{}",
+            path.display(),
+            geteuid().as_raw(),
+            hint(path)
+        )),
+        ReadError::Exposed(exposed) => place.error(exposed),
+    })
+}
+
+/// A word that looks like Cloudflare's own CA is taken for a path unless it is spelt exactly.
+fn hint(path: &Path) -> &'static str {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name {
+        Some(name) if name.eq_ignore_ascii_case("cloudflare") => {
+            " Cloudflare's shared CA is written \"cloudflare\"."
+        }
+        Some(_) | None => "",
+    }
+}
+
+/// Cloudflare's origin-pull CA, valid until 2029-11-01.
+///
+/// <https://developers.cloudflare.com/ssl/static/authenticated_origin_pull_ca.pem>, SHA-256
+/// fingerprint 9A:1A:C2:B4:BE:15:F9:F2:7E:EE:20:A7:34:CB:A4:E9:89:8F:61:00:1B:3B:D7:C8:4B:69:B5:6A:\
+/// 3E:25:A2:B9.
+const CLOUDFLARE_CA: &[u8] = include_bytes!("../../../baseline/authenticated_origin_pull_ca.pem");
+/// The group that the package makes for the gate alone.
+pub(in crate::gate) const GATE_GROUP: &str = "pullgate-gate";
+/// systemd.exec(5), `ProtectHome=`.
+const HIDDEN: [&str; 3] = ["/home", "/root", "/run/user"];
+/// How all groups look that a user namespace does not know: user_namespaces(7), overflowgid.
+const NO_GROUP: u32 = 65534;
+/// Bytes that are read of a PEM file; a list of revoked certificates may be long.
+const FILE_MAX: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_origin_pull_ca_is_the_published_one() {
+        let der = CertificateDer::from(pem::sections(CLOUDFLARE_CA).unwrap().remove(0).content);
+
+        assert_eq!(
+            crate::digest::sha256(&der),
+            "9a1ac2b4be15f9f27eee20a734cba4e9898f61001b3bd7c84b69b56a3e25a2b9"
+        );
+        let authority = shared_authority(None::<&Located<&Path>>).unwrap();
+        assert_eq!(authority.certificate, der);
+    }
+}

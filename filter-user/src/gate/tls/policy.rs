@@ -1,0 +1,574 @@
+//! The policies: a server name in, the [`Policy`] of that host out.
+//!
+//! Each policy has its own rustls configuration, so its own session store and ticket key: what a
+//! client was granted by one host can not be offered to another (CVE-2025-23419, CVE-2025-23048).
+//! Both are made anew whenever the host's [`Terms`] change: older sessions are then worth nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Display, Formatter};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::pki_types::ServerName;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, ServerConfig,
+    ServerConnection, ServerSessionMemoryCache, StoresServerSessions,
+};
+use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
+use x509_parser::prelude::X509Certificate;
+
+use super::credentials::{self, Authority, Certified};
+use super::peer::{PeerVerifier, VerifiedPeer};
+use super::revocation::{Crl, Revocation, may_sign_lists, newest};
+use super::sessions::Unexpired;
+use super::trust::{Anchor, Seen, Trusted};
+use crate::config::{
+    ClientAuth, ConfigError, Host, MinTls, Name, OnTrustChange, Resumption, Trust,
+};
+use crate::digest::sha256_of_parts;
+use crate::gate::ending::Ending;
+use crate::gate::refusal::Refusal;
+use crate::gate::upstream::{Dialer, Encryption};
+
+/// All policies, by server name.
+#[derive(Default)]
+pub struct Policies {
+    all: Vec<Arc<Policy>>,
+    by_name: HashMap<Name, usize>,
+    default: Option<usize>,
+    /// Names of hosts that have none, for a file of theirs cannot be used.
+    broken: HashSet<Name>,
+}
+
+impl Policies {
+    pub(in crate::gate) fn new(policies: Vec<Arc<Policy>>, broken: HashSet<Name>) -> Self {
+        let mut by_name = HashMap::new();
+        for (index, policy) in policies.iter().enumerate() {
+            for name in &policy.names {
+                by_name.insert(name.clone(), index);
+            }
+        }
+        Self {
+            by_name,
+            default: policies.iter().position(|policy| policy.is_default),
+            all: policies,
+            broken,
+        }
+    }
+
+    /// The policy for the name in a ClientHello: the exact name's, else the wildcard's that covers
+    /// it, else that of the host which was named the default. Else there is none: a name that is
+    /// not served is shown no certificate.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Refusal::NoServerName`], [`Refusal::UnknownServerName`] or
+    /// [`Refusal::HostUnavailable`].
+    pub fn find(&self, server_name: Option<&str>) -> Result<&Arc<Policy>, Refusal> {
+        let names = server_name.map(|name| {
+            let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+            let parent = name.split_once('.').map(|(_, parent)| parent.to_owned());
+            let wildcard = parent.map(Name::Wildcard);
+            [Some(Name::Exact(name)), wildcard].into_iter().flatten()
+        });
+        let mut found = None;
+        for name in names.into_iter().flatten() {
+            // The closest name decides, also that of a host which cannot be served.
+            if self.broken.contains(&name) {
+                return Err(Refusal::HostUnavailable);
+            }
+            found = found.or_else(|| self.by_name.get(&name).copied());
+            if found.is_some() {
+                break;
+            }
+        }
+        let found = found.or(self.default);
+        let refusal = match server_name {
+            Some(_) => Refusal::UnknownServerName,
+            None => Refusal::NoServerName,
+        };
+        found.and_then(|index| self.all.get(index)).ok_or(refusal)
+    }
+
+    /// Every policy, in the configuration's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.all.iter()
+    }
+
+    /// The policy of the host that stands under this word in the metrics.
+    pub(in crate::gate) fn labelled(&self, label: &str) -> Option<&Arc<Policy>> {
+        self.all.iter().find(|policy| policy.label == label)
+    }
+}
+
+/// What one host, or several under one `[[gate.host]]`, demands and where it leads.
+pub struct Policy {
+    label: String,
+    names: Vec<Name>,
+    is_default: bool,
+    tls: Arc<ServerConfig>,
+    verifier: Arc<PeerVerifier>,
+    clock: Arc<dyn TimeProvider>,
+    dialer: Dialer,
+    terms: Terms,
+    pub(in crate::gate) max_connections: u64,
+    /// How many there are, those from before a reload among them.
+    pub(in crate::gate) connections: Arc<AtomicU64>,
+    pub(in crate::gate) on_trust_change: OnTrustChange,
+    pub(in crate::gate) client_auth: ClientAuth,
+    pub(in crate::gate) facts: Facts,
+}
+
+/// What lints and metrics tell of a policy's files.
+pub(in crate::gate) struct Facts {
+    /// When the first of its certificates expires, seconds since the UNIX epoch.
+    pub(in crate::gate) certificate_expires: i64,
+    /// When the first of its CAs expires; of none, if it goes by pins alone.
+    pub(in crate::gate) authority_expires: Option<i64>,
+    /// When the last of its CAs expires, if there is no pin besides: nobody gets in from then on.
+    pub(in crate::gate) trust_ends: Option<i64>,
+    /// When that of its revocation lists was made that expires first, and when it does.
+    pub(in crate::gate) crl_valid: Option<(i64, i64)>,
+    /// The names that its certificates are for.
+    pub(in crate::gate) certificate_names: Vec<String>,
+    /// What was read from which file.
+    pub(in crate::gate) contents: Vec<FileContent>,
+    /// Whether Cloudflare's shared CA is trusted, under whatever name.
+    trusts_shared: bool,
+}
+
+/// How many of what was read from a file.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct FileContent {
+    path: PathBuf,
+    count: usize,
+    what: &'static str,
+}
+
+impl Display for FileContent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { path, count, what } = self;
+        let plural = if *count == 1 { "" } else { "s" };
+        write!(f, "{}: {count} {what}{plural}", path.display())
+    }
+}
+
+/// What holds as long as a host's terms are the same, and no longer.
+#[derive(Clone)]
+struct Terms {
+    /// Digest of everything that decides who is let in.
+    digest: [u8; 32],
+    tickets: Option<Arc<dyn ProducesTickets>>,
+    sessions: Arc<dyn StoresServerSessions>,
+    /// Where its live connections are told to end.
+    ending: Arc<Ending>,
+}
+
+/// What policies are built with.
+pub(in crate::gate) struct Workshop {
+    pub(in crate::gate) provider: Arc<CryptoProvider>,
+    pub(in crate::gate) clock: Arc<dyn TimeProvider>,
+    /// Cloudflare's CA.
+    pub(in crate::gate) shared: Authority,
+}
+
+impl Policy {
+    /// Reads the host's files and builds its TLS configuration; `before` is what holds of the same
+    /// host until then.
+    pub(in crate::gate) fn load(
+        host: &Host,
+        workshop: &Workshop,
+        before: Option<&Self>,
+    ) -> Result<Self, ConfigError> {
+        let blame = |problem: TlsError| host.place().error(problem);
+        let certified = host.certificates.iter();
+        let certified = certified
+            .map(|pair| credentials::certified(pair, &workshop.provider))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut authorities = Vec::new();
+        for trust in &host.trust {
+            authorities.extend(credentials::authorities(trust, &workshop.shared)?);
+        }
+        let parsed = authorities.iter().map(Authority::parsed);
+        let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+        let lists = load_crls(host, &authorities, &parsed)?;
+        let contents = contents(host, &certified, &authorities, &lists);
+        let crls: Vec<_> = lists.into_iter().flatten().collect();
+
+        let terms = Terms::new(host, &authorities, &crls, before).map_err(blame)?;
+        let facts = Facts::new(host, &certified, &authorities, &crls, contents, workshop);
+        let trusted = trusted(host, workshop, (&authorities, &parsed), &crls)?;
+        let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
+        let builder = ServerConfig::builder_with_details(
+            Arc::clone(&workshop.provider),
+            Arc::clone(&workshop.clock),
+        );
+        let mut tls = builder
+            .with_protocol_versions(versions(host.min_tls))
+            .map_err(blame)?
+            .with_client_cert_verifier(Arc::clone(&verifier) as _)
+            .with_cert_resolver(Arc::new(Shown(
+                certified
+                    .into_iter()
+                    .map(|certified| certified.key)
+                    .collect(),
+            )));
+        tls.alpn_protocols = host.alpn.iter().map(|name| name.clone().into()).collect();
+        tls.session_storage = Unexpired::new(&terms.sessions, &workshop.clock);
+        match &terms.tickets {
+            Some(tickets) => {
+                tls.ticketer = Unexpired::new(tickets, &workshop.clock);
+                tls.send_tls13_tickets = TICKETS;
+            }
+            None => tls.send_tls13_tickets = 0,
+        }
+
+        Ok(Self {
+            label: host.label(),
+            names: host.names.iter().map(|name| name.value.clone()).collect(),
+            is_default: host.is_default,
+            tls: Arc::new(tls),
+            verifier,
+            clock: Arc::clone(&workshop.clock),
+            dialer: dialer(host, workshop)?,
+            terms,
+            max_connections: host.max_connections.map_or(u64::MAX, |max| max as u64),
+            connections: before.map_or_else(Arc::default, |same| Arc::clone(&same.connections)),
+            on_trust_change: host.on_trust_change,
+            client_auth: host.client_auth,
+            facts,
+        })
+    }
+
+    /// The host's first name, which stands for the policy in metrics and logs.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Whether it refuses those whom it does not trust.
+    #[must_use]
+    pub fn enforces(&self) -> bool {
+        self.client_auth == ClientAuth::Enforce
+    }
+
+    /// Whether who gets in has a certificate that only the operator's account presents.
+    #[must_use]
+    pub fn proves_account(&self) -> bool {
+        self.enforces() && !self.facts.trusts_shared
+    }
+
+    pub(in crate::gate) fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    pub(in crate::gate) fn tls(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.tls)
+    }
+
+    /// Protocols that are offered by ALPN.
+    pub(in crate::gate) fn offers(&self, protocol: &[u8]) -> bool {
+        self.tls
+            .alpn_protocols
+            .iter()
+            .any(|offered| offered == protocol)
+    }
+
+    /// Offers HTTP/2 to nobody, for its upstream is not known to speak it.
+    pub(in crate::gate) fn withhold_h2(&mut self) {
+        let mut tls = ServerConfig::clone(&self.tls);
+        tls.alpn_protocols.retain(|protocol| protocol != b"h2");
+        self.tls = Arc::new(tls);
+    }
+
+    /// Whether sessions and connections of one are worth as much at the other.
+    pub(in crate::gate) fn has_terms_of(&self, other: &Self) -> bool {
+        self.terms.digest == other.terms.digest
+    }
+
+    /// Where its live connections are told what concerns them all.
+    pub(in crate::gate) fn ending(&self) -> &Arc<Ending> {
+        &self.terms.ending
+    }
+
+    /// Takes the peer of a finished handshake as verified, or refuses it.
+    pub(in crate::gate) fn verified_peer(
+        &self,
+        connection: &ServerConnection,
+    ) -> Result<VerifiedPeer, Refusal> {
+        // Without a clock nothing can be said of any certificate.
+        let now = self.clock.current_time().ok_or(Refusal::BadCertificate)?;
+        self.verifier.verified_peer(connection, now)
+    }
+}
+
+impl Facts {
+    fn new(
+        host: &Host,
+        certified: &[Certified],
+        authorities: &[Authority],
+        crls: &[Arc<Crl>],
+        contents: Vec<FileContent>,
+        workshop: &Workshop,
+    ) -> Self {
+        let certificates = certified.iter().map(|certified| certified.not_after);
+        let names = certified
+            .iter()
+            .flat_map(|certified| certified.names.clone());
+        Self {
+            certificate_expires: certificates.min().unwrap_or(i64::MAX),
+            authority_expires: authorities.iter().map(|ca| ca.validity.not_after).min(),
+            trust_ends: authorities
+                .iter()
+                .map(|ca| ca.validity.not_after)
+                .max()
+                .filter(|_| !has_pins(host)),
+            crl_valid: newest(crls.iter())
+                .iter()
+                .map(|crl| (crl.this_update, crl.next_update))
+                .min_by_key(|(_, next_update)| *next_update),
+            certificate_names: names.collect(),
+            contents,
+            trusts_shared: authorities
+                .iter()
+                .any(|ca| ca.certificate == workshop.shared.certificate),
+        }
+    }
+}
+
+impl Terms {
+    /// The terms of before, if nothing has changed of what they depend on.
+    fn new(
+        host: &Host,
+        authorities: &[Authority],
+        crls: &[Arc<Crl>],
+        before: Option<&Policy>,
+    ) -> Result<Self, TlsError> {
+        let Host {
+            names: _,
+            is_default: _,
+            certificates: _,
+            trust,
+            client_auth,
+            crls: _,
+            crl_expired,
+            min_tls,
+            max_depth,
+            require_client_eku,
+            resumption,
+            on_trust_change: _,
+            alpn: _,
+            upstream: _,
+            proxy_protocol: _,
+            proxy_tlvs: _,
+            max_connections: _,
+        } = host;
+        let words = (
+            client_auth,
+            crl_expired,
+            min_tls,
+            max_depth,
+            require_client_eku,
+            resumption,
+        );
+        let words = format!("{words:?}");
+        let authorities = authorities.iter().map(|ca| ca.certificate.as_ref());
+        let pins = trust.iter().filter_map(|trust| match &trust.value {
+            Trust::Pin(pin) => Some(pin.as_slice()),
+            Trust::Cloudflare | Trust::CaFile(_) => None,
+        });
+        let crls = crls.iter().map(|crl| crl.der.as_ref());
+        let parts = authorities.chain(pins).chain(crls);
+        let digest = sha256_of_parts(parts.chain([words.as_bytes()]));
+
+        match before {
+            Some(before) if before.terms.digest == digest => Ok(before.terms.clone()),
+            Some(_) | None => Ok(Self {
+                digest,
+                tickets: match resumption {
+                    Resumption::Verified => Some(Ticketer::new()?),
+                    Resumption::Off => None,
+                },
+                sessions: match resumption {
+                    Resumption::Verified => ServerSessionMemoryCache::new(SESSIONS),
+                    Resumption::Off => Arc::new(NoServerSessionStorage {}),
+                },
+                ending: Arc::default(),
+            }),
+        }
+    }
+}
+
+fn has_pins(host: &Host) -> bool {
+    let mut trust = host.trust.iter();
+    trust.any(|trust| matches!(trust.value, Trust::Pin(_)))
+}
+
+/// What was read from each of a host's files.
+fn contents(
+    host: &Host,
+    certified: &[Certified],
+    authorities: &[Authority],
+    lists: &[Vec<Arc<Crl>>],
+) -> Vec<FileContent> {
+    let content = |path: &Path, count, what| FileContent {
+        path: path.to_owned(),
+        count,
+        what,
+    };
+    let mut contents = Vec::new();
+    for (pair, certified) in host.certificates.iter().zip(certified) {
+        let chain = certified.key.cert.len();
+        contents.push(content(&pair.certificate.value, chain, "certificate"));
+        contents.push(content(&pair.key.value, 1, "key"));
+    }
+    for trust in &host.trust {
+        if let Trust::CaFile(path) = &trust.value {
+            let label = path.display().to_string();
+            let count = authorities.iter().filter(|ca| ca.label == label).count();
+            contents.push(content(path, count, "CA"));
+        }
+    }
+    for (file, lists) in host.crls.iter().zip(lists) {
+        contents.push(content(&file.value, lists.len(), "revocation list"));
+    }
+    contents
+}
+
+/// The lists of each of the host's files; each has an effect.
+fn load_crls(
+    host: &Host,
+    authorities: &[Authority],
+    parsed: &[X509Certificate<'_>],
+) -> Result<Vec<Vec<Arc<Crl>>>, ConfigError> {
+    let mut all = Vec::new();
+    let mut are_useful = has_pins(host);
+    for file in &host.crls {
+        let lists = credentials::crls(file)?;
+        for crl in &lists {
+            let mut signers = parsed.iter().filter(|ca| crl.is_of(ca)).peekable();
+            let is_signed = signers.peek().is_some();
+            if !is_signed && authorities.iter().any(|ca| crl.bears(&ca.subject)) {
+                return Err(file.place.error(format_args!(
+                    "{} bears the name of a CA in `trust` and is not signed by it; fetch it again \
+                     from the CA itself",
+                    file.value.display()
+                )));
+            }
+            if is_signed && !signers.any(|ca| may_sign_lists(ca)) {
+                return Err(file.place.error(format_args!(
+                    "{} is signed by a CA in `trust` whose key usage does not allow it to sign \
+                     lists (no cRLSign), so that each of its clients would be refused; have the CA \
+                     certificate issued again with cRLSign",
+                    file.value.display()
+                )));
+            }
+            are_useful |= is_signed;
+        }
+        all.push(lists);
+    }
+    if let (Some(first), false) = (host.crls.first(), are_useful) {
+        return Err(first.place.error(format_args!(
+            "{} is of no CA in `trust`, so it would be without effect; name the list of the CA \
+             that signs your client certificates",
+            first.value.display()
+        )));
+    }
+    Ok(all)
+}
+
+fn trusted(
+    host: &Host,
+    workshop: &Workshop,
+    (authorities, parsed): (&[Authority], &[X509Certificate<'_>]),
+    crls: &[Arc<Crl>],
+) -> Result<Trusted, ConfigError> {
+    let revocation = Revocation::new(crls.to_vec(), host.crl_expired);
+    let anchor = |authority: &Authority, is_revoked| {
+        Anchor::new(authority, is_revoked).map_err(|error| {
+            host.place().error(format_args!(
+                "the CA {} cannot be used: {error}",
+                authority.label
+            ))
+        })
+    };
+    let anchors = authorities
+        .iter()
+        .zip(parsed)
+        .map(|(authority, certificate)| {
+            anchor(authority, revocation.revokes_authority(certificate, parsed))
+        });
+    let pins = host.trust.iter().filter_map(|trust| match trust.value {
+        Trust::Pin(pin) => Some(pin),
+        Trust::Cloudflare | Trust::CaFile(_) => None,
+    });
+    Ok(Trusted {
+        anchors: anchors.collect::<Result<_, _>>()?,
+        pins: pins.collect(),
+        max_depth: host.max_depth,
+        require_eku: host.require_client_eku,
+        shared: anchor(&workshop.shared, false)?,
+        revocation,
+        algorithms: workshop.provider.signature_verification_algorithms,
+        seen: Seen::default(),
+    })
+}
+
+fn dialer(host: &Host, workshop: &Workshop) -> Result<Dialer, ConfigError> {
+    let place = &host.upstream.place;
+    let upstream = host.upstream.value.clone();
+    let encryption = upstream.tls.as_ref().map(|tls| {
+        let place = place.of("gate.host.upstream_tls");
+        let roots = credentials::roots(&tls.ca_file)?;
+        let name = ServerName::try_from(tls.name.clone());
+        let name = name.map_err(|error| place.error(error))?;
+        let builder = ClientConfig::builder_with_details(
+            Arc::clone(&workshop.provider),
+            Arc::clone(&workshop.clock),
+        );
+        let config = builder
+            .with_safe_default_protocol_versions()
+            .map_err(|error| place.error(error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Encryption { name, config })
+    });
+    Ok(Dialer {
+        proxy_protocol: host.proxy_protocol,
+        proxy_tlvs: host.proxy_tlvs,
+        encryption: encryption.transpose()?,
+        upstream,
+    })
+}
+
+fn versions(min: MinTls) -> &'static [&'static SupportedProtocolVersion] {
+    match min {
+        MinTls::Tls12 => &SINCE_TLS12,
+        MinTls::Tls13 => &SINCE_TLS12[..1],
+    }
+}
+
+/// The certificates of a host; the first whose key can sign for the client is shown.
+#[derive(Debug)]
+struct Shown(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let schemes = hello.signature_schemes();
+        let suits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        let suitable = self.0.iter().find(suits);
+        suitable.or_else(|| self.0.first()).map(Arc::clone)
+    }
+}
+
+static SINCE_TLS12: [&SupportedProtocolVersion; 2] =
+    [&rustls::version::TLS13, &rustls::version::TLS12];
+/// Sessions of TLS 1.2 that are kept for clients that take no tickets.
+const SESSIONS: usize = 1024;
+/// Tickets per full handshake of TLS 1.3: a client that needs more is given one at each.
+const TICKETS: usize = 1;

@@ -1,0 +1,10 @@
+//! The machine: everything about it that is neither XDP nor TLS.
+
+pub mod accounts;
+pub mod file;
+pub mod kernel;
+pub mod netlink;
+pub mod sandbox;
+pub mod socket;
+pub mod systemd;
+pub mod uplinks;

@@ -1,0 +1,78 @@
+//! What a process may reach once it is confined.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use rustix::thread::CapabilitySet;
+
+use crate::role::Role;
+
+/// What a process may reach.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// What it does.
+    pub roles: Vec<Role>,
+    /// Files and directories to read.
+    pub read: BTreeSet<PathBuf>,
+    /// Directories to write.
+    pub write: BTreeSet<PathBuf>,
+    /// TCP ports to listen on.
+    pub bind: BTreeSet<u16>,
+    /// TCP ports to connect to.
+    pub connect: Ports,
+    /// Whether UNIX sockets without a file may be connected to.
+    pub abstract_sockets: bool,
+}
+
+/// TCP ports.
+#[derive(Clone, Debug)]
+pub enum Ports {
+    /// These.
+    These(BTreeSet<u16>),
+    /// The environment says which.
+    Any,
+}
+
+impl Reach {
+    /// The same, with UNIX sockets that have no file: a service manager may listen at one.
+    #[must_use]
+    pub fn with_abstract_sockets(self, abstract_sockets: bool) -> Self {
+        Self {
+            abstract_sockets,
+            ..self
+        }
+    }
+
+    pub(super) fn has(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
+    /// What the other has within reach, and this one does not.
+    pub(super) fn lacks(&self, wanted: &Self) -> Vec<String> {
+        let is_within = |path: &PathBuf| {
+            let mut all = self.read.iter().chain(&self.write);
+            all.any(|known| path.starts_with(known))
+        };
+        let paths = wanted.read.iter().filter(|path| !is_within(path));
+        let mut lacking: Vec<_> = paths.map(|path| path.display().to_string()).collect();
+        match (&self.connect, &wanted.connect) {
+            (Ports::These(known), Ports::These(wanted)) => {
+                let ports = wanted.difference(known);
+                lacking.extend(ports.map(|port| format!("TCP port {port}")));
+            }
+            (Ports::These(_), Ports::Any) => lacking.push("the environment's proxy".to_owned()),
+            (Ports::Any, _) => {}
+        }
+        lacking
+    }
+}
+
+/// The capabilities that roles need.
+pub(super) fn capabilities(roles: &[Role]) -> CapabilitySet {
+    let needed = roles.iter().map(|role| match role {
+        Role::Filter => CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON,
+        Role::Ranges => CapabilitySet::empty(),
+        Role::Gate => CapabilitySet::NET_BIND_SERVICE,
+    });
+    needed.fold(CapabilitySet::empty(), CapabilitySet::union)
+}

@@ -1,0 +1,133 @@
+//! What roles need to reach, by their configuration. Pure but for links, which are followed.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, Gate, Location, Proxy, Ranges, Target};
+use crate::host::file;
+use crate::host::sandbox::{Ports, Reach};
+use crate::role::Role;
+
+/// What these roles need, with the configuration in `file`.
+#[must_use]
+pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Reach {
+    let mut reach = Reach {
+        roles: roles.to_vec(),
+        read: SYSTEM.iter().map(PathBuf::from).collect(),
+        write: BTreeSet::new(),
+        bind: BTreeSet::new(),
+        connect: Ports::These(BTreeSet::new()),
+        abstract_sockets: false,
+    };
+    reads(&mut reach, file);
+    reads(&mut reach, &config.paths.snapshot());
+    for role in roles {
+        writes(&mut reach, &config.paths.home(*role));
+        match config.metrics.get(role).map(|target| &target.value) {
+            Some(Target::Tcp(address)) => {
+                reach.bind.insert(address.port());
+            }
+            Some(Target::Unix(path)) => {
+                reach
+                    .write
+                    .extend(path.parent().and_then(|path| path.canonicalize().ok()));
+            }
+            None => {}
+        }
+        match (role, &config.gate) {
+            (Role::Filter, _) => {
+                writes(&mut reach, &config.paths.bpf);
+                // Not where it would be, if it could not be made.
+                reach.write.extend(config.paths.filter.canonicalize());
+            }
+            (Role::Ranges, _) => fetches(&mut reach, config, &config.ranges),
+            (Role::Gate, Some(gate)) => relays(&mut reach, gate),
+            (Role::Gate, None) => {}
+        }
+    }
+    reach
+}
+
+fn fetches(reach: &mut Reach, config: &Config, ranges: &Ranges) {
+    writes(reach, &config.paths.state);
+    reach.read.extend(RESOLVER.iter().map(PathBuf::from));
+    // Its like are replaced whenever the network changes, so their directories count.
+    reads(reach, Path::new("/etc/resolv.conf"));
+    let mut ports = BTreeSet::from([DNS, HTTPS]);
+    for way in ranges.sources.iter().flat_map(|source| &source.value.ways) {
+        match &way.place {
+            Location::File(path) => reads(reach, path),
+            Location::Web { urls, ca_file } => {
+                ports.extend(urls.iter().filter_map(url::Url::port_or_known_default));
+                if let Some(path) = ca_file {
+                    reads(reach, path);
+                }
+            }
+        }
+    }
+    match &ranges.proxy {
+        Proxy::None => {}
+        Proxy::Environment => reach.connect = Ports::Any,
+        Proxy::Url(url) => ports.extend(url.port_or_known_default()),
+    }
+    connects(reach, ports);
+}
+
+fn relays(reach: &mut Reach, gate: &Gate) {
+    for path in gate.files() {
+        reads(reach, &path);
+    }
+    reach.bind.extend(gate.listen.iter().map(SocketAddr::port));
+    let ports = gate
+        .hosts
+        .iter()
+        .filter_map(|host| match &host.upstream.value.target {
+            Target::Tcp(address) => Some(address.port()),
+            Target::Unix(_) => None,
+        });
+    connects(reach, ports.collect());
+}
+
+/// A file, whatever is put in its place: its directory, and where links lead by now.
+fn reads(reach: &mut Reach, path: &Path) {
+    for name in file::names(path) {
+        reach.read.extend(file::directory(&name).canonicalize());
+    }
+}
+
+/// A directory of ours, or where it will be.
+fn writes(reach: &mut Reach, directory: &Path) {
+    let existing = directory.ancestors().find(|path| path.exists());
+    reach
+        .write
+        .extend(existing.and_then(|path| path.canonicalize().ok()));
+}
+
+fn connects(reach: &mut Reach, more: BTreeSet<u16>) {
+    if let Ports::These(ports) = &mut reach.connect {
+        ports.extend(more);
+    }
+}
+
+/// What every process looks at: itself, how many cores it may use, and who may read a key.
+const SYSTEM: [&str; 5] = [
+    "/etc/group",
+    "/proc/self",
+    "/proc/sys",
+    "/sys/fs/cgroup",
+    "/sys/devices/system/cpu",
+];
+/// Names and authorities, besides /etc: the libraries that nsswitch.conf(5) names, and where
+/// distributions keep their roots.
+const RESOLVER: [&str; 6] = [
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+];
+const DNS: u16 = 53;
+/// Where every list is that one does not keep oneself.
+const HTTPS: u16 = 443;

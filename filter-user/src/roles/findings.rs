@@ -1,0 +1,269 @@
+//! What is in order and could be better, of a configuration on this host; for one role or another.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::config::{Config, Filter, Interfaces, Mode};
+use crate::control::protocol::Admits;
+use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
+use crate::ranges::guard::Documentation;
+use crate::role::Role;
+use crate::web::{self, Demand, Issuers};
+
+/// What any of the roles has to say, each thing once, before it runs.
+pub(crate) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
+    let filter = config
+        .filter
+        .iter()
+        .filter(|_| roles.contains(&Role::Filter));
+    let mut all: Vec<_> = filter.flat_map(of_start).collect();
+    for weakness in roles.iter().flat_map(|role| weaknesses(config, *role)) {
+        if !all.contains(&weakness) {
+            all.push(weakness);
+        }
+    }
+    all
+}
+
+/// What a role has to say.
+pub(crate) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
+    let mut weaknesses = Vec::new();
+    if config.ranges.limits.documentation == Documentation::Accept {
+        weaknesses.push("documentation ranges are accepted (a test bed)".to_owned());
+    }
+    if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.filter) {
+        weaknesses.extend(unprotected_ports(config, filter));
+    }
+    if let (Role::Filter, Some(filter)) = (role, &config.filter) {
+        weaknesses.extend(strange_destinations(filter));
+        weaknesses.extend(open_udp_ports(filter));
+        weaknesses.extend(open_tcp_ports(config, filter));
+        weaknesses.extend(unseen_packets(filter));
+    }
+    weaknesses
+}
+
+/// Ports of the gate that the filter lets everybody reach.
+fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
+    let listen = config.gate.iter().flat_map(|gate| &gate.listen);
+    let mut ports: BTreeSet<_> = listen.map(SocketAddr::port).collect();
+    ports.retain(|port| !filter.ports.contains(port));
+    let tell = |port| {
+        format!(
+            "the gate listens on port {port}, which is not in `filter.ports`: whoever finds it \
+             reaches the gate; add it"
+        )
+    };
+    ports.into_iter().map(tell).collect()
+}
+
+/// What a filter that runs reports more precisely.
+fn of_start(filter: &Filter) -> Option<String> {
+    (filter.mode == Mode::Monitor).then(|| MONITOR.to_owned())
+}
+
+/// What a check finds that a start would not know: a filter that remembers uplinks needs no route.
+pub(crate) fn of_check(filter: &Filter) -> Option<String> {
+    let is_auto = matches!(filter.interfaces, Interfaces::Auto);
+    let has_none = || netlink::uplinks().is_ok_and(|uplinks| uplinks == Uplinks::default());
+    (is_auto && has_none()).then(|| NO_INTERFACE.to_owned())
+}
+
+/// Destinations that packets to this host do not have: nothing is dropped by them.
+fn strange_destinations(filter: &Filter) -> Vec<String> {
+    if filter.destinations.is_empty() {
+        return Vec::new();
+    }
+    // A kernel that does not tell is no reason to warn.
+    let Ok(addresses) = netlink::addresses() else {
+        return Vec::new();
+    };
+    let destinations = filter.destinations.iter();
+    let strange = destinations.filter(|destination| !addresses.contains(destination));
+    let tell = |destination| {
+        format!(
+            "{destination} in `filter.destinations` is no address of this host's interfaces: does \
+             traffic come for it?"
+        )
+    };
+    strange.map(tell).collect()
+}
+
+/// Protected ports at which somebody answers UDP, so strangers too: HTTP/3.
+fn open_udp_ports(filter: &Filter) -> Vec<String> {
+    // A kernel that does not tell is no reason to warn.
+    let listening = netlink::udp_listeners().unwrap_or_default();
+    let reachable = listening.iter().filter(|address| {
+        let address = address.ip().to_canonical();
+        let destinations = &filter.destinations;
+        let is_protected = destinations.is_empty() || destinations.contains(&address);
+        !address.is_loopback() && (address.is_unspecified() || is_protected)
+    });
+    let mut ports: BTreeSet<_> = reachable.map(SocketAddr::port).collect();
+    ports.retain(|port| filter.ports.contains(port) && !filter.udp_ports.contains(port));
+    let tell = |port| {
+        format!(
+            "a program answers UDP on port {port} (HTTP/3?), which is not in `filter.udp_ports`: \
+             whoever finds it reaches that; Cloudflare comes by TCP: switch it off, or add the port"
+        )
+    };
+    ports.into_iter().map(tell).collect()
+}
+
+/// Ports that Cloudflare proxies, at which a program answers strangers: they are as good a way
+/// around Cloudflare as the protected ones.
+fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<String> {
+    let of_gate = config.gate.iter().flat_map(|gate| &gate.listen);
+    let of_gate: BTreeSet<_> = of_gate.map(SocketAddr::port).collect();
+    let open = reachable(filter).into_iter().filter(|address| {
+        let port = address.port();
+        let is_known = filter.ports.contains(&port) || of_gate.contains(&port);
+        PROXIED_PORTS.contains(&port) && !is_known
+    });
+    let ports: BTreeSet<_> = open.map(|address| address.port()).collect();
+    let sentence = |port| {
+        format!(
+            "a program answers strangers on port {port}, which Cloudflare proxies and \
+             `filter.ports` does not name: if it is the web server, they get around Cloudflare \
+             there; add it, or let it listen on loopback only"
+        )
+    };
+    ports.into_iter().map(sentence).collect()
+}
+
+/// The TCP listeners that packets from outside reach.
+fn reachable(filter: &Filter) -> Vec<SocketAddr> {
+    // A kernel that does not answer is no reason to warn.
+    let mut listening = netlink::listeners().unwrap_or_default();
+    listening.retain(|address| {
+        let address = address.ip().to_canonical();
+        let destinations = &filter.destinations;
+        let is_protected = destinations.is_empty() || destinations.contains(&address);
+        !address.is_loopback() && (address.is_unspecified() || is_protected)
+    });
+    listening
+}
+
+/// What the web servers on the protected ports demand of a client, where no gate does: each is
+/// asked.
+pub(crate) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
+    let mut listening = reachable(filter);
+    listening.retain(|address| filter.ports.contains(&address.port()));
+    listening.sort_unstable();
+    listening.dedup();
+    let mut admits = match listening.is_empty() {
+        true => Admits::Unknown,
+        false => Admits::DefaultSite,
+    };
+    let mut warnings = BTreeSet::new();
+    for address in listening {
+        let port = address.port();
+        let (found, what) = match web::demand(inside(address)) {
+            Demand::Certificate(Issuers::Others) => continue,
+            Demand::Certificate(Issuers::Shared) => (
+                Admits::Cloudflare,
+                "demands a certificate of Cloudflare's shared CA, which every customer has"
+                    .to_owned(),
+            ),
+            Demand::Certificate(Issuers::Unsaid) => (
+                Admits::Unknown,
+                "demands a certificate and does not say of which CA".to_owned(),
+            ),
+            Demand::Nothing(status) => {
+                let answer = status.map_or_else(String::new, |status| format!(" ({status})"));
+                let text = format!("serves clients without a certificate{answer}");
+                (Admits::Cloudflare, text)
+            }
+            Demand::NoTls => (
+                Admits::Cloudflare,
+                "speaks no TLS, so it demands no client certificate".to_owned(),
+            ),
+            Demand::Unknown(error) => {
+                let text = format!("does not let itself be asked for its demands ({error})");
+                (Admits::Unknown, text)
+            }
+        };
+        admits = match (admits, found) {
+            (Admits::Cloudflare, _) | (_, Admits::Cloudflare) => Admits::Cloudflare,
+            (_, found) => found,
+        };
+        warnings.insert(match found {
+            Admits::Cloudflare => format!(
+                "the web server on port {port} {what}: any Cloudflare customer who points a name at \
+                 this address gets in; demand a certificate of your own there (`pullgate snippet \
+                 nginx --own-mtls`), or configure [gate]"
+            ),
+            Admits::Account | Admits::DefaultSite | Admits::Unknown => format!(
+                "the web server on port {port} {what}: whether any Cloudflare customer gets in is \
+                 not known"
+            ),
+        });
+    }
+    (admits, warnings.into_iter().collect())
+}
+
+/// An address at which this host reaches its own listener, and not another one on loopback.
+fn inside(listener: SocketAddr) -> SocketAddr {
+    let ip = listener.ip();
+    if !ip.is_unspecified() {
+        return listener;
+    }
+    let loopback = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let taken = SocketAddr::new(loopback, listener.port());
+    let is_taken = netlink::listeners().is_ok_and(|all| all.contains(&taken));
+    let own = netlink::addresses().unwrap_or_default();
+    let mut own = own.into_iter().filter(|address| {
+        let is_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        address.is_ipv4() == ip.is_ipv4() && !address.is_loopback() && !is_local
+    });
+    let address = own.next().filter(|_| is_taken).unwrap_or(loopback);
+    SocketAddr::new(address, listener.port())
+}
+
+/// Interfaces that unwrap what the filter cannot look into, and are not filtered themselves.
+fn unseen_packets(filter: &Filter) -> Vec<String> {
+    // A kernel that does not answer is no reason to warn.
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let is_named = |name: &String| match &filter.interfaces {
+        Interfaces::Auto => false,
+        Interfaces::Named(names) => names.iter().any(|named| named.value == *name),
+    };
+    let unwrapping = interfaces.iter().filter_map(|interface| {
+        let wrapping = interface.unwraps?;
+        let is_protected = wrapping
+            .udp_port
+            .is_some_and(|port| filter.udp_ports.contains(&port));
+        (!is_named(&interface.name) && !is_protected).then_some((interface, wrapping))
+    });
+    let sentence = |(interface, wrapping): (&Interface, Wrapping)| {
+        let name = &interface.name;
+        let port = match wrapping.udp_port {
+            Some(port) => format!("`filter.udp_ports = [{port}]`"),
+            None => "`filter.udp_ports`, if it comes by UDP".to_owned(),
+        };
+        let naming = match interface.is_ethernet {
+            true => format!(", or name `{name}` in `filter.interfaces` as well"),
+            false => String::new(),
+        };
+        format!(
+            "`{name}` ({}) unwraps packets that the filter cannot look into: a client that can send \
+             into it reaches the protected ports; protect its port with {port}, and allow its peers in \
+             `ranges.allow`{naming}",
+            wrapping.name
+        )
+    };
+    unwrapping.map(sentence).collect()
+}
+
+/// The automatic choice has nothing to choose from.
+pub(super) const NO_INTERFACE: &str = "no interface has a default route, so none is filtered; name \
+    them in `filter.interfaces`, or give one a default route";
+/// <https://developers.cloudflare.com/fundamentals/reference/network-ports/>
+const PROXIED_PORTS: [u16; 13] = [
+    80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,
+];
+/// Nothing is dropped.
+pub(super) const MONITOR: &str = "monitor mode: strangers' packets are counted, and pass";

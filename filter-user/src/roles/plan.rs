@@ -1,0 +1,347 @@
+//! The plan: what is to run, examined before the host is touched, and then started.
+
+use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use rustix::thread::CapabilitySet;
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, error, warn};
+
+use super::access;
+use super::error::StartError;
+use super::filter::FilterRole;
+use super::findings::all_weaknesses;
+use super::gate::{Bound, GateRole, sentence, stamps, warn_of};
+use super::preflight::Family;
+use super::rules::{compile, compiled};
+use super::tasks::Tasks;
+use super::view::View;
+use super::{Options, Running, Sockets};
+use crate::config::{Config, ConfigError, Located, Ranges, Target};
+use crate::control::{client, server};
+use crate::feed;
+use crate::gate::{Gate, Loaded};
+use crate::host::file::{self, Stamp};
+use crate::host::sandbox::{self, Confined};
+use crate::host::systemd::Inherited;
+use crate::host::{socket, systemd};
+use crate::observe::{Metrics, http};
+use crate::ranges::InForce;
+use crate::refresh::Refresher;
+use crate::report::chain;
+use crate::role::Role;
+use crate::snapshot::{self, Follower};
+use crate::xdp::{self, Stay, XdpError};
+
+/// Everything that can be known before the host is touched.
+pub(super) struct Plan {
+    config: watch::Sender<Arc<Config>>,
+    roles: Vec<Role>,
+    stay: Stay,
+    metrics: Metrics,
+    loaded: Option<(Loaded, Vec<Option<Stamp>>)>,
+    /// Listening sockets that were handed over.
+    inherited: Vec<Inherited>,
+    confined: Option<Confined>,
+}
+
+impl Plan {
+    pub(super) fn new(
+        config: Config,
+        roles: Vec<Role>,
+        options: &Options,
+    ) -> Result<Self, StartError> {
+        // What changes while it is read is read again.
+        let read = config.gate.as_ref().map(stamps).unwrap_or_default();
+        let loaded = examine(&config, &roles)?;
+        // A host that cannot be served keeps no other down.
+        if let Some(error) = loaded.as_ref().and_then(sentence) {
+            error!(
+                id = "hosts-not-served",
+                error, "some hosts are not served until their files can be used"
+            );
+        }
+        let loaded = loaded.map(|loaded| (loaded, read));
+        let stay = match (options.trial, roles.contains(&Role::Filter)) {
+            (Some(_), true) => Stay::OnTrial,
+            (Some(_), false) => return Err(StartError::TrialWithoutFilter),
+            (None, _) => Stay::Pinned,
+        };
+        if roles.contains(&Role::Filter) {
+            xdp::check_capabilities()?;
+        }
+        let mut inherited = Vec::new();
+        if let (Some(gate), true) = (&config.gate, roles.contains(&Role::Gate)) {
+            inherited = systemd::inherited(&options.listen_fds)
+                .map_err(|(descriptor, source)| StartError::ListenFd { descriptor, source })?;
+            check_bind_capability(&gate.listen, &inherited)?;
+        }
+        warn_of(all_weaknesses(&config, &roles));
+        if let (Some(gate), Some((loaded, _))) = (&config.gate, &loaded) {
+            warn_of(loaded.lints(gate));
+        }
+        Ok(Self {
+            config: watch::channel(Arc::new(config)).0,
+            roles,
+            stay,
+            metrics: Metrics::default(),
+            loaded,
+            inherited,
+            confined: None,
+        })
+    }
+
+    /// Makes the directories for state and sockets.
+    pub(super) fn create_directories(&self) -> Result<(), StartError> {
+        let config = self.config.borrow();
+        for path in [&config.paths.state, &config.paths.run] {
+            std::fs::create_dir_all(path).map_err(|source| StartError::Directory {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        for role in &self.roles {
+            // For its group to look, and for nobody to put anything there.
+            let path = config.paths.home(*role);
+            let created = DirBuilder::new().recursive(true).mode(0o750).create(&path);
+            created.map_err(|source| StartError::Directory { path, source })?;
+        }
+        if self.roles.contains(&Role::Filter) {
+            // Else all of the BPF file system would have to be within reach. Why it cannot be made is
+            // said where it is missed.
+            if let Err(error) = xdp::prepare(&config.paths.bpf) {
+                debug!(
+                    id = "pins-not-prepared",
+                    %error,
+                    "the directory of the pins is not there yet"
+                );
+            }
+            let path = &config.paths.filter;
+            // No other role reads or writes it. Without it uplinks are not remembered, and no more.
+            let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+            if let Err(error) = created {
+                warn!(
+                    id = "uplinks-not-remembered",
+                    %error,
+                    path = %path.display(),
+                    "uplinks are not remembered across boots"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up what the plan does not need; the directories are there by now.
+    pub(super) fn confine(&mut self, file: &Path) -> Result<(), StartError> {
+        let reach = access::reach(file, &self.config.borrow(), &self.roles)
+            .with_abstract_sockets(systemd::is_abstract());
+        self.confined = Some(sandbox::enter(reach)?);
+        Ok(())
+    }
+
+    /// Binds, attaches and serves.
+    pub(super) fn start(
+        self,
+        options: &Options,
+        family: &Family,
+        tasks: &Tasks,
+    ) -> Result<Running, StartError> {
+        let config = &Arc::clone(&self.config.borrow());
+        let (approvals, approved) = mpsc::channel(1);
+        let mut approved = Some(approved);
+        let mut running = Running {
+            sockets: Sockets::default(),
+            wake: Arc::new(Notify::new()),
+            approvals,
+            filter: None,
+            gate: None,
+            refresh: None,
+            config: self.config,
+            roles: self.roles.clone(),
+            confined: self.confined,
+            reloads: watch::Sender::default(),
+        };
+        // The sockets first: a second instance must not get any further.
+        let mut listeners = Vec::new();
+        for role in &self.roles {
+            let path = config.paths.socket(*role);
+            let listener =
+                socket::bind(&path).map_err(|source| StartError::socket(&path, source))?;
+            listeners.push((*role, listener));
+            let ours = file::stamp(&path);
+            running.sockets.0.push((path, ours));
+        }
+
+        let (mut asked, mut untold) = (BTreeMap::new(), BTreeMap::new());
+        for (role, Located { value, place }) in &config.metrics {
+            if !self.roles.contains(role) {
+                continue;
+            }
+            let listener = match value {
+                Target::Tcp(address) => http::Listener::tcp(*address),
+                Target::Unix(path) => http::Listener::unix(path),
+            };
+            let listener = match listener {
+                Ok(listener) => listener,
+                // What is not told must not keep the host from being protected.
+                Err(error) => {
+                    let text = format!("{place}{}", not_told(&error));
+                    error!(id = "metrics-disabled", "{text}");
+                    untold.insert(*role, text);
+                    continue;
+                }
+            };
+            asked.insert(*role, listener);
+            if let Target::Unix(path) = value {
+                running.sockets.0.push((path.clone(), file::stamp(path)));
+            }
+        }
+
+        // A port that is taken must be known before anything is attached.
+        let bound = match (&config.gate, &self.loaded) {
+            (Some(gate), Some(_)) => GateRole::bind(gate, self.inherited)?,
+            (_, _) => Bound::default(),
+        };
+        if let Some(confined) = &running.confined {
+            confined.refuse_listening()?;
+        }
+
+        let follower = Follower::new(config.paths.snapshot(), running.config.subscribe())?;
+        let in_force = follower.subscribe();
+        let mut loaded = self.loaded.map(|(loaded, read)| (loaded, read, bound));
+        for (role, listener) in listeners {
+            let mut view = View::new(role, running.config.subscribe(), &self.metrics, &follower);
+            view.confined.clone_from(&running.confined);
+            view.reloads = Some(running.reloads.subscribe());
+            view.untold = untold.remove(&role);
+            match role {
+                Role::Filter => {
+                    let filter = FilterRole::start(
+                        config,
+                        in_force.clone(),
+                        self.stay,
+                        (options.own_connection, family),
+                        &self.metrics,
+                        tasks,
+                    )?;
+                    view.filter = Some(filter.clone());
+                    running.filter = Some(filter);
+                }
+                Role::Ranges => {
+                    let Some(approvals) = approved.take() else {
+                        continue;
+                    };
+                    let (progress, told) = watch::channel(Vec::new());
+                    running.refresh = Some(told.clone());
+                    view.progress = Some(told);
+                    let refresher = Refresher {
+                        config: running.config.subscribe(),
+                        snapshot: config.paths.snapshot(),
+                        metrics: self.metrics.clone(),
+                        now: SystemTime::now,
+                        idle: Arc::new(client::idle_ranges),
+                        wake: Arc::clone(&running.wake),
+                        approvals,
+                        progress,
+                    };
+                    let in_force = InForce::clone(&in_force.borrow());
+                    tasks.spawn(refresher.run(in_force));
+                }
+                Role::Gate => {
+                    let (Some(gate), Some((loaded, read, bound))) = (&config.gate, loaded.take())
+                    else {
+                        continue;
+                    };
+                    let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
+                    let metrics = &self.metrics;
+                    let broken = sentence(&loaded);
+                    let shared = Gate::new(gate, loaded, table, in_force.clone(), metrics.clone());
+                    let config = running.config.subscribe();
+                    let gate_role =
+                        GateRole::start(config, (shared, broken), read, bound, metrics, tasks)?;
+                    view.gate = Some(gate_role.clone());
+                    running.gate = Some(gate_role);
+                }
+            }
+            let view = Arc::new(view);
+            if let Some(asked) = asked.remove(&role) {
+                tasks.spawn(asked.serve(Arc::clone(&view)));
+            }
+            tasks.spawn(server::serve(listener, move || view.status()));
+        }
+        tasks.spawn(follower.run());
+        Ok(running)
+    }
+}
+
+/// Looks at everything that the configuration names for these roles, and changes nothing.
+pub(crate) fn examine(config: &Config, roles: &[Role]) -> Result<Option<Loaded>, StartError> {
+    let mut loaded = None;
+    for role in roles {
+        match (role, &config.filter, &config.gate) {
+            (Role::Filter, Some(filter), _) => {
+                xdp::check_kinds(filter)?;
+                xdp::check_bpffs(&config.paths.bpf)?;
+            }
+            (Role::Gate, _, Some(gate)) => loaded = Some(super::gate::load(gate, None)?),
+            (Role::Ranges | Role::Filter | Role::Gate, _, _) => {}
+        }
+    }
+    // Rules that do not fit even with the baseline must be known before anything is attached.
+    let baseline = snapshot::baseline(&config.ranges)?;
+    compile(config, &baseline)?;
+    Ok(loaded)
+}
+
+/// Looks at the files that sources of ranges name, and asks nobody else.
+///
+/// A role starts without them: protection by the last known good list is better than none.
+pub(crate) fn examine_sources(ranges: &Ranges) -> Result<(), ConfigError> {
+    for Located { value, place } in &ranges.sources {
+        for way in &value.ways {
+            feed::check(way, &ranges.proxy)
+                .map_err(|error| place.error(format_args!("{way}: {}", chain(&error))))?;
+        }
+    }
+    Ok(())
+}
+
+/// Why metrics are not told, and what helps.
+fn not_told(error: &io::Error) -> String {
+    // systemd.exec(5), RestrictAddressFamilies=.
+    let remedy = match error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) {
+        true => {
+            "the service may open no such port; use a UNIX socket, or for the filter copy \
+             /usr/share/doc/pullgate/monitoring/filter-metrics.conf to \
+             /etc/systemd/system/pullgate-filter.service.d/"
+        }
+        false => "is the port free, or the socket's directory there and this role's to write?",
+    };
+    format!("metrics are told nowhere until the next start ({error}): {remedy}")
+}
+
+fn check_bind_capability(listen: &[SocketAddr], inherited: &[Inherited]) -> Result<(), StartError> {
+    // Namespaces and hosts may have moved the border, ip-sysctl.
+    let border = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let border = border.ok().and_then(|text| text.trim().parse().ok());
+    let border: u16 = border.unwrap_or(1024);
+    let is_bound = |address: &SocketAddr| inherited.iter().any(|it| it.address == *address);
+    let mut to_bind = listen.iter().filter(|address| !is_bound(address));
+    let privileged = to_bind.find(|address| address.port() < border);
+    let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
+        source: errno.into(),
+    })?;
+    match privileged {
+        Some(address) if !held.effective.contains(CapabilitySet::NET_BIND_SERVICE) => {
+            Err(StartError::BindCapability { address: *address })
+        }
+        Some(_) | None => Ok(()),
+    }
+}

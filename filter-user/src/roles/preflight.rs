@@ -1,0 +1,179 @@
+//! Before the first enforcement: whose connections would be cut, and is one of them the operator's?
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use filter_ebpf::{Ranges as _, Settings as _};
+use tracing::{info, warn};
+
+use super::error::StartError;
+use crate::config::{self, Mode};
+use crate::host::netlink::{self, Connection};
+use crate::ranges::Table;
+
+/// What to do if the operator's own connection would be cut.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OwnConnection {
+    /// Refuse to start.
+    Refuse,
+    /// Go on: he said `--yes`.
+    Cut,
+}
+
+/// Lists the established connections that enforcement would cut.
+///
+/// # Errors
+///
+/// Returns the operator's own connection if it is among them, unless he wants it so.
+pub(super) fn check(
+    settings: &config::Filter,
+    table: &Table,
+    (own, family): (OwnConnection, &Family),
+) -> Result<(), StartError> {
+    if settings.mode == Mode::Monitor {
+        return Ok(());
+    }
+    let connections = match netlink::connections() {
+        Ok(connections) => connections,
+        Err(error) => {
+            warn!(
+                id = "connections-not-listed",
+                %error,
+                "established connections cannot be listed; some may be cut"
+            );
+            return Ok(());
+        }
+    };
+    let cut: Vec<_> = connections
+        .into_iter()
+        .filter(|connection| would_cut(settings, table, connection))
+        .collect();
+    if cut.is_empty() {
+        return Ok(());
+    }
+    warn!(
+        id = "connections-dropped",
+        connections = cut.len(),
+        "established connections of strangers will be cut"
+    );
+    for Connection { local, peer, .. } in cut.iter().take(SHOWN) {
+        warn!(id = "connection-dropped", %local, %peer, "will be cut");
+    }
+
+    let is_ours =
+        |cut: &&Connection| family.sockets.contains(&cut.inode) || Some(cut.peer) == ssh_client();
+    let Some(ours) = cut.iter().find(is_ours) else {
+        return Ok(());
+    };
+    if own == OwnConnection::Cut {
+        info!(
+            id = "own-connection-dropped",
+            peer = %ours.peer,
+            "your own connection will be cut, as you say"
+        );
+        return Ok(());
+    }
+    Err(StartError::OwnConnection {
+        peer: ours.peer,
+        port: ours.local.port(),
+    })
+}
+
+fn would_cut(settings: &config::Filter, table: &Table, connection: &Connection) -> bool {
+    let Connection { local, peer, .. } = connection;
+    let is_protected =
+        settings.protects_tcp(local.port()) && settings.protects_destination(local.ip());
+    is_protected && !peer.ip().is_loopback() && !table.class(peer.ip()).may_enter()
+}
+
+/// The operator's end as sshd tells it (`SSH_CONNECTION`, ssh(1)): what is left of it in tmux, whose
+/// processes do not descend from sshd.
+fn ssh_client() -> Option<SocketAddr> {
+    let connection = std::env::var("SSH_CONNECTION").ok()?;
+    let mut words = connection.split_whitespace();
+    let address: IpAddr = words.next()?.parse().ok()?;
+    Some(SocketAddr::new(
+        address.to_canonical(),
+        words.next()?.parse().ok()?,
+    ))
+}
+
+/// The processes that this one descends from.
+#[derive(Debug, Default)]
+pub(super) struct Family {
+    /// Their sockets, by inode: sshd's is among them if the operator came by SSH, whatever sudo has
+    /// made of the environment.
+    sockets: BTreeSet<u32>,
+}
+
+impl Family {
+    /// Looks at all of them.
+    pub(super) fn look() -> Self {
+        let mut sockets = BTreeSet::new();
+        let mut process = std::process::id();
+        // Bounded: process numbers may be reused while we look.
+        for _ in 0..GENERATIONS {
+            sockets.extend(sockets_of(process).unwrap_or_default());
+            match parent_of(process) {
+                Some(parent) if parent > 1 => process = parent,
+                Some(_) | None => break,
+            }
+        }
+        Self { sockets }
+    }
+}
+
+fn sockets_of(process: u32) -> io::Result<Vec<u32>> {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fd"))?;
+    let inodes = descriptors.flatten().filter_map(|descriptor| {
+        let target = fs::read_link(descriptor.path()).ok()?;
+        let inode = target
+            .to_str()?
+            .strip_prefix("socket:[")?
+            .strip_suffix(']')?;
+        inode.parse().ok()
+    });
+    Ok(inodes.collect())
+}
+
+/// proc_pid_stat(5): the fourth field; the second is a name in parentheses that may hold anything.
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Connections that are listed; all are counted.
+const SHOWN: usize = 20;
+/// Ancestors that are looked at.
+const GENERATIONS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_parent_is_found() {
+        assert_eq!(
+            parent_of(std::process::id()),
+            Some(std::os::unix::process::parent_id())
+        );
+        assert_eq!(parent_of(0), None);
+    }
+
+    #[test]
+    fn our_own_sockets_are_among_our_ancestors() {
+        let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+
+        let ours = sockets_of(std::process::id()).unwrap();
+
+        assert!(!ours.is_empty());
+        assert!(
+            Family::look()
+                .sockets
+                .is_superset(&ours.into_iter().collect())
+        );
+    }
+}
