@@ -154,7 +154,7 @@ impl Origin {
     fn status(&self) -> (Value, String) {
         let output = daemon::output(&self.network, &self.config, &["status", "--json"]);
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let warnings = status["warnings"].to_string();
+        let warnings = status["findings"].to_string();
         (status, warnings)
     }
 }

@@ -97,7 +97,7 @@ fn a_reload_that_wants_more_is_refused_and_what_was_stays() {
         ),
     ] {
         assert!(!rig.reconfigure("", &[&bad, &blog("")]), "{bad}");
-        let warnings = rig.gate().status()["warnings"].to_string();
+        let warnings = rig.gate().status()["findings"].to_string();
         assert!(warnings.contains(lacking), "{warnings}");
         assert!(warnings.contains("restart it"), "{warnings}");
         assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");

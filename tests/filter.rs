@@ -63,9 +63,9 @@ fn a_bad_file_leaves_what_was_in_force_and_status_says_so() {
         event["error"].to_string().contains("`filter.ports"),
         "{event}"
     );
-    let warnings = status["warnings"].to_string();
+    let warnings = status["findings"].to_string();
     assert!(
-        warnings.contains("the configuration was not reloaded"),
+        warnings.contains("configuration-not-reloaded"),
         "{warnings}"
     );
     assert_eq!(
@@ -88,9 +88,9 @@ fn a_bad_file_leaves_what_was_in_force_and_status_says_so() {
     lab.configure("");
     assert_eq!(lab.reload()["level"], "INFO");
     assert!(
-        !lab.filter().status()["warnings"]
+        !lab.filter().status()["findings"]
             .to_string()
-            .contains("not reloaded")
+            .contains("configuration-not-reloaded")
     );
 }
 
@@ -175,8 +175,8 @@ fn a_foreign_program_is_named_and_can_be_lived_with() {
     lab.configure("coexist = \"tcx\"");
     lab.start_filter();
     assert_eq!(mode(&lab, INTERFACE), "tcx");
-    let warnings = lab.filter().status()["warnings"].to_string();
-    assert!(warnings.contains("filtered by TCX only"), "{warnings}");
+    let warnings = lab.filter().status()["findings"].to_string();
+    assert!(warnings.contains("attach-mode-weaker"), "{warnings}");
     assert_matched(&scenarios::strangers_are_dropped(&lab));
     assert_matched(&scenarios::the_rest_works_as_before(&lab));
     assert_matched(&scenarios::edge_is_served(&lab, "nginx"));
@@ -229,11 +229,7 @@ fn interfaces_with_a_default_route_are_found_as_they_come() {
     });
 
     assert_eq!(none["enforcing"], false);
-    assert!(
-        none["warnings"]
-            .to_string()
-            .contains("no interface has a default route")
-    );
+    assert!(none["findings"].to_string().contains("no-interface"));
     assert_eq!(lab.filter().status()["enforcing"], true);
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 
@@ -312,7 +308,7 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
     let status = lab.filter().status();
     assert_eq!(status["enforcing"], false, "{status}");
     assert_eq!(status["filter"]["interfaces"][0]["mode"], "none");
-    let warnings = status["warnings"].to_string();
+    let warnings = status["findings"].to_string();
     assert!(
         warnings.contains("`wan0` is not filtered: it does not exist"),
         "{warnings}"
@@ -369,7 +365,7 @@ fn an_uplink_that_is_not_named_takes_the_all_clear_away() {
         }
         let said = eventually("it is not protected", || {
             let status = lab.filter().status();
-            let text = status["warnings"].to_string();
+            let text = status["findings"].to_string();
             (status["enforcing"] == false).then_some(text)
         });
         assert!(
@@ -428,7 +424,7 @@ fn a_vpn_with_a_table_of_its_own_takes_no_protection_away() {
     add(&[]);
     eventually("the tunnel is an uplink", || {
         let status = lab.filter().status();
-        let said = status["warnings"].to_string();
+        let said = status["findings"].to_string();
         let names_it = said.contains("`wg0` is not filtered: a route to the internet leads there");
         (status["enforcing"] == false && names_it).then_some(())
     });
@@ -616,11 +612,8 @@ fn a_memory_that_cannot_be_written_is_in_status() {
     lab.start_filter();
 
     let status = lab.filter().status();
-    let warnings = status["warnings"].to_string();
-    assert!(
-        warnings.contains("uplinks are not remembered across boots"),
-        "{warnings}"
-    );
+    let warnings = status["findings"].to_string();
+    assert!(warnings.contains("uplinks-not-remembered"), "{warnings}");
     assert_eq!(status["enforcing"], true);
 }
 
@@ -643,7 +636,7 @@ fn a_foreign_program_above_an_interface_is_named_and_takes_the_all_clear_away() 
 
     let status = lab.filter().status();
     assert_eq!(status["enforcing"], false, "{status}");
-    let said = status["warnings"].to_string();
+    let said = status["findings"].to_string();
     for word in [
         "`wan2` is not filtered: another XDP program (id ",
         "is on `br0`, which is stacked on `wan2`",
@@ -689,7 +682,7 @@ fn an_uplink_that_comes_later_and_refuses_the_program_takes_the_all_clear_away()
 
     let said = eventually("it is not protected", || {
         let status = lab.filter().status();
-        (status["enforcing"] == false).then(|| status["warnings"].to_string())
+        (status["enforcing"] == false).then(|| status["findings"].to_string())
     });
     for word in [
         "`wan2` is not filtered: another XDP program (id ",
@@ -1011,7 +1004,7 @@ fn a_renamed_interface_keeps_its_link_and_a_missing_one_keeps_nobody_from_starti
     let status = lab.filter().status();
     assert_eq!(status["enforcing"], false);
     assert!(
-        status["warnings"]
+        status["findings"]
             .to_string()
             .contains("`gone0` is not filtered")
     );

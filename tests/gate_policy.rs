@@ -193,17 +193,17 @@ fn h2_is_offered_only_to_an_upstream_that_speaks_it() {
         let session = session.unwrap();
         String::from_utf8_lossy(session.conn.alpn_protocol().unwrap()).into_owned()
     };
-    let warnings = |rig: &Rig| rig.gate().status()["warnings"].to_string();
+    let warnings = |rig: &Rig| rig.gate().status()["findings"].to_string();
 
     assert_eq!(negotiated(&rig), "http/1.1");
-    assert!(warnings(&rig).contains("does not speak HTTP/2"));
+    assert!(warnings(&rig).contains("h2-not-spoken"));
     drop(upstream);
     // Nobody is there, so nobody can tell: what answers later is asked later.
     assert!(rig.reload());
-    assert!(warnings(&rig).contains("cannot be asked"));
+    assert!(warnings(&rig).contains("h2-unknown"));
     let _nginx = tests::web::Server::start(&rig.network, "nginx", &[], NGINX_H2);
     tests::eventually("h2 is offered", || (negotiated(&rig) == "h2").then_some(()));
-    assert!(!warnings(&rig).contains("HTTP/2"));
+    assert!(!warnings(&rig).contains("h2-"));
 }
 
 #[test]
@@ -277,10 +277,10 @@ fn what_could_be_better_is_named() {
     assert!(output.status.success(), "{text}");
     for words in [
         "Cloudflare's shared CA proves only that some Cloudflare customer asks",
-        "nobody is refused for a certificate (`client_auth = \"log\"`)",
+        "no client is refused for its certificate (`client_auth = \"log\"`)",
         "no certificate of this host is for `unnamed.example`",
-        "this certificate is also for `blog.example`, whose terms differ",
-        "serves `shop.example` as well, whose terms differ",
+        "this certificate is also for `blog.example`, whose policy differs",
+        "serves `shop.example` as well, whose policy differs",
         "any user of this host can listen on 127.0.0.1:8080",
         "the web server listens on 0.0.0.0:8080 too",
         "a revocation list expired 4 days ago",

@@ -131,9 +131,9 @@ fn a_bad_file_keeps_what_was_and_says_so() {
             "{file} {defect:?}"
         );
         let status = rig.gate().status();
-        let warnings = status["warnings"].to_string();
+        let warnings = status["findings"].to_string();
         assert!(
-            warnings.contains("not what is in force"),
+            warnings.contains("files-unusable"),
             "{file} {defect:?}: {warnings}"
         );
         assert!(warnings.contains(file), "{file} {defect:?}: {warnings}");
@@ -145,8 +145,8 @@ fn a_bad_file_keeps_what_was_and_says_so() {
         fs::remove_dir(&path).ok();
         rig.pki.write(file, &String::from_utf8(good).unwrap());
         assert!(rig.reload(), "{file} {defect:?}");
-        let warnings = rig.gate().status()["warnings"].to_string();
-        assert!(!warnings.contains("not what is in force"), "{warnings}");
+        let warnings = rig.gate().status()["findings"].to_string();
+        assert!(!warnings.contains("files-unusable"), "{warnings}");
     }
     // So does a configuration that is none, and one without a gate.
     for bad in ["[gate", "[ranges]\n"] {
@@ -154,11 +154,8 @@ fn a_bad_file_keeps_what_was_and_says_so() {
         fs::write(&rig.config, bad).unwrap();
         assert!(!rig.reload());
         assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
-        let warnings = rig.gate().status()["warnings"].to_string();
-        assert!(
-            warnings.contains("not what is in force"),
-            "{bad}: {warnings}"
-        );
+        let warnings = rig.gate().status()["findings"].to_string();
+        assert!(warnings.contains("files-unusable"), "{bad}: {warnings}");
         fs::write(&rig.config, good).unwrap();
     }
 }
@@ -253,7 +250,7 @@ fn a_file_of_one_host_that_cannot_be_used_keeps_no_other_down() {
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
     let refused = "alert InternalError, HostUnavailable";
     assert_eq!(rig.tell(&blog_client, pki::BLOG), refused);
-    let warnings = rig.gate().status()["warnings"].to_string();
+    let warnings = rig.gate().status()["findings"].to_string();
     for words in ["`blog.example` is NOT SERVED", "blog.example.pem"] {
         assert!(warnings.contains(words), "{words}: {warnings}");
     }

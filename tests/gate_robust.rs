@@ -419,7 +419,7 @@ fn fewer_connections_than_configured_are_served_if_descriptors_are_few_and_statu
 
     // Two descriptors each, and some for what there is besides.
     let affordable = (hard - 64) / 2;
-    let warnings = rig.gate().status()["warnings"].to_string();
+    let warnings = rig.gate().status()["findings"].to_string();
     let words = format!("allows {affordable} connections, fewer than `gate.max_connections`");
     assert!(warnings.contains(&words), "{words}: {warnings}");
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");

@@ -132,8 +132,8 @@ fn a_ca_that_has_expired_keeps_nothing_else_out() {
     );
     assert!(rig.reload());
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
-    let warnings = rig.gate().status()["warnings"].to_string();
-    assert!(warnings.contains("a CA in `trust` expired "), "{warnings}");
+    let warnings = rig.gate().status()["findings"].to_string();
+    assert!(warnings.contains("authority-expired"), "{warnings}");
 }
 
 #[test]

@@ -49,11 +49,8 @@ fn a_list_that_shrinks_is_held_until_the_operator_approves() {
     assert_eq!(held["outcome"], "Held");
     assert_eq!(still["outcome"], "Held");
     assert_eq!(status["metrics"]["pullgate_ranges_held"], 1.0);
-    let warnings = status["warnings"].to_string();
-    assert!(
-        warnings.contains("is held, see `pullgate ranges approve`"),
-        "{warnings}"
-    );
+    let warnings = status["findings"].to_string();
+    assert!(warnings.contains("list-held"), "{warnings}");
     let shown = text(&shown);
     assert!(shown.contains("% of the active IPv4 addresses"), "{shown}");
     assert!(shown.contains("- 104.16.0.0/13"), "{shown}");
@@ -101,8 +98,8 @@ fn a_list_that_grows_much_is_held_and_the_way_back_is_short() {
     assert!(exported(&lab).contains(&added));
     // The filter has it by the snapshot, which says that it was agreed to.
     eventually("the filter takes it over", || {
-        let trouble = lab.filter().status()["warnings"].to_string();
-        assert!(!trouble.contains("not used"), "{trouble}");
+        let trouble = lab.filter().status()["findings"].to_string();
+        assert!(!trouble.contains("snapshot-refused"), "{trouble}");
         (lab.filter().status()["ranges"]["v4"] == 16).then_some(())
     });
 
@@ -214,11 +211,8 @@ fn without_an_answer_of_the_gate_nothing_goes() {
         (shown["ranges"][0]["missing_seconds"].as_u64() >= Some(2)).then_some(())
     });
     assert_eq!(lab.refresh_as_it_is()["kept"], 1);
-    let warnings = lab.ranges().status()["warnings"].to_string();
-    assert!(
-        warnings.contains("the gate cannot say who comes from them"),
-        "{warnings}"
-    );
+    let warnings = lab.ranges().status()["findings"].to_string();
+    assert!(warnings.contains("range-usage-unknown"), "{warnings}");
 
     lab.start_gate();
     eventually("the gate has looked out long enough", || {
@@ -290,11 +284,8 @@ fn a_corrupt_snapshot_is_said_set_aside_and_lets_nobody_in() {
         event["level"] == "ERROR" && event["error"].to_string().contains("checksum is wrong")
     });
 
-    let warnings = lab.filter().status()["warnings"].to_string();
-    assert!(
-        warnings.contains("the snapshot is not used: "),
-        "{warnings}"
-    );
+    let warnings = lab.filter().status()["findings"].to_string();
+    assert!(warnings.contains("snapshot-refused"), "{warnings}");
 
     for role in [&mut lab.ranges, &mut lab.filter] {
         role.take().unwrap().kill();
@@ -303,11 +294,7 @@ fn a_corrupt_snapshot_is_said_set_aside_and_lets_nobody_in() {
     lab.start_filter();
     lab.start_ranges();
     let status = lab.filter().status();
-    assert!(
-        status["warnings"]
-            .to_string()
-            .contains("the embedded baseline of 20")
-    );
+    assert!(status["findings"].to_string().contains("baseline-active"));
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 
     lab.refresh(Answer::Body(api_answer(&[], &[])));
@@ -473,7 +460,7 @@ fn static_ranges_alone_need_no_feed() {
     assert_eq!(lab.feed.requests(), Vec::<String>::new());
     let status = lab.filter().status();
     assert!(
-        !status["warnings"].to_string().contains("baseline"),
+        !status["findings"].to_string().contains("baseline-active"),
         "{status}"
     );
 }
@@ -778,7 +765,7 @@ fn a_list_that_is_old_is_warned_of_and_then_an_alarm() {
 
         let status = eventually("the filter knows", || {
             let status = lab.filter().status();
-            status["warnings"]
+            status["findings"]
                 .to_string()
                 .contains(words)
                 .then_some(status)

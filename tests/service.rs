@@ -87,9 +87,12 @@ fn the_watchdog_is_fed_for_as_long_as_every_part_goes_on() {
     let worker = Pid::from_raw(number.unwrap());
     let held = Held::up(worker);
     let mark = gate.mark();
+    gate.event(mark, "it is seen", |event| {
+        let text = event["message"].to_string();
+        event["id"] == "gate-thread-hangs" && text.contains("thread 0 does nothing")
+    });
     gate.event(mark, "the watchdog goes hungry", |event| {
-        let ailments = event["ailments"].to_string();
-        event["id"] == "watchdog-not-fed" && ailments.contains("thread 0 does nothing")
+        event["id"] == "watchdog-not-fed"
     });
     let ask = || {
         let stream = rig.network.on(Host::Origin, || {
@@ -174,9 +177,9 @@ fn metrics_that_cannot_be_told_keep_no_role_from_starting() {
 
     let gate = Pullgate::start(&rig.network, &rig.config, "gate");
 
-    let warnings = gate.status()["warnings"].to_string();
+    let warnings = gate.status()["findings"].to_string();
     assert!(
-        warnings.contains("`metrics.gate`: metrics are told nowhere until"),
+        warnings.contains("metrics-disabled") && warnings.contains("`metrics.gate`"),
         "{warnings}"
     );
     drop(gate);
@@ -188,7 +191,7 @@ fn metrics_that_cannot_be_told_keep_no_role_from_starting() {
     let socket = format!("\"unix:{}\"", precious.display());
     fs::write(&rig.config, text.replace("\"127.0.0.1:9145\"", &socket)).unwrap();
     let gate = Pullgate::start(&rig.network, &rig.config, "gate");
-    let warnings = gate.status()["warnings"].to_string();
+    let warnings = gate.status()["findings"].to_string();
     assert!(warnings.contains("not ours to replace"), "{warnings}");
     drop(gate);
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
@@ -266,7 +269,7 @@ fn a_kernel_without_ipv6_is_served_over_ipv4_and_status_says_so() {
     let gate = on_a_kernel_without_ipv6(|| Pullgate::start(&rig.network, &rig.config, "gate"));
 
     let status = gate.status();
-    let warnings = status["warnings"].to_string();
+    let warnings = status["findings"].to_string();
     assert!(
         warnings.contains("`gate.listen`: [::]:443 is not served, because this kernel has no IPv6"),
         "{warnings}"

@@ -36,8 +36,8 @@ fn ranges_that_another_process_changes_are_published_again() {
     lab.filter().event(mark, "it is put right", |event| {
         event["id"] == "ranges-republished"
     });
-    let warnings = lab.filter().status()["warnings"].to_string();
-    assert!(warnings.contains("published again"), "{warnings}");
+    let warnings = lab.filter().status()["findings"].to_string();
+    assert!(warnings.contains("kernel-ranges-tampered"), "{warnings}");
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 }
 
@@ -54,14 +54,14 @@ fn pins_that_another_process_removes_are_reported_until_a_restart() {
     lab.filter().event(mark, "it is logged", |event| {
         event["id"] == "pin-removed" && event["pin"].to_string().contains("counters")
     });
-    let warnings = lab.filter().status()["warnings"].to_string();
+    let warnings = lab.filter().status()["findings"].to_string();
     for words in ["ranges_v4", "counters-wan0"] {
         assert!(warnings.contains(words), "{words}: {warnings}");
     }
 
     lab.restart_with("");
-    let warnings = lab.filter().status()["warnings"].to_string();
-    assert!(!warnings.contains("another process"), "{warnings}");
+    let warnings = lab.filter().status()["findings"].to_string();
+    assert!(!warnings.contains("pin-removed"), "{warnings}");
     // What was explained before is not taken from drops that are counted anew.
     let explained = lab.pullgate(&["explain", "198.51.100.7"]);
     assert!(explained.status.success());
@@ -121,14 +121,14 @@ fn a_program_that_comes_before_ours_is_reported_as_long_as_it_does() {
         event["id"] == "tcx-program-before"
     });
     let status = lab.filter().status();
-    let warnings = status["warnings"].to_string();
-    assert!(warnings.contains("not surely filtered"), "{warnings}");
+    let warnings = status["findings"].to_string();
+    assert!(warnings.contains("tcx-program-before"), "{warnings}");
     assert_eq!(status["enforcing"], false, "{status}");
     assert_eq!(lab.pullgate(&["status"]).status.code(), Some(1));
 
     drop(first.take_link(id).unwrap());
     eventually("it is gone", || {
-        let warnings = lab.filter().status()["warnings"].to_string();
-        (!warnings.contains("not surely filtered")).then_some(())
+        let warnings = lab.filter().status()["findings"].to_string();
+        (!warnings.contains("tcx-program-before")).then_some(())
     });
 }

@@ -8,8 +8,12 @@ use tests::{Lab, Plan};
 fn what_the_filter_cannot_look_into_is_reported_until_it_need_not() {
     let mut lab = Lab::start(&Plan::default());
     let namespace = lab.network.namespace(Host::Origin);
-    let warnings = |lab: &Lab| lab.filter().status()["warnings"].to_string();
-    assert!(!warnings(&lab).contains("unwraps"), "{}", warnings(&lab));
+    let warnings = |lab: &Lab| lab.filter().status()["findings"].to_string();
+    assert!(
+        !warnings(&lab).contains("packets-unseen"),
+        "{}",
+        warnings(&lab)
+    );
 
     let create = "link add vx0 type vxlan id 7 dstport 4789 local 203.0.113.10";
     let words: Vec<_> = ["-n", namespace.as_str()]
@@ -18,7 +22,11 @@ fn what_the_filter_cannot_look_into_is_reported_until_it_need_not() {
         .collect();
     ip(&words);
     // As long as it is down, nothing comes in by it.
-    assert!(!warnings(&lab).contains("unwraps"), "{}", warnings(&lab));
+    assert!(
+        !warnings(&lab).contains("packets-unseen"),
+        "{}",
+        warnings(&lab)
+    );
     ip(&["-n", &namespace, "link", "set", "vx0", "up"]);
 
     // The filter runs since before it was there.
@@ -36,5 +44,9 @@ fn what_the_filter_cannot_look_into_is_reported_until_it_need_not() {
 
     lab.configure("udp_ports = [4789]");
     lab.reload();
-    assert!(!warnings(&lab).contains("unwraps"), "{}", warnings(&lab));
+    assert!(
+        !warnings(&lab).contains("packets-unseen"),
+        "{}",
+        warnings(&lab)
+    );
 }

@@ -32,11 +32,8 @@ fn generic_xdp_judges_alike_and_says_that_it_is_weaker() {
 
     assert_eq!(attached(&lab), 0, "not natively");
     let status = lab.filter().status();
-    let warnings = status["warnings"].to_string();
-    assert!(
-        warnings.contains("filtered by generic XDP only"),
-        "{warnings}"
-    );
+    let warnings = status["findings"].to_string();
+    assert!(warnings.contains("attach-mode-weaker"), "{warnings}");
     let warned =
         |event: &serde_json::Value| event["level"] == "WARN" && event["interface"] == "wan0";
     lab.filter().event(0, "the weaker rung is logged", warned);
@@ -57,7 +54,7 @@ fn monitor_mode_counts_what_it_would_drop_and_says_so() {
     assert_eq!(reply.to_string(), "closed");
     assert!(lab.frames(Verdict::Drop(Reason::NotListed)) > before);
     let status = lab.filter().status();
-    assert!(status["warnings"].to_string().contains("monitor mode"));
+    assert!(status["findings"].to_string().contains("monitor-mode"));
     let counted = &status["metrics"]["pullgate_filter_frames_total{iface=\"wan0\",family=\"ipv4\",\
         verdict=\"would_drop\",reason=\"NotListed\"}"];
     assert!(counted.as_f64().unwrap() > 0.0);

@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::ending::{Ending, Word};
 use self::limits::{Allowed, Limits, Pace};
-pub use self::lint::{Lint, listeners, unreadable_files};
+pub use self::lint::{listeners, unreadable_files};
 pub use self::listener::{bind, serve};
 pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
 pub use self::sightings::{Sighting, Sightings, Visit};
@@ -46,8 +46,8 @@ use self::tls::policy::Workshop;
 pub use self::tls::policy::{FileContent, Policies, Policy};
 pub use self::tls::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
-use crate::observe::Metrics;
 use crate::observe::log::Budget;
+use crate::observe::{Finding, Metrics};
 use crate::ranges::{InForce, Table};
 use crate::report::chain;
 use crate::sync::lock;
@@ -73,7 +73,7 @@ struct InUse {
     clock: Arc<dyn TimeProvider>,
     policies: Policies,
     /// What the upstreams have shown when they were asked.
-    of_upstreams: Vec<Lint>,
+    of_upstreams: Vec<Finding>,
     unanswered: Vec<String>,
     proxy_from: Vec<IpNet>,
     handshake: Duration,
@@ -107,7 +107,7 @@ impl InUse {
 pub struct Loaded {
     policies: Policies,
     clock: Arc<dyn TimeProvider>,
-    of_upstreams: Vec<Lint>,
+    of_upstreams: Vec<Finding>,
     /// The hosts whose upstream could not be asked what it speaks.
     unanswered: Vec<String>,
     /// The hosts of which something cannot be used.
@@ -164,7 +164,7 @@ impl Loaded {
 
     /// What could be better about it now.
     #[must_use]
-    pub fn lints(&self, config: &config::Gate) -> Vec<Lint> {
+    pub fn lints(&self, config: &config::Gate) -> Vec<Finding> {
         lints(config, &self.clock, &self.policies, &self.of_upstreams)
     }
 
@@ -233,7 +233,7 @@ impl Gate {
 
     /// What could be better about the active configuration now: time changes it.
     #[must_use]
-    pub fn lints(&self) -> Vec<Lint> {
+    pub fn lints(&self) -> Vec<Finding> {
         let in_use = self.in_use();
         let (policies, of_upstreams) = (&in_use.policies, &in_use.of_upstreams);
         lints(&in_use.config, &in_use.clock, policies, of_upstreams)
@@ -352,7 +352,7 @@ pub fn load(
         };
         if policy.offers(b"h2") {
             let speaks = policy.dialer().speaks_h2();
-            if let Some(lint) = Lint::of_h2(host, &speaks) {
+            if let Some(lint) = lint::h2(host, &speaks) {
                 policy.withhold_h2();
                 of_upstreams.push(lint);
             }
@@ -378,8 +378,8 @@ fn lints(
     config: &config::Gate,
     clock: &Arc<dyn TimeProvider>,
     policies: &Policies,
-    of_upstreams: &[Lint],
-) -> Vec<Lint> {
+    of_upstreams: &[Finding],
+) -> Vec<Finding> {
     let mut lints = of_upstreams.to_vec();
     // Without a clock nobody gets in, which each connection says.
     if let Some(now) = clock.current_time() {

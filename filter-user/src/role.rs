@@ -1,7 +1,10 @@
 //! The parts of pullgate that can run as processes of their own.
 
+use serde::{Deserialize, Serialize};
+
 /// A part of pullgate that can run as a process of its own.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Drops strangers' packets in the kernel.
     Filter,

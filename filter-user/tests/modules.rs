@@ -17,8 +17,8 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     (
         "commands",
         &[
-            "cli", "config", "control", "gate", "host", "ranges", "refresh", "report", "role",
-            "roles", "snapshot", "xdp",
+            "cli", "config", "control", "gate", "host", "observe", "ranges", "refresh", "report",
+            "role", "roles", "snapshot", "xdp",
         ],
     ),
     (
@@ -43,8 +43,14 @@ const ALLOWED: [(&str, &[&str]); 19] = [
         ],
     ),
     // `Lifetime` of what is loaded, until the control socket answers for itself.
-    ("control", &["config", "host", "report", "role", "xdp"]),
-    ("xdp", &["config", "host", "ranges", "report", "role"]),
+    (
+        "control",
+        &["config", "host", "observe", "report", "role", "xdp"],
+    ),
+    (
+        "xdp",
+        &["config", "host", "observe", "ranges", "report", "role"],
+    ),
     ("feed", &["config", "host", "ranges", "sync"]),
     (
         "snapshot",

@@ -8,7 +8,7 @@
     reason = "a source that does not parse stops the test"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,12 +59,25 @@ fn id_of_every_log_event() {
 }
 
 #[test]
+fn id_of_every_finding_is_in_the_manual() {
+    let findings = read_sources().findings;
+    assert!(findings.len() > 50, "{}", findings.len());
+    let manual = fs::read_to_string(Path::new(ROOT).join("../docs/findings.md")).unwrap();
+    let rows = manual.lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: BTreeSet<_> = rows
+        .filter_map(|row| row.split('`').next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented, findings);
+}
+
+#[test]
 fn status_of_a_host() {
     let statuses = fs::read_to_string(Path::new(ROOT).join("tests/status.json")).unwrap();
     let mut report = Report {
         protected: true,
         admits: None,
-        warnings: Vec::new(),
+        findings: Vec::new(),
         roles: Vec::new(),
     };
     for status in serde_json::from_str::<Vec<Status>>(&statuses).unwrap() {
@@ -78,6 +91,7 @@ fn status_of_a_host() {
 struct Sources {
     errors: Vec<String>,
     events: BTreeMap<String, Vec<String>>,
+    findings: BTreeSet<String>,
 }
 
 fn read_sources() -> Sources {
@@ -130,6 +144,27 @@ impl<'ast> Visit<'ast> for Sources {
         }
     }
 
+    fn visit_expr(&mut self, expression: &'ast syn::Expr) {
+        if let syn::Expr::Call(call) = expression
+            && let syn::Expr::Path(called) = &*call.func
+        {
+            let segments = called.path.segments.iter();
+            let path: Vec<_> = segments.map(|segment| segment.ident.to_string()).collect();
+            let words: Vec<_> = path.iter().map(String::as_str).collect();
+            let is_finding = matches!(
+                words.as_slice(),
+                ["Finding", "warning" | "error"] | ["lint"]
+            );
+            let first = call.args.first();
+            if let (true, Some(syn::Expr::Lit(literal))) = (is_finding, first)
+                && let syn::Lit::Str(id) = &literal.lit
+            {
+                self.findings.insert(id.value());
+            }
+        }
+        visit::visit_expr(self, expression);
+    }
+
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
         let name = call.path.segments.last().unwrap().ident.to_string();
         if ["error", "warn", "info", "debug", "trace"].contains(&name.as_str()) {
@@ -167,12 +202,14 @@ fn id_in(tokens: TokenStream) -> Option<String> {
     match tokens.as_slice() {
         [
             TokenTree::Ident(name),
-            TokenTree::Punct(_),
+            TokenTree::Punct(equals),
             TokenTree::Literal(value),
-        ] if name == "id" => {
+        ] if name == "id" && equals.as_char() == '=' => {
             let value = syn::parse2::<syn::LitStr>(literal_tokens(value.clone()));
             value.ok().map(|value| value.value())
         }
+        // That of a finding.
+        [TokenTree::Ident(name), ..] if name == "id" => Some("finding".to_owned()),
         _ => None,
     }
 }

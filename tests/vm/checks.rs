@@ -529,7 +529,7 @@ fn is_mode(machine: &Machine<'_>, interface: &str, expected: &str) -> anyhow::Re
     ensure!(
         found == expected,
         "{interface}: {found}: {}",
-        status["warnings"]
+        status["findings"]
     );
     Ok(())
 }
@@ -724,13 +724,13 @@ fn reboot_unanswered(machine: &mut Machine<'_>, card: Card) -> anyhow::Result<St
 /// Looks at status and at the wire.
 fn is_filtered(machine: &Machine<'_>, card: Card, expected: &str) -> anyhow::Result<()> {
     let status = machine.status()?;
-    ensure!(status["protected"] == true, "{}", status["warnings"]);
+    ensure!(status["protected"] == true, "{}", status["findings"]);
     let found = mode(&status, card.name);
     ensure!(
         found == expected,
         "{}: {found}: {}",
         card.name,
-        status["warnings"]
+        status["findings"]
     );
     let answered = knock(machine.network(), card.mac(), None)?;
     ensure!(!answered.stranger, "a stranger is answered");

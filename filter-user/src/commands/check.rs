@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use super::output::{complain, say};
 use crate::config::{Config, load};
-use crate::gate::{FileContent, Lint, Loaded, service_group, unreadable_files};
+use crate::gate::{FileContent, Loaded, service_group, unreadable_files};
 use crate::host::sandbox;
+use crate::observe::Finding;
 use crate::role::Role;
 use crate::roles::{self, StartError, findings};
 use crate::xdp;
@@ -14,8 +15,8 @@ use crate::xdp;
 /// Checks the configuration in `file`, and prints what was found.
 pub(super) fn execute(file: &Path, only: Option<Role>) -> anyhow::Result<ExitCode> {
     let checked = check(&load(file)?, only)?;
-    for warning in checked.warnings {
-        complain(&format!("warning: {warning}"));
+    for finding in checked.findings {
+        complain(&format!("warning: {finding}"));
     }
     for content in checked.contents {
         say(&content.to_string())?;
@@ -34,9 +35,9 @@ pub(super) fn execute(file: &Path, only: Option<Role>) -> anyhow::Result<ExitCod
 #[derive(Debug)]
 struct Checked {
     /// What works and could be better.
-    warnings: Vec<String>,
+    findings: Vec<Finding>,
     /// What works for whoever checks, and not for the roles as the package runs them.
-    failures: Vec<String>,
+    failures: Vec<Finding>,
     /// What was read from which of the gate's files.
     contents: Vec<FileContent>,
 }
@@ -59,35 +60,35 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let loaded = roles::plan::examine(config, &roles)?;
     let loaded = loaded.map(Loaded::whole).transpose()?;
     // A role waits for an interface that does not exist; to an operator it is a typo.
-    let mut weaknesses = Vec::new();
+    let mut found = Vec::new();
     if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
-        weaknesses.extend(xdp::check_interfaces(filter)?);
-        weaknesses.extend(findings::of_check(filter));
+        found.extend(xdp::check_interfaces(filter)?);
+        found.extend(findings::of_check(filter));
         // A unit that reloads does not wait for a web server.
         if config.gate.is_none() && only.is_none() {
-            weaknesses.extend(findings::of_web_servers(filter).1);
+            found.extend(findings::of_web_servers(filter).1);
         }
     }
-    weaknesses.extend(findings::all_weaknesses(config, &roles));
+    found.extend(findings::all_weaknesses(config, &roles));
     // A role starts without them, and whoever asks for one asks whether it would.
     if roles.contains(&Role::Ranges) {
         match (roles::plan::examine_sources(&config.ranges), only) {
             (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(_)) => weaknesses.push(error.to_string()),
+            (Err(error), Some(_)) => {
+                found.push(Finding::warning("list-unreadable", error.to_string()));
+            }
             (Ok(()), _) => {}
         }
     }
     let contents = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
-    let (mut lints, mut failures) = (Vec::new(), Vec::new());
+    let mut failures = Vec::new();
     if let (Some(gate), Some(loaded)) = (&config.gate, &loaded) {
-        lints.extend(loaded.lints(gate));
-        lints.extend(roles::exposures(gate));
-        failures.extend(unreadable_files(gate).iter().map(Lint::to_string));
+        found.extend(loaded.lints(gate));
+        found.extend(roles::exposures(gate));
+        failures.extend(unreadable_files(gate));
     }
-    let lints = lints.iter().map(Lint::to_string);
-    weaknesses.extend(lints);
     Ok(Checked {
-        warnings: weaknesses,
+        findings: found,
         failures,
         contents,
     })

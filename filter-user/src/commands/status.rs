@@ -9,6 +9,7 @@ use crate::config::{Config, LoadError, Paths, load, salvage_paths};
 use crate::control::client::{ANSWER_TIMEOUT, ask_if_permitted};
 use crate::control::error::ControlError;
 use crate::control::protocol::{Report, Status};
+use crate::observe::Finding;
 use crate::report::chain;
 use crate::role::Role;
 use crate::roles::findings;
@@ -36,21 +37,22 @@ fn status(config: &Config) -> Result<Report, ControlError> {
     let mut report = Report {
         protected: true,
         admits: None,
-        warnings: Vec::new(),
+        findings: Vec::new(),
         roles: Vec::new(),
     };
     if config.filter.is_none() && config.gate.is_none() {
         report.protected = false;
-        let text =
-            "neither [filter] nor [gate] is configured: ranges are kept for other tools only";
-        report.warnings.push(text.to_owned());
+        report.findings.push(Finding::error(
+            "nothing-protected",
+            "neither [filter] nor [gate] is configured: ranges are kept for other tools only",
+        ));
     }
     let missing = ask_all(&mut report, &config.paths, config.roles())?;
     report.protected &= missing.is_empty();
     if let (Some(filter), None) = (&config.filter, &config.gate) {
-        let (admits, warnings) = findings::of_web_servers(filter);
+        let (admits, findings) = findings::of_web_servers(filter);
         report.admits = Some(admits);
-        report.warnings.extend(warnings);
+        report.findings.extend(findings);
     }
     Ok(report)
 }
@@ -65,18 +67,18 @@ fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, ControlErr
     let mut report = Report {
         protected: true,
         admits: None,
-        warnings: vec![format!(
-            "which roles should run cannot be told: {}",
-            chain(error)
-        )],
+        findings: Vec::from([Finding::error(
+            "configuration-unusable",
+            format!("which roles should run is unknown: {}", chain(error)),
+        )]),
         roles: Vec::new(),
     };
     let missing = ask_all(&mut report, paths, Role::ALL)?;
     let should_run = |role: &Role| {
         let mut described = report.roles.iter().flat_map(|status| &status.described);
-        described.any(|label| label == role.label())
+        described.any(|described| described == role)
     };
-    let protects = |status: &Status| status.role != Role::Ranges.label();
+    let protects = |status: &Status| status.role != Role::Ranges;
     let lacks = missing.iter().any(should_run);
     report.protected &= report.roles.iter().any(protects) && !lacks;
     Ok(report)
@@ -94,7 +96,7 @@ fn ask_all(
             Ok(status) => report.add(status),
             Err(error) => {
                 missing.push(role);
-                report.warnings.push(absent(paths, role, &error));
+                report.findings.push(absent(paths, role, &error));
             }
         }
     }
@@ -102,27 +104,27 @@ fn ask_all(
 }
 
 /// Why a role has no status, and what that means.
-fn absent(paths: &Paths, role: Role, error: &io::Error) -> String {
-    let label = role.label();
+fn absent(paths: &Paths, role: Role, error: &io::Error) -> Finding {
     let is_gone = matches!(
         error.kind(),
         ErrorKind::NotFound | ErrorKind::ConnectionRefused
     );
     let mut text = match is_gone {
-        true => format!("{label}: not running"),
+        true => "not running".to_owned(),
         // Of a socket with a time limit, EAGAIN.
         false if error.kind() == ErrorKind::WouldBlock => {
-            format!(
-                "{label}: does not answer within {} s",
-                ANSWER_TIMEOUT.as_secs()
-            )
+            format!("does not answer within {} s", ANSWER_TIMEOUT.as_secs())
         }
-        false => format!("{label}: does not answer: {error}"),
+        false => format!("does not answer: {error}"),
     };
     if role == Role::Filter && xdp::is_loaded(&paths.bpf) {
         text.push_str(
             "; its pinned program goes on, by the settings and ranges of its last moment",
         );
     }
-    text
+    let finding = match is_gone {
+        true => Finding::error("role-not-running", text),
+        false => Finding::error("role-not-answering", text),
+    };
+    finding.of(role)
 }

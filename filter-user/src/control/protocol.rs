@@ -7,27 +7,29 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::observe::Finding;
 use crate::report::span;
+use crate::role::Role;
 
 /// What a running role says of itself.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Status {
-    /// `filter`, `ranges` or `gate`.
-    pub role: String,
+    /// Which one.
+    pub role: Role,
     /// Version of the program.
     pub version: String,
     /// Process id.
     pub pid: u32,
     /// The roles that its configuration describes.
     #[serde(default)]
-    pub described: Vec<String>,
+    pub described: Vec<Role>,
     /// Whether it refuses whom it is there to refuse; not so in monitor mode.
     pub enforcing: bool,
     /// Which clients it admits, if the role is the gate.
     #[serde(default)]
     pub admits: Option<Admits>,
-    /// Where protection is weaker than it could be, in sentences.
-    pub warnings: Vec<String>,
+    /// What is not right.
+    pub findings: Vec<Finding>,
     /// The ranges in force.
     pub ranges: RangesStatus,
     /// What is particular to the role, line by line.
@@ -250,8 +252,8 @@ pub struct Report {
     pub protected: bool,
     /// Which clients get in, if strangers do not.
     pub admits: Option<Admits>,
-    /// What is missing or weaker than asked, in sentences.
-    pub warnings: Vec<String>,
+    /// What is not right, of all roles.
+    pub findings: Vec<Finding>,
     /// The roles that answered.
     pub roles: Vec<Status>,
 }
@@ -259,9 +261,9 @@ pub struct Report {
 impl Report {
     /// Adds what a role says of itself.
     pub fn add(&mut self, status: Status) {
-        let warnings = status.warnings.iter();
-        let warnings = warnings.map(|warning| format!("{}: {warning}", status.role));
-        self.warnings.extend(warnings);
+        let findings = status.findings.iter().cloned();
+        self.findings
+            .extend(findings.map(|finding| finding.of(status.role)));
         self.protected &= status.enforcing;
         self.admits = self.admits.or(status.admits);
         self.roles.push(status);
@@ -270,7 +272,7 @@ impl Report {
 
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.protected, self.warnings.is_empty()) {
+        f.write_str(match (self.protected, self.findings.is_empty()) {
             (true, true) => "PROTECTED\n",
             (true, false) => "PROTECTED, but:\n",
             (false, _) => "NOT PROTECTED:\n",
@@ -278,14 +280,16 @@ impl Display for Report {
         if let (true, Some(admits)) = (self.protected, self.admits) {
             writeln!(f, "  admits {admits}")?;
         }
-        for warning in &self.warnings {
-            writeln!(f, "  ! {warning}")?;
+        for finding in &self.findings {
+            writeln!(f, "  ! {finding}")?;
         }
         for role in &self.roles {
             writeln!(
                 f,
                 "\n{} (pid {}, pullgate {})",
-                role.role, role.pid, role.version
+                role.role.label(),
+                role.pid,
+                role.version
             )?;
             writeln!(f, "  {:<12} {}", "ranges", role.ranges)?;
             for (name, value) in &role.details {
@@ -359,13 +363,13 @@ impl Display for FilterStatus {
 
 /// The counters of a role that say something at a glance.
 fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
-    let families: &[&str] = match role.role.as_str() {
-        "filter" => &["pullgate_filter_reattached_total"],
-        "gate" => &[
+    let families: &[&str] = match role.role {
+        Role::Filter => &["pullgate_filter_reattached_total"],
+        Role::Gate => &[
             "pullgate_gate_connections_total",
             "pullgate_gate_would_refuse_total",
         ],
-        _ => &["pullgate_ranges_refresh_total"],
+        Role::Ranges => &["pullgate_ranges_refresh_total"],
     };
     let is_shown = |name: &str| families.iter().any(|family| name.starts_with(family));
     let counters = role.metrics.iter();

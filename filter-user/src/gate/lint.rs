@@ -1,6 +1,5 @@
 //! What is in order and could be better: the weaknesses of a configuration that works.
 
-use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
 
@@ -11,127 +10,99 @@ use super::tls::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
 use super::tls::policy::{Policies, Policy};
 use crate::config::{ClientAuth, CrlExpired, Gate, Host, Name, Place, Target, Trust};
 use crate::host::file;
+use crate::observe::{Finding, Severity};
 use crate::report::span;
 
-/// A weakness, and what to do about it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Lint {
-    /// The host's label.
-    pub host: String,
-    /// What stays the same of it while time passes.
-    pub id: &'static str,
-    /// Whether no client of the host gets in because of it.
-    pub is_outage: bool,
-    place: String,
-    text: String,
+/// Something that could be better, at a place of the configuration.
+fn lint(id: &'static str, place: &Place, text: impl Into<String>) -> Finding {
+    Finding::warning(id, text).at(place)
 }
 
-impl Display for Lint {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.place, self.text)
-    }
-}
-
-impl Lint {
-    fn new(host: &Host, id: &'static str, place: &Place, text: impl Display) -> Self {
-        Self {
-            host: host.label(),
-            id,
-            is_outage: false,
-            place: place.to_string(),
-            text: text.to_string(),
+/// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are
+/// offered what is left, for Cloudflare answers its visitors with error 520 otherwise.
+pub(super) fn h2(host: &Host, speaks: &io::Result<bool>) -> Option<Finding> {
+    let upstream = &host.upstream.value;
+    let place = host.place().of("gate.host.alpn");
+    Some(match speaks {
+        Ok(true) => return None,
+        Ok(false) => {
+            let text = format!("{upstream} does not speak HTTP/2, so \"h2\" is not offered");
+            lint("h2-not-spoken", &place, text)
+                .remedy("switch it on there (nginx: `listen … http2`), or leave \"h2\" out")
         }
-    }
-
-    fn outage(self, is_outage: bool) -> Self {
-        Self { is_outage, ..self }
-    }
-
-    /// Whether it is the same weakness, whatever has become of it.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        let is_worse = self.is_outage != other.is_outage;
-        (&self.host, &self.place, self.id) == (&other.host, &other.place, other.id) && !is_worse
-    }
-
-    /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are
-    /// offered what is left, for Cloudflare answers its visitors with error 520 otherwise.
-    pub(super) fn of_h2(host: &Host, speaks: &io::Result<bool>) -> Option<Self> {
-        let upstream = &host.upstream.value;
-        let place = host.place().of("gate.host.alpn");
-        let text = match speaks {
-            Ok(true) => return None,
-            Ok(false) => format!(
-                "{upstream} does not speak HTTP/2, so \"h2\" is not offered; switch it on there \
-                 (nginx: `listen … http2`), or leave \"h2\" out"
-            ),
-            Err(error) => format!(
+        Err(error) => {
+            let text = format!(
                 "{upstream} cannot be asked whether it speaks HTTP/2 ({error}), so \"h2\" is not \
                  offered until it can"
-            ),
-        };
-        Some(Self::new(host, "h2-not-spoken", &place, text))
-    }
-
-    /// An upstream that answers at other addresses than loopback as well.
-    fn of_exposure(host: &Host, listening: &[SocketAddr]) -> Option<Self> {
-        let Target::Tcp(upstream) = host.upstream.value.target else {
-            return None;
-        };
-        let is_exposed = |socket: &&SocketAddr| {
-            socket.port() == upstream.port() && !socket.ip().to_canonical().is_loopback()
-        };
-        let exposed = listening.iter().find(is_exposed)?;
-        upstream.ip().is_loopback().then(|| {
-            let text = format_args!(
-                "the web server listens on {exposed} too, where it can be reached around the \
-                 gate; let it listen on {upstream} only"
             );
-            Self::new(host, "upstream-exposed", &host.upstream.place, text)
-        })
-    }
+            lint("h2-unknown", &place, text)
+        }
+    })
+}
+
+/// An upstream that answers at other addresses than loopback as well.
+fn exposure(host: &Host, listening: &[SocketAddr]) -> Option<Finding> {
+    let Target::Tcp(upstream) = host.upstream.value.target else {
+        return None;
+    };
+    let is_exposed = |socket: &&SocketAddr| {
+        socket.port() == upstream.port() && !socket.ip().to_canonical().is_loopback()
+    };
+    let exposed = listening.iter().find(is_exposed)?;
+    upstream.ip().is_loopback().then(|| {
+        let text = format!(
+            "the web server listens on {exposed} too, where it can be reached around the gate"
+        );
+        lint("upstream-exposed", &host.upstream.place, text)
+            .remedy(format!("let it listen on {upstream} only"))
+    })
 }
 
 /// The weaknesses that the listening sockets of this host show, as `netlink` lists them.
 #[must_use]
-pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Lint> {
+pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Finding> {
     let hosts = config.hosts.iter();
-    hosts
-        .filter_map(|host| Lint::of_exposure(host, listening))
-        .collect()
+    hosts.filter_map(|host| exposure(host, listening)).collect()
 }
 
 /// Files that whoever runs as root can read, and the gate as the package runs it can not.
 #[must_use]
-pub fn unreadable_files(config: &Gate) -> Vec<Lint> {
+pub fn unreadable_files(config: &Gate) -> Vec<Finding> {
     let groups = service_groups();
     // A user sees for himself, and in a user namespace not whose a directory is.
     if groups.is_empty() || !geteuid().is_root() {
         return Vec::new();
     }
     let hosts = config.hosts.iter();
-    let pairs = hosts.flat_map(|host| host.files().into_iter().map(move |file| (host, file)));
-    let lints = pairs.filter_map(|(host, (place, path))| {
+    let files = hosts.flat_map(Host::files);
+    let lints = files.filter_map(|(place, path)| {
         let obstacle = obstacle(path, &groups)?;
         let (file, path) = (path.display(), obstacle.display());
-        let text = match obstacle.is_dir() {
-            true => format!(
-                "{file} is below {path}, which the package's gate cannot enter, for it does not run \
-                 as root: put the file below /etc/pullgate, or let the group {GATE_GROUP} in"
+        let (text, remedy) = match obstacle.is_dir() {
+            true => (
+                format!(
+                    "{file} is below {path}, which the package's gate cannot enter, for it does not \
+                     run as root"
+                ),
+                format!("put the file below /etc/pullgate, or let the group {GATE_GROUP} in"),
             ),
-            false => format!(
-                "{path} is root's alone, and the package's gate does not run as root: `chgrp \
-                 {GATE_GROUP} {path}` and `chmod 640 {path}`"
+            false => (
+                format!("{path} is root's alone, and the package's gate does not run as root"),
+                format!("`chgrp {GATE_GROUP} {path}` and `chmod 640 {path}`"),
             ),
         };
-        Some(Lint::new(host, "file-unreadable", place, text))
+        Some(
+            lint("file-unreadable", place, text)
+                .with_severity(Severity::Error)
+                .remedy(remedy),
+        )
     });
     lints.collect()
 }
 
 /// The weaknesses of hosts and their policies. A host that has none, for a file of its own cannot be used,
 /// serves nobody.
-pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Lint> {
+pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Finding> {
     let served = config.hosts.iter().filter_map(|host| {
         let policy = policies.labelled(&host.label())?;
         Some((host, policy.as_ref()))
@@ -156,37 +127,39 @@ pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Li
     lints
 }
 
-fn trust(host: &Host) -> Option<Lint> {
+fn trust(host: &Host) -> Option<Finding> {
     let asked = || host.place().of("gate.host.client_auth");
-    let (id, place, text) = match host.client_auth {
-        ClientAuth::Off => (
+    Some(match host.client_auth {
+        ClientAuth::Off => lint(
             "client-auth-off",
-            asked(),
-            "nobody is asked for a certificate (`client_auth = \"off\"`): whoever has an address \
-             that is let in is served",
+            &asked(),
+            "no client is asked for a certificate (`client_auth = \"off\"`): every client with a \
+             listed address is served",
         ),
-        ClientAuth::Log => (
+        ClientAuth::Log => lint(
             "client-auth-log",
-            asked(),
-            "nobody is refused for a certificate (`client_auth = \"log\"`); once no line says \
-             `would be refused`, write \"enforce\"",
-        ),
+            &asked(),
+            "no client is refused for its certificate (`client_auth = \"log\"`)",
+        )
+        .remedy("once no line says `would be refused`, write \"enforce\""),
         ClientAuth::Enforce => {
             let mut trust = host.trust.iter();
             let shared = trust.find(|trust| trust.value == Trust::Cloudflare)?;
-            (
+            lint(
                 "shared-ca",
-                shared.place.clone(),
+                &shared.place,
                 "Cloudflare's shared CA proves only that some Cloudflare customer asks, not that \
-                 you do; upload a certificate of your own to Cloudflare (zone or per-hostname \
-                 Authenticated Origin Pulls), and name its CA here instead",
+                 you do",
+            )
+            .remedy(
+                "upload a certificate of your own to Cloudflare (zone or per-hostname Authenticated \
+                 Origin Pulls), and name its CA here instead",
             )
         }
-    };
-    Some(Lint::new(host, id, &place, text))
+    })
 }
 
-fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Lint> {
+fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Finding> {
     let facts = &policy.facts;
     let now = seconds(now);
     let within = |expires: i64, days: i64| {
@@ -196,96 +169,110 @@ fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Lint> {
     let mut lints = Vec::new();
     if let Some(left) = within(facts.certificate_expires, CERTIFICATE_DAYS) {
         let place = host.place().of("gate.host.certificate");
-        let text = match left {
-            0.. => format!("the certificate expires in {}; renew it", span_of(left)),
-            _ => format!(
-                "the certificate expired {} ago, which Cloudflare's Full (strict) answers with \
-                 error 526; renew it",
-                span_of(left)
+        let time = span(left.unsigned_abs());
+        let lint = match left {
+            0.. => lint(
+                "certificate-expires",
+                &place,
+                format!("the certificate expires in {time}"),
+            ),
+            _ => lint(
+                "certificate-expired",
+                &place,
+                format!(
+                    "the certificate expired {time} ago, which Cloudflare's Full (strict) answers \
+                     with error 526"
+                ),
             ),
         };
-        lints.push(Lint::new(host, expiring("certificate", left), &place, text));
+        lints.push(lint.remedy("renew it"));
     }
     let authority = facts.authority_expires;
     if let Some(left) = authority.and_then(|expires| within(expires, AUTHORITY_DAYS)) {
         let place = host.place().of("gate.host.trust");
-        let text = match left {
-            0.. => format!(
-                "a CA in `trust` expires in {}; make a new one, and let `trust` name both until \
-                 Cloudflare presents a certificate of the new one",
-                span_of(left)
+        let time = span(left.unsigned_abs());
+        let lint = match left {
+            0.. => lint(
+                "authority-expires",
+                &place,
+                format!("a CA in `trust` expires in {time}"),
+            )
+            .remedy(
+                "make a new one, and let `trust` name both until Cloudflare presents a certificate of \
+                 the new one",
             ),
-            _ => format!(
-                "a CA in `trust` expired {} ago, so whatever it has signed is refused; take it \
-                 out, and upload a certificate of another to Cloudflare",
-                span_of(left)
-            ),
+            _ => lint(
+                "authority-expired",
+                &place,
+                format!("a CA in `trust` expired {time} ago, so whatever it has signed is refused"),
+            )
+            .remedy("take it out, and upload a certificate of another to Cloudflare"),
         };
         let has_none = facts.trust_ends.is_some_and(|end| end < now);
-        let lint = Lint::new(host, expiring("authority", left), &place, text);
-        lints.push(lint.outage(has_none && host.client_auth == ClientAuth::Enforce));
+        let is_outage = has_none && host.client_auth == ClientAuth::Enforce;
+        lints.push(lint.with_severity(severity(is_outage)));
     }
-    if let Some((made, expires)) = facts.crl_valid {
-        let left = expires.saturating_sub(now);
-        let is_late = left < expires.saturating_sub(made) / CRL_LAST_PART;
-        let place = host.place().of("gate.host.crl");
-        let refuses = host.crl_expired == CrlExpired::Refuse;
-        let text = match (left, refuses) {
-            (0.., true) => format!(
-                "a revocation list expires in {}, and its CA's clients are refused from then on; \
-                 fetch a new one",
-                span_of(left)
-            ),
-            (0.., false) => format!(
-                "a revocation list expires in {}; fetch a new one",
-                span_of(left)
-            ),
-            (_, true) => format!(
-                "a revocation list expired {} ago, so its CA's clients are refused; fetch a new one",
-                span_of(left)
-            ),
-            (_, false) => format!(
-                "a revocation list expired {} ago, and is used all the same; fetch a new one",
-                span_of(left)
-            ),
-        };
-        if is_late {
-            let lint = Lint::new(host, expiring("crl", left), &place, text);
-            let is_enforced = host.client_auth == ClientAuth::Enforce;
-            lints.push(lint.outage(left < 0 && refuses && is_enforced));
-        }
-    }
+    lints.extend(
+        facts
+            .crl_valid
+            .and_then(|valid| list_expiry(host, valid, now)),
+    );
     lints
 }
 
-/// The time until something, or since.
-fn span_of(left: i64) -> String {
-    span(left.unsigned_abs())
+/// The end of the list that ends first, from the last quarter of its life on.
+fn list_expiry(host: &Host, (made, expires): (i64, i64), now: i64) -> Option<Finding> {
+    let left = expires.saturating_sub(now);
+    if left >= expires.saturating_sub(made) / CRL_LAST_PART {
+        return None;
+    }
+    let place = host.place().of("gate.host.crl");
+    let refuses = host.crl_expired == CrlExpired::Refuse;
+    let time = span(left.unsigned_abs());
+    let lint = match left {
+        0.. => {
+            let then = match refuses {
+                true => ", and its CA's clients are refused from then on",
+                false => "",
+            };
+            let text = format!("a revocation list expires in {time}{then}");
+            lint("crl-expires", &place, text)
+        }
+        _ => {
+            let so = match refuses {
+                true => "so its CA's clients are refused",
+                false => "and is used all the same",
+            };
+            let text = format!("a revocation list expired {time} ago, {so}");
+            lint("crl-expired", &place, text)
+        }
+    };
+    let is_outage = left < 0 && refuses && host.client_auth == ClientAuth::Enforce;
+    Some(
+        lint.remedy("fetch a new one")
+            .with_severity(severity(is_outage)),
+    )
 }
 
-/// What soon expires is one thing, and what has is another.
-fn expiring(what: &'static str, left: i64) -> &'static str {
-    match (what, left) {
-        ("certificate", 0..) => "certificate-expires",
-        ("certificate", _) => "certificate-expired",
-        ("authority", 0..) => "authority-expires",
-        ("authority", _) => "authority-expired",
-        (_, 0..) => "crl-expires",
-        (_, _) => "crl-expired",
+/// Whether no client of the host is admitted because of it.
+fn severity(is_outage: bool) -> Severity {
+    match is_outage {
+        true => Severity::Error,
+        false => Severity::Warning,
     }
 }
 
 /// Names that no certificate of the host is for: Full (strict) answers them with error 526.
-fn names(host: &Host, policy: &Policy) -> Vec<Lint> {
+fn names(host: &Host, policy: &Policy) -> Vec<Finding> {
     let names = host.names.iter();
     let strange = names.filter(|name| !covers(&policy.facts.certificate_names, &name.value));
     let lints = strange.map(|name| {
-        let text = format_args!(
+        let text = format!(
             "no certificate of this host is for `{}`, which Cloudflare's Full (strict) refuses \
              with error 526",
             name.value
         );
-        Lint::new(host, "name-not-on-certificate", &name.place, text)
+        lint("name-not-on-certificate", &name.place, text)
     });
     lints.collect()
 }
@@ -295,7 +282,7 @@ fn names(host: &Host, policy: &Policy) -> Vec<Lint> {
 fn shared_certificate(
     (first, policy): (&Host, &Policy),
     (second, other): (&Host, &Policy),
-) -> Option<Lint> {
+) -> Option<Finding> {
     let both = [(first, policy, second), (second, other, first)];
     let found = both.into_iter().find(|(_, policy, other)| {
         let names = &policy.facts.certificate_names;
@@ -304,32 +291,33 @@ fn shared_certificate(
     });
     found.map(|(host, _, other)| {
         let place = host.place().of("gate.host.certificate");
-        let text = format_args!(
-            "this certificate is also for `{}`, whose terms differ: HTTP/2 requests for one may \
-             come over a connection that was opened for the other; use a certificate each, or \
-             leave \"h2\" out",
+        let text = format!(
+            "this certificate is also for `{}`, whose policy differs: HTTP/2 requests for one may \
+             come over a connection that was opened for the other",
             other.label()
         );
-        Lint::new(host, "certificate-shared", &place, text)
+        lint("certificate-shared", &place, text)
+            .remedy("use a certificate each, or leave \"h2\" out")
     })
 }
 
 /// A byte relay sees no `Host` field, so who is let in for one host can ask for the other.
-fn shared_upstream(first: &Host, second: &Host) -> Option<Lint> {
+fn shared_upstream(first: &Host, second: &Host) -> Option<Finding> {
     (first.upstream.value == second.upstream.value).then(|| {
-        let text = format_args!(
-            "{} serves `{}` as well, whose terms differ: who is let in here can ask for that \
-             host's pages; give each an upstream of its own",
+        let text = format!(
+            "{} serves `{}` as well, whose policy differs: a client accepted here can request that \
+             host's pages",
             second.upstream.value,
             first.label()
         );
-        Lint::new(second, "upstream-shared", &second.upstream.place, text)
+        lint("upstream-shared", &second.upstream.place, text)
+            .remedy("give each an upstream of its own")
     })
 }
 
 /// A port or a path that others on this host may listen on, while the web server does not: what clients
 /// send then goes there, unless the upstream has to show a certificate.
-fn open_upstream(host: &Host) -> Option<Lint> {
+fn open_upstream(host: &Host) -> Option<Finding> {
     let upstream = &host.upstream.value;
     if upstream.tls.is_some() {
         return None;
@@ -338,28 +326,27 @@ fn open_upstream(host: &Host) -> Option<Lint> {
         Target::Tcp(address) => address,
         Target::Unix(path) => {
             let (directory, who) = file::who_may_create(path)?;
-            let text = format_args!(
-                "while the web server is down, {who} can listen on {} and is sent what clients send; \
-                 `chmod go-w {}`, or let the web server have a directory of its own",
-                path.display(),
+            let text = format!(
+                "while the web server is down, {who} can listen on {} and is sent what clients send",
+                path.display()
+            );
+            let remedy = format!(
+                "`chmod go-w {}`, or let the web server have a directory of its own",
                 directory.display()
             );
-            return Some(Lint::new(
-                host,
-                "upstream-path-open",
-                &host.upstream.place,
-                text,
-            ));
+            return Some(lint("upstream-path-open", &host.upstream.place, text).remedy(remedy));
         }
     };
     let is_open = address.ip().is_loopback() && address.port() >= UNPRIVILEGED;
     is_open.then(|| {
-        let text = format_args!(
+        let text = format!(
             "while the web server is down, any user of this host can listen on {address} and is \
-             sent what clients send; let it listen on a UNIX socket in a directory of its own, and \
-             write `upstream = \"unix:/…\"`"
+             sent what clients send"
         );
-        Lint::new(host, "upstream-port-open", &host.upstream.place, text)
+        lint("upstream-port-open", &host.upstream.place, text).remedy(
+            "let it listen on a UNIX socket in a directory of its own, and write \
+             `upstream = \"unix:/…\"`",
+        )
     })
 }
 

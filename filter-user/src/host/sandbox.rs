@@ -61,26 +61,16 @@ impl Confined {
         self.reach.lacks(wanted)
     }
 
-    /// What is weaker than it could be.
+    /// Whether the user's number is 0, which can regain privileges through the service manager and buses.
     #[must_use]
-    pub fn weaknesses(&self) -> Vec<String> {
-        let mut weaknesses = Vec::new();
-        if self.landlock < NETWORK_ABI {
-            weaknesses.push(format!(
-                "this kernel does not confine a process to its files and TCP ports (landlock ABI \
-                 {}, {NETWORK_ABI} is needed)",
-                self.landlock
-            ));
-        }
-        if self.is_root {
-            weaknesses.push(
-                "runs as root, which can regain privileges through systemd and D-Bus: start it by the \
-                 package's units, or create the package's users and directories (`systemd-sysusers`, \
-                 `systemd-tmpfiles --create pullgate.conf`)"
-                    .to_owned(),
-            );
-        }
-        weaknesses
+    pub fn is_root(&self) -> bool {
+        self.is_root
+    }
+
+    /// The landlock ABI that is active, if it does not confine files and TCP ports in full.
+    #[must_use]
+    pub fn lacking_landlock(&self) -> Option<u8> {
+        (self.landlock < NETWORK_ABI).then_some(self.landlock)
     }
 }
 
@@ -158,7 +148,7 @@ pub fn keep_signalling() -> Result<(), ConfineError> {
 /// # Errors
 ///
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
-/// [`Confined::weaknesses`].
+/// [`Confined::lacking_landlock`].
 pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
     drop_privileges(&reach.roles)?;
     let held = capabilities(None)
@@ -259,4 +249,4 @@ fn allow(
 /// UNIX sockets would have to be named.
 const KNOWN: ABI = ABI::V6;
 /// The first landlock that confines TCP ports.
-const NETWORK_ABI: u8 = 4;
+pub const NETWORK_ABI: u8 = 4;

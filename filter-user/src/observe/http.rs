@@ -25,14 +25,16 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error};
 
+use super::Finding;
+
 /// What is told.
 pub trait Told: Send + Sync + 'static {
     /// All metrics of the moment, in the OpenMetrics text format.
     fn metrics(&self) -> String;
     /// What of the process does not answer; nothing, if all of it does.
-    fn ailments(&self) -> impl Future<Output = Vec<String>> + Send;
+    fn ailments(&self) -> impl Future<Output = Vec<Finding>> + Send;
     /// Why the role does not protect as it should; nothing, if it does.
-    fn reservations(&self) -> Vec<String>;
+    fn reservations(&self) -> Vec<Finding>;
 }
 
 /// A socket that waits for questions.
@@ -158,11 +160,12 @@ async fn reply(request: &Request<Incoming>, told: &impl Told) -> Response<Full<B
     }
 }
 
-fn judge(complaints: &[String]) -> Response<Full<Bytes>> {
-    match complaints {
+fn judge(findings: &[Finding]) -> Response<Full<Bytes>> {
+    match findings {
         [] => say(StatusCode::OK, PLAIN, "ok\n".to_owned()),
-        complaints => {
-            let text = complaints.join("\n") + "\n";
+        findings => {
+            let lines = findings.iter().map(|finding| format!("{finding}\n"));
+            let text = lines.collect();
             say(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
         }
     }
@@ -205,13 +208,13 @@ mod tests {
             String::new()
         }
 
-        async fn ailments(&self) -> Vec<String> {
+        async fn ailments(&self) -> Vec<Finding> {
             self.begun.add_permits(1);
             drop(self.released.acquire().await);
             Vec::new()
         }
 
-        fn reservations(&self) -> Vec<String> {
+        fn reservations(&self) -> Vec<Finding> {
             Vec::new()
         }
     }

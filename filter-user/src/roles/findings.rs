@@ -1,17 +1,18 @@
 //! What is in order and could be better, of a configuration on this host; for one role or another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{Config, Filter, Interfaces, Mode};
 use crate::control::protocol::Admits;
 use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
+use crate::observe::Finding;
 use crate::ranges::guard::Documentation;
 use crate::role::Role;
 use crate::web::{self, Demand, Issuers};
 
 /// What any of the roles has to say, each thing once, before it runs.
-pub(crate) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
+pub(crate) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<Finding> {
     let filter = config
         .filter
         .iter()
@@ -26,10 +27,13 @@ pub(crate) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<String> {
 }
 
 /// What a role has to say.
-pub(crate) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
+pub(crate) fn weaknesses(config: &Config, role: Role) -> Vec<Finding> {
     let mut weaknesses = Vec::new();
     if config.ranges.limits.documentation == Documentation::Accept {
-        weaknesses.push("documentation ranges are accepted (a test bed)".to_owned());
+        weaknesses.push(Finding::warning(
+            "documentation-ranges",
+            "documentation ranges are accepted (a test bed)",
+        ));
     }
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.filter) {
         weaknesses.extend(unprotected_ports(config, filter));
@@ -44,33 +48,34 @@ pub(crate) fn weaknesses(config: &Config, role: Role) -> Vec<String> {
 }
 
 /// Ports of the gate that the filter lets everybody reach.
-fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<String> {
+fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<Finding> {
     let listen = config.gate.iter().flat_map(|gate| &gate.listen);
     let mut ports: BTreeSet<_> = listen.map(SocketAddr::port).collect();
     ports.retain(|port| !filter.ports.contains(port));
     let tell = |port| {
-        format!(
-            "the gate listens on port {port}, which is not in `filter.ports`: whoever finds it \
-             reaches the gate; add it"
-        )
+        let text = format!(
+            "the gate listens on port {port}, which is not in `filter.ports`: a client that finds it \
+             reaches the gate"
+        );
+        Finding::warning("gate-port-unprotected", text).remedy("add it")
     };
     ports.into_iter().map(tell).collect()
 }
 
 /// What a filter that runs reports more precisely.
-fn of_start(filter: &Filter) -> Option<String> {
-    (filter.mode == Mode::Monitor).then(|| MONITOR.to_owned())
+fn of_start(filter: &Filter) -> Option<Finding> {
+    (filter.mode == Mode::Monitor).then(monitor)
 }
 
 /// What a check finds that a start would not know: a filter that remembers uplinks needs no route.
-pub(crate) fn of_check(filter: &Filter) -> Option<String> {
+pub(crate) fn of_check(filter: &Filter) -> Option<Finding> {
     let is_auto = matches!(filter.interfaces, Interfaces::Auto);
     let has_none = || netlink::uplinks().is_ok_and(|uplinks| uplinks == Uplinks::default());
-    (is_auto && has_none()).then(|| NO_INTERFACE.to_owned())
+    (is_auto && has_none()).then(no_interface)
 }
 
 /// Destinations that packets to this host do not have: nothing is dropped by them.
-fn strange_destinations(filter: &Filter) -> Vec<String> {
+fn strange_destinations(filter: &Filter) -> Vec<Finding> {
     if filter.destinations.is_empty() {
         return Vec::new();
     }
@@ -81,16 +86,17 @@ fn strange_destinations(filter: &Filter) -> Vec<String> {
     let destinations = filter.destinations.iter();
     let strange = destinations.filter(|destination| !addresses.contains(destination));
     let tell = |destination| {
-        format!(
+        let text = format!(
             "{destination} in `filter.destinations` is no address of this host's interfaces: does \
              traffic come for it?"
-        )
+        );
+        Finding::warning("destination-foreign", text)
     };
     strange.map(tell).collect()
 }
 
 /// Protected ports at which somebody answers UDP, so strangers too: HTTP/3.
-fn open_udp_ports(filter: &Filter) -> Vec<String> {
+fn open_udp_ports(filter: &Filter) -> Vec<Finding> {
     // A kernel that does not tell is no reason to warn.
     let listening = netlink::udp_listeners().unwrap_or_default();
     let reachable = listening.iter().filter(|address| {
@@ -102,17 +108,19 @@ fn open_udp_ports(filter: &Filter) -> Vec<String> {
     let mut ports: BTreeSet<_> = reachable.map(SocketAddr::port).collect();
     ports.retain(|port| filter.ports.contains(port) && !filter.udp_ports.contains(port));
     let tell = |port| {
-        format!(
+        let text = format!(
             "a program answers UDP on port {port} (HTTP/3?), which is not in `filter.udp_ports`: \
-             whoever finds it reaches that; Cloudflare comes by TCP: switch it off, or add the port"
-        )
+             a client that finds it reaches that"
+        );
+        Finding::warning("udp-port-open", text)
+            .remedy("Cloudflare comes by TCP: switch it off, or add the port")
     };
     ports.into_iter().map(tell).collect()
 }
 
 /// Ports that Cloudflare proxies, at which a program answers strangers: they are as good a way
 /// around Cloudflare as the protected ones.
-fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<String> {
+fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<Finding> {
     let of_gate = config.gate.iter().flat_map(|gate| &gate.listen);
     let of_gate: BTreeSet<_> = of_gate.map(SocketAddr::port).collect();
     let open = reachable(filter).into_iter().filter(|address| {
@@ -122,11 +130,11 @@ fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<String> {
     });
     let ports: BTreeSet<_> = open.map(|address| address.port()).collect();
     let sentence = |port| {
-        format!(
+        let text = format!(
             "a program answers strangers on port {port}, which Cloudflare proxies and \
-             `filter.ports` does not name: if it is the web server, they get around Cloudflare \
-             there; add it, or let it listen on loopback only"
-        )
+             `filter.ports` does not name: if it is the web server, they get around Cloudflare there"
+        );
+        Finding::warning("tcp-port-open", text).remedy("add it, or let it listen on loopback only")
     };
     ports.into_iter().map(sentence).collect()
 }
@@ -146,7 +154,7 @@ fn reachable(filter: &Filter) -> Vec<SocketAddr> {
 
 /// What the web servers on the protected ports demand of a client, where no gate does: each is
 /// asked.
-pub(crate) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
+pub(crate) fn of_web_servers(filter: &Filter) -> (Admits, Vec<Finding>) {
     let mut listening = reachable(filter);
     listening.retain(|address| filter.ports.contains(&address.port()));
     listening.sort_unstable();
@@ -155,7 +163,7 @@ pub(crate) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
         true => Admits::Unknown,
         false => Admits::DefaultSite,
     };
-    let mut warnings = BTreeSet::new();
+    let mut findings = BTreeMap::new();
     for address in listening {
         let port = address.port();
         let (found, what) = match web::demand(inside(address)) {
@@ -187,19 +195,28 @@ pub(crate) fn of_web_servers(filter: &Filter) -> (Admits, Vec<String>) {
             (Admits::Cloudflare, _) | (_, Admits::Cloudflare) => Admits::Cloudflare,
             (_, found) => found,
         };
-        warnings.insert(match found {
-            Admits::Cloudflare => format!(
-                "the web server on port {port} {what}: any Cloudflare customer who points a name at \
-                 this address gets in; demand a certificate of your own there (`pullgate snippet \
-                 nginx --own-mtls`), or configure [gate]"
-            ),
-            Admits::Account | Admits::DefaultSite | Admits::Unknown => format!(
-                "the web server on port {port} {what}: whether any Cloudflare customer gets in is \
-                 not known"
-            ),
-        });
+        let finding = match found {
+            Admits::Cloudflare => {
+                let text = format!(
+                    "the web server on port {port} {what}: any Cloudflare customer who points a name \
+                     at this address gets in"
+                );
+                Finding::warning("any-customer-admitted", text).remedy(
+                    "demand a certificate of your own there (`pullgate snippet nginx --own-mtls`), or \
+                     configure [gate]",
+                )
+            }
+            Admits::Account | Admits::DefaultSite | Admits::Unknown => {
+                let text = format!(
+                    "the web server on port {port} {what}: whether any Cloudflare customer gets in is \
+                     not known"
+                );
+                Finding::warning("any-customer-unknown", text)
+            }
+        };
+        findings.insert(finding.text.clone(), finding);
     }
-    (admits, warnings.into_iter().collect())
+    (admits, findings.into_values().collect())
 }
 
 /// An address at which this host reaches its own listener, and not another one on loopback.
@@ -224,7 +241,7 @@ fn inside(listener: SocketAddr) -> SocketAddr {
 }
 
 /// Interfaces that unwrap what the filter cannot look into, and are not filtered themselves.
-fn unseen_packets(filter: &Filter) -> Vec<String> {
+fn unseen_packets(filter: &Filter) -> Vec<Finding> {
     // A kernel that does not answer is no reason to warn.
     let interfaces = netlink::interfaces().unwrap_or_default();
     let is_named = |name: &String| match &filter.interfaces {
@@ -248,22 +265,36 @@ fn unseen_packets(filter: &Filter) -> Vec<String> {
             true => format!(", or name `{name}` in `filter.interfaces` as well"),
             false => String::new(),
         };
-        format!(
+        let text = format!(
             "`{name}` ({}) unwraps packets that the filter cannot look into: a client that can send \
-             into it reaches the protected ports; protect its port with {port}, and allow its peers in \
-             `ranges.allow`{naming}",
+             into it reaches the protected ports",
             wrapping.name
-        )
+        );
+        Finding::warning("packets-unseen", text).remedy(format!(
+            "protect its port with {port}, and allow its peers in `ranges.allow`{naming}"
+        ))
     };
     unwrapping.map(sentence).collect()
 }
 
 /// The automatic choice has nothing to choose from.
-pub(super) const NO_INTERFACE: &str = "no interface has a default route, so none is filtered; name \
-    them in `filter.interfaces`, or give one a default route";
+pub(super) fn no_interface() -> Finding {
+    Finding::error(
+        "no-interface",
+        "no interface has a default route, so none is filtered",
+    )
+    .remedy("name them in `filter.interfaces`, or give one a default route")
+}
+
+/// Nothing is dropped.
+pub(super) fn monitor() -> Finding {
+    Finding::error(
+        "monitor-mode",
+        "monitor mode: strangers' packets are counted, and pass",
+    )
+}
+
 /// <https://developers.cloudflare.com/fundamentals/reference/network-ports/>
 const PROXIED_PORTS: [u16; 13] = [
     80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,
 ];
-/// Nothing is dropped.
-pub(super) const MONITOR: &str = "monitor mode: strangers' packets are counted, and pass";

@@ -2,7 +2,6 @@
 //! comes to an end.
 
 use std::convert::Infallible;
-use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +24,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::gate::{self, Broken, Gate, Loaded};
 use crate::host::file::{self, Stamp, Watch};
 use crate::host::systemd::Inherited;
-use crate::observe::Metrics;
+use crate::observe::{Finding, Metrics};
 use crate::report::chain;
 use crate::sync::lock;
 
@@ -49,7 +48,7 @@ pub(super) struct GateRole {
     /// What the files were like when they were last read.
     read: Arc<Mutex<Vec<Option<Stamp>>>>,
     /// What could be better, as the log has it.
-    known: Arc<Mutex<Vec<gate::Lint>>>,
+    known: Arc<Mutex<Vec<Finding>>>,
     /// Each thread's runtime.
     workers: Arc<Vec<Handle>>,
     /// Held from reading files until what was read is in force, so that the last reading counts.
@@ -283,8 +282,8 @@ impl GateRole {
     fn warn_of_news(&self) {
         let lints = self.gate.lints();
         let known = &mut *lock(&self.known);
-        let is_news = |lint: &&gate::Lint| !known.iter().any(|known| known.is_same(lint));
-        warn_of(lints.iter().filter(is_news));
+        let is_news = |lint: &&Finding| !known.iter().any(|known| known.is_same(lint));
+        lints.iter().filter(is_news).for_each(Finding::log);
         *known = lints;
     }
 
@@ -426,13 +425,6 @@ pub(super) fn load(
 pub(super) fn sentence(loaded: &Loaded) -> Option<String> {
     let broken: Vec<_> = loaded.broken().iter().map(Broken::to_string).collect();
     (!broken.is_empty()).then(|| broken.join("; "))
-}
-
-/// Tells the log what could be better.
-pub(super) fn warn_of(lints: impl IntoIterator<Item = impl Display>) {
-    for lint in lints {
-        warn!(id = "warning", "{lint}");
-    }
 }
 
 /// A worker: accepts until the stop, when it closes the sockets, and serves what it has accepted to

@@ -11,6 +11,7 @@ use tracing::error;
 use super::filter::FilterRole;
 use super::gate::GateRole;
 use crate::host::systemd;
+use crate::observe::Finding;
 use crate::refresh::Progress;
 
 /// The parts that can get stuck without an end.
@@ -34,7 +35,7 @@ impl Pulse {
     }
 
     /// What does not answer in time. That we can ask is a proof of our own threads and timers.
-    pub(super) async fn ailments(&self) -> Vec<String> {
+    pub(super) async fn ailments(&self) -> Vec<Finding> {
         let mut ailments = Vec::new();
         let deadline = Instant::now() + PATIENCE;
         // All are asked before any is waited for.
@@ -44,19 +45,26 @@ impl Pulse {
             // Whoever publishes, reloads or counts holds the state, and must let go of it again.
             let free = spawn_blocking(move || drop(filter.state()));
             if !matches!(timeout_at(deadline, free).await, Ok(Ok(()))) {
-                ailments.push("the filter's state is held by something that hangs".to_owned());
+                ailments.push(Finding::error(
+                    "filter-hangs",
+                    "the filter's state is held by something that hangs",
+                ));
             }
         }
         for (number, answer) in asked.into_iter().enumerate() {
             if !matches!(timeout_at(deadline, answer).await, Ok(Ok(()))) {
-                ailments.push(format!("the gate's thread {number} does nothing"));
+                let text = format!("the gate's thread {number} does nothing");
+                ailments.push(Finding::error("gate-thread-hangs", text));
             }
         }
         if let Some(refresh) = &self.refresh {
             let now = Instant::now();
             let progress = refresh.borrow();
             let overdue = progress.iter().filter(|source| source.is_overdue(now));
-            ailments.extend(overdue.map(|it| format!("nobody refreshes `{}`", it.source)));
+            ailments.extend(overdue.map(|it| {
+                let text = format!("the refresh of `{}` is overdue", it.source);
+                Finding::error("refresh-overdue", text)
+            }));
         }
         ailments
     }
@@ -67,11 +75,10 @@ impl Pulse {
             tokio::time::sleep(interval).await;
             match self.ailments().await.as_slice() {
                 [] => systemd::alive(),
-                ailments => error!(
-                    id = "watchdog-not-fed",
-                    ailments = ailments.join(", "),
-                    "the watchdog is not fed"
-                ),
+                ailments => {
+                    ailments.iter().for_each(Finding::log);
+                    error!(id = "watchdog-not-fed", "the watchdog is not fed");
+                }
             }
         }
     }

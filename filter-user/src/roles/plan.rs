@@ -18,7 +18,7 @@ use super::access;
 use super::error::StartError;
 use super::filter::FilterRole;
 use super::findings::all_weaknesses;
-use super::gate::{Bound, GateRole, sentence, stamps, warn_of};
+use super::gate::{Bound, GateRole, sentence, stamps};
 use super::preflight::Family;
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
@@ -32,7 +32,7 @@ use crate::host::file::{self, Stamp};
 use crate::host::sandbox::{self, Confined};
 use crate::host::systemd::Inherited;
 use crate::host::{socket, systemd};
-use crate::observe::{Metrics, http};
+use crate::observe::{Finding, Metrics, http};
 use crate::ranges::InForce;
 use crate::refresh::Refresher;
 use crate::report::chain;
@@ -83,9 +83,11 @@ impl Plan {
                 .map_err(|(descriptor, source)| StartError::ListenFd { descriptor, source })?;
             check_bind_capability(&gate.listen, &inherited)?;
         }
-        warn_of(all_weaknesses(&config, &roles));
+        all_weaknesses(&config, &roles)
+            .iter()
+            .for_each(Finding::log);
         if let (Some(gate), Some((loaded, _))) = (&config.gate, &loaded) {
-            warn_of(loaded.lints(gate));
+            loaded.lints(gate).iter().for_each(Finding::log);
         }
         Ok(Self {
             config: watch::channel(Arc::new(config)).0,
@@ -192,9 +194,9 @@ impl Plan {
                 Ok(listener) => listener,
                 // What is not told must not keep the host from being protected.
                 Err(error) => {
-                    let text = format!("{place}{}", not_told(&error));
-                    error!(id = "metrics-disabled", "{text}");
-                    untold.insert(*role, text);
+                    let finding = metrics_disabled(&error).at(place);
+                    finding.log();
+                    untold.insert(*role, finding);
                     continue;
                 }
             };
@@ -313,8 +315,8 @@ pub(crate) fn examine_sources(ranges: &Ranges) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Why metrics are not told, and what helps.
-fn not_told(error: &io::Error) -> String {
+/// Why metrics are not served, and what helps.
+fn metrics_disabled(error: &io::Error) -> Finding {
     // systemd.exec(5), RestrictAddressFamilies=.
     let remedy = match error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) {
         true => {
@@ -324,7 +326,8 @@ fn not_told(error: &io::Error) -> String {
         }
         false => "is the port free, or the socket's directory there and this role's to write?",
     };
-    format!("metrics are told nowhere until the next start ({error}): {remedy}")
+    let text = format!("metrics endpoint disabled until restart ({error})");
+    Finding::warning("metrics-disabled", text).remedy(remedy)
 }
 
 fn check_bind_capability(listen: &[SocketAddr], inherited: &[Inherited]) -> Result<(), StartError> {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::filter::{Account, FilterRole};
-use super::findings::{MONITOR, NO_INTERFACE, weaknesses};
+use super::findings::{monitor, no_interface, weaknesses};
 use super::gate::GateRole;
 use super::health::Pulse;
 use crate::config::{self, Config, Mode};
@@ -17,11 +17,11 @@ use crate::control::protocol::{
     Admits, DropStatus, FilterStatus, FramesStatus, HeldStatus, InterfaceStatus, ListStatus,
     RangesStatus, RefreshStatus, ReloadStatus, SightingStatus, SourceStatus, Status,
 };
-use crate::gate::{self, Lint};
+use crate::gate;
 use crate::host::netlink;
-use crate::host::sandbox::Confined;
+use crate::host::sandbox::{Confined, NETWORK_ABI};
 use crate::observe::http::Told;
-use crate::observe::{FrameLabels, Metrics};
+use crate::observe::{Finding, FrameLabels, Metrics, Severity};
 use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
 use crate::refresh::{Held, Progress};
 use crate::report::chain;
@@ -45,7 +45,7 @@ pub(super) struct View {
     pub(super) confined: Option<Confined>,
     pub(super) reloads: Option<watch::Receiver<ReloadStatus>>,
     /// Why the metrics are told nowhere, if they should be.
-    pub(super) untold: Option<String>,
+    pub(super) untold: Option<Finding>,
     /// The metrics of a moment ago: to collect them takes a look at the host.
     collected: Mutex<Option<(Instant, String)>>,
 }
@@ -79,28 +79,28 @@ impl View {
         let ranges = self.ranges();
         self.metrics
             .ranges(ranges.v4, ranges.v6, ranges.age_seconds);
-        let mut warnings = Vec::new();
+        let mut findings = Vec::new();
         let mut details = Vec::new();
         if let Some(error) = &*self.trouble.borrow() {
-            warnings.push(format!("the snapshot is not used: {error}"));
+            let text = format!("the snapshot is not used: {error}");
+            findings.push(Finding::warning("snapshot-refused", text));
         }
         // The gate tells of its files too.
         let reloads = self.reloads.as_ref();
         let reload = reloads.map(|reloads| reloads.borrow().clone());
         let reload = reload.unwrap_or_default();
         if let (Role::Filter | Role::Ranges, Some(error)) = (self.role, &reload.error) {
-            warnings.push(format!("the configuration was not reloaded: {error}"));
+            let text = format!("the configuration was not reloaded: {error}");
+            findings.push(Finding::warning("configuration-not-reloaded", text));
         }
-        self.describe_lists(&mut warnings);
-        warnings.extend(self.untold.clone());
+        self.describe_lists(&mut findings);
+        findings.extend(self.untold.clone());
         let config = Arc::clone(&self.config.borrow());
         for what in waits_for_a_start(&config, &self.started) {
-            warnings.push(format!(
-                "`{what}` has changed: restart this role, which goes by the old"
-            ));
+            findings.push(restart_needed(what));
         }
-        warnings.extend(weaknesses(&config, self.role));
-        let filter = self.describe_filter(&mut warnings);
+        findings.extend(weaknesses(&config, self.role));
+        let filter = self.describe_filter(&mut findings);
         let enforcing = filter.as_ref().is_none_or(|(_, enforcing)| *enforcing);
         let filter = filter.map(|(status, _)| status);
         for interface in filter.iter().flat_map(|filter| &filter.interfaces) {
@@ -117,24 +117,23 @@ impl View {
         match &self.confined {
             Some(confined) => {
                 details.push(("confined".to_owned(), confined.to_string()));
-                warnings.extend(confined.weaknesses());
+                findings.extend(confinement(confined));
             }
-            None => warnings.push("unconfined: this process keeps all its privileges".to_owned()),
+            None => findings.push(Finding::warning(
+                "unconfined",
+                "unconfined: this process keeps all its privileges",
+            )),
         }
-        let refresh = self.refresh(&mut warnings);
-        let enforcing = self.describe_gate(&config, &mut warnings, &mut details) && enforcing;
+        let refresh = self.refresh(&mut findings);
+        let enforcing = self.describe_gate(&config, &mut findings, &mut details) && enforcing;
         Status {
-            role: self.role.label().to_owned(),
+            role: self.role,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            described: config
-                .roles()
-                .into_iter()
-                .map(|role| role.label().to_owned())
-                .collect(),
+            described: config.roles(),
             enforcing,
             admits: self.admits(),
-            warnings,
+            findings,
             ranges,
             details,
             reload,
@@ -149,44 +148,45 @@ impl View {
     fn describe_gate(
         &self,
         config: &Config,
-        warnings: &mut Vec<String>,
+        findings: &mut Vec<Finding>,
         details: &mut Vec<(String, String)>,
     ) -> bool {
         let Some(role) = &self.gate else { return true };
         details.push(("listen".to_owned(), role.addresses.clone()));
         if let Some(error) = role.trouble() {
-            warnings.push(error);
+            findings.push(Finding::error("files-unusable", error));
         }
         for what in config
             .gate
             .iter()
             .flat_map(|gate| role.waits_for_a_start(gate))
         {
-            warnings.push(format!(
-                "`{what}` has changed: restart the gate, which goes by the old"
-            ));
+            findings.push(restart_needed(what));
         }
-        warnings.extend(role.unanswered.iter().map(|address| {
-            format!(
-                "whoever connects to {address} waits in vain: `pullgate-gate.socket` listens there, \
-                 and `gate.listen` does not name it; let both name the same"
-            )
+        findings.extend(role.unanswered.iter().map(|address| {
+            let text = format!(
+                "a client that connects to {address} hangs: `pullgate-gate.socket` listens there, and \
+                 `gate.listen` does not name it"
+            );
+            Finding::warning("socket-unanswered", text).remedy("let both name the same")
         }));
         if let Some(affordable) = role.affordable {
-            warnings.push(format!(
+            let text = format!(
                 "the limit of open files allows {affordable} connections, fewer than \
-                 `gate.max_connections`: the others wait in the kernel; raise LimitNOFILE"
-            ));
+                 `gate.max_connections`: the others wait in the kernel"
+            );
+            findings.push(Finding::warning("file-limit-low", text).remedy("raise LimitNOFILE"));
         }
-        warnings.extend(role.without_ipv6.iter().map(|address| {
-            format!(
+        findings.extend(role.without_ipv6.iter().map(|address| {
+            let text = format!(
                 "`gate.listen`: {address} is not served, because this kernel has no IPv6 \
                  (`ipv6.disable=1`)"
-            )
+            );
+            Finding::warning("ipv6-missing", text)
         }));
         let mut lints = role.gate.lints();
         lints.extend(config.gate.iter().flat_map(exposures));
-        warnings.extend(lints.iter().map(Lint::to_string));
+        findings.append(&mut lints);
         role.gate.with_policies(|policies| {
             let hosts: Vec<_> = policies.iter().map(|policy| policy.label()).collect();
             details.push(("hosts".to_owned(), hosts.join(" ")));
@@ -227,25 +227,33 @@ impl View {
     }
 
     /// Says which lists are not what they could be.
-    fn describe_lists(&self, warnings: &mut Vec<String>) {
+    fn describe_lists(&self, findings: &mut Vec<Finding>) {
         let in_force = self.in_force.borrow();
         let now = SystemTime::now();
         for List { source, origin, .. } in in_force.lists() {
             let days = origin.age_seconds(now).unwrap_or_default() / 86_400;
             match (origin, origin.freshness(now)) {
-                (Origin::Baseline, _) => warnings.push(format!(
-                    "the embedded baseline of {BASELINE_DATE} protects, the list of `{source}` \
-                     was never fetched"
+                (Origin::Baseline, _) => findings.push(Finding::warning(
+                    "baseline-active",
+                    format!(
+                        "the embedded baseline of {BASELINE_DATE} protects, the list of `{source}` \
+                         was never fetched"
+                    ),
                 )),
                 (_, Freshness::Fresh) => {}
-                (_, Freshness::Alarming) if days == 0 => warnings.push(format!(
-                    "the list of `{source}` is dated in the future: is this host's clock right?"
+                (_, Freshness::Alarming) if days == 0 => findings.push(Finding::error(
+                    "list-from-future",
+                    format!(
+                        "the list of `{source}` is dated in the future: is this host's clock right?"
+                    ),
                 )),
-                (_, Freshness::Stale) => warnings.push(format!(
-                    "the list of `{source}` was not confirmed for {days} days"
+                (_, Freshness::Stale) => findings.push(Finding::warning(
+                    "list-stale",
+                    format!("the list of `{source}` was not confirmed for {days} days"),
                 )),
-                (_, Freshness::Alarming) => warnings.push(format!(
-                    "ALARM: the list of `{source}` was not confirmed for {days} days"
+                (_, Freshness::Alarming) => findings.push(Finding::error(
+                    "list-expired",
+                    format!("ALARM: the list of `{source}` was not confirmed for {days} days"),
                 )),
             }
         }
@@ -257,40 +265,45 @@ impl View {
             .iter()
             .map(|source| &source.value.name);
         for source in names.filter(is_absent) {
-            warnings.push(format!(
-                "the list of `{source}` was never fetched, and none is built in: nobody gets in \
-                 by it"
-            ));
+            let text = format!(
+                "the list of `{source}` was never fetched, and none is built in: it admits no client"
+            );
+            findings.push(Finding::error("list-missing", text));
         }
     }
 
     /// Returns what the filter does, and whether it refuses whom it is there to refuse.
-    fn describe_filter(&self, warnings: &mut Vec<String>) -> Option<(FilterStatus, bool)> {
+    fn describe_filter(&self, findings: &mut Vec<Finding>) -> Option<(FilterStatus, bool)> {
         let role = self.filter.as_ref()?;
         let (state, account) = (role.state(), role.account());
         let filter = &state.filter;
         let mode = filter.settings().mode;
         self.metrics.enforcing(mode == Mode::Enforce);
         if mode == Mode::Monitor {
-            warnings.push(MONITOR.to_owned());
+            findings.push(monitor());
         }
         if let Some(tampered) = &state.tampered {
-            warnings.push(tampered.to_string());
+            let text = tampered.to_string();
+            findings.push(Finding::error("kernel-ranges-tampered", text));
         }
-        warnings.extend(state.unpinned.iter().map(|pin| {
-            format!(
-                "another process removed {}: the filter goes on, and `explain` does not find it; restart \
-                 the filter role",
+        findings.extend(state.unpinned.iter().map(|pin| {
+            let text = format!(
+                "another process removed {}: the filter goes on, and `explain` does not find it",
                 pin.display()
-            )
+            );
+            Finding::error("pin-removed", text).remedy("restart the filter role")
         }));
         if filter.is_on_trial() {
-            warnings.push("on trial: `pullgate confirm` lets the filter stay".to_owned());
+            findings.push(
+                Finding::warning("on-trial", "the filter is on trial")
+                    .remedy("`pullgate confirm` lets it stay"),
+            );
         }
 
-        let (interfaces, all_filtered) = self.interfaces(filter, warnings);
+        let (interfaces, all_filtered) = self.interfaces(filter, findings);
         if let Some(error) = &state.amnesia {
-            warnings.push(format!("uplinks are not remembered across boots: {error}"));
+            let text = format!("uplinks are not remembered across boots: {error}");
+            findings.push(Finding::warning("uplinks-not-remembered", text));
         }
         let status = FilterStatus {
             mode: match mode {
@@ -299,7 +312,7 @@ impl View {
             },
             on_trial: filter.is_on_trial(),
             interfaces,
-            frames: self.frames(filter, &account, warnings),
+            frames: self.frames(filter, &account, findings),
             drops: drops(&account),
             top_sources: sources(&account),
         };
@@ -310,19 +323,20 @@ impl View {
     fn interfaces(
         &self,
         filter: &Filter,
-        warnings: &mut Vec<String>,
+        findings: &mut Vec<Finding>,
     ) -> (Vec<InterfaceStatus>, bool) {
         // What was attached by another rung is not any more.
         self.metrics.forget_attached();
         let coverage = match filter.coverage() {
             Ok(coverage) => coverage,
             Err(error) => {
-                warnings.push(format!("interfaces not readable: {}", chain(&error)));
+                let text = format!("interfaces not readable: {}", chain(&error));
+                findings.push(Finding::error("interfaces-unreadable", text));
                 return (Vec::new(), false);
             }
         };
         if coverage.is_empty() {
-            warnings.push(NO_INTERFACE.to_owned());
+            findings.push(no_interface());
             self.metrics.attached("none", "none", false);
         }
         let all_covered = coverage.iter().all(|it| it.state.is_covered());
@@ -331,7 +345,7 @@ impl View {
         for Coverage { interface, state } in coverage {
             let (mode, filtered) = (state.label(), state.is_covered());
             self.metrics.attached(&interface, mode, filtered);
-            warnings.extend(shortfall(&interface, &state));
+            findings.extend(shortfall(&interface, &state));
             interfaces.push(InterfaceStatus {
                 name: interface,
                 mode: mode.to_owned(),
@@ -340,10 +354,12 @@ impl View {
             });
         }
         for (upper, lower) in filter.bystanders() {
-            warnings.push(format!(
-                "`{upper}` shares `{lower}` with an uplink, so its clients are filtered as well; to \
-                 spare them, list them in `ranges.allow`, or the uplink's addresses in \
-                 `filter.destinations`"
+            let text = format!(
+                "`{upper}` shares `{lower}` with an uplink, so its clients are filtered as well"
+            );
+            findings.push(Finding::warning("neighbours-filtered", text).remedy(
+                "to spare them, list them in `ranges.allow`, or the uplink's addresses in \
+                 `filter.destinations`",
             ));
         }
         (interfaces, is_protected)
@@ -354,10 +370,11 @@ impl View {
         &self,
         filter: &Filter,
         account: &Account,
-        warnings: &mut Vec<String>,
+        findings: &mut Vec<Finding>,
     ) -> Vec<FramesStatus> {
         let frames = filter.frames().unwrap_or_else(|error| {
-            warnings.push(format!("counters not readable: {}", chain(&error)));
+            let text = format!("counters not readable: {}", chain(&error));
+            findings.push(Finding::warning("counters-unreadable", text));
             BTreeMap::new()
         });
         let mut shown = Vec::new();
@@ -398,7 +415,7 @@ impl View {
         }
     }
 
-    fn refresh(&self, warnings: &mut Vec<String>) -> Vec<RefreshStatus> {
+    fn refresh(&self, findings: &mut Vec<Finding>) -> Vec<RefreshStatus> {
         let Some(progress) = &self.progress else {
             return Vec::new();
         };
@@ -408,14 +425,16 @@ impl View {
             let Progress { source, last, .. } = progress;
             let error = last.as_ref().and_then(|last| last.error.as_ref());
             if let Some(error) = error.filter(|_| progress.held.is_none()) {
-                warnings.push(format!("`{source}` not refreshed: {error}"));
+                let text = format!("`{source}` not refreshed: {error}");
+                findings.push(Finding::warning("refresh-failed", text));
             }
             let known = in_force.list(source).map(|list| list.known.set());
             if let Some(error) = &progress.unanswered {
-                warnings.push(format!(
-                    "vanished ranges of `{source}` stay, because the gate cannot say who comes \
-                     from them: {error}"
-                ));
+                let text = format!(
+                    "vanished ranges of `{source}` stay, because the gate does not report which are \
+                     in use: {error}"
+                );
+                findings.push(Finding::warning("range-usage-unknown", text));
             }
             let held = progress.held.as_ref().map(|held| {
                 let Held {
@@ -423,9 +442,10 @@ impl View {
                     fetched,
                     reason,
                 } = held;
-                warnings.push(format!(
-                    "a list of `{source}` is held, see `pullgate ranges approve`: {reason}"
-                ));
+                let text = format!("a list of `{source}` is held: {reason}");
+                findings.push(
+                    Finding::warning("list-held", text).remedy("see `pullgate ranges approve`"),
+                );
                 let nothing = RangeSet::default();
                 let (added, removed) = fetched.list.diff(known.unwrap_or(&nothing));
                 HeldStatus {
@@ -484,35 +504,60 @@ impl Told for View {
         text
     }
 
-    async fn ailments(&self) -> Vec<String> {
+    async fn ailments(&self) -> Vec<Finding> {
         let (filter, gate) = (self.filter.as_ref(), self.gate.as_ref());
         Pulse::new(filter, gate, self.progress.as_ref())
             .ailments()
             .await
     }
 
-    fn reservations(&self) -> Vec<String> {
+    fn reservations(&self) -> Vec<Finding> {
         let mut reservations = Vec::new();
         if self.role == Role::Ranges {
             self.describe_lists(&mut reservations);
         }
         let status = self.status();
         if !status.enforcing {
-            reservations.extend(status.warnings);
+            reservations.extend(status.findings);
         }
         let lints = self.gate.iter().flat_map(|role| role.gate.lints());
-        let outages = lints.filter(|lint| lint.is_outage);
-        reservations.extend(outages.map(|lint| lint.to_string()));
+        reservations.extend(lints.filter(|lint| lint.severity == Severity::Error));
         reservations
     }
 }
 
+fn restart_needed(what: &str) -> Finding {
+    let text = format!("`{what}` has changed, and the old is used until a restart");
+    Finding::warning("restart-needed", text).remedy("restart this role")
+}
+
+/// What is weaker than it could be.
+fn confinement(confined: &Confined) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(landlock) = confined.lacking_landlock() {
+        let text = format!(
+            "this kernel does not confine a process to its files and TCP ports (landlock ABI \
+             {landlock}, {NETWORK_ABI} is needed)"
+        );
+        findings.push(Finding::warning("landlock-partial", text));
+    }
+    if confined.is_root() {
+        let text = "runs as root, which can regain privileges through systemd and D-Bus";
+        findings.push(Finding::warning("runs-as-root", text).remedy(
+            "start it by the package's units, or create the package's users and directories \
+             (`systemd-sysusers`, `systemd-tmpfiles --create pullgate.conf`)",
+        ));
+    }
+    findings
+}
+
 /// What is wrong with how an interface is filtered.
-fn shortfall(interface: &str, state: &State) -> Option<String> {
+fn shortfall(interface: &str, state: &State) -> Option<Finding> {
     let why = match state {
         State::Attached(Rung::Native) | State::Covered(_) => return None,
         State::Attached(rung) => {
-            return Some(format!("`{interface}` is filtered by {} only", rung.name()));
+            let text = format!("`{interface}` is filtered by {} only", rung.name());
+            return Some(Finding::warning("attach-mode-weaker", text));
         }
         State::Detached => "no program of ours is attached to it".to_owned(),
         State::Missing => "it does not exist, or is a bond without ports".to_owned(),
@@ -523,14 +568,18 @@ fn shortfall(interface: &str, state: &State) -> Option<String> {
                             `filter.interfaces` does not name it; add it"
             .to_owned(),
         State::Overtaken(program) => {
-            return Some(format!(
+            let text = format!(
                 "`{interface}` is not surely filtered: another TCX program ({program}) judges before \
-                 ours, and may let pass what ours would drop; attach it behind ours"
-            ));
+                 ours, and may let pass what ours would drop"
+            );
+            return Some(
+                Finding::error("tcx-program-before", text).remedy("attach it behind ours"),
+            );
         }
         State::Refused(reason) => reason.clone(),
     };
-    Some(format!("`{interface}` is not filtered: {why}"))
+    let text = format!("`{interface}` is not filtered: {why}");
+    Some(Finding::error("interface-not-filtered", text))
 }
 
 /// What differs and takes effect at the next start only; of the gate's own,
@@ -589,7 +638,7 @@ const COLLECTED_FOR: Duration = Duration::from_secs(1);
 const TOP_SHOWN: usize = 10;
 
 /// Upstreams that can be reached around the gate.
-pub(crate) fn exposures(config: &config::Gate) -> Vec<Lint> {
+pub(crate) fn exposures(config: &config::Gate) -> Vec<Finding> {
     // A kernel that does not tell is no reason to warn.
     let listening = netlink::listeners().unwrap_or_default();
     gate::listeners(config, &listening)

@@ -11,6 +11,7 @@ use std::io;
 use super::XdpError;
 use crate::config::{self, Interfaces};
 use crate::host::netlink::{self, Interface, Kind};
+use crate::observe::Finding;
 
 /// The network as the kernel describes it at one moment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -320,12 +321,12 @@ pub fn check_kinds(settings: &config::Filter) -> Result<(), config::ConfigError>
 }
 
 /// Finds what an operator would want to know of the interfaces before a role runs: names that do not
-/// exist, and interfaces that strangers can come in by and that are not named. As sentences.
+/// exist, and interfaces that strangers can come in by and that are not named.
 ///
 /// # Errors
 ///
 /// Returns the first name, with its place in the configuration, if none of them exists.
-pub fn check_interfaces(settings: &config::Filter) -> Result<Vec<String>, config::ConfigError> {
+pub fn check_interfaces(settings: &config::Filter) -> Result<Vec<Finding>, config::ConfigError> {
     // A kernel that does not answer is no reason to warn.
     let topology = Topology::read().unwrap_or_default();
     let nothing = BTreeSet::new();
@@ -338,28 +339,28 @@ pub fn check_interfaces(settings: &config::Filter) -> Result<Vec<String>, config
     let Interfaces::Named(names) = &settings.interfaces else {
         return Ok(Vec::new());
     };
-    let mut warnings = Vec::new();
+    let mut findings = Vec::new();
     for name in names.iter().filter(|name| missing.contains(&name.value)) {
-        let problem = format!(
-            "interface `{}` does not exist; `ip link` lists those that do",
-            name.value
-        );
+        let text = format!("interface `{}` does not exist", name.value);
+        let finding =
+            Finding::warning("interface-missing", text).remedy("`ip link` lists those that do");
         if attach.is_empty() {
-            return Err(name.place.error(problem));
+            return Err(name.place.error(finding));
         }
-        warnings.push(format!("{}{problem}", name.place));
+        findings.push(finding.at(&name.place));
     }
     let attached = attach.iter().map(|interface| interface.index).collect();
     for interface in topology.exposed() {
         if topology.cover(interface, &attached).is_none() {
-            warnings.push(format!(
+            let text = format!(
                 "strangers can come in by `{}` (a route to the internet leads there), and \
-                 `filter.interfaces` does not name it; add it",
+                 `filter.interfaces` does not name it",
                 interface.name
-            ));
+            );
+            findings.push(Finding::warning("interface-not-named", text).remedy("add it"));
         }
     }
-    Ok(warnings)
+    Ok(findings)
 }
 
 /// Interfaces on top of each other: the kernel's own MAX_NEST_DEV, net/core/dev.c.
