@@ -20,11 +20,11 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 struct Options {
     #[command(subcommand)]
-    what: What,
+    what: Limit,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Limit {
     /// The packet filter.
     Filter {
         /// Where to write the numbers, besides `target/bench/filter.json`.
@@ -50,8 +50,8 @@ enum What {
 
 fn main() {
     match Options::parse().what {
-        What::Filter { json } => filter::run(json.as_deref()),
-        What::Gate {
+        Limit::Filter { json } => filter::run(json.as_deref()),
+        Limit::Gate {
             json,
             only,
             rounds,

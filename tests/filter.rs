@@ -16,7 +16,7 @@ use pullgate::host::netlink::Changed;
 use pullgate::host::uplinks::Memory;
 use pullgate::ranges::Table;
 use pullgate::snapshot;
-use pullgate::xdp::{Filter, Start, Stay};
+use pullgate::xdp::{Filter, Lifetime, Start};
 use serde_json::Value;
 use tests::daemon::{self, Pullgate};
 use tests::net::{Host, INTERFACE, ip};
@@ -941,7 +941,7 @@ fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
             base: &config.paths.bpf,
             rules: &rules,
             table: &table,
-            stay: Stay::OnTrial,
+            stay: Lifetime::OnTrial,
             memory: Memory::default(),
         })
         .unwrap();

@@ -114,9 +114,9 @@ fn a_growth_that_another_host_confirms_needs_no_approval() {
     let grown = api_answer(&["64.0.0.0/9"], &[]);
     lab.mirror.answer(Answer::Body(grown.clone()));
 
-    let agreed = lab.refresh(Answer::Body(grown));
+    let approved = lab.refresh(Answer::Body(grown));
 
-    assert_eq!(agreed["id"], "ranges-refreshed", "{agreed}");
+    assert_eq!(approved["id"], "ranges-refreshed", "{approved}");
     assert!(exported(&lab).contains(&"64.0.0.0/9".to_owned()));
 }
 
@@ -125,10 +125,10 @@ fn a_shrinking_that_another_host_confirms_needs_no_approval() {
     let lab = Lab::start(&two_ways("1s"));
     lab.mirror.answer(Answer::Body(half()));
 
-    let agreed = lab.refresh(Answer::Body(half()));
+    let approved = lab.refresh(Answer::Body(half()));
 
-    assert_eq!(agreed["id"], "ranges-refreshed", "{agreed}");
-    assert_eq!(agreed["kept"], 8);
+    assert_eq!(approved["id"], "ranges-refreshed", "{approved}");
+    assert_eq!(approved["kept"], 8);
     eventually("the ranges go after their grace", || {
         assert_eq!(lab.refresh_as_it_is()["level"], "INFO");
         (exported(&lab).len() == 7 + 7).then_some(())

@@ -83,16 +83,16 @@ mod program {
             ctx.pull_data(wanted).ok();
         }
         match judge(&ctx) {
-            Fate::Drop => TC_ACT_SHOT,
-            Fate::Pass => TC_ACT_UNSPEC,
+            Action::Drop => TC_ACT_SHOT,
+            Action::Pass => TC_ACT_UNSPEC,
         }
     }
 
     #[inline(always)]
     fn xdp_action(ctx: &XdpContext) -> u32 {
         match judge(ctx) {
-            Fate::Drop => xdp_action::XDP_DROP,
-            Fate::Pass => xdp_action::XDP_PASS,
+            Action::Drop => xdp_action::XDP_DROP,
+            Action::Pass => xdp_action::XDP_PASS,
         }
     }
 
@@ -181,13 +181,13 @@ mod program {
     }
 
     /// What happens to the packet, in whatever words the hook has for it.
-    enum Fate {
+    enum Action {
         Drop,
         Pass,
     }
 
     #[inline(always)]
-    fn judge<H: Hook>(ctx: &H) -> Fate {
+    fn judge<H: Hook>(ctx: &H) -> Action {
         let mut slot = match decide_plain(&ctx.packet(), &Loaded, &Published) {
             Some(judgement) => judgement.slot(),
             None => nested::<H>(ctx.as_ptr()),
@@ -206,8 +206,8 @@ mod program {
             sample(ctx, slot);
         }
         match slot.is_drop() {
-            true => Fate::Drop,
-            false => Fate::Pass,
+            true => Action::Drop,
+            false => Action::Pass,
         }
     }
 

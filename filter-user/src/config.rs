@@ -21,7 +21,7 @@ pub use self::gate::{
     ProxyProtocol, Reencryption, Resumption, Share, Target, Trust, Upstream,
 };
 pub use self::load::{LoadError, load, salvage_paths};
-pub use self::source::{Before, FeedSource, Location, Way, redacted};
+pub use self::source::{Fallback, FeedSource, Location, SourceEndpoint, redacted};
 pub(crate) use self::value::is_loopback;
 use crate::ranges::{Limits, RangeSet, Rules};
 use crate::role::Role;

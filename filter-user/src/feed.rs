@@ -1,4 +1,4 @@
-//! Fetching: a [`Way`] in, a parsed [`Feed`] out. The only user of reqwest.
+//! Fetching: a [`SourceEndpoint`] in, a parsed [`Feed`] out. The only user of reqwest.
 //!
 //! Whatever answers is hostile until its list has parsed: time, size, redirects and content are
 //! bounded here, and the guard still has to judge the result.
@@ -19,8 +19,8 @@ use reqwest::{Certificate, Client, Response, StatusCode};
 use url::Url;
 
 pub use self::error::FeedError;
-use crate::config::{Location, Proxy, Way, is_loopback, redacted};
-use crate::host::file::{self, Keeper, ReadError};
+use crate::config::{Location, Proxy, SourceEndpoint, is_loopback, redacted};
+use crate::host::file::{self, ReadError, TrustedOwner};
 use crate::ranges::{Feed, Format, ListError};
 use crate::sync::lock;
 
@@ -45,12 +45,12 @@ impl Fetcher {
     /// # Errors
     ///
     /// Returns why there is no list; see [`FeedError`].
-    pub async fn fetch(&self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
+    pub async fn fetch(&self, way: &SourceEndpoint, proxy: &Proxy) -> Result<Feed, FeedError> {
         let fetched = tokio::time::timeout(TOTAL_TIMEOUT, self.fetch_whole(way, proxy)).await;
         fetched.unwrap_or(Err(FeedError::Timeout))
     }
 
-    async fn fetch_whole(&self, way: &Way, proxy: &Proxy) -> Result<Feed, FeedError> {
+    async fn fetch_whole(&self, way: &SourceEndpoint, proxy: &Proxy) -> Result<Feed, FeedError> {
         let (urls, ca_file) = match &way.place {
             Location::File(path) => {
                 let (path, way) = (path.clone(), way.clone());
@@ -72,7 +72,12 @@ impl Fetcher {
         Ok(Feed::new(ranges))
     }
 
-    async fn fetch_part(&self, client: &Client, url: &Url, way: &Way) -> Result<Feed, FeedError> {
+    async fn fetch_part(
+        &self,
+        client: &Client,
+        url: &Url,
+        way: &SourceEndpoint,
+    ) -> Result<Feed, FeedError> {
         // Nothing compressed: most lists are a few hundred bytes, and a bomb stays as small as it is.
         let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
         let remembered = lock(&self.remembered).get(url).cloned();
@@ -122,7 +127,7 @@ impl Fetcher {
 /// # Errors
 ///
 /// Returns why a fetch could not succeed.
-pub fn check(way: &Way, proxy: &Proxy) -> Result<(), FeedError> {
+pub fn check(way: &SourceEndpoint, proxy: &Proxy) -> Result<(), FeedError> {
     match &way.place {
         Location::File(path) => read(path, way).map(|_| ()),
         Location::Web { ca_file: None, .. } => Ok(()),
@@ -244,20 +249,20 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     date(after)?.duration_since(date(text(DATE)?)?).ok()
 }
 
-fn read(path: &Path, way: &Way) -> Result<Feed, FeedError> {
+fn read(path: &Path, way: &SourceEndpoint) -> Result<Feed, FeedError> {
     let body = read_file(path, way.size_max)?;
     Feed::parse(&body, &way.format).map_err(FeedError::List)
 }
 
 /// Whoever may change such a file says who gets in.
 fn read_file(path: &Path, size_max: usize) -> Result<Vec<u8>, FeedError> {
-    match file::read_kept(path, size_max, Keeper::Nobody) {
+    match file::read_trusted(path, size_max, TrustedOwner::Nobody) {
         Ok((content, _)) => Ok(content),
         Err(ReadError::Io(source)) => Err(FeedError::File {
             path: path.to_owned(),
             source,
         }),
-        Err(ReadError::Exposed(exposed)) => Err(FeedError::Exposed(exposed)),
+        Err(ReadError::UntrustedFile(exposed)) => Err(FeedError::UntrustedFile(exposed)),
     }
 }
 

@@ -6,19 +6,19 @@
 //! ```
 //! Each arrow is a step of `connection`, and each step takes the proof of the one before.
 
+mod client_hello;
 mod connection;
-mod end;
-mod ending;
+mod endpoint;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
-mod greeting;
 mod limits;
 mod lint;
 mod listener;
 mod proxy;
+mod range_usage;
 mod refusal;
 mod relay;
-mod sightings;
+mod shutdown;
 mod tls;
 mod upstream;
 
@@ -34,21 +34,21 @@ use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
 
-use self::ending::{Ending, Word};
-use self::limits::{Allowed, Limits, Pace};
+use self::limits::{Allowed, Limits, RateLimiter};
 pub use self::lint::{listeners, unreadable_files};
 pub use self::listener::{bind, serve};
-pub use self::refusal::{Fault, Kind, Outcome, Phase, Refusal, What};
-pub use self::sightings::{Sighting, Sightings, Visit};
+pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
+pub use self::refusal::{Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
+use self::shutdown::{Order, Signal};
 pub use self::tls::credentials::{is_shared_authority, pin, service_group};
 pub use self::tls::peer::VerifiedPeer;
-use self::tls::policy::Workshop;
+use self::tls::policy::TlsContext;
 pub use self::tls::policy::{FileContent, Policies, Policy};
 pub use self::tls::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
 use crate::observe::log::Budget;
 use crate::observe::{Finding, Metrics};
-use crate::ranges::{InForce, Table};
+use crate::ranges::{ActiveRanges, Table};
 use crate::report::chain;
 use crate::sync::lock;
 
@@ -56,15 +56,15 @@ use crate::sync::lock;
 pub struct Gate {
     in_use: watch::Sender<Arc<InUse>>,
     table: watch::Receiver<Arc<Table>>,
-    sightings: Sightings,
+    range_usage: RangeUsage,
     limits: Limits,
     metrics: Metrics,
     connections: Arc<Semaphore>,
     refusals: Budget,
-    sampling: Pace,
+    sampling: RateLimiter,
     ids: Ids,
     /// Where live connections are told to end, those of terms that hold no more among them.
-    endings: Mutex<Vec<Weak<Ending>>>,
+    endings: Mutex<Vec<Weak<Signal>>>,
 }
 
 /// What a reload replaces: the policies, and how long and how many.
@@ -188,7 +188,7 @@ impl Gate {
         config: &config::Gate,
         loaded: Loaded,
         table: watch::Receiver<Arc<Table>>,
-        in_force: watch::Receiver<Arc<InForce>>,
+        in_force: watch::Receiver<Arc<ActiveRanges>>,
         metrics: Metrics,
     ) -> Self {
         let in_use = InUse::new(config, loaded);
@@ -196,12 +196,12 @@ impl Gate {
         let gate = Self {
             in_use: watch::Sender::new(Arc::new(in_use)),
             table,
-            sightings: Sightings::new(in_force),
+            range_usage: RangeUsage::new(in_force),
             limits: Limits::new(),
             metrics,
             connections: Arc::new(Semaphore::new(config.max_connections)),
             refusals: Budget::new(REFUSALS_PER_SECOND),
-            sampling: Pace::new(),
+            sampling: RateLimiter::new(),
             ids: Ids::default(),
             endings: Mutex::default(),
         };
@@ -221,7 +221,7 @@ impl Gate {
             let is_same = successor.is_some_and(|new| new.has_terms_of(old));
             let closes = |policy: &Policy| policy.on_trust_change == OnTrustChange::Close;
             if !is_same && (closes(old) || successor.is_some_and(|new| closes(new))) {
-                old.ending().say(Word::TrustChanged);
+                old.shutdown().say(Order::TrustChanged);
             }
         }
     }
@@ -260,25 +260,25 @@ impl Gate {
 
     /// What is seen of ranges that have vanished.
     #[must_use]
-    pub fn sightings(&self) -> &Sightings {
-        &self.sightings
+    pub fn range_usage(&self) -> &RangeUsage {
+        &self.range_usage
     }
 
     /// Each once, or time would pass twice for its connections.
     fn remember_endings(&self, policies: &Policies) {
         let endings = &mut lock(&self.endings);
-        endings.retain(|ending| ending.strong_count() > 0);
+        endings.retain(|shutdown| shutdown.strong_count() > 0);
         for policy in policies.iter() {
-            let ending = Arc::downgrade(policy.ending());
-            if !endings.iter().any(|known| known.ptr_eq(&ending)) {
-                endings.push(ending);
+            let shutdown = Arc::downgrade(policy.shutdown());
+            if !endings.iter().any(|known| known.ptr_eq(&shutdown)) {
+                endings.push(shutdown);
             }
         }
     }
 
-    fn tell_all(&self, tell: impl Fn(&Ending)) {
-        for ending in lock(&self.endings).iter().filter_map(Weak::upgrade) {
-            tell(&ending);
+    fn tell_all(&self, tell: impl Fn(&Signal)) {
+        for shutdown in lock(&self.endings).iter().filter_map(Weak::upgrade) {
+            tell(&shutdown);
         }
     }
 
@@ -293,17 +293,17 @@ impl Gate {
     /// Tells live connections that time has passed: one that was silent since the last time ends,
     /// or, while they drain, one that waits for no answer.
     pub fn tick(&self) {
-        self.tell_all(Ending::tick);
+        self.tell_all(Signal::tick);
     }
 
     /// Lets every connection end as soon as no answer is being waited for.
     pub fn drain(&self) {
-        self.tell_all(|ending| ending.say(Word::Drain));
+        self.tell_all(|shutdown| shutdown.say(Order::Drain));
     }
 
     /// Closes every live connection.
     pub fn abort(&self) {
-        self.tell_all(|ending| ending.say(Word::Stop));
+        self.tell_all(|shutdown| shutdown.say(Order::Stop));
     }
 }
 
@@ -324,7 +324,7 @@ pub fn load(
     let shared = tls::credentials::shared_authority(config.cloudflare_ca.as_ref())?;
     let now = clock.current_time();
     now.ok_or_else(|| shared_place(config).error("this host's clock cannot be read"))?;
-    let workshop = Workshop {
+    let workshop = TlsContext {
         provider: Arc::new(aws_lc_rs::default_provider()),
         clock: Arc::clone(clock),
         shared,

@@ -3,7 +3,7 @@
 //! Three flows, each one way:
 //!
 //! - **ranges**: feed bytes → [`ranges::Feed`] → guard → [`ranges::RangeSet`] → what each source is
-//!   [`ranges::Known`] by → [`ranges::InForce`], their union → [`ranges::Table`] → published to the
+//!   [`ranges::SourceRanges`] by → [`ranges::ActiveRanges`], their union → [`ranges::Table`] → published to the
 //!   kernel's maps ([`xdp`]) and to the gate's source check. [`refresh`] drives it, [`feed`] fetches,
 //!   [`snapshot`] carries it from role to role.
 //! - **frames**: decided in the kernel, by the crate `filter_ebpf`; [`xdp`] puts it there.

@@ -1,25 +1,25 @@
 //! The ranges: a parsed list in, a guarded [`RangeSet`] out, compiled to a [`Table`].
 //!
-//! What one source has told is [`Known`]; all sources together are [`InForce`]. Pure: no HTTP, no
+//! What one source has told is [`SourceRanges`]; all sources together are [`ActiveRanges`]. Pure: no HTTP, no
 //! kernel, no clock. Time is passed in.
 
+mod active;
 pub mod export;
 pub mod guard;
-mod in_force;
-mod known;
 mod list;
 mod model;
+mod source_ranges;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use self::active::{ActiveRanges, Freshness, List, Origin};
 pub use self::guard::{Families, Limits, Rejection};
-pub use self::in_force::{Freshness, InForce, List, Origin};
-pub use self::known::{Idle, Known, LargeChange, Terms, Vanished};
 pub use self::list::{Feed, Format, ListError, RangeProblem, exact};
 pub use self::model::Model;
+pub use self::source_ranges::{Idle, LargeChange, MergePolicy, SourceRanges, Vanished};
 pub use self::table::{Rules, Table, TableFull, Tree};
 
 /// A set of source ranges that the guard let through.

@@ -19,13 +19,13 @@ use tracing::{error, info, warn};
 use self::job::Job;
 pub use self::job::{Attempt, Fetched, Held, Progress};
 pub use self::preview::{Preview, preview};
-use crate::config::{Config, Location, Ranges, Way};
+use crate::config::{Config, Location, Ranges, SourceEndpoint};
 use crate::feed::{FeedError, Fetcher};
 use crate::host::file::{self, Watch};
 use crate::observe::Metrics;
 use crate::ranges::{
-    Feed, Freshness, Idle, InForce, Known, LargeChange, List, Origin, RangeSet, Rejection, Table,
-    TableFull, Terms,
+    ActiveRanges, Feed, Freshness, Idle, LargeChange, List, MergePolicy, Origin, RangeSet,
+    Rejection, SourceRanges, Table, TableFull,
 };
 use crate::report::chain;
 use crate::snapshot::{self, SnapshotError};
@@ -59,7 +59,7 @@ pub type IdleRanges =
 struct Work {
     config: Arc<Config>,
     jobs: Vec<Job>,
-    in_force: InForce,
+    in_force: ActiveRanges,
     files: Option<Watch>,
     fetcher: Arc<Fetcher>,
     fetches: JoinSet<Answer>,
@@ -70,7 +70,7 @@ struct Work {
 /// What came by one way of one source.
 struct Answer {
     source: String,
-    way: Way,
+    way: SourceEndpoint,
     feed: Result<Feed, FeedError>,
 }
 
@@ -79,7 +79,7 @@ impl Refresher {
     /// configuration changes.
     ///
     /// Sources are asked side by side, so that a slow one keeps nobody waiting.
-    pub async fn run(mut self, in_force: InForce) {
+    pub async fn run(mut self, in_force: ActiveRanges) {
         let mut work = Work {
             config: Arc::clone(&self.config.borrow_and_update()),
             jobs: Vec::new(),
@@ -219,7 +219,7 @@ impl Refresher {
         &self,
         job: &mut Job,
         approved: &[String],
-        in_force: &mut InForce,
+        in_force: &mut ActiveRanges,
         config: &Arc<Config>,
     ) {
         let Some(Held { id, fetched, .. }) = job.progress.held.clone() else {
@@ -231,8 +231,8 @@ impl Refresher {
         // Whatever is under way may be about the same list.
         job.give_up();
         let ranges = &config.ranges;
-        let agreed = LargeChange::Agreed;
-        match self.take(job, &fetched, agreed, in_force, config).await {
+        let approved = LargeChange::Agreed;
+        match self.take(job, &fetched, approved, in_force, config).await {
             Ok(_) => {
                 warn!(
                     id = "list-approved",
@@ -261,15 +261,15 @@ impl Refresher {
         job: &mut Job,
         fetched: &Fetched,
         large_change: LargeChange,
-        in_force: &mut InForce,
+        in_force: &mut ActiveRanges,
         config: &Arc<Config>,
     ) -> Result<&'static str, RefreshError> {
         let (Fetched { way, list, at }, ranges) = (fetched, &config.ranges);
         let name = &job.source.name;
         let known = match in_force.list(name) {
-            None => Known::new(list.clone()),
+            None => SourceRanges::new(list.clone()),
             Some(List { known, .. }) => {
-                let terms = Terms {
+                let terms = MergePolicy {
                     // By the monotonic clock. Of the time before this process only the wall clock
                     // could tell, and a wrong one would end a grace: it does not count.
                     passed: job.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
@@ -288,7 +288,7 @@ impl Refresher {
                     }
                 };
                 let idle = idle.as_deref().map_or(Idle::All, Idle::Only);
-                let merged = known.merge(list, &Terms { idle, ..terms });
+                let merged = known.merge(list, &MergePolicy { idle, ..terms });
                 merged.map_err(RefreshError::Rejected)?
             }
         };
@@ -332,8 +332,8 @@ impl Refresher {
     /// nobody who could.
     async fn idle(
         &self,
-        known: &Known,
-        in_force: &InForce,
+        known: &SourceRanges,
+        in_force: &ActiveRanges,
         source: &str,
         config: &Arc<Config>,
         unanswered: &mut Option<String>,
@@ -376,7 +376,7 @@ impl Refresher {
     }
 
     /// Says once that a list has become old.
-    fn say_age(&self, job: &mut Job, in_force: &InForce) {
+    fn say_age(&self, job: &mut Job, in_force: &ActiveRanges) {
         let now = (self.now)();
         let Some(List { origin, .. }) = in_force.list(&job.source.name) else {
             return;
@@ -415,7 +415,7 @@ impl Refresher {
 }
 
 /// Judges a list by itself.
-fn check(feed: Feed, way: &Way, ranges: &Ranges) -> Result<RangeSet, RefreshError> {
+fn check(feed: Feed, way: &SourceEndpoint, ranges: &Ranges) -> Result<RangeSet, RefreshError> {
     RangeSet::check(feed, way.families, &ranges.limits).map_err(RefreshError::Rejected)
 }
 

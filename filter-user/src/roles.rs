@@ -38,7 +38,7 @@ use self::filter::FilterRole;
 use self::gate::GateRole;
 use self::health::Pulse;
 use self::plan::Plan;
-use self::preflight::Family;
+use self::preflight::Ancestors;
 pub use self::preflight::OwnConnection;
 use self::tasks::Tasks;
 pub(crate) use self::view::exposures;
@@ -47,7 +47,7 @@ use crate::control::client;
 use crate::control::protocol::ReloadStatus;
 use crate::gate::Loaded;
 use crate::host::accounts::Account;
-use crate::host::file::{self, Stamp};
+use crate::host::file::{self, FileId};
 use crate::host::sandbox::{self, Confined};
 use crate::host::systemd;
 use crate::observe::log::LogFormat;
@@ -111,7 +111,7 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
         xdp::raise_memory_limit();
     }
     // Others' processes cannot be looked at any more once we are confined.
-    let family = Family::look();
+    let family = Ancestors::look();
     if options.power == Power::AsNeeded {
         let users: Vec<_> = roles
             .iter()
@@ -196,7 +196,7 @@ async fn serve(
     plan: Plan,
     signals: Signals,
     options: &Options,
-    family: &Family,
+    family: &Ancestors,
 ) -> Result<(), StartError> {
     let tasks = Tasks::default();
     let running = plan.start(options, family, &tasks)?;
@@ -419,7 +419,7 @@ impl Running {
 
 /// The status sockets' paths, removed when dropped.
 #[derive(Default)]
-struct Sockets(Vec<(PathBuf, Option<Stamp>)>);
+struct Sockets(Vec<(PathBuf, Option<FileId>)>);
 
 impl Drop for Sockets {
     fn drop(&mut self) {

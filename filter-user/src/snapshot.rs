@@ -18,10 +18,11 @@ use tracing::warn;
 use self::content::Document;
 pub use self::content::Problem;
 pub use self::follow::Follower;
-use crate::config::{Before, Ranges};
-use crate::host::file::{self, Exposed, Keeper, ReadError};
+use crate::config::{Fallback, Ranges};
+use crate::host::file::{self, ReadError, TrustedOwner, UntrustedFile};
 use crate::ranges::{
-    self, FIXED, Families, InForce, Known, Limits, List, ListError, Origin, RangeSet, Rejection,
+    self, ActiveRanges, FIXED, Families, Limits, List, ListError, Origin, RangeSet, Rejection,
+    SourceRanges,
 };
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, chain};
 
@@ -31,7 +32,7 @@ use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, chain};
 /// # Errors
 ///
 /// Returns why they cannot be used, which only a configuration can be to blame for.
-pub fn baseline(ranges: &Ranges) -> Result<InForce, SnapshotError> {
+pub fn baseline(ranges: &Ranges) -> Result<ActiveRanges, SnapshotError> {
     compose(ranges, Vec::new())
 }
 
@@ -40,7 +41,7 @@ pub fn baseline(ranges: &Ranges) -> Result<InForce, SnapshotError> {
 /// # Errors
 ///
 /// Returns why the snapshot cannot be used.
-pub fn load(path: &Path, ranges: &Ranges) -> Result<InForce, SnapshotError> {
+pub fn load(path: &Path, ranges: &Ranges) -> Result<ActiveRanges, SnapshotError> {
     let lists = read(path, &ranges.limits)?;
     compose(ranges, lists.unwrap_or_default())
 }
@@ -50,28 +51,28 @@ pub fn load(path: &Path, ranges: &Ranges) -> Result<InForce, SnapshotError> {
 /// # Errors
 ///
 /// Returns why the lists cannot be used together.
-pub fn compose(ranges: &Ranges, mut read: Vec<List>) -> Result<InForce, SnapshotError> {
+pub fn compose(ranges: &Ranges, mut read: Vec<List>) -> Result<ActiveRanges, SnapshotError> {
     let mut lists = Vec::new();
     for source in ranges.sources.iter().map(|source| &source.value) {
         let found = read.iter().position(|list| list.source == source.name);
         match (found, source.before) {
             (Some(index), _) => lists.push(read.swap_remove(index)),
-            (None, Before::Baseline) => lists.push(List {
+            (None, Fallback::Baseline) => lists.push(List {
                 source: source.name.clone(),
-                known: Known::new(embedded(&ranges.limits)?),
+                known: SourceRanges::new(embedded(&ranges.limits)?),
                 origin: Origin::Baseline,
             }),
-            (None, Before::Nothing) => {}
+            (None, Fallback::Nothing) => {}
         }
     }
     if !ranges.fixed.is_empty() {
         lists.push(List {
             source: FIXED.to_owned(),
-            known: Known::new(ranges.fixed.clone()),
+            known: SourceRanges::new(ranges.fixed.clone()),
             origin: Origin::Configured,
         });
     }
-    InForce::new(lists, &ranges.limits).map_err(SnapshotError::Union)
+    ActiveRanges::new(lists, &ranges.limits).map_err(SnapshotError::Union)
 }
 
 fn embedded(limits: &Limits) -> Result<RangeSet, SnapshotError> {
@@ -82,7 +83,7 @@ fn embedded(limits: &Limits) -> Result<RangeSet, SnapshotError> {
 /// Reads the snapshot at `path`, `None` if there is none, and judges each list by the guard.
 fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError> {
     let path_of = || path.to_owned();
-    match file::read_kept(path, SIZE_MAX, Keeper::Owner) {
+    match file::read_trusted(path, SIZE_MAX, TrustedOwner::Owner) {
         Ok((bytes, _)) => Document::parse(&bytes, limits)
             .map(Some)
             .map_err(|problem| SnapshotError::Corrupt {
@@ -94,7 +95,7 @@ fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError
             path: path_of(),
             source,
         }),
-        Err(ReadError::Exposed(exposed)) => Err(SnapshotError::Exposed(exposed)),
+        Err(ReadError::UntrustedFile(exposed)) => Err(SnapshotError::UntrustedFile(exposed)),
     }
 }
 
@@ -104,7 +105,7 @@ pub(crate) fn fuzz(bytes: &[u8], limits: &Limits) {
     let Ok(lists) = Document::parse(bytes, limits) else {
         return;
     };
-    if let Ok(in_force) = InForce::new(lists, limits)
+    if let Ok(in_force) = ActiveRanges::new(lists, limits)
         && let Ok(text) = Document::text(&in_force)
     {
         let again = Document::parse(&text, limits);
@@ -131,7 +132,7 @@ pub fn is_whole(path: &Path, limits: &Limits) -> bool {
 ///
 /// Returns the step that failed. The old file is then still there; or, if it was only the
 /// directory that could not be written to disk, the new one.
-pub fn save(path: &Path, in_force: &InForce, limits: &Limits) -> Result<(), SnapshotError> {
+pub fn save(path: &Path, in_force: &ActiveRanges, limits: &Limits) -> Result<(), SnapshotError> {
     let blame = |source| SnapshotError::Io {
         path: path.to_owned(),
         source,
@@ -208,7 +209,7 @@ pub enum SnapshotError {
     },
     /// Others could say who is let in.
     #[error("{0}; it is not used until then")]
-    Exposed(Exposed),
+    UntrustedFile(UntrustedFile),
     /// The ranges of all sources and of the configuration do not pass the guard together.
     #[error("the ranges of all sources together are refused")]
     Union(#[source] Rejection),
@@ -228,7 +229,7 @@ impl SnapshotError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
-            Self::Exposed(_) => EX_NOPERM,
+            Self::UntrustedFile(_) => EX_NOPERM,
             Self::Watch { source, .. } if is_forbidden(source) => EX_NOPERM,
             Self::Union(_) => EX_CONFIG,
             Self::Baseline(_) | Self::Io { .. } | Self::Corrupt { .. } | Self::Watch { .. } => {

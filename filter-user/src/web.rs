@@ -57,7 +57,7 @@ pub fn demand(address: SocketAddr) -> Demand {
 }
 
 fn ask(address: SocketAddr, asked: &Arc<Asked>) -> io::Result<String> {
-    let stream = Bounded {
+    let stream = TimedStream {
         deadline: Instant::now() + TIMEOUT,
         stream: TcpStream::connect_timeout(&address, TIMEOUT)?,
     };
@@ -146,12 +146,12 @@ impl ResolvesClientCert for Asked {
 }
 
 /// A stream that ends at a deadline, however slowly it goes.
-struct Bounded {
+struct TimedStream {
     stream: TcpStream,
     deadline: Instant,
 }
 
-impl Bounded {
+impl TimedStream {
     fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match left.is_zero() {
@@ -161,14 +161,14 @@ impl Bounded {
     }
 }
 
-impl Read for Bounded {
+impl Read for TimedStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(Some(self.left()?))?;
         self.stream.read(into)
     }
 }
 
-impl Write for Bounded {
+impl Write for TimedStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.set_write_timeout(Some(self.left()?))?;
         self.stream.write(bytes)

@@ -33,7 +33,7 @@ use self::events::Events;
 pub use self::events::{Drop, TopSources};
 use self::load::Program;
 pub use self::load::{raise_memory_limit, uninterrupted};
-pub use self::mode::{Rung, Stay};
+pub use self::mode::{AttachMode, Lifetime};
 use self::pins::{Pins, Staging};
 pub use self::pins::{check_bpffs, is_loaded, prepare, unload};
 pub use self::probe::{Probe, frame, loaded_interface, probe};
@@ -91,7 +91,7 @@ pub struct Start<'a> {
     /// The table that packets are judged by first.
     pub table: &'a Table,
     /// Whether it outlives this process.
-    pub stay: Stay,
+    pub stay: Lifetime,
     /// What was remembered of interfaces from before.
     pub memory: Memory,
 }
@@ -120,7 +120,7 @@ impl Filter {
         let pins = Pins::open(base)?;
         let lock = Some(pins.lock()?);
         pins.adopt_other_versions()?;
-        if stay == Stay::OnTrial {
+        if stay == Lifetime::OnTrial {
             for interface in pins.interfaces()? {
                 if !pins.program(&interface).exists() {
                     return Err(XdpError::NoWayBack { interface });
@@ -131,8 +131,8 @@ impl Filter {
         let staging = pins.stage()?;
         let mut failures = Failures::default();
         let accept = match stay {
-            Stay::Pinned => Accept::Partial,
-            Stay::OnTrial => Accept::Whole,
+            Lifetime::Pinned => Accept::Partial,
+            Lifetime::OnTrial => Accept::Whole,
         };
         let loading = Loading {
             settings,
@@ -160,7 +160,7 @@ impl Filter {
             failures,
             lock,
         };
-        if stay == Stay::Pinned {
+        if stay == Lifetime::Pinned {
             filter.confirm()?;
         }
         Ok(filter)
@@ -463,7 +463,7 @@ impl LoadedSet {
             ..
         } = *loading;
         if let Some(program) = self.programs.get_mut(&interface.name) {
-            let place = attach::Place {
+            let place = attach::AttachPoint {
                 interface,
                 settings,
                 pins,

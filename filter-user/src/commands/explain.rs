@@ -15,10 +15,10 @@ use serde::Serialize;
 use crate::cli::Explain;
 use crate::commands::listing::Rule;
 use crate::config::{Config, Mode};
-use crate::ranges::{InForce, Table, TableFull};
+use crate::ranges::{ActiveRanges, Table, TableFull};
 use crate::report::EX_SOFTWARE;
 use crate::snapshot::{self, SnapshotError};
-use crate::xdp::{self, Probe, Stay, XdpError};
+use crate::xdp::{self, Lifetime, Probe, XdpError};
 
 /// What becomes of a packet, and why.
 #[derive(Debug, Serialize)]
@@ -54,7 +54,11 @@ pub struct Explanation {
 /// # Errors
 ///
 /// Returns why it cannot be asked.
-pub fn explain(config: &Config, packet: &Explain, stay: Stay) -> Result<Explanation, ExplainError> {
+pub fn explain(
+    config: &Config,
+    packet: &Explain,
+    stay: Lifetime,
+) -> Result<Explanation, ExplainError> {
     let settings = config.filter.as_ref().ok_or(ExplainError::NoFilter)?;
     let interface = xdp::loaded_interface(&config.paths.bpf, stay, packet.iface.as_deref())?;
     let destination = packet.to.unwrap_or_else(|| {
@@ -117,7 +121,7 @@ fn words(packet: &Explain) -> Vec<String> {
 }
 
 /// The range or rule that a verdict rests on.
-fn rule(config: &Config, in_force: &InForce, source: IpAddr, reason: Reason) -> Option<Rule> {
+fn rule(config: &Config, in_force: &ActiveRanges, source: IpAddr, reason: Reason) -> Option<Rule> {
     is_by_source(reason)
         .then(|| Rule::find(&config.ranges, in_force, source))
         .flatten()

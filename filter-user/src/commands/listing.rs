@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::config::Ranges;
-use crate::ranges::InForce;
+use crate::ranges::ActiveRanges;
 
 /// A range that is in force.
 #[derive(Debug, Serialize)]
@@ -22,7 +22,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn new(in_force: &InForce, range: IpNet) -> Self {
+    fn new(in_force: &ActiveRanges, range: IpNet) -> Self {
         let holders = || in_force.holders(&range);
         let missing = holders().map(|list| list.known.vanishing(&range));
         // It has vanished if no list holds it any more, and since the last one lost it.
@@ -49,14 +49,14 @@ impl Display for Entry {
 
 /// All ranges in force, IPv4 first.
 #[must_use]
-pub fn list(in_force: &InForce) -> Vec<Entry> {
+pub fn list(in_force: &ActiveRanges) -> Vec<Entry> {
     let ranges = in_force.set().iter();
     ranges.map(|range| Entry::new(in_force, range)).collect()
 }
 
 /// What is to be said of one address.
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub struct ShownAddress {
     /// The address.
     pub address: IpAddr,
     /// Whether it may enter.
@@ -69,14 +69,14 @@ pub struct Shown {
 
 /// Looks an address up.
 #[must_use]
-pub fn show(ranges: &Ranges, in_force: &InForce, address: IpAddr) -> Shown {
+pub fn show(ranges: &Ranges, in_force: &ActiveRanges, address: IpAddr) -> ShownAddress {
     let rule = Rule::find(ranges, in_force, address);
     let address = address.to_canonical();
     let holding = in_force
         .set()
         .iter()
         .filter(|range| range.contains(&address));
-    Shown {
+    ShownAddress {
         address,
         enters: rule.as_ref().is_some_and(|rule| rule.list != Rule::DENY),
         rule,
@@ -84,7 +84,7 @@ pub fn show(ranges: &Ranges, in_force: &InForce, address: IpAddr) -> Shown {
     }
 }
 
-impl Display for Shown {
+impl Display for ShownAddress {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let verb = if self.enters {
             "may enter"
@@ -122,7 +122,7 @@ impl Rule {
 
     /// The rule that decides about an address: `deny` first, then what is published, then `allow`.
     #[must_use]
-    pub fn find(ranges: &Ranges, in_force: &InForce, address: IpAddr) -> Option<Self> {
+    pub fn find(ranges: &Ranges, in_force: &ActiveRanges, address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
         let published: Vec<_> = in_force.set().iter().collect();
         let lists = [

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Config, ConfigError, Paths};
-use crate::host::file::{self, Exposed, Keeper, ReadError};
+use crate::host::file::{self, ReadError, TrustedOwner, UntrustedFile};
 use crate::report::{EX_CONFIG, EX_NOPERM};
 
 /// Reads a configuration file.
@@ -17,10 +17,10 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
         path: file.to_owned(),
         source,
     };
-    let read = file::read_kept(file, CONFIG_MAX, Keeper::Nobody);
+    let read = file::read_trusted(file, CONFIG_MAX, TrustedOwner::Nobody);
     let (text, _) = read.map_err(|error| match error {
         ReadError::Io(source) => blame(source),
-        ReadError::Exposed(exposed) => LoadError::Exposed(exposed),
+        ReadError::UntrustedFile(exposed) => LoadError::UntrustedFile(exposed),
     })?;
     let text = String::from_utf8(text)
         .map_err(|error| blame(io::Error::new(io::ErrorKind::InvalidData, error)))?;
@@ -33,7 +33,7 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
 #[must_use]
 pub fn salvage_paths(file: &Path) -> Paths {
     // What others may write does not say where root looks.
-    let read = file::read_kept(file, CONFIG_MAX, Keeper::Nobody);
+    let read = file::read_trusted(file, CONFIG_MAX, TrustedOwner::Nobody);
     let text = read.map(|(text, _)| String::from_utf8_lossy(&text).into_owned());
     Paths::salvage(file, &text.unwrap_or_default())
 }
@@ -54,7 +54,7 @@ pub enum LoadError {
     },
     /// Others could say what is protected.
     #[error(transparent)]
-    Exposed(Exposed),
+    UntrustedFile(UntrustedFile),
     /// It can be read, but not be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -68,7 +68,7 @@ impl LoadError {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 EX_NOPERM
             }
-            Self::Read { .. } | Self::Exposed(_) | Self::Config(_) => EX_CONFIG,
+            Self::Read { .. } | Self::UntrustedFile(_) | Self::Config(_) => EX_CONFIG,
         }
     }
 }

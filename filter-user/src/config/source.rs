@@ -13,9 +13,9 @@ pub struct FeedSource {
     /// Its name in log, status and snapshot: the first way's, or `cloudflare`.
     pub name: String,
     /// Tried in this order until one yields a list that may be taken in.
-    pub ways: Vec<Way>,
+    pub ways: Vec<SourceEndpoint>,
     /// What is in force before the list was ever fetched.
-    pub before: Before,
+    pub before: Fallback,
 }
 
 impl FeedSource {
@@ -23,13 +23,13 @@ impl FeedSource {
     #[must_use]
     pub fn is_local(&self) -> bool {
         let mut ways = self.ways.iter();
-        ways.any(Way::is_local)
+        ways.any(SourceEndpoint::is_local)
     }
 }
 
 /// What is in force before a list was ever fetched.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Before {
+pub enum Fallback {
     /// Cloudflare's ranges, as they are embedded.
     Baseline,
     /// Nothing.
@@ -38,7 +38,7 @@ pub enum Before {
 
 /// A way to get a list.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Way {
+pub struct SourceEndpoint {
     /// Its name in the log: without what a URL may hold of secrets.
     pub name: String,
     /// Where it leads.
@@ -65,7 +65,7 @@ pub enum Location {
     },
 }
 
-impl Way {
+impl SourceEndpoint {
     /// Whether it is a local file.
     #[must_use]
     pub fn is_local(&self) -> bool {
@@ -87,7 +87,7 @@ impl Way {
     }
 }
 
-impl Display for Way {
+impl Display for SourceEndpoint {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)
     }
@@ -112,7 +112,7 @@ pub(super) struct Preset {
     format: PresetFormat,
     pub(super) families: Families,
     pub(super) size_max: usize,
-    pub(super) before: Before,
+    pub(super) before: Fallback,
 }
 
 enum PresetFormat {
@@ -152,9 +152,9 @@ impl Preset {
     }
 
     /// The way that the publisher offers.
-    pub(super) fn way(&self) -> Result<Way, url::ParseError> {
+    pub(super) fn way(&self) -> Result<SourceEndpoint, url::ParseError> {
         let urls = self.urls.iter().map(|url| Url::parse(url));
-        Ok(Way {
+        Ok(SourceEndpoint {
             name: self.name.to_owned(),
             place: Location::Web {
                 urls: urls.collect::<Result<_, _>>()?,
@@ -182,7 +182,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::Cloudflare,
         families: Families::Both,
         size_max: SIZE_MAX,
-        before: Before::Baseline,
+        before: Fallback::Baseline,
     },
     // https://www.cloudflare.com/ips/
     Preset {
@@ -194,7 +194,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::ByFamily,
         families: Families::Both,
         size_max: SIZE_MAX,
-        before: Before::Baseline,
+        before: Fallback::Baseline,
     },
     // https://developers.cloudflare.com/china-network/
     Preset {
@@ -203,7 +203,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::Jdcloud,
         families: Families::Either,
         size_max: SIZE_MAX,
-        before: Before::Nothing,
+        before: Fallback::Nothing,
     },
     // https://www.fastly.com/documentation/reference/api/utils/public-ip-list/
     Preset {
@@ -212,7 +212,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::Pointers(&["/addresses", "/ipv6_addresses"]),
         families: Families::Both,
         size_max: SIZE_MAX,
-        before: Before::Nothing,
+        before: Fallback::Nothing,
     },
     // https://docs.aws.amazon.com/vpc/latest/userguide/aws-ip-ranges.html: some 2 MiB.
     Preset {
@@ -221,7 +221,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::CloudFront,
         families: Families::V4,
         size_max: 8 << 20,
-        before: Before::Nothing,
+        before: Fallback::Nothing,
     },
 ];
 

@@ -228,22 +228,22 @@ fn sources_are_what_they_are_said_to_be() {
     let cloudflare = &sources("\"cloudflare\"")[0];
     assert_eq!(cloudflare.name, "cloudflare");
     assert_eq!(cloudflare.ways.len(), 2);
-    assert_eq!(cloudflare.before, Before::Baseline);
+    assert_eq!(cloudflare.before, Fallback::Baseline);
 
     let two = sources("\"cloudflare-jdcloud\", { file = \"x\", like = \"cloudfront\" }");
-    assert_eq!(two[0].before, Before::Nothing);
+    assert_eq!(two[0].before, Fallback::Nothing);
     assert_eq!(two[1].name, "/etc/pullgate/x");
     assert_eq!(two[1].ways[0].format, Format::CloudFront);
     assert_eq!(two[1].ways[0].families, Families::V4);
-    assert_eq!(two[1].before, Before::Nothing);
+    assert_eq!(two[1].before, Fallback::Nothing);
 
     let mirrors = "[{ url = \"https://a.example/?key=s3cret\" }, { file = \"x\" }]";
     let mirror = &sources(mirrors)[0];
     assert_eq!(mirror.name, "https://a.example/");
     assert_eq!(mirror.ways.len(), 2);
-    assert_eq!(mirror.before, Before::Nothing);
+    assert_eq!(mirror.before, Fallback::Nothing);
     let named = &sources("{ file = \"x\", like = \"cloudflare\", name = \"mirror\" }")[0];
-    assert_eq!(named.before, Before::Baseline);
+    assert_eq!(named.before, Fallback::Baseline);
     assert_eq!(named.name, "mirror");
 
     let own = ranges("static = [\"64.0.0.0/24\"]\nonly = true");

@@ -21,7 +21,7 @@ use super::protocol::{RefreshStatus, ReloadStatus, SightingStatus, Status};
 use crate::config::{Config, Paths};
 use crate::host::file;
 use crate::role::Role;
-use crate::xdp::Stay;
+use crate::xdp::Lifetime;
 
 /// Confirms a filter that is on trial, and returns when it is.
 ///
@@ -264,10 +264,10 @@ fn look<T>(
 
 /// Whether what is in force is on trial, as far as this user may know.
 #[must_use]
-pub fn stay(paths: &Paths) -> Stay {
+pub fn stay(paths: &Paths) -> Lifetime {
     match is_on_trial(paths) {
-        Ok(true) => Stay::OnTrial,
-        Ok(false) | Err(_) => Stay::Pinned,
+        Ok(true) => Lifetime::OnTrial,
+        Ok(false) | Err(_) => Lifetime::Pinned,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::host::file::Exposed;
+use crate::host::file::UntrustedFile;
 use crate::ranges::ListError;
 
 /// Why there is no list.
@@ -57,7 +57,7 @@ pub enum FeedError {
     },
     /// Others than we could say what is in a file.
     #[error(transparent)]
-    Exposed(Exposed),
+    UntrustedFile(UntrustedFile),
     /// The file with the roots to trust holds none.
     #[error("{} holds no certificate", path.display())]
     NoRoots {
@@ -81,7 +81,7 @@ impl FeedError {
             Self::TooLarge { .. } => "TooLarge",
             Self::List(_) => "BadList",
             Self::File { source, .. } if source.kind() == ErrorKind::FileTooLarge => "TooLarge",
-            Self::File { .. } | Self::Exposed(_) | Self::NoRoots { .. } => "BadFile",
+            Self::File { .. } | Self::UntrustedFile(_) | Self::NoRoots { .. } => "BadFile",
         }
     }
 
@@ -98,7 +98,7 @@ impl FeedError {
             | Self::TooLarge { .. }
             | Self::List(_)
             | Self::File { .. }
-            | Self::Exposed(_)
+            | Self::UntrustedFile(_)
             | Self::NoRoots { .. } => None,
         }
     }

@@ -16,13 +16,13 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tracing::{debug, info, warn};
 
-use super::end::End;
-use super::greeting::{Bounded, read_hello};
+use super::client_hello::{LimitedStream, read_hello};
+use super::endpoint::Endpoint;
 use super::limits::{Admission, source};
-use super::proxy::{self, Ends, Told};
-use super::refusal::{Outcome, Phase, Refusal, What};
+use super::proxy::{self, ConnectionAddrs, ProxyInfo};
+use super::range_usage::ActiveClient;
+use super::refusal::{Limit, Outcome, Phase, Refusal};
 use super::relay::Relay;
-use super::sightings::Visit;
 use super::tls::peer::VerifiedPeer;
 use super::tls::policy::Policy;
 use super::upstream;
@@ -42,7 +42,7 @@ impl Gate {
         let outcome = match Box::pin(self.admit(arrival, &mut about)).await {
             Err(refusal) => Outcome::Refused(refusal),
             Ok(mut admitted) => {
-                let outcome = admitted.relay.run(admitted.policy.ending()).await;
+                let outcome = admitted.relay.run(admitted.policy.shutdown()).await;
                 self.metrics.relayed(admitted.relay.up, admitted.relay.down);
                 outcome
             }
@@ -75,7 +75,7 @@ impl Gate {
         let in_use = self.in_use();
         let deadline = started + in_use.handshake;
         let mut admission = self.limits.arrive(&in_use.allowed)?;
-        let mut ends = Ends {
+        let mut ends = ConnectionAddrs {
             client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
@@ -108,7 +108,7 @@ impl Gate {
             Err(refusal) => {
                 admission.name_host(client.ip(), "", &in_use.allowed)?;
                 // What is left to do takes no room from handshakes.
-                admission.settle();
+                admission.handshake_done();
                 refuse_name(hello.io, refusal, deadline).await;
                 return Err(refusal);
             }
@@ -130,18 +130,18 @@ impl Gate {
         let (policy, peer) = match self.judge(name.as_deref(), &stream) {
             Ok(judged) => judged,
             Err(refusal) => {
-                admission.settle();
+                admission.handshake_done();
                 linger(stream.into_inner().0, deadline).await;
                 return Err(refusal);
             }
         };
         self.metrics.handshake(started.elapsed().as_secs_f64());
-        admission.settle();
+        admission.handshake_done();
         self.tell_of_peer(&policy, &peer, client);
         let of_host = Counted::one_more(Arc::clone(&policy.connections), policy.max_connections);
-        let of_host = of_host.ok_or(Refusal::TooMany(What::HostConnections))?;
+        let of_host = of_host.ok_or(Refusal::TooMany(Limit::HostConnections))?;
 
-        let visit = self.sightings.visit(client.ip());
+        let visit = self.range_usage.visit(client.ip());
         let id = self.ids.next();
         let upstream = dial(
             &policy,
@@ -161,7 +161,7 @@ impl Gate {
             "relayed"
         );
         let (stream, session) = stream.into_inner();
-        let client = End::encrypted(stream.into_inner(), Connection::from(session));
+        let client = Endpoint::encrypted(stream.into_inner(), Connection::from(session));
         Ok(Box::new(Admitted {
             relay: Relay::new(client, upstream),
             policy,
@@ -174,7 +174,7 @@ impl Gate {
     fn judge(
         &self,
         name: Option<&str>,
-        stream: &TlsStream<Bounded>,
+        stream: &TlsStream<LimitedStream>,
     ) -> Result<(Arc<Policy>, VerifiedPeer), Refusal> {
         let in_use = self.in_use();
         let policy = in_use.policies.find(name)?;
@@ -272,7 +272,7 @@ struct Admitted<'a> {
     policy: Arc<Policy>,
     _held: (
         Admission<'a>,
-        Visit<'a>,
+        ActiveClient<'a>,
         OwnedSemaphorePermit,
         Counted<Arc<AtomicU64>>,
     ),
@@ -313,10 +313,10 @@ impl Host {
 
 /// Finishes the handshake by the host's policy.
 async fn shake_hands(
-    hello: StartHandshake<Bounded>,
+    hello: StartHandshake<LimitedStream>,
     policy: &Policy,
     deadline: Instant,
-) -> Result<TlsStream<Bounded>, Refusal> {
+) -> Result<TlsStream<LimitedStream>, Refusal> {
     let accept = hello.into_stream(policy.tls()).into_fallible();
     match timeout_at(deadline, accept).await {
         Err(_) => Err(Refusal::Timeout(Phase::Handshake)),
@@ -333,15 +333,15 @@ async fn shake_hands(
 async fn dial(
     policy: &Policy,
     peer: &VerifiedPeer,
-    ends: Ends,
-    stream: &TlsStream<Bounded>,
+    ends: ConnectionAddrs,
+    stream: &TlsStream<LimitedStream>,
     unique_id: &str,
     deadline: Instant,
-) -> Result<End<upstream::Stream>, Refusal> {
+) -> Result<Endpoint<upstream::Stream>, Refusal> {
     let session = stream.get_ref().1;
     let suite = session.negotiated_cipher_suite();
     let cipher = suite.and_then(|suite| cipher_name(suite.suite()));
-    let told = Told {
+    let told = ProxyInfo {
         ends,
         alpn: session.alpn_protocol(),
         authority: session.server_name(),
@@ -365,7 +365,7 @@ fn cipher_name(suite: CipherSuite) -> Option<&'static str> {
 }
 
 /// Answers a name that is not served, without showing a certificate (RFC 6066 §3).
-async fn refuse_name(mut stream: Bounded, refusal: Refusal, deadline: Instant) {
+async fn refuse_name(mut stream: LimitedStream, refusal: Refusal, deadline: Instant) {
     let alert = if refusal == Refusal::HostUnavailable {
         &INTERNAL_ERROR
     } else {

@@ -3,9 +3,9 @@
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::tls::pem::{Kind, sections};
+use super::tls::pem::{PemKind, sections};
 use super::tls::policy::Policies;
-use super::{greeting, proxy};
+use super::{client_hello, proxy};
 
 /// What is read of a header is written and read again.
 pub(crate) fn proxy_header(bytes: &[u8]) {
@@ -31,7 +31,7 @@ pub(crate) fn pem(text: &[u8]) {
     let Ok(sections) = sections(text) else {
         return;
     };
-    let certificates = sections.iter().filter(|it| it.kind == Kind::Certificate);
+    let certificates = sections.iter().filter(|it| it.kind == PemKind::Certificate);
     let ours: Vec<_> = certificates.map(|it| it.content.as_slice()).collect();
     for theirs in CertificateDer::pem_slice_iter(text).flatten() {
         assert!(ours.contains(&theirs.as_ref()), "missed: {theirs:?}");
@@ -40,7 +40,7 @@ pub(crate) fn pem(text: &[u8]) {
 
 /// Whether a client's first bytes are read on.
 pub(crate) fn may_be_tls(first: &[u8]) -> bool {
-    greeting::judge(&first[..first.len().min(proxy::HEADER_BEGINS)]).is_ok()
+    client_hello::judge(&first[..first.len().min(proxy::HEADER_BEGINS)]).is_ok()
 }
 
 /// Looks a name up that a client asks for.

@@ -4,4 +4,4 @@ mod inflight;
 mod rate;
 
 pub(super) use self::inflight::{Admission, Allowed, Limits, source};
-pub(super) use self::rate::Pace;
+pub(super) use self::rate::RateLimiter;

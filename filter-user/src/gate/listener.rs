@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::observe::Metrics;
-    use crate::ranges::{InForce, RangeSet, Table};
+    use crate::ranges::{ActiveRanges, RangeSet, Table};
 
     #[tokio::test]
     async fn who_comes_after_the_stop_is_left_to_a_successor() {
@@ -185,7 +185,7 @@ mod tests {
             &config.gate.unwrap(),
             loaded,
             watch::channel(Arc::new(table)).1,
-            watch::channel(Arc::new(InForce::default())).1,
+            watch::channel(Arc::new(ActiveRanges::default())).1,
             Metrics::default(),
         ))
     }

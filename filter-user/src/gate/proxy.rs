@@ -15,7 +15,7 @@ use super::tls::trust::Identity;
 
 /// The two ends of the client's connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Ends {
+pub(super) struct ConnectionAddrs {
     /// The client's address.
     pub(super) client: SocketAddr,
     /// The address that it connected to.
@@ -26,7 +26,7 @@ pub(super) struct Ends {
 ///
 /// One that speaks for no client (v1 `UNKNOWN`, v2 `LOCAL`) is a health check of the balancer's own,
 /// which may go on in TLS: there are no ends but the connection's own.
-pub(super) async fn read(stream: &mut TcpStream) -> Result<Option<Ends>, Refusal> {
+pub(super) async fn read(stream: &mut TcpStream) -> Result<Option<ConnectionAddrs>, Refusal> {
     let header = read_header(stream).await.map_err(|error| {
         let is_gone = super::refusal::is_disconnect(error.kind());
         if is_gone {
@@ -68,7 +68,7 @@ async fn read_header(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-pub(super) fn parse(header: &[u8]) -> Result<Option<Ends>, Refusal> {
+pub(super) fn parse(header: &[u8]) -> Result<Option<ConnectionAddrs>, Refusal> {
     let (client, local) = match HeaderResult::parse(header) {
         HeaderResult::V1(Ok(header)) => match header.addresses {
             v1::Addresses::Tcp4(ip) => (
@@ -103,7 +103,7 @@ pub(super) fn parse(header: &[u8]) -> Result<Option<Ends>, Refusal> {
         }
         HeaderResult::V1(Err(_)) | HeaderResult::V2(_) => return Err(Refusal::BadProxyHeader),
     };
-    Ok(Some(Ends { client, local }))
+    Ok(Some(ConnectionAddrs { client, local }))
 }
 
 /// Whether the TLVs of a header of version 2 are whole, and the checksum is right if there is one
@@ -143,8 +143,8 @@ pub(super) fn begins(bytes: &[u8]) -> bool {
 }
 
 /// What the upstream is told of a client.
-pub(super) struct Told<'a> {
-    pub(super) ends: Ends,
+pub(super) struct ProxyInfo<'a> {
+    pub(super) ends: ConnectionAddrs,
     /// The protocol that was agreed on, if one was.
     pub(super) alpn: Option<&'a [u8]>,
     /// The server name that was asked for.
@@ -162,7 +162,7 @@ pub(super) struct Told<'a> {
 }
 
 /// The header of version 1, section 2.1.
-pub(super) fn v1(ends: Ends) -> io::Result<Vec<u8>> {
+pub(super) fn v1(ends: ConnectionAddrs) -> io::Result<Vec<u8>> {
     let (client, local) = (canonical(ends.client), canonical(ends.local));
     let family = match (client.is_ipv4(), local.is_ipv4()) {
         (true, true) => "TCP4",
@@ -183,7 +183,7 @@ pub(super) fn v1(ends: Ends) -> io::Result<Vec<u8>> {
 
 /// The header of version 2, section 2.2, with as many of its TLVs as a receiver takes: Apache's
 /// mod_remoteip refuses a header of more than [`V2_SENT_MAX`] bytes.
-pub(super) fn v2(told: &Told<'_>) -> io::Result<Vec<u8>> {
+pub(super) fn v2(told: &ProxyInfo<'_>) -> io::Result<Vec<u8>> {
     let mut header = Vec::new();
     for shed in Shed::ALL {
         header = v2_without(told, shed)?;
@@ -195,11 +195,11 @@ pub(super) fn v2(told: &Told<'_>) -> io::Result<Vec<u8>> {
 }
 
 /// The same with the addresses alone.
-pub(super) fn v2_bare(ends: Ends) -> io::Result<Vec<u8>> {
+pub(super) fn v2_bare(ends: ConnectionAddrs) -> io::Result<Vec<u8>> {
     addressed(ends).build()
 }
 
-fn addressed(ends: Ends) -> Builder {
+fn addressed(ends: ConnectionAddrs) -> Builder {
     let addresses = (canonical(ends.client), canonical(ends.local));
     Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses)
 }
@@ -224,7 +224,7 @@ impl Shed {
     ];
 }
 
-fn v2_without(told: &Told<'_>, shed: Shed) -> io::Result<Vec<u8>> {
+fn v2_without(told: &ProxyInfo<'_>, shed: Shed) -> io::Result<Vec<u8>> {
     let mut header = addressed(told.ends);
     if let Some(alpn) = told.alpn {
         header = header.write_tlv(Type::ALPN as u8, alpn)?;
@@ -247,7 +247,7 @@ pub(super) const V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 pub(super) const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// `struct pp2_tlv_ssl`, section 2.2.6.
-fn ssl(told: &Told<'_>, shed: Shed) -> Vec<u8> {
+fn ssl(told: &ProxyInfo<'_>, shed: Shed) -> Vec<u8> {
     let (client, verify) = match told.identity {
         Some(_) if told.resumed => (CLIENT_SSL | CLIENT_CERT_SESS, 0_u32),
         Some(_) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, 0),
@@ -335,7 +335,7 @@ mod tests {
             digest: [7; 32],
         };
         let ends = ends("[2001:db8::1]:4660", "[2001:db8::2]:443");
-        let header = v2(&Told {
+        let header = v2(&ProxyInfo {
             identity: Some(&identity),
             ..told(ends)
         })
@@ -368,7 +368,7 @@ mod tests {
         };
         let ends = ends("192.0.2.1:1", "192.0.2.2:443");
 
-        let header = v2(&Told {
+        let header = v2(&ProxyInfo {
             identity: Some(&identity),
             ..told(ends)
         });
@@ -451,7 +451,7 @@ mod tests {
         let ends = ends("[2001:db8::1]:4660", "[2001:db8::2]:443");
         let authority = "a".repeat(253);
         for length in 0..=authority.len() {
-            let header = v2(&Told {
+            let header = v2(&ProxyInfo {
                 identity: Some(&identity),
                 authority: Some(&authority[..length]),
                 cipher: "ECDHE-ECDSA-CHACHA20-POLY1305",
@@ -470,15 +470,15 @@ mod tests {
         assert_eq!(v2_bare(ends).unwrap().len(), 16 + 36);
     }
 
-    fn ends(client: &str, local: &str) -> Ends {
-        Ends {
+    fn ends(client: &str, local: &str) -> ConnectionAddrs {
+        ConnectionAddrs {
             client: client.parse().unwrap(),
             local: local.parse().unwrap(),
         }
     }
 
-    fn told(ends: Ends) -> Told<'static> {
-        Told {
+    fn told(ends: ConnectionAddrs) -> ProxyInfo<'static> {
+        ProxyInfo {
             ends,
             alpn: Some(b"h2"),
             authority: Some("shop.example"),

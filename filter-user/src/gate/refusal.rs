@@ -88,13 +88,13 @@ pub enum Refusal {
     /// The client, or the upstream, was too slow.
     Timeout(Phase),
     /// There is more of something than the limits allow.
-    TooMany(What),
+    TooMany(Limit),
     /// The client certificate comes from no CA that this host trusts.
     UnknownIssuer,
     /// The client named a host that is not served here.
     UnknownServerName,
     /// The upstream does not take the connection.
-    Upstream(Fault),
+    Upstream(UpstreamFault),
     /// The client certificate may not be used by a client.
     WrongUsage,
 }
@@ -114,7 +114,7 @@ pub enum Phase {
 
 /// What there is too much of.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum What {
+pub enum Limit {
     /// Handshakes in flight.
     Handshakes,
     /// Bytes before the end of the ClientHello.
@@ -122,14 +122,14 @@ pub enum What {
     /// Connections of the host.
     HostConnections,
     /// What one source takes.
-    OfSource(Kind),
+    OfSource(Quantity),
     /// The same of one network.
-    OfNetwork(Kind),
+    OfNetwork(Quantity),
 }
 
 /// What a share is of.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Kind {
+pub enum Quantity {
     /// Open connections to one host.
     Connections,
     /// Handshakes in flight with one host.
@@ -142,7 +142,7 @@ pub enum Kind {
 
 /// What is wrong with the upstream.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Fault {
+pub enum UpstreamFault {
     /// Nobody listens there, or it cannot be reached.
     Unreachable,
     /// Its certificate does not verify, or its TLS fails.
@@ -301,22 +301,22 @@ impl Refusal {
             Self::Timeout(Phase::Hello) => "TimeoutHello",
             Self::Timeout(Phase::Handshake) => "TimeoutHandshake",
             Self::Timeout(Phase::Upstream) => "TimeoutUpstream",
-            Self::TooMany(What::Handshakes) => "TooManyHandshakes",
-            Self::TooMany(What::HelloBytes) => "TooManyHelloBytes",
-            Self::TooMany(What::HostConnections) => "TooManyHostConnections",
-            Self::TooMany(What::OfSource(Kind::Connections)) => "TooManySourceConnections",
-            Self::TooMany(What::OfSource(Kind::Handshakes)) => "TooManySourceHandshakes",
-            Self::TooMany(What::OfSource(Kind::Hellos)) => "TooManySourceHellos",
-            Self::TooMany(What::OfSource(Kind::PerSecond)) => "TooManySourcePerSecond",
-            Self::TooMany(What::OfNetwork(Kind::Connections)) => "TooManyNetworkConnections",
-            Self::TooMany(What::OfNetwork(Kind::Handshakes)) => "TooManyNetworkHandshakes",
-            Self::TooMany(What::OfNetwork(Kind::Hellos)) => "TooManyNetworkHellos",
-            Self::TooMany(What::OfNetwork(Kind::PerSecond)) => "TooManyNetworkPerSecond",
+            Self::TooMany(Limit::Handshakes) => "TooManyHandshakes",
+            Self::TooMany(Limit::HelloBytes) => "TooManyHelloBytes",
+            Self::TooMany(Limit::HostConnections) => "TooManyHostConnections",
+            Self::TooMany(Limit::OfSource(Quantity::Connections)) => "TooManySourceConnections",
+            Self::TooMany(Limit::OfSource(Quantity::Handshakes)) => "TooManySourceHandshakes",
+            Self::TooMany(Limit::OfSource(Quantity::Hellos)) => "TooManySourceHellos",
+            Self::TooMany(Limit::OfSource(Quantity::PerSecond)) => "TooManySourcePerSecond",
+            Self::TooMany(Limit::OfNetwork(Quantity::Connections)) => "TooManyNetworkConnections",
+            Self::TooMany(Limit::OfNetwork(Quantity::Handshakes)) => "TooManyNetworkHandshakes",
+            Self::TooMany(Limit::OfNetwork(Quantity::Hellos)) => "TooManyNetworkHellos",
+            Self::TooMany(Limit::OfNetwork(Quantity::PerSecond)) => "TooManyNetworkPerSecond",
             Self::UnknownIssuer => "UnknownIssuer",
             Self::UnknownServerName => "UnknownServerName",
-            Self::Upstream(Fault::Unreachable) => "UpstreamUnreachable",
-            Self::Upstream(Fault::Tls) => "UpstreamTls",
-            Self::Upstream(Fault::Broken) => "UpstreamBroken",
+            Self::Upstream(UpstreamFault::Unreachable) => "UpstreamUnreachable",
+            Self::Upstream(UpstreamFault::Tls) => "UpstreamTls",
+            Self::Upstream(UpstreamFault::Broken) => "UpstreamBroken",
             Self::WrongUsage => "WrongUsage",
         }
     }
@@ -376,15 +376,15 @@ impl Refusal {
                 "with Full (strict), Cloudflare verifies this host's certificate: is it valid, and \
                  for this name?"
             }
-            Self::Upstream(Fault::Unreachable) | Self::Timeout(Phase::Upstream) => {
+            Self::Upstream(UpstreamFault::Unreachable) | Self::Timeout(Phase::Upstream) => {
                 "is the web server running, and does it listen on `upstream`?"
             }
-            Self::Upstream(Fault::Tls) => {
+            Self::Upstream(UpstreamFault::Tls) => {
                 "is the web server's certificate from `upstream_tls.ca_file`, valid, and for \
                  `upstream_tls.name`? Does it take the header of `proxy_protocol` (nginx before \
                  1.23.2: \"v1\")?"
             }
-            Self::Upstream(Fault::Broken) => {
+            Self::Upstream(UpstreamFault::Broken) => {
                 "the web server closed at once: does it expect the PROXY header of \
                  `proxy_protocol`?"
             }
@@ -393,19 +393,21 @@ impl Refusal {
                 "does each load balancer in `gate.proxy_from` send the PROXY protocol, and is each \
                  that sends it named there?"
             }
-            Self::TooMany(What::Handshakes) => {
+            Self::TooMany(Limit::Handshakes) => {
                 "a flood, or `max_handshakes` is too low for this host"
             }
-            Self::TooMany(What::HostConnections) => {
+            Self::TooMany(Limit::HostConnections) => {
                 "a flood, or the host's `max_connections` is too low"
             }
-            Self::TooMany(What::OfSource(Kind::Hellos) | What::OfNetwork(Kind::Hellos)) => {
+            Self::TooMany(
+                Limit::OfSource(Quantity::Hellos) | Limit::OfNetwork(Quantity::Hellos),
+            ) => {
                 "connections that say nothing: the oldest was closed for a newer one; nothing to do"
             }
-            Self::TooMany(What::OfSource(_)) => {
+            Self::TooMany(Limit::OfSource(_)) => {
                 "one address floods this host, or [gate.per_source] is too low"
             }
-            Self::TooMany(What::OfNetwork(_)) => {
+            Self::TooMany(Limit::OfNetwork(_)) => {
                 "one network floods this host, or [gate.per_network] is too low"
             }
             Self::BadCertificate => {
@@ -417,7 +419,7 @@ impl Refusal {
                  its signature SHA-1?"
             }
             Self::Protocol => "a scanner; Cloudflare speaks TLS 1.2 and 1.3: is `min_tls` right?",
-            Self::TooMany(What::HelloBytes) => "an attack: no client needs a greeting that long",
+            Self::TooMany(Limit::HelloBytes) => "an attack: no client needs a greeting that long",
             Self::Timeout(Phase::Hello | Phase::Handshake) => {
                 "a slow client, or one that only holds connections open; nothing to do"
             }

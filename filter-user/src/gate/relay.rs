@@ -14,24 +14,24 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
-use super::end::End;
-use super::ending::{Ending, Word};
-use super::refusal::{Fault, Outcome, Refusal, is_disconnect};
+use super::endpoint::Endpoint;
+use super::refusal::{Outcome, Refusal, UpstreamFault, is_disconnect};
+use super::shutdown::{Order, Signal};
 
 /// What a relay has to think about.
 enum Event {
     /// Both sides are done, or one has broken off.
     Ended(Result<(), Failure>),
     /// Somebody wants it to end.
-    Word,
+    Order,
     /// Time has passed.
     Tick,
 }
 
 /// A client and its upstream, and what has gone between them.
 pub(super) struct Relay<C, U> {
-    client: End<C>,
-    upstream: End<U>,
+    client: Endpoint<C>,
+    upstream: Endpoint<U>,
     /// Bytes from the client to the upstream.
     pub(super) up: u64,
     /// Bytes from the upstream to the client.
@@ -55,7 +55,7 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    pub(super) fn new(client: End<C>, upstream: End<U>) -> Self {
+    pub(super) fn new(client: Endpoint<C>, upstream: Endpoint<U>) -> Self {
         Self {
             client,
             upstream,
@@ -69,12 +69,12 @@ where
 
     /// Relays until the end, or until it is told to end: when it is said, or when no byte has come
     /// between two ticks.
-    pub(super) async fn run(&mut self, ending: &Ending) -> Outcome {
-        let mut outcome = self.go_on(ending).await;
+    pub(super) async fn run(&mut self, shutdown: &Signal) -> Outcome {
+        let mut outcome = self.go_on(shutdown).await;
         let is_over = matches!(outcome, Outcome::Relayed | Outcome::Aborted);
         // Who asked nothing may have been silent for too long, unless the upstream reset the line.
         if is_over && self.hung_up && (self.up > 0 || self.deaf) {
-            outcome = Outcome::Refused(Refusal::Upstream(Fault::Broken));
+            outcome = Outcome::Refused(Refusal::Upstream(UpstreamFault::Broken));
         }
         if self.deaf {
             // Rare, and large: it has a place of its own.
@@ -90,14 +90,14 @@ where
         outcome
     }
 
-    async fn go_on(&mut self, ending: &Ending) -> Outcome {
+    async fn go_on(&mut self, shutdown: &Signal) -> Outcome {
         let mut drains = false;
-        let mut ticks = ending.ticks();
+        let mut ticks = shutdown.ticks();
         // The first tick comes at any time, so it only begins to measure.
         let mut before = None;
         loop {
-            let known = if drains { Word::Drain } else { Word::GoOn };
-            match self.next_event(ending, known, ticks).await {
+            let known = if drains { Order::Drain } else { Order::GoOn };
+            match self.next_event(shutdown, known, ticks).await {
                 Event::Ended(Ok(())) => return Outcome::Relayed,
                 Event::Ended(Err(Failure::Client(error))) => {
                     debug!(id = "client-aborted", %error, "client broke off");
@@ -114,19 +114,19 @@ where
                     // the certificate that it demands and that we have not.
                     let is_refusal = error.kind() == ErrorKind::InvalidData && self.down == 0;
                     return if is_refusal {
-                        Outcome::Refused(Refusal::Upstream(Fault::Tls))
+                        Outcome::Refused(Refusal::Upstream(UpstreamFault::Tls))
                     } else {
                         Outcome::Aborted
                     };
                 }
-                Event::Word => match ending.word() {
-                    Word::TrustChanged => return Outcome::TrustChanged,
-                    Word::Stop => return Outcome::Stopped,
-                    Word::Drain => drains = true,
-                    Word::GoOn => {}
+                Event::Order => match shutdown.word() {
+                    Order::TrustChanged => return Outcome::TrustChanged,
+                    Order::Stop => return Outcome::Stopped,
+                    Order::Drain => drains = true,
+                    Order::GoOn => {}
                 },
                 Event::Tick => {
-                    ticks = ending.ticks();
+                    ticks = shutdown.ticks();
                     let after = Some((self.up, self.down));
                     let is_silent = after == std::mem::replace(&mut before, after);
                     match (is_silent, drains) {
@@ -139,8 +139,8 @@ where
         }
     }
 
-    async fn next_event(&mut self, ending: &Ending, known: Word, ticks: u32) -> Event {
-        let mut changed = pin!(ending.changed());
+    async fn next_event(&mut self, shutdown: &Signal, known: Order, ticks: u32) -> Event {
+        let mut changed = pin!(shutdown.changed());
         poll_fn(|context| {
             if let Poll::Ready(ended) = self.poll(context) {
                 return Poll::Ready(Event::Ended(ended));
@@ -148,12 +148,12 @@ where
             // What is said is there to see before it wakes us, so we may have seen it already; who
             // was woken listens again in any case.
             while changed.as_mut().poll(context).is_ready() {
-                changed.set(ending.changed());
+                changed.set(shutdown.changed());
             }
-            if ending.word() > known {
-                return Poll::Ready(Event::Word);
+            if shutdown.word() > known {
+                return Poll::Ready(Event::Order);
             }
-            if ending.ticks() != ticks {
+            if shutdown.ticks() != ticks {
                 return Poll::Ready(Event::Tick);
             }
             Poll::Pending
@@ -224,8 +224,8 @@ enum Failure {
 
 /// Moves bytes one way; ready when the end was passed on.
 fn pump<F, T>(
-    from: &mut End<F>,
-    to: &mut End<T>,
+    from: &mut Endpoint<F>,
+    to: &mut Endpoint<T>,
     moved: &mut u64,
     scratch: &mut [u8],
     context: &mut Context<'_>,
@@ -311,15 +311,15 @@ mod tests {
     async fn a_connection_that_is_silent_between_two_ticks_is_closed_and_no_other() {
         let mut rig = Rig::new();
 
-        rig.ending.tick();
+        rig.shutdown.tick();
         for _ in 0..3 {
             rig.client.write_all(b".").await.unwrap();
             rig.server.read_exact(&mut [0]).await.unwrap();
-            rig.ending.tick();
+            rig.shutdown.tick();
             tokio::task::yield_now().await;
             assert!(!rig.relaying.is_finished());
         }
-        rig.ending.tick();
+        rig.shutdown.tick();
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Idle);
@@ -330,7 +330,7 @@ mod tests {
     async fn a_stop_closes_live_connections() {
         let rig = Rig::new();
 
-        rig.ending.say(Word::Stop);
+        rig.shutdown.say(Order::Stop);
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Stopped);
@@ -341,18 +341,18 @@ mod tests {
         let mut rig = Rig::new();
         rig.client.write_all(b"question").await.unwrap();
         rig.server.read_exact(&mut [0; 8]).await.unwrap();
-        rig.ending.say(Word::Drain);
+        rig.shutdown.say(Order::Drain);
 
         // However long the answer takes.
         for _ in 0..20 {
-            rig.ending.tick();
+            rig.shutdown.tick();
             tokio::task::yield_now().await;
         }
         assert!(!rig.relaying.is_finished());
         rig.server.write_all(b"answer").await.unwrap();
         rig.client.read_exact(&mut [0; 6]).await.unwrap();
         for _ in 0..2 {
-            rig.ending.tick();
+            rig.shutdown.tick();
             tokio::task::yield_now().await;
         }
         let mut answer = String::new();
@@ -396,7 +396,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_upstream_that_hangs_up_unasked_or_asked_is_broken_and_one_that_is_bored_is_not() {
-        let broken = Outcome::Refused(Refusal::Upstream(Fault::Broken));
+        let broken = Outcome::Refused(Refusal::Upstream(UpstreamFault::Broken));
         for (asks_first, asks_after, goes_first, expected) in [
             (true, false, false, broken),
             // The question was on its way.
@@ -434,16 +434,16 @@ mod tests {
     #[tokio::test]
     async fn what_was_seen_before_it_woke_somebody_is_not_listened_to_twice() {
         let mut rig = Rig::new();
-        rig.ending.tick();
+        rig.shutdown.tick();
         tokio::task::yield_now().await;
 
         // Bytes wake the relay between the two halves of a tick.
-        rig.ending.count_tick();
+        rig.shutdown.count_tick();
         rig.client.write_all(b".").await.unwrap();
         rig.server.read_exact(&mut [0]).await.unwrap();
-        rig.ending.wake();
+        rig.shutdown.wake();
         tokio::task::yield_now().await;
-        rig.ending.say(Word::Stop);
+        rig.shutdown.say(Order::Stop);
 
         assert_eq!(rig.relaying.await.unwrap().outcome, Outcome::Stopped);
     }
@@ -460,17 +460,18 @@ mod tests {
         client: DuplexStream,
         server: DuplexStream,
         relaying: JoinHandle<Relayed>,
-        ending: Arc<Ending>,
+        shutdown: Arc<Signal>,
     }
 
     impl Rig {
         fn new() -> Self {
             let (client, gate_client) = duplex(PIPE);
             let (server, gate_server) = duplex(PIPE);
-            let ending = Arc::new(Ending::default());
-            let ends = Arc::clone(&ending);
+            let shutdown = Arc::new(Signal::default());
+            let ends = Arc::clone(&shutdown);
             let relaying = tokio::spawn(async move {
-                let mut relay = Relay::new(End::clear(gate_client), End::clear(gate_server));
+                let mut relay =
+                    Relay::new(Endpoint::clear(gate_client), Endpoint::clear(gate_server));
                 let outcome = relay.run(&ends).await;
                 Relayed {
                     outcome,
@@ -482,7 +483,7 @@ mod tests {
                 client,
                 server,
                 relaying,
-                ending,
+                shutdown,
             }
         }
     }

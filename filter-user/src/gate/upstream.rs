@@ -19,9 +19,9 @@ use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tracing::debug;
 
-use super::end::End;
-use super::proxy::{self, Told};
-use super::refusal::{Fault, Refusal};
+use super::endpoint::Endpoint;
+use super::proxy::{self, ProxyInfo};
+use super::refusal::{Refusal, UpstreamFault};
 use super::tls::peer::VerifiedPeer;
 use crate::config::{ProxyProtocol, Target, Upstream};
 
@@ -58,9 +58,9 @@ impl Dialer {
     pub(super) async fn dial(
         &self,
         _: &VerifiedPeer,
-        told: &Told<'_>,
-    ) -> Result<End<Stream>, Refusal> {
-        let failed = |fault: Fault| {
+        told: &ProxyInfo<'_>,
+    ) -> Result<Endpoint<Stream>, Refusal> {
+        let failed = |fault: UpstreamFault| {
             move |error: io::Error| {
                 debug!(
                     id = "upstream-refused",
@@ -71,7 +71,7 @@ impl Dialer {
                 Refusal::Upstream(fault)
             }
         };
-        let unreachable = failed(Fault::Unreachable);
+        let unreachable = failed(UpstreamFault::Unreachable);
         let mut stream = match &self.upstream.target {
             Target::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(unreachable)?;
@@ -82,7 +82,7 @@ impl Dialer {
                 Either::Right(UnixStream::connect(path).await.map_err(unreachable)?)
             }
         };
-        let broken = failed(Fault::Broken);
+        let broken = failed(UpstreamFault::Broken);
         let header = match self.proxy_protocol {
             ProxyProtocol::None => Vec::new(),
             ProxyProtocol::V1 => proxy::v1(told.ends).map_err(broken)?,
@@ -93,12 +93,12 @@ impl Dialer {
             stream.write_all(&header).await.map_err(broken)?;
         }
         let Some(encryption) = &self.encryption else {
-            return Ok(End::clear(stream));
+            return Ok(Endpoint::clear(stream));
         };
         let connector = TlsConnector::from(encryption.offering(told.alpn));
         let stream = connector.connect(encryption.name.clone(), stream).await;
-        let (stream, session) = stream.map_err(failed(Fault::Tls))?.into_inner();
-        Ok(End::encrypted(stream, Connection::from(session)).until_its_end())
+        let (stream, session) = stream.map_err(failed(UpstreamFault::Tls))?.into_inner();
+        Ok(Endpoint::encrypted(stream, Connection::from(session)).until_its_end())
     }
 
     /// Asks the upstream, with no client's word, whether it speaks HTTP/2 as a client that was

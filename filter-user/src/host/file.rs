@@ -23,7 +23,7 @@ pub fn read(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
 
 /// Who may say what is in a file, besides root and ourselves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Keeper {
+pub enum TrustedOwner {
     /// Nobody.
     Nobody,
     /// Its owner: who renews certificates may be a user of its own.
@@ -39,13 +39,14 @@ pub enum Keeper {
 /// # Errors
 ///
 /// Returns why it cannot be read, or who may change it.
-pub fn read_kept(
+pub fn read_trusted(
     path: &Path,
     size_max: usize,
-    keeper: Keeper,
+    keeper: TrustedOwner,
 ) -> Result<(Vec<u8>, Metadata), ReadError> {
     let (content, metadata) = read_with_metadata(path, size_max)?;
-    let owner = |metadata: &Metadata| foreign_owner(metadata).filter(|_| keeper == Keeper::Nobody);
+    let owner =
+        |metadata: &Metadata| foreign_owner(metadata).filter(|_| keeper == TrustedOwner::Nobody);
     let expose = |path: &Path, owner: Option<String>, writer: Option<String>| {
         let (who, remedy) = match (owner, writer) {
             (Some(who), _) => (who, "chown root"),
@@ -53,7 +54,11 @@ pub fn read_kept(
             (None, None) => return Ok(()),
         };
         let path = path.to_owned();
-        Err(ReadError::Exposed(Exposed { path, who, remedy }))
+        Err(ReadError::UntrustedFile(UntrustedFile {
+            path,
+            who,
+            remedy,
+        }))
     };
     expose(path, owner(&metadata), other_writers(&metadata))?;
     for name in names(path) {
@@ -89,13 +94,13 @@ pub enum ReadError {
     Io(#[from] io::Error),
     /// Others may change it.
     #[error(transparent)]
-    Exposed(Exposed),
+    UntrustedFile(UntrustedFile),
 }
 
 /// Others may change what is protected, or who gets in.
 #[derive(Debug, thiserror::Error)]
 #[error("{} may be changed by {who}; `{remedy}` it", path.display())]
-pub struct Exposed {
+pub struct UntrustedFile {
     path: PathBuf,
     who: String,
     remedy: &'static str,
@@ -135,11 +140,11 @@ pub fn remove(path: &Path) -> io::Result<()> {
 
 /// What one file, behind all links, is told from another by that has its name or its inode:
 /// device, inode, time of change and size.
-pub type Stamp = (u64, u64, i64, i64, u64);
+pub type FileId = (u64, u64, i64, i64, u64);
 
 /// The stamp of a file; `None` if there is none.
 #[must_use]
-pub fn stamp(path: &Path) -> Option<Stamp> {
+pub fn stamp(path: &Path) -> Option<FileId> {
     let found = std::fs::metadata(path).ok()?;
     let changed = (found.ctime(), found.ctime_nsec());
     Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
@@ -285,7 +290,8 @@ mod tests {
         let allow = |path: &Path, mode| {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         };
-        let said = || read_kept(&link, 5, Keeper::Owner).map_err(|error| error.to_string());
+        let said =
+            || read_trusted(&link, 5, TrustedOwner::Owner).map_err(|error| error.to_string());
 
         for (path, mode, before) in [
             (&target, 0o646, 0o644),

@@ -40,7 +40,7 @@ pub struct Interface {
     /// Whether its frames begin with an Ethernet header.
     pub is_ethernet: bool,
     /// What it is, as far as that matters to where its frames come from.
-    pub kind: Kind,
+    pub kind: InterfaceKind,
     /// The interface of this namespace that carries its frames, if it is a VLAN or the like.
     pub lower: Option<u32>,
     /// The bond, bridge or team that it is a port of.
@@ -61,7 +61,7 @@ pub struct Wrapping {
 
 /// What an interface is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
+pub enum InterfaceKind {
     /// Several ports that act as one; the kernel attaches programs to the bond alone.
     Bond,
     /// A switch: frames for this host come from any of its ports.
@@ -99,7 +99,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             name: name(link)?,
             is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
             kind,
-            lower: lower(link).filter(|_| kind == Kind::Stacked),
+            lower: lower(link).filter(|_| kind == InterfaceKind::Stacked),
             controller: controller(link),
             unwraps: unwraps(link),
         })
@@ -247,15 +247,15 @@ fn unwraps(link: &LinkMessage) -> Option<Wrapping> {
     found.map(|(_, name)| Wrapping { name, udp_port })
 }
 
-fn kind(link: &LinkMessage) -> Kind {
+fn kind(link: &LinkMessage) -> InterfaceKind {
     let kinds = info_kinds(link);
     let is_any = |names: &[InfoKind]| kinds.clone().any(|kind| names.contains(kind));
     if is_any(&[InfoKind::Bond]) {
-        Kind::Bond
+        InterfaceKind::Bond
     } else if is_any(&[InfoKind::Bridge]) {
-        Kind::Bridge
+        InterfaceKind::Bridge
     } else if is_any(&[InfoKind::Team]) {
-        Kind::Team
+        InterfaceKind::Team
     } else if is_any(&[
         InfoKind::Vlan,
         InfoKind::MacVlan,
@@ -263,11 +263,11 @@ fn kind(link: &LinkMessage) -> Kind {
         InfoKind::IpVlan,
         InfoKind::IpVtap,
     ]) {
-        Kind::Stacked
+        InterfaceKind::Stacked
     } else if is_any(&[InfoKind::Veth]) {
-        Kind::Veth
+        InterfaceKind::Veth
     } else {
-        Kind::Other
+        InterfaceKind::Other
     }
 }
 

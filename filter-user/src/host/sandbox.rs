@@ -27,14 +27,14 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-pub use self::access::{Ports, Reach};
+pub use self::access::{Access, Ports};
 pub use self::user::{become_user, hide_service_managers, show_pins_alone, user_of};
 use crate::role::Role;
 
 /// Proof that the process is confined, and how far this kernel goes.
 #[derive(Clone, Debug)]
 pub struct Confined {
-    reach: Reach,
+    reach: Access,
     /// What is left of what was given.
     held: CapabilitySet,
     /// Whether the user's number is 0.
@@ -57,7 +57,7 @@ impl Confined {
 
     /// What is out of reach of this process, and in a new one's that goes by `wanted`.
     #[must_use]
-    pub fn lacks(&self, wanted: &Reach) -> Vec<String> {
+    pub fn lacks(&self, wanted: &Access) -> Vec<String> {
         self.reach.lacks(wanted)
     }
 
@@ -149,7 +149,7 @@ pub fn keep_signalling() -> Result<(), ConfineError> {
 ///
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::lacking_landlock`].
-pub fn enter(reach: Reach) -> Result<Confined, ConfineError> {
+pub fn enter(reach: Access) -> Result<Confined, ConfineError> {
     drop_privileges(&reach.roles)?;
     let held = capabilities(None)
         .map_err(ConfineError::Privileges)?
@@ -192,7 +192,7 @@ fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {
     set_capabilities(None, wanted)
 }
 
-fn confine_files(reach: &Reach) -> Result<u8, RulesetError> {
+fn confine_files(reach: &Access) -> Result<u8, RulesetError> {
     let scope = match reach.abstract_sockets {
         true => BitFlags::from(Scope::Signal),
         false => Scope::Signal | Scope::AbstractUnixSocket,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::netlink::is_interface_name;
-use crate::host::file::{self, Keeper, ReadError};
+use crate::host::file::{self, ReadError, TrustedOwner};
 
 /// What is known of interfaces, by name.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -69,7 +69,7 @@ pub enum UplinksError {
 /// Returns why what is there cannot be used.
 pub fn load(path: &Path) -> Result<Memory, UplinksError> {
     let path_of = || path.to_owned();
-    let bytes = match file::read_kept(path, SIZE_MAX, Keeper::Nobody) {
+    let bytes = match file::read_trusted(path, SIZE_MAX, TrustedOwner::Nobody) {
         Ok((bytes, _)) => bytes,
         Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Memory::default());

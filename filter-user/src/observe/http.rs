@@ -28,7 +28,7 @@ use tracing::{debug, error};
 use super::Finding;
 
 /// What is told.
-pub trait Told: Send + Sync + 'static {
+pub trait MetricsSource: Send + Sync + 'static {
     /// All metrics of the moment, in the OpenMetrics text format.
     fn metrics(&self) -> String;
     /// What of the process does not answer; nothing, if all of it does.
@@ -70,7 +70,7 @@ impl Listener {
 
     /// Answers every client. If there are too many, the one that has been silent for longest makes
     /// room; one that is being answered does not, and if all are, the new one has to come again.
-    pub async fn serve(self, told: Arc<impl Told>) {
+    pub async fn serve(self, told: Arc<impl MetricsSource>) {
         let mut clients: VecDeque<Client> = VecDeque::new();
         loop {
             let accepted: io::Result<Box<dyn Stream>> = match &self {
@@ -123,7 +123,11 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn answer(stream: Box<dyn Stream>, told: Arc<impl Told>, has_asked: Arc<AtomicBool>) {
+async fn answer(
+    stream: Box<dyn Stream>,
+    told: Arc<impl MetricsSource>,
+    has_asked: Arc<AtomicBool>,
+) {
     let service = service_fn(|request| {
         has_asked.store(true, Ordering::Relaxed);
         let told = Arc::clone(&told);
@@ -140,7 +144,7 @@ async fn answer(stream: Box<dyn Stream>, told: Arc<impl Told>, has_asked: Arc<At
     }
 }
 
-async fn reply(request: &Request<Incoming>, told: &impl Told) -> Response<Full<Bytes>> {
+async fn reply(request: &Request<Incoming>, told: &impl MetricsSource) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return say(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -203,7 +207,7 @@ mod tests {
         released: Arc<Semaphore>,
     }
 
-    impl Told for Slow {
+    impl MetricsSource for Slow {
         fn metrics(&self) -> String {
             String::new()
         }

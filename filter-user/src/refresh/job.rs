@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::RefreshError;
 use super::schedule::Schedule;
-use crate::config::{FeedSource, Ranges, Way};
+use crate::config::{FeedSource, Ranges, SourceEndpoint};
 use crate::digest::sha256;
 use crate::ranges::export::{Language, export};
 use crate::ranges::{Freshness, LargeChange, RangeSet, Rejection};
@@ -55,7 +55,7 @@ pub struct Attempt {
 #[derive(Clone, Debug)]
 pub struct Fetched {
     /// By which way.
-    pub way: Way,
+    pub way: SourceEndpoint,
     /// The list.
     pub list: RangeSet,
     /// When.
@@ -149,7 +149,7 @@ impl Job {
     }
 
     /// The way to ask by, if it is time to.
-    pub(super) fn ask(&mut self, now: Instant) -> Option<Way> {
+    pub(super) fn ask(&mut self, now: Instant) -> Option<SourceEndpoint> {
         if self.due().is_some_and(|due| due <= now) {
             self.asking = Some(Asking {
                 turn: 0,
@@ -163,7 +163,7 @@ impl Job {
     }
 
     /// The attempt that an answer by this way belongs to, if one waits for it.
-    pub(super) fn answered_by(&mut self, way: &Way) -> Option<Asking> {
+    pub(super) fn answered_by(&mut self, way: &SourceEndpoint) -> Option<Asking> {
         let ways = &self.source.ways;
         self.asking
             .take_if(|asking| asking.sent && ways.get(asking.turn) == Some(way))
@@ -248,7 +248,7 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    pub(super) fn note(&mut self, source: &FeedSource, way: &Way, error: &RefreshError) {
+    pub(super) fn note(&mut self, source: &FeedSource, way: &SourceEndpoint, error: &RefreshError) {
         let error_text = chain(error);
         self.errors.push(match source.name == way.name {
             true => error_text,
@@ -295,7 +295,7 @@ impl Failed {
     }
 
     /// Says what was wrong before `way` succeeded.
-    pub(super) fn report(&self, source: &FeedSource, way: &Way) {
+    pub(super) fn report(&self, source: &FeedSource, way: &SourceEndpoint) {
         if !self.errors.is_empty() {
             let (source, error) = (&source.name, self.errors.join("; "));
             warn!(
@@ -417,7 +417,7 @@ mod tests {
         assert!(job.progress.held.is_none());
     }
 
-    fn fail(job: &mut Job, ranges: &Ranges, way: &Way) {
+    fn fail(job: &mut Job, ranges: &Ranges, way: &SourceEndpoint) {
         let mut asking = job.answered_by(way).unwrap();
         let error = RefreshError::Feed(FeedError::Timeout);
         asking.failed.note(&job.source, way, &error);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Fetched, RefreshError, check};
 use crate::config::Ranges;
 use crate::feed::Fetcher;
-use crate::ranges::{Idle, InForce, LargeChange, RangeSet, Terms};
+use crate::ranges::{ActiveRanges, Idle, LargeChange, MergePolicy, RangeSet};
 use crate::report::chain;
 
 /// What a refresh of one source by one way would come to.
@@ -30,7 +30,7 @@ pub struct Preview {
 }
 
 /// Fetches each source by each of its ways, and compares.
-pub async fn preview(ranges: &Ranges, in_force: &InForce, now: SystemTime) -> Vec<Preview> {
+pub async fn preview(ranges: &Ranges, in_force: &ActiveRanges, now: SystemTime) -> Vec<Preview> {
     let fetcher = Fetcher::default();
     let mut previews = Vec::new();
     for source in ranges.sources.iter().map(|source| &source.value) {
@@ -50,8 +50,8 @@ pub async fn preview(ranges: &Ranges, in_force: &InForce, now: SystemTime) -> Ve
                 Err(error) => preview.fail(&error),
                 Ok(list) => {
                     let fetched = Fetched { way, list, at: now };
-                    let agreed = held.iter().any(|held| fetched.confirms(held));
-                    preview.judge(&fetched, agreed, ranges, in_force);
+                    let approved = held.iter().any(|held| fetched.confirms(held));
+                    preview.judge(&fetched, approved, ranges, in_force);
                     held.push(fetched);
                 }
             }
@@ -62,7 +62,13 @@ pub async fn preview(ranges: &Ranges, in_force: &InForce, now: SystemTime) -> Ve
 }
 
 impl Preview {
-    fn judge(&mut self, fetched: &Fetched, agreed: bool, ranges: &Ranges, in_force: &InForce) {
+    fn judge(
+        &mut self,
+        fetched: &Fetched,
+        approved: bool,
+        ranges: &Ranges,
+        in_force: &ActiveRanges,
+    ) {
         let nothing = RangeSet::default();
         let list = in_force.list(&self.source);
         let old = list.map_or(&nothing, |list| list.known.set());
@@ -70,12 +76,12 @@ impl Preview {
         if !self.added.is_empty() || !self.removed.is_empty() {
             self.outcome = "Changed";
         }
-        let terms = Terms {
+        let terms = MergePolicy {
             passed: Duration::ZERO,
             grace: ranges.removal_grace,
             idle: Idle::All,
             is_published: !fetched.way.is_local(),
-            large_change: if agreed {
+            large_change: if approved {
                 LargeChange::Agreed
             } else {
                 LargeChange::Refuse

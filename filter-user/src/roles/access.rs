@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Gate, Location, Proxy, Ranges, Target};
 use crate::host::file;
-use crate::host::sandbox::{Ports, Reach};
+use crate::host::sandbox::{Access, Ports};
 use crate::role::Role;
 
 /// What these roles need, with the configuration in `file`.
 #[must_use]
-pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Reach {
-    let mut reach = Reach {
+pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Access {
+    let mut reach = Access {
         roles: roles.to_vec(),
         read: SYSTEM.iter().map(PathBuf::from).collect(),
         write: BTreeSet::new(),
@@ -49,7 +49,7 @@ pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Reach {
     reach
 }
 
-fn fetches(reach: &mut Reach, config: &Config, ranges: &Ranges) {
+fn fetches(reach: &mut Access, config: &Config, ranges: &Ranges) {
     writes(reach, &config.paths.state);
     reach.read.extend(RESOLVER.iter().map(PathBuf::from));
     // Its like are replaced whenever the network changes, so their directories count.
@@ -74,7 +74,7 @@ fn fetches(reach: &mut Reach, config: &Config, ranges: &Ranges) {
     connects(reach, ports);
 }
 
-fn relays(reach: &mut Reach, gate: &Gate) {
+fn relays(reach: &mut Access, gate: &Gate) {
     for path in gate.files() {
         reads(reach, &path);
     }
@@ -90,21 +90,21 @@ fn relays(reach: &mut Reach, gate: &Gate) {
 }
 
 /// A file, whatever is put in its place: its directory, and where links lead by now.
-fn reads(reach: &mut Reach, path: &Path) {
+fn reads(reach: &mut Access, path: &Path) {
     for name in file::names(path) {
         reach.read.extend(file::directory(&name).canonicalize());
     }
 }
 
 /// A directory of ours, or where it will be.
-fn writes(reach: &mut Reach, directory: &Path) {
+fn writes(reach: &mut Access, directory: &Path) {
     let existing = directory.ancestors().find(|path| path.exists());
     reach
         .write
         .extend(existing.and_then(|path| path.canonicalize().ok()));
 }
 
-fn connects(reach: &mut Reach, more: BTreeSet<u16>) {
+fn connects(reach: &mut Access, more: BTreeSet<u16>) {
     if let Ports::These(ports) = &mut reach.connect {
         ports.extend(more);
     }

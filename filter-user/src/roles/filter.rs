@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
 use super::error::StartError;
-use super::preflight::{self, Family, OwnConnection};
+use super::preflight::{self, Ancestors, OwnConnection};
 use super::rules::{compile, usable};
 use super::tasks::Tasks;
 use crate::config::{self, Config};
@@ -23,17 +23,17 @@ use crate::host::netlink::{self, Changed};
 use crate::host::systemd;
 use crate::host::uplinks::{self, Memory};
 use crate::observe::Metrics;
-use crate::ranges::InForce;
+use crate::ranges::ActiveRanges;
 use crate::report::chain;
 use crate::role::Role;
 use crate::sync::lock;
-use crate::xdp::{self, Coverage, Filter, Frames, Stay, TopSources, XdpError};
+use crate::xdp::{self, Coverage, Filter, Frames, Lifetime, TopSources, XdpError};
 
 /// The running filter; cheap to clone.
 #[derive(Clone)]
 pub(super) struct FilterRole {
     state: Arc<Mutex<State>>,
-    account: Arc<Mutex<Account>>,
+    account: Arc<Mutex<Tally>>,
     metrics: Metrics,
     /// Notified after each reconciliation.
     reconciled: Arc<Notify>,
@@ -43,7 +43,7 @@ pub(super) struct FilterRole {
 pub(super) struct State {
     pub(super) filter: Filter,
     config: Arc<Config>,
-    published: Arc<InForce>,
+    published: Arc<ActiveRanges>,
     /// What is on disk.
     saved: Memory,
     /// Why the next boot knows nothing of uplinks, or why this one did not.
@@ -74,9 +74,9 @@ impl FilterRole {
     /// Loads and attaches, and goes on looking after it.
     pub(super) fn start(
         config: &Arc<Config>,
-        mut in_force: watch::Receiver<Arc<InForce>>,
-        stay: Stay,
-        own: (OwnConnection, &Family),
+        mut in_force: watch::Receiver<Arc<ActiveRanges>>,
+        stay: Lifetime,
+        own: (OwnConnection, &Ancestors),
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
@@ -114,7 +114,7 @@ impl FilterRole {
                 tampered: None,
                 unpinned: Vec::new(),
             })),
-            account: Arc::new(Mutex::new(Account::default())),
+            account: Arc::new(Mutex::new(Tally::default())),
             metrics: metrics.clone(),
             reconciled: Arc::default(),
         };
@@ -168,7 +168,7 @@ impl FilterRole {
         }
     }
 
-    async fn run(self, mut in_force: watch::Receiver<Arc<InForce>>, watch: netlink::Watch) {
+    async fn run(self, mut in_force: watch::Receiver<Arc<ActiveRanges>>, watch: netlink::Watch) {
         let mut watch = Some(watch);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -213,7 +213,7 @@ impl FilterRole {
         }
     }
 
-    fn publish(&self, now: Arc<InForce>) {
+    fn publish(&self, now: Arc<ActiveRanges>) {
         let mut state = self.state();
         let State {
             filter,
@@ -350,7 +350,11 @@ impl FilterRole {
         let published = Arc::clone(&state.published);
         let table = compile(config, &published)?;
         // Nobody is there to ask, but the log shall tell whose connections end.
-        preflight::check(settings, &table, (OwnConnection::Cut, &Family::default()))?;
+        preflight::check(
+            settings,
+            &table,
+            (OwnConnection::Cut, &Ancestors::default()),
+        )?;
         let rules = config.ranges.rules(published.set());
         state.filter.reload(settings, &rules, &table)?;
         state.config = Arc::clone(config);
@@ -475,7 +479,7 @@ impl FilterRole {
     }
 
     /// What was seen of it.
-    pub(super) fn account(&self) -> MutexGuard<'_, Account> {
+    pub(super) fn account(&self) -> MutexGuard<'_, Tally> {
         lock(&self.account)
     }
 
@@ -543,7 +547,7 @@ async fn changed(watch: &mut Option<netlink::Watch>) -> io::Result<Changed> {
 
 /// What the filter was seen to do.
 #[derive(Default)]
-pub(super) struct Account {
+pub(super) struct Tally {
     /// The last drops of the sample, newest last, and when they were taken.
     pub(super) drops: VecDeque<(SystemTime, xdp::Drop)>,
     pub(super) sources: TopSources,
@@ -551,7 +555,7 @@ pub(super) struct Account {
     totals: VecDeque<Totals>,
 }
 
-impl Account {
+impl Tally {
     fn add(&mut self, drops: Vec<xdp::Drop>, totals: Totals) {
         let dropped = totals.dropped();
         let before = self.totals.back().map_or(dropped, Totals::dropped);

@@ -22,7 +22,7 @@ use super::StartError;
 use super::tasks::Tasks;
 use crate::config::{self, Config, ConfigError};
 use crate::gate::{self, Broken, Gate, Loaded};
-use crate::host::file::{self, Stamp, Watch};
+use crate::host::file::{self, FileId, Watch};
 use crate::host::systemd::Inherited;
 use crate::observe::{Finding, Metrics};
 use crate::report::chain;
@@ -46,7 +46,7 @@ pub(super) struct GateRole {
     /// Why what is on disk is not what is in force, if that is so.
     trouble: watch::Sender<Option<String>>,
     /// What the files were like when they were last read.
-    read: Arc<Mutex<Vec<Option<Stamp>>>>,
+    read: Arc<Mutex<Vec<Option<FileId>>>>,
     /// What could be better, as the log has it.
     known: Arc<Mutex<Vec<Finding>>>,
     /// Each thread's runtime.
@@ -151,7 +151,7 @@ impl GateRole {
     pub(super) fn start(
         config: watch::Receiver<Arc<Config>>,
         (gate, broken): (Gate, Option<String>),
-        read: Vec<Option<Stamp>>,
+        read: Vec<Option<FileId>>,
         bound: Bound,
         metrics: &Metrics,
         tasks: &Tasks,
@@ -192,7 +192,7 @@ impl GateRole {
             workers: Arc::default(),
         };
         let looking = Arc::clone(&role.gate);
-        tasks.spawn(async move { looking.sightings().follow().await });
+        tasks.spawn(async move { looking.range_usage().follow().await });
         let watching = Arc::clone(&role.gate);
         tasks.spawn(async move { watching.watch_silence().await });
         let following = role.clone();
@@ -453,7 +453,7 @@ fn work(
 }
 
 /// What the files of the gate are like.
-pub(super) fn stamps(config: &config::Gate) -> Vec<Option<Stamp>> {
+pub(super) fn stamps(config: &config::Gate) -> Vec<Option<FileId>> {
     let files = config.files();
     files.iter().map(|path| file::stamp(path)).collect()
 }

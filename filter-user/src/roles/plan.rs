@@ -19,7 +19,7 @@ use super::error::StartError;
 use super::filter::FilterRole;
 use super::findings::all_weaknesses;
 use super::gate::{Bound, GateRole, sentence, stamps};
-use super::preflight::Family;
+use super::preflight::Ancestors;
 use super::rules::{compile, compiled};
 use super::tasks::Tasks;
 use super::view::View;
@@ -28,25 +28,25 @@ use crate::config::{Config, ConfigError, Located, Ranges, Target};
 use crate::control::{client, server};
 use crate::feed;
 use crate::gate::{Gate, Loaded};
-use crate::host::file::{self, Stamp};
+use crate::host::file::{self, FileId};
 use crate::host::sandbox::{self, Confined};
 use crate::host::systemd::Inherited;
 use crate::host::{socket, systemd};
 use crate::observe::{Finding, Metrics, http};
-use crate::ranges::InForce;
+use crate::ranges::ActiveRanges;
 use crate::refresh::Refresher;
 use crate::report::chain;
 use crate::role::Role;
 use crate::snapshot::{self, Follower};
-use crate::xdp::{self, Stay, XdpError};
+use crate::xdp::{self, Lifetime, XdpError};
 
 /// Everything that can be known before the host is touched.
 pub(super) struct Plan {
     config: watch::Sender<Arc<Config>>,
     roles: Vec<Role>,
-    stay: Stay,
+    stay: Lifetime,
     metrics: Metrics,
-    loaded: Option<(Loaded, Vec<Option<Stamp>>)>,
+    loaded: Option<(Loaded, Vec<Option<FileId>>)>,
     /// Listening sockets that were handed over.
     inherited: Vec<Inherited>,
     confined: Option<Confined>,
@@ -70,9 +70,9 @@ impl Plan {
         }
         let loaded = loaded.map(|loaded| (loaded, read));
         let stay = match (options.trial, roles.contains(&Role::Filter)) {
-            (Some(_), true) => Stay::OnTrial,
+            (Some(_), true) => Lifetime::OnTrial,
             (Some(_), false) => return Err(StartError::TrialWithoutFilter),
-            (None, _) => Stay::Pinned,
+            (None, _) => Lifetime::Pinned,
         };
         if roles.contains(&Role::Filter) {
             xdp::check_capabilities()?;
@@ -152,7 +152,7 @@ impl Plan {
     pub(super) fn start(
         self,
         options: &Options,
-        family: &Family,
+        family: &Ancestors,
         tasks: &Tasks,
     ) -> Result<Running, StartError> {
         let config = &Arc::clone(&self.config.borrow());
@@ -253,7 +253,7 @@ impl Plan {
                         approvals,
                         progress,
                     };
-                    let in_force = InForce::clone(&in_force.borrow());
+                    let in_force = ActiveRanges::clone(&in_force.borrow());
                     tasks.spawn(refresher.run(in_force));
                 }
                 Role::Gate => {

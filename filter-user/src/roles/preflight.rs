@@ -30,7 +30,7 @@ pub enum OwnConnection {
 pub(super) fn check(
     settings: &config::Filter,
     table: &Table,
-    (own, family): (OwnConnection, &Family),
+    (own, family): (OwnConnection, &Ancestors),
 ) -> Result<(), StartError> {
     if settings.mode == Mode::Monitor {
         return Ok(());
@@ -102,13 +102,13 @@ fn ssh_client() -> Option<SocketAddr> {
 
 /// The processes that this one descends from.
 #[derive(Debug, Default)]
-pub(super) struct Family {
+pub(super) struct Ancestors {
     /// Their sockets, by inode: sshd's is among them if the operator came by SSH, whatever sudo has
     /// made of the environment.
     sockets: BTreeSet<u32>,
 }
 
-impl Family {
+impl Ancestors {
     /// Looks at all of them.
     pub(super) fn look() -> Self {
         let mut sockets = BTreeSet::new();
@@ -171,7 +171,7 @@ mod tests {
 
         assert!(!ours.is_empty());
         assert!(
-            Family::look()
+            Ancestors::look()
                 .sockets
                 .is_superset(&ours.into_iter().collect())
         );

@@ -8,14 +8,14 @@ use tracing::error;
 use super::error::StartError;
 use super::tasks::Tasks;
 use crate::config::Config;
-use crate::ranges::{InForce, Table};
+use crate::ranges::{ActiveRanges, Table};
 use crate::report::chain;
 use crate::snapshot;
 
 /// The newest compiled table; a change that cannot be compiled leaves the old one.
 pub(super) fn compiled(
     mut config: watch::Receiver<Arc<Config>>,
-    mut in_force: watch::Receiver<Arc<InForce>>,
+    mut in_force: watch::Receiver<Arc<ActiveRanges>>,
     tasks: &Tasks,
 ) -> Result<watch::Receiver<Arc<Table>>, StartError> {
     let now = in_force.borrow_and_update().clone();
@@ -49,8 +49,8 @@ pub(super) fn compiled(
 /// The ranges in force with their table; the baseline's, if those do not fit with the rules.
 pub(super) fn usable(
     config: &Config,
-    in_force: Arc<InForce>,
-) -> Result<(Arc<InForce>, Table), StartError> {
+    in_force: Arc<ActiveRanges>,
+) -> Result<(Arc<ActiveRanges>, Table), StartError> {
     match compile(config, &in_force) {
         Ok(table) => Ok((in_force, table)),
         Err(error) => {
@@ -66,7 +66,7 @@ pub(super) fn usable(
     }
 }
 
-pub(super) fn compile(config: &Config, in_force: &InForce) -> Result<Table, StartError> {
+pub(super) fn compile(config: &Config, in_force: &ActiveRanges) -> Result<Table, StartError> {
     let rules = config.ranges.rules(in_force.set());
     Ok(Table::compile(&rules)?)
 }

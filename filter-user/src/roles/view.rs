@@ -8,7 +8,7 @@ use filter_ebpf::verdict::Counted;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::filter::{Account, FilterRole};
+use super::filter::{FilterRole, Tally};
 use super::findings::{monitor, no_interface, weaknesses};
 use super::gate::GateRole;
 use super::health::Pulse;
@@ -20,15 +20,15 @@ use crate::control::protocol::{
 use crate::gate;
 use crate::host::netlink;
 use crate::host::sandbox::{Confined, NETWORK_ABI};
-use crate::observe::http::Told;
+use crate::observe::http::MetricsSource;
 use crate::observe::{Finding, FrameLabels, Metrics, Severity};
-use crate::ranges::{BASELINE_DATE, Freshness, InForce, List, Origin, RangeSet};
+use crate::ranges::{ActiveRanges, BASELINE_DATE, Freshness, List, Origin, RangeSet};
 use crate::refresh::{Held, Progress};
 use crate::report::chain;
 use crate::role::Role;
 use crate::snapshot::Follower;
 use crate::sync::lock;
-use crate::xdp::{Coverage, Filter, Rung, State};
+use crate::xdp::{AttachMode, Coverage, Filter, State};
 
 /// What a role's status is made from.
 pub(super) struct View {
@@ -37,7 +37,7 @@ pub(super) struct View {
     started: Arc<Config>,
     config: watch::Receiver<Arc<Config>>,
     metrics: Metrics,
-    in_force: watch::Receiver<Arc<InForce>>,
+    in_force: watch::Receiver<Arc<ActiveRanges>>,
     trouble: watch::Receiver<Option<String>>,
     pub(super) filter: Option<FilterRole>,
     pub(super) progress: Option<watch::Receiver<Vec<Progress>>>,
@@ -369,7 +369,7 @@ impl View {
     fn frames(
         &self,
         filter: &Filter,
-        account: &Account,
+        account: &Tally,
         findings: &mut Vec<Finding>,
     ) -> Vec<FramesStatus> {
         let frames = filter.frames().unwrap_or_else(|error| {
@@ -478,7 +478,7 @@ impl View {
         let sightings = self
             .gate
             .iter()
-            .flat_map(|role| role.gate.sightings().report());
+            .flat_map(|role| role.gate.range_usage().report());
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let statuses = sightings.map(|sighting| SightingStatus {
             range: sighting.range,
@@ -489,7 +489,7 @@ impl View {
     }
 }
 
-impl Told for View {
+impl MetricsSource for View {
     fn metrics(&self) -> String {
         let collected = &mut *lock(&self.collected);
         if let Some((at, text)) = collected
@@ -554,7 +554,7 @@ fn confinement(confined: &Confined) -> Vec<Finding> {
 /// What is wrong with how an interface is filtered.
 fn shortfall(interface: &str, state: &State) -> Option<Finding> {
     let why = match state {
-        State::Attached(Rung::Native) | State::Covered(_) => return None,
+        State::Attached(AttachMode::Native) | State::Covered(_) => return None,
         State::Attached(rung) => {
             let text = format!("`{interface}` is filtered by {} only", rung.name());
             return Some(Finding::warning("attach-mode-weaker", text));
@@ -593,7 +593,7 @@ pub(super) fn waits_for_a_start(new: &Config, old: &Config) -> impl Iterator<Ite
     differing.map(|(what, _)| what)
 }
 
-fn drops(account: &Account) -> Vec<DropStatus> {
+fn drops(account: &Tally) -> Vec<DropStatus> {
     let interfaces = netlink::interfaces().unwrap_or_default();
     let name_of = |index| {
         let found = interfaces.iter().find(|interface| interface.index == index);
@@ -610,7 +610,7 @@ fn drops(account: &Account) -> Vec<DropStatus> {
     drops.collect()
 }
 
-fn sources(account: &Account) -> Vec<SourceStatus> {
+fn sources(account: &Tally) -> Vec<SourceStatus> {
     let sources = account.sources.top(TOP_SHOWN).into_iter();
     sources
         .map(|(source, about)| SourceStatus { source, about })

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::sha256;
 use crate::ranges::{
-    Families, Feed, InForce, Known, Limits, List, Origin, RangeSet, Rejection, Vanished,
+    ActiveRanges, Families, Feed, Limits, List, Origin, RangeSet, Rejection, SourceRanges, Vanished,
 };
 
 /// The file, as JSON.
@@ -40,12 +40,13 @@ struct Entry {
 struct Gone {
     range: IpNet,
     missing_ms: u64,
-    agreed: bool,
+    #[serde(rename = "agreed")]
+    approved: bool,
 }
 
 impl Document {
     /// The lists in force as they are written to disk: those that were fetched.
-    pub(super) fn text(in_force: &InForce) -> serde_json::Result<Vec<u8>> {
+    pub(super) fn text(in_force: &ActiveRanges) -> serde_json::Result<Vec<u8>> {
         let sources = in_force.lists().iter().filter_map(Entry::new).collect();
         let document = Self {
             version: VERSION,
@@ -84,7 +85,7 @@ impl Entry {
         let vanished = list.known.vanished().iter().map(|vanished| Gone {
             range: vanished.range,
             missing_ms: u64::try_from(vanished.missing_for.as_millis()).unwrap_or(u64::MAX),
-            agreed: vanished.agreed,
+            approved: vanished.approved,
         });
         Some(Self {
             source: list.source.clone(),
@@ -106,11 +107,11 @@ impl Entry {
         let vanished = self.vanished.into_iter().map(|gone| Vanished {
             range: gone.range,
             missing_for: Duration::from_millis(gone.missing_ms),
-            agreed: gone.agreed,
+            approved: gone.approved,
         });
         Ok(List {
             source: self.source,
-            known: Known::with_vanished(set, vanished.collect()).grown_from(before_growth),
+            known: SourceRanges::with_vanished(set, vanished.collect()).grown_from(before_growth),
             origin: Origin::Fetched {
                 way: self.way,
                 at: at_seconds(self.fetched_at),

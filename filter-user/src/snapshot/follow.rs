@@ -11,7 +11,7 @@ use super::{Problem, SnapshotError, baseline, compose, load, read};
 use crate::config::Config;
 use crate::host::file::{self, Watch};
 use crate::ranges::guard::grows;
-use crate::ranges::{InForce, List, Origin};
+use crate::ranges::{ActiveRanges, List, Origin};
 use crate::report::chain;
 
 /// Follows the snapshot: every change is judged anew, and published if it is good.
@@ -19,7 +19,7 @@ pub struct Follower {
     path: PathBuf,
     config: watch::Receiver<Arc<Config>>,
     watch: Watch,
-    in_force: watch::Sender<Arc<InForce>>,
+    in_force: watch::Sender<Arc<ActiveRanges>>,
     /// What is wrong with the snapshot. Said once: a file that stays as it is is read every minute.
     trouble: watch::Sender<Option<String>>,
 }
@@ -63,7 +63,7 @@ impl Follower {
 
     /// The ranges in force, now and from now on.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<InForce>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<ActiveRanges>> {
         self.in_force.subscribe()
     }
 
@@ -147,7 +147,7 @@ impl Follower {
         Ok(())
     }
 
-    fn publish(&self, in_force: InForce) {
+    fn publish(&self, in_force: ActiveRanges) {
         self.in_force.send_if_modified(|current| {
             let changed = **current != in_force;
             if changed {
@@ -182,7 +182,7 @@ mod tests {
     use super::super::save;
     use super::super::tests::{config, fetched};
     use super::*;
-    use crate::ranges::{Families, Feed, Known, Limits, RangeSet};
+    use crate::ranges::{Families, Feed, Limits, RangeSet, SourceRanges};
 
     #[tokio::test(start_paused = true)]
     async fn a_follower_whose_directory_was_replaced_still_learns_of_changes() {
@@ -248,14 +248,14 @@ mod tests {
             before.with(list, &limits).unwrap()
         };
 
-        save(&path, &with(Known::new(grown.clone())), &limits).unwrap();
+        save(&path, &with(SourceRanges::new(grown.clone())), &limits).unwrap();
         trouble.changed().await.unwrap();
         let text = trouble.borrow_and_update().clone().unwrap();
         assert!(text.contains("would add"), "{text}");
         assert_eq!(**in_force.borrow_and_update(), before);
 
-        let agreed = Known::new(grown).grown_from(Some(list.known.set().clone()));
-        save(&path, &with(agreed), &limits).unwrap();
+        let approved = SourceRanges::new(grown).grown_from(Some(list.known.set().clone()));
+        save(&path, &with(approved), &limits).unwrap();
         in_force.changed().await.unwrap();
         assert!(
             in_force

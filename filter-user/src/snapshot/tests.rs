@@ -108,10 +108,10 @@ fn a_snapshot_of_what_nobody_may_list_is_refused_whatever_its_checksum() {
     };
     let feed = Feed::from_texts(["192.0.2.0/24"]).unwrap();
     let mut list = fetched().lists()[0].clone();
-    list.known = Known::new(RangeSet::check(feed, Families::Either, &lenient).unwrap());
+    list.known = SourceRanges::new(RangeSet::check(feed, Families::Either, &lenient).unwrap());
     save(
         &path,
-        &InForce::new(vec![list], &lenient).unwrap(),
+        &ActiveRanges::new(vec![list], &lenient).unwrap(),
         &lenient,
     )
     .unwrap();
@@ -200,29 +200,29 @@ pub(super) fn config(ranges: &str) -> Config {
     Config::parse(Path::new("/etc/pullgate/pullgate.toml"), &text).unwrap()
 }
 
-pub(super) fn fetched() -> InForce {
+pub(super) fn fetched() -> ActiveRanges {
     let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let vanished = Vanished {
         range: "173.245.48.0/20".parse().unwrap(),
         missing_for: Duration::from_millis(1500),
-        agreed: false,
+        approved: false,
     };
     let set = embedded(&Limits::default()).unwrap();
     let list = List {
         source: "cloudflare".to_owned(),
-        known: Known::with_vanished(set, vec![vanished]),
+        known: SourceRanges::with_vanished(set, vec![vanished]),
         origin: Origin::Fetched {
             way: "cloudflare-api".to_owned(),
             at: since,
         },
     };
-    InForce::new(vec![list], &Limits::default()).unwrap()
+    ActiveRanges::new(vec![list], &Limits::default()).unwrap()
 }
 
-fn another() -> InForce {
+fn another() -> ActiveRanges {
     let mut list = fetched().lists()[0].clone();
-    list.known = Known::new(list.known.set().clone());
-    InForce::new(vec![list], &Limits::default()).unwrap()
+    list.known = SourceRanges::new(list.known.set().clone());
+    ActiveRanges::new(vec![list], &Limits::default()).unwrap()
 }
 
 const ROUNDS: u32 = 1000;

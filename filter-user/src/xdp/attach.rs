@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::hook;
 use super::link::{self, link_index};
 use super::load::{Program, pin_error};
-use super::mode::Rung;
+use super::mode::AttachMode;
 use super::pins::{self, Pins};
 use super::remedy::{self, Refusal};
 use super::uplinks::Topology;
@@ -24,7 +24,7 @@ use super::{XdpError, errno};
 use crate::config::{self, Coexist};
 use crate::host::kernel;
 use crate::host::netlink::{
-    self, Interface, Kind, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+    self, Interface, InterfaceKind, Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
 };
 use crate::report::chain;
 
@@ -34,7 +34,7 @@ pub struct Attached {
     /// The interface.
     pub interface: String,
     /// The rung of the ladder.
-    pub rung: Rung,
+    pub rung: AttachMode,
     /// The pin that keeps it attached.
     pin: PathBuf,
     /// The link itself until it is pinned: it ends with this value, or with this process.
@@ -51,7 +51,7 @@ pub struct Attached {
 #[derive(Clone, Debug)]
 struct Moved {
     interface: Interface,
-    rung: Rung,
+    rung: AttachMode,
 }
 
 impl Attached {
@@ -75,7 +75,7 @@ impl Attached {
 
     /// The program that judges before ours, on a hook that takes several.
     pub(super) fn overtaken_by(&self, interface: u32) -> Option<String> {
-        if self.rung != Rung::Tcx {
+        if self.rung != AttachMode::Tcx {
             return None;
         }
         // A kernel that does not answer is no reason to alarm.
@@ -114,11 +114,11 @@ impl Attached {
         let before = pins.program(&self.interface);
         let blame = |error| pin_error(&before, &error);
         let replaced = match self.rung {
-            Rung::Native | Rung::Generic => {
+            AttachMode::Native | AttachMode::Generic => {
                 let xdp = Xdp::from_pin(&before, XdpAttachType::Interface);
                 update_xdp(&mut xdp.map_err(blame)?, link)
             }
-            Rung::Tcx => {
+            AttachMode::Tcx => {
                 let tcx = SchedClassifier::from_pin(&before);
                 update_tcx(&mut tcx.map_err(blame)?, link)
             }
@@ -129,7 +129,7 @@ impl Attached {
 
 /// Where a program is to be attached.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct AttachPoint<'a> {
     pub(super) interface: &'a Interface,
     pub(super) settings: &'a config::Filter,
     pub(super) pins: &'a Pins,
@@ -140,7 +140,7 @@ pub(super) struct Place<'a> {
 /// Attaches a program to its interface: through the link that is pinned already, else by a new one.
 ///
 /// A new link is held until [`Attached::pin`]; dropped before, it is detached.
-pub(super) fn attach(program: &mut Program, place: &Place<'_>) -> Result<Attached, XdpError> {
+pub(super) fn attach(program: &mut Program, place: &AttachPoint<'_>) -> Result<Attached, XdpError> {
     let interface = place.interface;
     if !interface.is_ethernet {
         return Err(XdpError::NotEthernet {
@@ -151,7 +151,7 @@ pub(super) fn attach(program: &mut Program, place: &Place<'_>) -> Result<Attache
         Some(attached) => attached,
         None => attach_best(program, place)?,
     };
-    if attached.rung != Rung::Native {
+    if attached.rung != AttachMode::Native {
         let (interface, mode) = (&interface.name, attached.rung.name());
         warn!(id = "attach-mode-weaker", interface, mode, "{WEAKER}");
     }
@@ -165,7 +165,7 @@ fn adopt(
     settings: &config::Filter,
     pins: &Pins,
 ) -> Result<Option<Attached>, XdpError> {
-    for rung in Rung::ALL {
+    for rung in AttachMode::ALL {
         let pin = pins.link(rung, &interface.name);
         if !pin.exists() {
             continue;
@@ -190,8 +190,8 @@ fn adopt(
         }
 
         let replaced = match rung {
-            Rung::Native | Rung::Generic => update_xdp(program.xdp()?, link),
-            Rung::Tcx => update_tcx(program.tcx()?, link),
+            AttachMode::Native | AttachMode::Generic => update_xdp(program.xdp()?, link),
+            AttachMode::Tcx => update_tcx(program.tcx()?, link),
         };
         replaced.map_err(|error| XdpError::Attach {
             interface: interface.name.clone(),
@@ -238,8 +238,8 @@ fn update_tcx(tcx: &mut SchedClassifier, link: FdLink) -> Result<(), ProgramErro
 }
 
 /// Attaches on the highest rung that the interface and the configuration allow.
-fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, XdpError> {
-    let Place {
+fn attach_best(program: &mut Program, place: &AttachPoint<'_>) -> Result<Attached, XdpError> {
+    let AttachPoint {
         interface,
         settings,
         pins,
@@ -247,7 +247,7 @@ fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, Xdp
     } = *place;
     let moved = make_way(place)?;
     let mut refusal = None;
-    let rungs = Rung::ALL
+    let rungs = AttachMode::ALL
         .into_iter()
         .filter(|rung| rung.is_allowed(settings));
     for rung in rungs {
@@ -297,8 +297,8 @@ fn attach_best(program: &mut Program, place: &Place<'_>) -> Result<Attached, Xdp
 /// Detaches our programs from where the kernel would not have them beside one here: from interfaces
 /// above, as this one carries their frames, and from the ports of a bond. For as long as it takes to
 /// attach here, nothing judges these frames.
-fn make_way(place: &Place<'_>) -> Result<Vec<Moved>, XdpError> {
-    let Place {
+fn make_way(place: &AttachPoint<'_>) -> Result<Vec<Moved>, XdpError> {
+    let AttachPoint {
         interface,
         pins,
         topology,
@@ -310,10 +310,11 @@ fn make_way(place: &Place<'_>) -> Result<Vec<Moved>, XdpError> {
     }
     let ports = topology
         .ports_of(interface)
-        .filter(|_| interface.kind == Kind::Bond);
+        .filter(|_| interface.kind == InterfaceKind::Bond);
     let mut moved = Vec::new();
     for other in topology.stacked_on(interface).chain(ports) {
-        let Some(rung @ (Rung::Native | Rung::Generic)) = pins.linked(&other.name) else {
+        let Some(rung @ (AttachMode::Native | AttachMode::Generic)) = pins.linked(&other.name)
+        else {
             continue;
         };
         warn!(
@@ -348,8 +349,8 @@ fn restore(moved: &[Moved], pins: &Pins) -> Result<(), XdpError> {
         let before = pins.program(&interface.name);
         let pin = pins.link(*rung, &interface.name);
         let mode = match rung {
-            Rung::Native => XdpMode::Driver,
-            Rung::Generic | Rung::Tcx => XdpMode::Skb,
+            AttachMode::Native => XdpMode::Driver,
+            AttachMode::Generic | AttachMode::Tcx => XdpMode::Skb,
         };
         let restored = Xdp::from_pin(&before, XdpAttachType::Interface).and_then(|mut xdp| {
             let id = xdp.attach_to_if_index(interface.index, mode)?;
@@ -367,12 +368,16 @@ fn restore(moved: &[Moved], pins: &Pins) -> Result<(), XdpError> {
     Ok(())
 }
 
-fn attach_at(program: &mut Program, place: &Place<'_>, rung: Rung) -> Result<FdLink, XdpError> {
+fn attach_at(
+    program: &mut Program,
+    place: &AttachPoint<'_>,
+    rung: AttachMode,
+) -> Result<FdLink, XdpError> {
     let interface = place.interface;
     let link = match rung {
-        Rung::Native => attach_xdp(program, place, XdpMode::Driver, XDP_FLAGS_DRV_MODE)?,
-        Rung::Generic => attach_xdp(program, place, XdpMode::Skb, XDP_FLAGS_SKB_MODE)?,
-        Rung::Tcx => attach_tcx(program, interface)?,
+        AttachMode::Native => attach_xdp(program, place, XdpMode::Driver, XDP_FLAGS_DRV_MODE)?,
+        AttachMode::Generic => attach_xdp(program, place, XdpMode::Skb, XDP_FLAGS_SKB_MODE)?,
+        AttachMode::Tcx => attach_tcx(program, interface)?,
     };
     info!(
         id = "program-attached",
@@ -385,7 +390,7 @@ fn attach_at(program: &mut Program, place: &Place<'_>, rung: Rung) -> Result<FdL
 
 fn attach_xdp(
     program: &mut Program,
-    place: &Place<'_>,
+    place: &AttachPoint<'_>,
     mode: XdpMode,
     flags: u32,
 ) -> Result<FdLink, XdpError> {
@@ -427,8 +432,8 @@ fn is_in_use(error: &ProgramError) -> bool {
 }
 
 /// Which program is in the way: one on the interface, or one on an interface that is stacked on it.
-fn in_use(place: &Place<'_>, error: &ProgramError) -> XdpError {
-    let Place {
+fn in_use(place: &AttachPoint<'_>, error: &ProgramError) -> XdpError {
+    let AttachPoint {
         interface,
         topology,
         ..

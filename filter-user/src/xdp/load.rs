@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use super::mode::Rung;
+use super::mode::AttachMode;
 use super::pins::{self, Pins, Staging};
 use super::{XdpError, errno};
 use crate::config::{self, Fragments, Mode};
@@ -137,22 +137,22 @@ impl Program {
     }
 
     /// The number that the kernel knows the program of that rung by.
-    pub(super) fn number(&mut self, rung: Rung) -> Result<u32, XdpError> {
+    pub(super) fn number(&mut self, rung: AttachMode) -> Result<u32, XdpError> {
         let info = match rung {
-            Rung::Native | Rung::Generic => self.xdp()?.info(),
-            Rung::Tcx => self.tcx()?.info(),
+            AttachMode::Native | AttachMode::Generic => self.xdp()?.info(),
+            AttachMode::Tcx => self.tcx()?.info(),
         };
         Ok(info.map_err(XdpError::Load)?.id())
     }
 
     /// Pins the program of that rung, in place of one that is there already.
-    pub(super) fn pin(&mut self, rung: Rung, pin: &Path) -> Result<(), XdpError> {
+    pub(super) fn pin(&mut self, rung: AttachMode, pin: &Path) -> Result<(), XdpError> {
         if pin.exists() {
             pins::remove(pin)?;
         }
         let pinned = match rung {
-            Rung::Native | Rung::Generic => self.xdp()?.pin(pin),
-            Rung::Tcx => self.tcx()?.pin(pin),
+            AttachMode::Native | AttachMode::Generic => self.xdp()?.pin(pin),
+            AttachMode::Tcx => self.tcx()?.pin(pin),
         };
         pinned.map_err(|error| pin_error(pin, &error))
     }

@@ -4,7 +4,7 @@ use crate::config::{self, Attach, Coexist};
 
 /// A rung of the attach ladder, highest first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Rung {
+pub enum AttachMode {
     /// XDP in the driver, before an skb exists.
     Native,
     /// XDP in the stack, after the skb was allocated: same verdicts, many times the cost.
@@ -13,7 +13,7 @@ pub enum Rung {
     Tcx,
 }
 
-impl Rung {
+impl AttachMode {
     /// Every rung, highest first.
     pub const ALL: [Self; 3] = [Self::Native, Self::Generic, Self::Tcx];
 
@@ -48,7 +48,7 @@ impl Rung {
 
 /// Whether an attachment shall outlive this process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Stay {
+pub enum Lifetime {
     /// Until `pullgate unload`.
     Pinned,
     /// Until it is confirmed, or this process ends.

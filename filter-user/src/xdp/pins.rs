@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::XdpError;
 use super::link::{GONE, pinned_index};
-use super::mode::{Rung, Stay};
+use super::mode::{AttachMode, Lifetime};
 use crate::host::accounts;
 use crate::host::netlink::Interface;
 use crate::role::Role;
@@ -221,23 +221,23 @@ impl Pins {
     }
 
     /// The pin of the program that is on an interface: the pinned one, or the one on trial.
-    pub(super) fn program_in_force(&self, stay: Stay, interface: &str) -> PathBuf {
+    pub(super) fn program_in_force(&self, stay: Lifetime, interface: &str) -> PathBuf {
         match stay {
-            Stay::Pinned => self.program(interface),
-            Stay::OnTrial => self.staging().program(interface),
+            Lifetime::Pinned => self.program(interface),
+            Lifetime::OnTrial => self.staging().program(interface),
         }
     }
 
     /// The pin of an interface's link; its name tells the rung, which the link itself does not.
-    pub(super) fn link(&self, rung: Rung, interface: &str) -> PathBuf {
+    pub(super) fn link(&self, rung: AttachMode, interface: &str) -> PathBuf {
         let name = format!("{}-{}", rung.label(), escape(interface));
         self.directory.join(name)
     }
 
     /// The rung on which an interface is linked, as far as the pins tell.
-    pub(super) fn linked(&self, interface: &str) -> Option<Rung> {
-        let is_pinned = |rung: &Rung| self.link(*rung, interface).exists();
-        Rung::ALL.into_iter().find(is_pinned)
+    pub(super) fn linked(&self, interface: &str) -> Option<AttachMode> {
+        let is_pinned = |rung: &AttachMode| self.link(*rung, interface).exists();
+        AttachMode::ALL.into_iter().find(is_pinned)
     }
 
     /// Lets the pins of interfaces that were renamed follow them: a link stays with its interface.
@@ -295,10 +295,10 @@ impl Pins {
     }
 
     /// The names of the interfaces that have a program: the pinned ones, or those on trial.
-    pub(super) fn interfaces_in_force(&self, stay: Stay) -> Result<Vec<String>, XdpError> {
+    pub(super) fn interfaces_in_force(&self, stay: Lifetime) -> Result<Vec<String>, XdpError> {
         let mut names = match stay {
-            Stay::Pinned => self.interfaces()?,
-            Stay::OnTrial => {
+            Lifetime::Pinned => self.interfaces()?,
+            Lifetime::OnTrial => {
                 let pins = list(&self.staging().directory)?;
                 let parts = pins.iter().filter_map(|pin| parts(pin));
                 let programs = parts.filter(|(kind, _)| *kind == PROGRAM);
@@ -472,7 +472,7 @@ fn name(pin: &Path) -> &str {
 
 /// Whether a pin's name is that of a link.
 fn is_link(pin: &Path) -> bool {
-    parts(pin).is_some_and(|(kind, _)| Rung::ALL.iter().any(|rung| rung.label() == kind))
+    parts(pin).is_some_and(|(kind, _)| AttachMode::ALL.iter().any(|rung| rung.label() == kind))
 }
 
 /// Removes one pin: a link is detached by it.
@@ -515,7 +515,7 @@ mod tests {
         fs::create_dir(&pins.directory).unwrap();
         for interface in ["lan", "br-lan", "lan.5", "br-lan.5"] {
             for pin in [
-                pins.link(Rung::Native, interface),
+                pins.link(AttachMode::Native, interface),
                 pins.program(interface),
                 pins.of_interface(abi::COUNTERS, interface),
             ] {
@@ -525,7 +525,7 @@ mod tests {
 
         pins.remove_of("lan").unwrap();
         assert_eq!(
-            pins.interfaces_in_force(Stay::Pinned).unwrap(),
+            pins.interfaces_in_force(Lifetime::Pinned).unwrap(),
             ["br-lan", "br-lan.5", "lan.5"]
         );
         assert!(!pins.program("lan").exists());

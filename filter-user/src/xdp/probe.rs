@@ -14,7 +14,7 @@ use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
 use super::load::{map_error, pin_error, total};
-use super::mode::Stay;
+use super::mode::Lifetime;
 use super::pins::Pins;
 
 /// A packet to ask about.
@@ -39,7 +39,11 @@ pub struct Probe<'a> {
 /// # Errors
 ///
 /// Returns [`XdpError::NotLoaded`] if there is none.
-pub fn loaded_interface(base: &Path, stay: Stay, named: Option<&str>) -> Result<String, XdpError> {
+pub fn loaded_interface(
+    base: &Path,
+    stay: Lifetime,
+    named: Option<&str>,
+) -> Result<String, XdpError> {
     let pins = Pins::existing(base)?;
     let interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.interfaces_in_force(stay))?;
     let found = match named {
@@ -153,7 +157,7 @@ pub fn frame(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
 /// Returns why the program cannot be asked.
 pub fn probe(
     base: &Path,
-    stay: Stay,
+    stay: Lifetime,
     interface: &str,
     frame: &[u8],
 ) -> Result<Option<Counted>, XdpError> {

@@ -10,12 +10,12 @@ use tracing::{info, warn};
 
 use super::attach::{self, Attached};
 use super::load::Program;
-use super::mode::Rung;
+use super::mode::AttachMode;
 use super::pins::{Pins, SPARE};
 use super::uplinks::{History, Targets, Topology};
 use super::{Filter, LoadedSet, XdpError};
 use crate::config::Interfaces;
-use crate::host::netlink::{Changed, Interface, Kind};
+use crate::host::netlink::{Changed, Interface, InterfaceKind};
 use crate::host::uplinks::Memory;
 use crate::report::chain;
 
@@ -32,7 +32,7 @@ pub struct Coverage {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum State {
     /// By a program on it.
-    Attached(Rung),
+    Attached(AttachMode),
     /// By the program on this other interface, which carries its frames.
     Covered(String),
     /// Not: its link was detached, or is about to be made.
@@ -373,10 +373,13 @@ impl Filter {
                 false => drop(memory.uplinks.remove(name)),
             }
             match interface.kind {
-                Kind::Bond | Kind::Bridge | Kind::Team | Kind::Stacked => {
+                InterfaceKind::Bond
+                | InterfaceKind::Bridge
+                | InterfaceKind::Team
+                | InterfaceKind::Stacked => {
                     memory.software.insert(name.clone());
                 }
-                Kind::Veth | Kind::Other => {
+                InterfaceKind::Veth | InterfaceKind::Other => {
                     memory.software.remove(name);
                 }
             }
@@ -411,7 +414,7 @@ impl Filter {
             loaded.load_program(name, settings, pins, |map| pins.shared(map))?;
         }
         if let Some(program) = loaded.programs.get_mut(name) {
-            let place = attach::Place {
+            let place = attach::AttachPoint {
                 interface,
                 settings,
                 pins,

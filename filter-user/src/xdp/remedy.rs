@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-use crate::host::netlink::{Interface, Kind};
+use crate::host::netlink::{Interface, InterfaceKind};
 
 /// Why the kernel does not attach a program natively.
 pub(super) struct Refusal<'a> {
@@ -24,13 +24,13 @@ pub(super) fn remedy(refusal: &Refusal<'_>) -> Option<String> {
     let name = &refusal.interface.name;
     let words = refusal.words.unwrap_or_default().to_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
-    if let (Kind::Stacked, Some(parent)) = (refusal.interface.kind, refusal.parent) {
+    if let (InterfaceKind::Stacked, Some(parent)) = (refusal.interface.kind, refusal.parent) {
         return Some(format!(
             "it is stacked on `{parent}`: name that instead, where the filter sees the same frames \
              (it reads VLAN tags), together with those of the other interfaces on it"
         ));
     }
-    if refusal.interface.kind == Kind::Bridge {
+    if refusal.interface.kind == InterfaceKind::Bridge {
         return Some("a bridge has no driver, so generic XDP is what there is".to_owned());
     }
     // virtio_net, without the feature that lets a guest switch the offloads off.
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn famous_refusals_come_with_a_remedy() {
-        let card = interface(Kind::Other);
+        let card = interface(InterfaceKind::Other);
         let helps = |errno, words| {
             let refusal = Refusal {
                 errno,
@@ -112,14 +112,14 @@ mod tests {
         let refusal = Refusal {
             errno: Some(Errno::OPNOTSUPP),
             words: Some("Underlying driver does not support XDP in native mode"),
-            interface: &interface(Kind::Stacked),
+            interface: &interface(InterfaceKind::Stacked),
             parent: Some("eth7"),
         };
 
         assert!(remedy(&refusal).unwrap().contains("`eth7`"));
     }
 
-    fn interface(kind: Kind) -> Interface {
+    fn interface(kind: InterfaceKind) -> Interface {
         Interface {
             index: 2,
             name: "eth0".to_owned(),

@@ -10,7 +10,7 @@ use std::io;
 
 use super::XdpError;
 use crate::config::{self, Interfaces};
-use crate::host::netlink::{self, Interface, Kind};
+use crate::host::netlink::{self, Interface, InterfaceKind};
 use crate::observe::Finding;
 
 /// The network as the kernel describes it at one moment.
@@ -180,7 +180,7 @@ impl Topology {
         for port in self.ports(interface) {
             match self.cover_within(port, attached, depth) {
                 Some(lower) => by = Some(lower),
-                None if port.kind == Kind::Veth => {}
+                None if port.kind == InterfaceKind::Veth => {}
                 None => return None,
             }
         }
@@ -234,13 +234,13 @@ impl Topology {
     /// Whether it is a bond without ports. A program on it would keep ports out whose drivers do not
     /// take it, and there are no frames to judge yet.
     fn has_no_ports(&self, interface: &Interface) -> bool {
-        interface.kind == Kind::Bond && self.ports_of(interface).next().is_none()
+        interface.kind == InterfaceKind::Bond && self.ports_of(interface).next().is_none()
     }
 
     /// Whether it is a port of a bridge.
     pub(super) fn is_bridge_port(&self, interface: &Interface) -> bool {
         let controller = interface.controller.and_then(|index| self.at(index));
-        controller.is_some_and(|controller| controller.kind == Kind::Bridge)
+        controller.is_some_and(|controller| controller.kind == InterfaceKind::Bridge)
     }
 
     /// The bond that `interface` is a port of, or itself: a program on such a port would keep one off the
@@ -248,7 +248,7 @@ impl Topology {
     fn bond_of<'a>(&'a self, interface: &'a Interface) -> &'a Interface {
         let controller = interface.controller.and_then(|index| self.at(index));
         controller
-            .filter(|controller| controller.kind == Kind::Bond)
+            .filter(|controller| controller.kind == InterfaceKind::Bond)
             .unwrap_or(interface)
     }
 
@@ -263,7 +263,7 @@ impl Topology {
 
     /// The interfaces below one that has ports, each of which takes a program.
     fn ports<'a>(&'a self, interface: &Interface) -> impl Iterator<Item = &'a Interface> {
-        let has_ports = matches!(interface.kind, Kind::Bridge | Kind::Team);
+        let has_ports = matches!(interface.kind, InterfaceKind::Bridge | InterfaceKind::Team);
         self.ports_of(interface).filter(move |_| has_ports)
     }
 
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_bond_is_waited_for_until_it_has_ports() {
-        let bond = of_kind("bond0", Kind::Bond);
+        let bond = of_kind("bond0", InterfaceKind::Bond);
         let empty = network([card("eth0"), bond.clone()], []);
         let targets = empty.targets(&named(&["bond0"]), nothing());
         assert_eq!(
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_remembered_uplink_that_is_a_bridge_port_now_is_left_to_its_bridge() {
-        let bridge = of_kind("br0", Kind::Bridge);
+        let bridge = of_kind("br0", InterfaceKind::Bridge);
         let network = network([port("eth0", 2), bridge, port("tap0", 2)], [2]);
         let uplinks = BTreeSet::from(["eth0".to_owned()]);
         let history = History {
@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_bond_stands_for_its_ports_and_for_the_vlans_on_it() {
-        let bond = of_kind("bond0", Kind::Bond);
+        let bond = of_kind("bond0", InterfaceKind::Bond);
         let network = network(
             [port("eth0", 3), port("eth1", 3), bond, vlan("wan", 3)],
             [4],
@@ -483,9 +483,9 @@ mod tests {
 
     #[test]
     fn a_bridge_is_covered_by_its_ports_if_all_of_them_are() {
-        let bridge = of_kind("br0", Kind::Bridge);
+        let bridge = of_kind("br0", InterfaceKind::Bridge);
         let container = Interface {
-            kind: Kind::Veth,
+            kind: InterfaceKind::Veth,
             ..port("veth1", 2)
         };
         let guest = port("tap0", 2);
@@ -578,13 +578,13 @@ mod tests {
     }
 
     fn card(name: &str) -> Interface {
-        of_kind(name, Kind::Other)
+        of_kind(name, InterfaceKind::Other)
     }
 
     fn vlan(name: &str, lower: u32) -> Interface {
         Interface {
             lower: Some(lower),
-            ..of_kind(name, Kind::Stacked)
+            ..of_kind(name, InterfaceKind::Stacked)
         }
     }
 
@@ -595,7 +595,7 @@ mod tests {
         }
     }
 
-    fn of_kind(name: &str, kind: Kind) -> Interface {
+    fn of_kind(name: &str, kind: InterfaceKind) -> Interface {
         Interface {
             index: 0,
             name: name.to_owned(),

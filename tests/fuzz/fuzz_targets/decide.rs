@@ -20,15 +20,15 @@ mod feed {
 }
 
 fuzz_target!(|frame: &[u8]| {
-    let verdict = decide(frame, &Table::Default, &Known).verdict;
+    let verdict = decide(frame, &Table::Default, &SourceRanges).verdict;
 
     assert_eq!(verdict, ORACLE.judge(frame));
 });
 
 /// The oracle's own knowledge of addresses.
-struct Known;
+struct SourceRanges;
 
-impl Ranges for Known {
+impl Ranges for SourceRanges {
     fn class(&self, source: IpAddr) -> Class {
         ORACLE.class(source)
     }

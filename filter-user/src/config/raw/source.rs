@@ -11,7 +11,9 @@ use url::Url;
 
 use crate::config::source::{CLOUDFLARE, CLOUDFLARE_WAYS, Preset, SIZE_MAX, redacted};
 use crate::config::value::{absolute, is_trustworthy};
-use crate::config::{Before, ConfigError, FeedSource, Located, Location, Place, Source, Way};
+use crate::config::{
+    ConfigError, Fallback, FeedSource, Located, Location, Place, Source, SourceEndpoint,
+};
 use crate::ranges::{FIXED, Families, Format};
 
 /// One way to a list, or several ways to the same.
@@ -128,7 +130,7 @@ impl RawWay {
         self,
         source: &Source<'_>,
         place: &Place,
-    ) -> Result<Vec<(Way, Before)>, ConfigError> {
+    ) -> Result<Vec<(SourceEndpoint, Fallback)>, ConfigError> {
         let name = match self {
             Self::Table(table) => return Ok(vec![table.convert(source, place)?]),
             Self::Preset(name) => name,
@@ -205,7 +207,11 @@ enum RawFamily {
 }
 
 impl RawTable {
-    fn convert(self, source: &Source<'_>, place: &Place) -> Result<(Way, Before), ConfigError> {
+    fn convert(
+        self,
+        source: &Source<'_>,
+        place: &Place,
+    ) -> Result<(SourceEndpoint, Fallback), ConfigError> {
         let preset = match self.like.as_deref() {
             None => None,
             Some(CLOUDFLARE) => Preset::named(CLOUDFLARE_WAYS[0]),
@@ -236,7 +242,7 @@ impl RawTable {
             (None, Some(preset)) => preset.format(),
             (None, None) => Format::default(),
         };
-        let before = preset.map_or(Before::Nothing, |preset| preset.before);
+        let before = preset.map_or(Fallback::Nothing, |preset| preset.before);
         let families = match self.families {
             Some(families) => families_of(&families, place)?,
             None => preset.map_or_else(Families::default, |preset| preset.families),
@@ -269,7 +275,7 @@ impl RawTable {
             Some(name) => name,
             None => name,
         };
-        let way = Way {
+        let way = SourceEndpoint {
             name,
             place: location,
             format,

@@ -19,15 +19,15 @@ use ipnet::IpNet;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::rate::Pace;
+use super::rate::RateLimiter;
 use crate::config::Share;
-use crate::gate::refusal::{Kind, Refusal, What};
+use crate::gate::refusal::{Limit, Quantity, Refusal};
 use crate::sync::lock;
 
 /// What clients have taken.
 pub(in crate::gate) struct Limits {
     taken: Mutex<Taken>,
-    pace: Pace,
+    pace: RateLimiter,
 }
 
 /// What clients may take.
@@ -50,7 +50,7 @@ impl Limits {
     pub(in crate::gate) fn new() -> Self {
         Self {
             taken: Mutex::default(),
-            pace: Pace::new(),
+            pace: RateLimiter::new(),
         }
     }
 
@@ -59,7 +59,7 @@ impl Limits {
         let mut taken = lock(&self.taken);
         let in_flight = &mut taken.in_flight;
         if in_flight.len() >= allowed.handshakes {
-            let what = What::Handshakes;
+            let what = Limit::Handshakes;
             let silent = in_flight.oldest(&Queue::Hellos, Duration::ZERO, what);
             let oldest =
                 silent.or_else(|_| in_flight.oldest(&Queue::Handshakes, PATIENCE, what))?;
@@ -94,7 +94,7 @@ impl Admission<'_> {
         let mut taken = lock(&self.limits.taken);
         for (scope, share, what) in scopes(client, allowed) {
             let queue = Queue::HellosOf(scope);
-            let rule = (share.hellos, Duration::ZERO, what(Kind::Hellos));
+            let rule = (share.hellos, Duration::ZERO, what(Quantity::Hellos));
             taken.in_flight.make_room(&queue, rule)?;
             queues.push(queue);
         }
@@ -114,13 +114,16 @@ impl Admission<'_> {
         let charged = scopes.map(|(scope, _, _)| (scope, Arc::clone(&host)));
         let queues = scopes.map(|(scope, share, what)| {
             let queue = Queue::HandshakesOf(scope, Arc::clone(&host));
-            (queue, (share.handshakes, PATIENCE, what(Kind::Handshakes)))
+            (
+                queue,
+                (share.handshakes, PATIENCE, what(Quantity::Handshakes)),
+            )
         });
         let mut taken = lock(&self.limits.taken);
         for (key, (_, share, what)) in charged.iter().zip(scopes) {
             let connections = taken.connections.get(key).copied().unwrap_or_default();
             if connections >= share.connections {
-                return Err(Refusal::TooMany(what(Kind::Connections)));
+                return Err(Refusal::TooMany(what(Quantity::Connections)));
             }
         }
         // Nobody gives way to one that is refused.
@@ -132,7 +135,7 @@ impl Admission<'_> {
             let per_second = share.handshakes_per_second as u64;
             let interval = 1_000_000_000 / per_second.max(1);
             if !self.limits.pace.admits(key, interval, per_second) {
-                return Err(Refusal::TooMany(what(Kind::PerSecond)));
+                return Err(Refusal::TooMany(what(Quantity::PerSecond)));
             }
         }
         for (queue, rule) in &queues {
@@ -150,7 +153,7 @@ impl Admission<'_> {
     }
 
     /// The handshake is over.
-    pub(in crate::gate) fn settle(&mut self) {
+    pub(in crate::gate) fn handshake_done(&mut self) {
         if let Some(waiting) = self.waiting.take() {
             lock(&self.limits.taken).in_flight.leave(waiting.id);
         }
@@ -169,7 +172,7 @@ impl Admission<'_> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        self.settle();
+        self.handshake_done();
         let mut taken = lock(&self.limits.taken);
         for key in self.connection.iter().flatten() {
             if let Some(count) = taken.connections.get_mut(key) {
@@ -285,7 +288,7 @@ impl InFlight {
     }
 
     /// The oldest of a queue, if it has waited for long enough.
-    fn oldest(&self, queue: &Queue, patience: Duration, what: What) -> Result<u64, Refusal> {
+    fn oldest(&self, queue: &Queue, patience: Duration, what: Limit) -> Result<u64, Refusal> {
         let refusal = Refusal::TooMany(what);
         let oldest = self.queues.get(queue).and_then(BTreeSet::first).copied();
         let oldest = oldest.ok_or(refusal)?;
@@ -297,7 +300,7 @@ impl InFlight {
     }
 
     /// Lets one give way.
-    fn dismiss(&mut self, id: u64, what: What) {
+    fn dismiss(&mut self, id: u64, what: Limit) {
         if let Some(entry) = self.leave(id) {
             // It may have ended meanwhile.
             entry.superseded.send(Refusal::TooMany(what)).ok();
@@ -306,17 +309,17 @@ impl InFlight {
 }
 
 /// How many may be in a queue, how long the oldest is spared, and what there is too much of.
-type Rule = (usize, Duration, What);
+type Rule = (usize, Duration, Limit);
 
 /// Whom something is charged to, what that may take, and what it takes too much of if it does.
-type Scope = (IpNet, Share, fn(Kind) -> What);
+type Scope = (IpNet, Share, fn(Quantity) -> Limit);
 
 /// The source and the network of an address.
 fn scopes(client: IpAddr, allowed: &Allowed) -> [Scope; 2] {
     let [source, network] = nets(client);
     [
-        (source, allowed.source, What::OfSource),
-        (network, allowed.network, What::OfNetwork),
+        (source, allowed.source, Limit::OfSource),
+        (network, allowed.network, Limit::OfNetwork),
     ]
 }
 
@@ -351,7 +354,7 @@ mod tests {
 
         let refused = |text| named(&limits, text, &one).err();
 
-        let too_many = Some(Refusal::TooMany(What::OfSource(Kind::Connections)));
+        let too_many = Some(Refusal::TooMany(Limit::OfSource(Quantity::Connections)));
         assert_eq!(refused("2001:db8::ffff"), too_many);
         assert_eq!(refused("2001:db8:0:1::1"), None);
         let _v4 = named(&limits, "::ffff:192.0.2.1", &one).unwrap();
@@ -369,7 +372,7 @@ mod tests {
             .collect();
         let refused = named(&limits, "192.0.2.9", &allowed).err();
 
-        let too_many = Some(Refusal::TooMany(What::OfNetwork(Kind::Connections)));
+        let too_many = Some(Refusal::TooMany(Limit::OfNetwork(Quantity::Connections)));
         assert_eq!(refused, too_many);
         assert!(named(&limits, "192.0.3.9", &allowed).is_ok());
         held.pop();
@@ -412,7 +415,7 @@ mod tests {
         let mut second = arrive("192.0.2.1");
         let _third = arrive("192.0.2.1");
 
-        let too_many = Refusal::TooMany(What::OfSource(Kind::Hellos));
+        let too_many = Refusal::TooMany(Limit::OfSource(Quantity::Hellos));
         assert_eq!(first.superseded().await, too_many);
         for waits in [&mut second, &mut elsewhere] {
             let superseded = tokio::time::timeout(Duration::from_secs(9), waits.superseded());
@@ -431,7 +434,7 @@ mod tests {
         tokio::time::advance(PATIENCE).await;
         let second = named(&limits, "192.0.2.1", &allowed);
 
-        let too_many = Refusal::TooMany(What::OfSource(Kind::Handshakes));
+        let too_many = Refusal::TooMany(Limit::OfSource(Quantity::Handshakes));
         assert_eq!(refused, Some(too_many));
         assert!(second.is_ok());
         assert_eq!(first.superseded().await, too_many);
@@ -448,16 +451,16 @@ mod tests {
         let second = named(&limits, "192.0.2.2", &allowed).unwrap();
         assert_eq!(
             silent.superseded().await,
-            Refusal::TooMany(What::Handshakes)
+            Refusal::TooMany(Limit::Handshakes)
         );
 
         let refused = limits.arrive(&allowed).err();
-        assert_eq!(refused, Some(Refusal::TooMany(What::Handshakes)));
+        assert_eq!(refused, Some(Refusal::TooMany(Limit::Handshakes)));
         tokio::time::advance(PATIENCE).await;
         assert!(limits.arrive(&allowed).is_ok());
         assert_eq!(
             shaking.superseded().await,
-            Refusal::TooMany(What::Handshakes)
+            Refusal::TooMany(Limit::Handshakes)
         );
         drop(second);
     }
@@ -469,9 +472,9 @@ mod tests {
         allowed.source.handshakes = 1;
 
         let mut first = named(&limits, "192.0.2.1", &allowed).unwrap();
-        let too_many = Some(Refusal::TooMany(What::OfSource(Kind::Handshakes)));
+        let too_many = Some(Refusal::TooMany(Limit::OfSource(Quantity::Handshakes)));
         assert_eq!(named(&limits, "192.0.2.1", &allowed).err(), too_many);
-        first.settle();
+        first.handshake_done();
         let second = named(&limits, "192.0.2.1", &allowed).unwrap();
 
         drop((first, second));

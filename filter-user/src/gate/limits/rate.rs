@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
 /// Rates by key.
-pub(in crate::gate) struct Pace {
+pub(in crate::gate) struct RateLimiter {
     begun: Instant,
     rows: [Row; 2],
 }
@@ -37,7 +37,7 @@ impl Row {
     }
 }
 
-impl Pace {
+impl RateLimiter {
     /// Nobody has come yet.
     pub(in crate::gate) fn new() -> Self {
         Self {
@@ -83,7 +83,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_passes_and_then_the_rate_holds() {
-        let pace = Pace::new();
+        let pace = RateLimiter::new();
         let admits = || pace.admits(&"a", 1_000_000_000, 3);
 
         assert_eq!([(); 4].map(|()| admits()), [true, true, true, false]);
@@ -95,7 +95,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_floods_does_not_take_from_the_others() {
-        let pace = Pace::new();
+        let pace = RateLimiter::new();
         for _ in 0..1000 {
             pace.admits(&0, 1_000_000_000, 3);
         }

@@ -17,12 +17,12 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
 
 use super::canonical_name::CanonicalName;
-use super::pem::{self, Kind, Section};
+use super::pem::{self, PemKind, Section};
 use super::revocation::Crl;
 use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
 use crate::gate::refusal::Refusal;
 use crate::host::accounts;
-use crate::host::file::{self, Keeper, ReadError};
+use crate::host::file::{self, ReadError, TrustedOwner};
 
 /// A server's certificate with its key, ready to be shown.
 pub(in crate::gate) struct Certified {
@@ -96,7 +96,7 @@ pub(in crate::gate) fn certified(
     provider: &CryptoProvider,
 ) -> Result<Certified, ConfigError> {
     let Located { value: path, place } = &pair.certificate;
-    let (pem, _) = read_kept(place, path, Keeper::Owner)?;
+    let (pem, _) = read_trusted(place, path, TrustedOwner::Owner)?;
     let certificates = pem_certificates(place, path, &pem)?;
     let leaf = parse(place, path, &certificates[0])?;
     let not_after = Validity::of(&leaf).not_after;
@@ -145,9 +145,9 @@ fn dns_names(leaf: &X509Certificate<'_>) -> Vec<String> {
 
 /// Reads a private key, which nobody else on the host may be able to read.
 fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError> {
-    let (pem, metadata) = read_kept(place, path, Keeper::Owner)?;
-    let besides = [Kind::Certificate, Kind::Companion];
-    let keys = sections(place, path, &pem, Kind::Key, &besides)?;
+    let (pem, metadata) = read_trusted(place, path, TrustedOwner::Owner)?;
+    let besides = [PemKind::Certificate, PemKind::Companion];
+    let keys = sections(place, path, &pem, PemKind::Key, &besides)?;
     let key = match keys.as_slice() {
         [key] => key,
         [] => {
@@ -349,8 +349,8 @@ pub(in crate::gate) fn crls(
         place,
         path,
         &pem,
-        Kind::RevocationList,
-        &[Kind::Certificate],
+        PemKind::RevocationList,
+        &[PemKind::Certificate],
     )?;
     if sections.is_empty() {
         return Err(place.error(format_args!(
@@ -411,8 +411,8 @@ fn sections(
     place: &Place,
     path: &Path,
     text: &[u8],
-    wanted: Kind,
-    besides: &[Kind],
+    wanted: PemKind,
+    besides: &[PemKind],
 ) -> Result<Vec<Section>, ConfigError> {
     let sections = pem::sections(text).map_err(|problem| {
         place.error(format_args!(
@@ -443,8 +443,8 @@ fn pem_certificates(
     path: &Path,
     pem: &[u8],
 ) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let besides = [Kind::Key, Kind::Companion];
-    let certificates = sections(place, path, pem, Kind::Certificate, &besides)?;
+    let besides = [PemKind::Key, PemKind::Companion];
+    let certificates = sections(place, path, pem, PemKind::Certificate, &besides)?;
     if certificates.is_empty() {
         return Err(place.error(format_args!(
             "{} holds no certificate; it must be PEM, beginning with `-----BEGIN CERTIFICATE-----`",
@@ -472,22 +472,22 @@ fn parse<'a>(
 
 /// Reads a file that says whom to trust.
 fn read(place: &Place, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    read_kept(place, path, Keeper::Nobody).map(|(content, _)| content)
+    read_trusted(place, path, TrustedOwner::Nobody).map(|(content, _)| content)
 }
 
-fn read_kept(
+fn read_trusted(
     place: &Place,
     path: &Path,
-    keeper: Keeper,
+    keeper: TrustedOwner,
 ) -> Result<(Vec<u8>, Metadata), ConfigError> {
-    file::read_kept(path, FILE_MAX, keeper).map_err(|error| match error {
+    file::read_trusted(path, FILE_MAX, keeper).map_err(|error| match error {
         ReadError::Io(error) => place.error(format_args!(
             "{} cannot be read: {error}; is the path right, and may the user {} read it?{}",
             path.display(),
             geteuid().as_raw(),
             hint(path)
         )),
-        ReadError::Exposed(exposed) => place.error(exposed),
+        ReadError::UntrustedFile(exposed) => place.error(exposed),
     })
 }
 

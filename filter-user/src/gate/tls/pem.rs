@@ -7,7 +7,7 @@ use thiserror::Error;
 /// A section's content, and where it begins.
 #[derive(Debug, Eq, PartialEq)]
 pub(in crate::gate) struct Section {
-    pub(in crate::gate) kind: Kind,
+    pub(in crate::gate) kind: PemKind,
     /// The label between the dashes.
     pub(in crate::gate) label: String,
     /// The line of its beginning, from 1.
@@ -18,7 +18,7 @@ pub(in crate::gate) struct Section {
 
 /// What a section holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(in crate::gate) enum Kind {
+pub(in crate::gate) enum PemKind {
     Certificate,
     RevocationList,
     /// A private key of any format, the encrypted ones among them.
@@ -109,17 +109,17 @@ fn resembles_edge(line: &[u8]) -> bool {
 /// One section for the library, which knows fewer labels than OpenSSL does.
 fn section(line: usize, label: &str, lines: &[&[u8]]) -> Result<Section, PemError> {
     let kind = match label {
-        "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => Kind::Certificate,
-        "X509 CRL" => Kind::RevocationList,
+        "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => PemKind::Certificate,
+        "X509 CRL" => PemKind::RevocationList,
         "PUBLIC KEY"
         | "EC PARAMETERS"
         | "DH PARAMETERS"
         | "X9.42 DH PARAMETERS"
         | "DSA PARAMETERS"
         | "CERTIFICATE REQUEST"
-        | "NEW CERTIFICATE REQUEST" => Kind::Companion,
-        label if label.ends_with("PRIVATE KEY") => Kind::Key,
-        _ => Kind::Other,
+        | "NEW CERTIFICATE REQUEST" => PemKind::Companion,
+        label if label.ends_with("PRIVATE KEY") => PemKind::Key,
+        _ => PemKind::Other,
     };
     // An encrypted key has headers, which are no Base64, and its content is of no use.
     if lines.iter().any(|line| line.contains(&b':')) {
@@ -177,7 +177,7 @@ mod tests {
 
     const ONE: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
 
-    fn kinds(text: &str) -> Result<Vec<Kind>, PemError> {
+    fn kinds(text: &str) -> Result<Vec<PemKind>, PemError> {
         let sections = sections(text.as_bytes())?;
         Ok(sections.iter().map(|section| section.kind).collect())
     }
@@ -193,7 +193,11 @@ mod tests {
 
         assert_eq!(
             kinds(&text),
-            Ok(vec![Kind::Certificate, Kind::RevocationList, Kind::Key])
+            Ok(vec![
+                PemKind::Certificate,
+                PemKind::RevocationList,
+                PemKind::Key
+            ])
         );
         let read = sections(text.as_bytes()).unwrap();
         assert_eq!(read[0].content, [0x30, 0]);

@@ -2,7 +2,7 @@
 //!
 //! Each policy has its own rustls configuration, so its own session store and ticket key: what a
 //! client was granted by one host can not be offered to another (CVE-2025-23419, CVE-2025-23048).
-//! Both are made anew whenever the host's [`Terms`] change: older sessions are then worth nothing.
+//! Both are made anew whenever the host's [`TrustEpoch`] change: older sessions are then worth nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Display, Formatter};
@@ -26,13 +26,13 @@ use super::credentials::{self, Authority, Certified};
 use super::peer::{PeerVerifier, VerifiedPeer};
 use super::revocation::{Crl, Revocation, may_sign_lists, newest};
 use super::sessions::Unexpired;
-use super::trust::{Anchor, Seen, Trusted};
+use super::trust::{Anchor, Trusted, VerifiedChains};
 use crate::config::{
     ClientAuth, ConfigError, Host, MinTls, Name, OnTrustChange, Resumption, Trust,
 };
 use crate::digest::sha256_of_parts;
-use crate::gate::ending::Ending;
 use crate::gate::refusal::Refusal;
+use crate::gate::shutdown::Signal;
 use crate::gate::upstream::{Dialer, Encryption};
 
 /// All policies, by server name.
@@ -115,17 +115,17 @@ pub struct Policy {
     verifier: Arc<PeerVerifier>,
     clock: Arc<dyn TimeProvider>,
     dialer: Dialer,
-    terms: Terms,
+    terms: TrustEpoch,
     pub(in crate::gate) max_connections: u64,
     /// How many there are, those from before a reload among them.
     pub(in crate::gate) connections: Arc<AtomicU64>,
     pub(in crate::gate) on_trust_change: OnTrustChange,
     pub(in crate::gate) client_auth: ClientAuth,
-    pub(in crate::gate) facts: Facts,
+    pub(in crate::gate) facts: CertFacts,
 }
 
 /// What lints and metrics tell of a policy's files.
-pub(in crate::gate) struct Facts {
+pub(in crate::gate) struct CertFacts {
     /// When the first of its certificates expires, seconds since the UNIX epoch.
     pub(in crate::gate) certificate_expires: i64,
     /// When the first of its CAs expires; of none, if it goes by pins alone.
@@ -160,17 +160,17 @@ impl Display for FileContent {
 
 /// What holds as long as a host's terms are the same, and no longer.
 #[derive(Clone)]
-struct Terms {
+struct TrustEpoch {
     /// Digest of everything that decides who is let in.
     digest: [u8; 32],
     tickets: Option<Arc<dyn ProducesTickets>>,
     sessions: Arc<dyn StoresServerSessions>,
     /// Where its live connections are told to end.
-    ending: Arc<Ending>,
+    shutdown: Arc<Signal>,
 }
 
 /// What policies are built with.
-pub(in crate::gate) struct Workshop {
+pub(in crate::gate) struct TlsContext {
     pub(in crate::gate) provider: Arc<CryptoProvider>,
     pub(in crate::gate) clock: Arc<dyn TimeProvider>,
     /// Cloudflare's CA.
@@ -182,7 +182,7 @@ impl Policy {
     /// host until then.
     pub(in crate::gate) fn load(
         host: &Host,
-        workshop: &Workshop,
+        workshop: &TlsContext,
         before: Option<&Self>,
     ) -> Result<Self, ConfigError> {
         let blame = |problem: TlsError| host.place().error(problem);
@@ -200,8 +200,8 @@ impl Policy {
         let contents = contents(host, &certified, &authorities, &lists);
         let crls: Vec<_> = lists.into_iter().flatten().collect();
 
-        let terms = Terms::new(host, &authorities, &crls, before).map_err(blame)?;
-        let facts = Facts::new(host, &certified, &authorities, &crls, contents, workshop);
+        let terms = TrustEpoch::new(host, &authorities, &crls, before).map_err(blame)?;
+        let facts = CertFacts::new(host, &certified, &authorities, &crls, contents, workshop);
         let trusted = trusted(host, workshop, (&authorities, &parsed), &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
         let builder = ServerConfig::builder_with_details(
@@ -212,7 +212,7 @@ impl Policy {
             .with_protocol_versions(versions(host.min_tls))
             .map_err(blame)?
             .with_client_cert_verifier(Arc::clone(&verifier) as _)
-            .with_cert_resolver(Arc::new(Shown(
+            .with_cert_resolver(Arc::new(CertResolver(
                 certified
                     .into_iter()
                     .map(|certified| certified.key)
@@ -292,8 +292,8 @@ impl Policy {
     }
 
     /// Where its live connections are told what concerns them all.
-    pub(in crate::gate) fn ending(&self) -> &Arc<Ending> {
-        &self.terms.ending
+    pub(in crate::gate) fn shutdown(&self) -> &Arc<Signal> {
+        &self.terms.shutdown
     }
 
     /// Takes the peer of a finished handshake as verified, or refuses it.
@@ -307,14 +307,14 @@ impl Policy {
     }
 }
 
-impl Facts {
+impl CertFacts {
     fn new(
         host: &Host,
         certified: &[Certified],
         authorities: &[Authority],
         crls: &[Arc<Crl>],
         contents: Vec<FileContent>,
-        workshop: &Workshop,
+        workshop: &TlsContext,
     ) -> Self {
         let certificates = certified.iter().map(|certified| certified.not_after);
         let names = certified
@@ -341,7 +341,7 @@ impl Facts {
     }
 }
 
-impl Terms {
+impl TrustEpoch {
     /// The terms of before, if nothing has changed of what they depend on.
     fn new(
         host: &Host,
@@ -398,7 +398,7 @@ impl Terms {
                     Resumption::Verified => ServerSessionMemoryCache::new(SESSIONS),
                     Resumption::Off => Arc::new(NoServerSessionStorage {}),
                 },
-                ending: Arc::default(),
+                shutdown: Arc::default(),
             }),
         }
     }
@@ -484,7 +484,7 @@ fn load_crls(
 
 fn trusted(
     host: &Host,
-    workshop: &Workshop,
+    workshop: &TlsContext,
     (authorities, parsed): (&[Authority], &[X509Certificate<'_>]),
     crls: &[Arc<Crl>],
 ) -> Result<Trusted, ConfigError> {
@@ -515,11 +515,11 @@ fn trusted(
         shared: anchor(&workshop.shared, false)?,
         revocation,
         algorithms: workshop.provider.signature_verification_algorithms,
-        seen: Seen::default(),
+        seen: VerifiedChains::default(),
     })
 }
 
-fn dialer(host: &Host, workshop: &Workshop) -> Result<Dialer, ConfigError> {
+fn dialer(host: &Host, workshop: &TlsContext) -> Result<Dialer, ConfigError> {
     let place = &host.upstream.place;
     let upstream = host.upstream.value.clone();
     let encryption = upstream.tls.as_ref().map(|tls| {
@@ -555,9 +555,9 @@ fn versions(min: MinTls) -> &'static [&'static SupportedProtocolVersion] {
 
 /// The certificates of a host; the first whose key can sign for the client is shown.
 #[derive(Debug)]
-struct Shown(Vec<Arc<CertifiedKey>>);
+struct CertResolver(Vec<Arc<CertifiedKey>>);
 
-impl ResolvesServerCert for Shown {
+impl ResolvesServerCert for CertResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes = hello.signature_schemes();
         let suits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();

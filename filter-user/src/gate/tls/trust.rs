@@ -45,7 +45,7 @@ pub(in crate::gate) struct Trusted {
     /// Cloudflare's shared CA: one that is *not* trusted is worth a word of its own.
     pub(in crate::gate) shared: Anchor,
     pub(in crate::gate) algorithms: WebPkiSupportedAlgorithms,
-    pub(in crate::gate) seen: Seen,
+    pub(in crate::gate) seen: VerifiedChains,
 }
 
 /// A CA.
@@ -111,7 +111,7 @@ fn name_content<'a>(name: &X509Name<'a>) -> &'a [u8] {
 /// all present the same few, and an RSA signature of 4,096 bits takes longer than the rest of a
 /// resumed handshake. What was refused is not remembered: it is different each time.
 #[derive(Default)]
-pub(in crate::gate) struct Seen(Mutex<HashMap<[u8; 32], Verdict>>);
+pub(in crate::gate) struct VerifiedChains(Mutex<HashMap<[u8; 32], Verdict>>);
 
 /// Who it is, and while that can be said without looking again.
 type Verdict = (Validity, Arc<Identity>);

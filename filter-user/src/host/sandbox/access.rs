@@ -9,7 +9,7 @@ use crate::role::Role;
 
 /// What a process may reach.
 #[derive(Clone, Debug)]
-pub struct Reach {
+pub struct Access {
     /// What it does.
     pub roles: Vec<Role>,
     /// Files and directories to read.
@@ -33,7 +33,7 @@ pub enum Ports {
     Any,
 }
 
-impl Reach {
+impl Access {
     /// The same, with UNIX sockets that have no file: a service manager may listen at one.
     #[must_use]
     pub fn with_abstract_sockets(self, abstract_sockets: bool) -> Self {

@@ -9,12 +9,12 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch, apply_filter, apply_filter_all_threads,
 };
 
-use super::access::Reach;
+use super::access::Access;
 use crate::role::Role;
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-pub(super) fn confine(reach: &Reach) -> Result<(), Error> {
+pub(super) fn confine(reach: &Access) -> Result<(), Error> {
     let mut rules: Rules = COMMON.iter().map(|call| (*call, Vec::new())).collect();
     rules.extend(OLD.iter().map(|call| (*call, Vec::new())));
     if reach.has(Role::Filter) {
@@ -89,7 +89,7 @@ fn compile(
 
 /// Status sockets and the kernel's tables for all; the network for who listens or fetches, and
 /// datagrams only for who looks names up.
-fn sockets(reach: &Reach) -> Result<Vec<SeccompRule>, Error> {
+fn sockets(reach: &Access) -> Result<Vec<SeccompRule>, Error> {
     let mut rules = equal(0, &[libc::AF_UNIX])?;
     for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG] {
         rules.push(SeccompRule::new(vec![

@@ -14,7 +14,7 @@ use super::{Feed, RangeSet};
 
 /// The ranges of one source that are in force.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Known {
+pub struct SourceRanges {
     set: RangeSet,
     /// Ranges of `set` that the last list did not hold.
     vanished: Vec<Vanished>,
@@ -32,12 +32,12 @@ pub struct Vanished {
     pub missing_for: Duration,
     /// Whether it went with a shrinking that was agreed to; it then counts as gone when the next
     /// list is measured.
-    pub agreed: bool,
+    pub approved: bool,
 }
 
 /// By which terms a list is taken in.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct MergePolicy<'a> {
     /// Time since the source's last list was taken in, by a clock that nobody can set.
     pub passed: Duration,
     /// How long a range must have been missing until it goes.
@@ -80,7 +80,7 @@ pub enum LargeChange {
     Agreed,
 }
 
-impl Known {
+impl SourceRanges {
     /// A list of which nothing has vanished.
     #[must_use]
     pub fn new(set: RangeSet) -> Self {
@@ -144,7 +144,7 @@ impl Known {
 
     /// Whether a list without them might now let some vanished ranges go.
     #[must_use]
-    pub fn has_due(&self, terms: &Terms<'_>) -> bool {
+    pub fn has_due(&self, terms: &MergePolicy<'_>) -> bool {
         let missing = self.vanished.iter().map(|vanished| vanished.missing_for);
         missing
             .max()
@@ -157,7 +157,7 @@ impl Known {
     ///
     /// Returns a [`Rejection`] if `fetched` would remove or add too much at once, or if new and kept
     /// ranges together exceed the limits. The caller then keeps `self`.
-    pub fn merge(&self, fetched: &RangeSet, terms: &Terms<'_>) -> Result<Self, Rejection> {
+    pub fn merge(&self, fetched: &RangeSet, terms: &MergePolicy<'_>) -> Result<Self, Rejection> {
         let cover = guard::Cover::new(fetched);
         let before = self.before_growth.as_ref();
         if let Some(before) = before.filter(|before| cover.holds_all(before)) {
@@ -176,8 +176,8 @@ impl Known {
         if terms.large_change == LargeChange::Refuse {
             // Against all that was not agreed to go: otherwise a list could shrink to nothing
             // step by step.
-            let agreed = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.agreed);
-            guard::shrinks(&self.set.retain(|range| !agreed(range)), &cover)?;
+            let approved = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.approved);
+            guard::shrinks(&self.set.retain(|range| !approved(range)), &cover)?;
             if terms.is_published {
                 growth.clone()?;
             }
@@ -186,10 +186,10 @@ impl Known {
         let mut vanished = Vec::new();
         let is_missing = |range: &IpNet| !cover.holds(range);
         for range in self.set.iter().filter(is_missing) {
-            let (missing_for, agreed) = match self.vanishing(&range) {
+            let (missing_for, approved) = match self.vanishing(&range) {
                 Some(before) => (
                     before.missing_for.saturating_add(terms.passed),
-                    before.agreed,
+                    before.approved,
                 ),
                 None => (Duration::ZERO, false),
             };
@@ -197,7 +197,7 @@ impl Known {
                 vanished.push(Vanished {
                     range,
                     missing_for,
-                    agreed: agreed || terms.large_change == LargeChange::Agreed,
+                    approved: approved || terms.large_change == LargeChange::Agreed,
                 });
             }
         }

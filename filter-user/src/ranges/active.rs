@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use super::guard::{Limits, Rejection};
-use super::{Feed, Known, RangeSet};
+use super::{Feed, RangeSet, SourceRanges};
 
 /// The ranges in force: what each source has told, and the union that the guard let through.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct InForce {
+pub struct ActiveRanges {
     lists: Vec<List>,
     set: RangeSet,
 }
@@ -21,7 +21,7 @@ pub struct List {
     /// The source's name.
     pub source: String,
     /// Its ranges.
-    pub known: Known,
+    pub known: SourceRanges,
     /// Where they came from.
     pub origin: Origin,
 }
@@ -92,7 +92,7 @@ impl Origin {
     }
 }
 
-impl InForce {
+impl ActiveRanges {
     /// Puts lists together.
     ///
     /// # Errors
@@ -222,12 +222,12 @@ mod tests {
         let gone = |range: &str| Vanished {
             range: range.parse().unwrap(),
             missing_for: Duration::ZERO,
-            agreed: false,
+            approved: false,
         };
         let vanished = vec![gone("64.0.0.0/24"), gone("64.0.1.0/24")];
-        lists[0].known = Known::with_vanished(lists[0].known.set().clone(), vanished);
+        lists[0].known = SourceRanges::with_vanished(lists[0].known.set().clone(), vanished);
 
-        let in_force = InForce::new(lists, &Limits::default()).unwrap();
+        let in_force = ActiveRanges::new(lists, &Limits::default()).unwrap();
 
         assert_eq!(in_force.vanished(), ["64.0.0.0/24".parse().unwrap()]);
         assert!(in_force.lists_address("64.0.1.1".parse().unwrap()));
@@ -244,7 +244,7 @@ mod tests {
         let [one, two]: [String; 2] = [wide(64), wide(80)];
 
         let lists = vec![list("a", &one), list("b", &two)];
-        let rejection = InForce::new(lists, &Limits::default());
+        let rejection = ActiveRanges::new(lists, &Limits::default());
 
         assert!(matches!(rejection, Err(Rejection::OverBudget { .. })));
     }
@@ -277,7 +277,7 @@ mod tests {
             let mut lists = both("64.0.0.0/24", "64.0.1.0/24").lists().to_vec();
             lists[0].origin = one;
             lists[1].origin = two;
-            let in_force = InForce::new(lists, &Limits::default()).unwrap();
+            let in_force = ActiveRanges::new(lists, &Limits::default()).unwrap();
             in_force.age_seconds(at + STALE)
         };
 
@@ -289,8 +289,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn both(a: &str, b: &str) -> InForce {
-        InForce::new(vec![list("a", a), list("b", b)], &Limits::default()).unwrap()
+    fn both(a: &str, b: &str) -> ActiveRanges {
+        ActiveRanges::new(vec![list("a", a), list("b", b)], &Limits::default()).unwrap()
     }
 
     fn list(source: &str, text: &str) -> List {
@@ -298,7 +298,7 @@ mod tests {
         let set = RangeSet::check(feed, Families::Either, &Limits::default()).unwrap();
         List {
             source: source.to_owned(),
-            known: Known::new(set),
+            known: SourceRanges::new(set),
             origin: Origin::Baseline,
         }
     }

@@ -10,12 +10,12 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::ranges::InForce;
+use crate::ranges::ActiveRanges;
 use crate::sync::lock;
 
 /// What was seen of vanished ranges since they are known to have vanished.
-pub struct Sightings {
-    in_force: watch::Receiver<Arc<InForce>>,
+pub struct RangeUsage {
+    in_force: watch::Receiver<Arc<ActiveRanges>>,
     state: Mutex<State>,
 }
 
@@ -34,7 +34,7 @@ struct Watched {
 
 /// One range, and what was seen of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Sighting {
+pub struct UsedRange {
     /// The range.
     pub range: IpNet,
     /// For how long it is looked out for.
@@ -43,10 +43,10 @@ pub struct Sighting {
     pub seen_ago: Option<Duration>,
 }
 
-impl Sightings {
+impl RangeUsage {
     /// Nothing was seen yet.
     #[must_use]
-    pub fn new(in_force: watch::Receiver<Arc<InForce>>) -> Self {
+    pub fn new(in_force: watch::Receiver<Arc<ActiveRanges>>) -> Self {
         Self {
             in_force,
             state: Mutex::default(),
@@ -58,7 +58,7 @@ impl Sightings {
         let mut in_force = self.in_force.clone();
         loop {
             let now = Arc::clone(&in_force.borrow_and_update());
-            self.look_out(&now);
+            self.watch_ranges(&now);
             if in_force.changed().await.is_err() {
                 return;
             }
@@ -66,7 +66,7 @@ impl Sightings {
     }
 
     /// Looks out for the ranges that have vanished now, and for no others.
-    fn look_out(&self, in_force: &InForce) {
+    fn watch_ranges(&self, in_force: &ActiveRanges) {
         let watched = &mut lock(&self.state).watched;
         let mut old = std::mem::take(watched);
         for range in in_force.vanished() {
@@ -83,29 +83,29 @@ impl Sightings {
     }
 
     /// Notes an authenticated connection, for as long as the visit is held.
-    pub fn visit(&self, client: IpAddr) -> Visit<'_> {
+    pub fn visit(&self, client: IpAddr) -> ActiveClient<'_> {
         let client = client.to_canonical();
         let mut state = lock(&self.state);
         *state.open.entry(client).or_default() += 1;
         self.see([client].into_iter(), &mut state);
-        Visit {
-            sightings: self,
+        ActiveClient {
+            range_usage: self,
             client,
         }
     }
 
     /// What was seen so far.
     #[must_use]
-    pub fn report(&self) -> Vec<Sighting> {
+    pub fn report(&self) -> Vec<UsedRange> {
         let mut state = lock(&self.state);
         let open: Vec<_> = state.open.keys().copied().collect();
         self.see(open.into_iter(), &mut state);
-        let sightings = state.watched.iter().map(|watched| Sighting {
+        let range_usage = state.watched.iter().map(|watched| UsedRange {
             range: watched.range,
             watched: watched.since.elapsed(),
             seen_ago: watched.seen.map(|seen| seen.elapsed()),
         });
-        sightings.collect()
+        range_usage.collect()
     }
 
     /// Notes that these clients are here now, unless a range that is still listed explains them.
@@ -128,15 +128,15 @@ impl Sightings {
 
 /// An authenticated connection that is open.
 #[must_use]
-pub struct Visit<'a> {
-    sightings: &'a Sightings,
+pub struct ActiveClient<'a> {
+    range_usage: &'a RangeUsage,
     client: IpAddr,
 }
 
-impl Drop for Visit<'_> {
+impl Drop for ActiveClient<'_> {
     fn drop(&mut self) {
-        let state = &mut lock(&self.sightings.state);
-        self.sightings.see([self.client].into_iter(), state);
+        let state = &mut lock(&self.range_usage.state);
+        self.range_usage.see([self.client].into_iter(), state);
         if let Some(count) = state.open.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
@@ -149,71 +149,71 @@ impl Drop for Visit<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ranges::{Families, Feed, Known, Limits, List, Origin, RangeSet, Vanished};
+    use crate::ranges::{Families, Feed, Limits, List, Origin, RangeSet, SourceRanges, Vanished};
 
     #[tokio::test(start_paused = true)]
     async fn only_connections_that_no_listed_range_explains_keep_a_vanished_one() {
-        let sightings = sightings("64.16.0.0/12\n64.16.0.0/13", &["64.16.0.0/12"]);
+        let range_usage = range_usage("64.16.0.0/12\n64.16.0.0/13", &["64.16.0.0/12"]);
 
-        drop(sightings.visit("64.16.0.1".parse().unwrap()));
-        assert_eq!(sightings.report()[0].seen_ago, None);
-        drop(sightings.visit("::ffff:64.24.0.1".parse().unwrap()));
+        drop(range_usage.visit("64.16.0.1".parse().unwrap()));
+        assert_eq!(range_usage.report()[0].seen_ago, None);
+        drop(range_usage.visit("::ffff:64.24.0.1".parse().unwrap()));
         tokio::time::advance(Duration::from_secs(7)).await;
 
-        let sighting = sightings.report()[0];
+        let sighting = range_usage.report()[0];
         assert_eq!(sighting.seen_ago, Some(Duration::from_secs(7)));
         assert_eq!(sighting.watched, Duration::from_secs(7));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_seen_for_as_long_as_it_is_open() {
-        let sightings = sightings("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
+        let range_usage = range_usage("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
         let hour = Duration::from_secs(3600);
 
-        let visits = [(); 2].map(|()| sightings.visit("64.0.1.1".parse().unwrap()));
+        let visits = [(); 2].map(|()| range_usage.visit("64.0.1.1".parse().unwrap()));
         for visit in visits {
             tokio::time::advance(hour).await;
-            assert_eq!(sightings.report()[0].seen_ago, Some(Duration::ZERO));
+            assert_eq!(range_usage.report()[0].seen_ago, Some(Duration::ZERO));
             drop(visit);
         }
         tokio::time::advance(hour).await;
 
-        assert_eq!(sightings.report()[0].seen_ago, Some(hour));
-        assert!(lock(&sightings.state).open.is_empty());
+        assert_eq!(range_usage.report()[0].seen_ago, Some(hour));
+        assert!(lock(&range_usage.state).open.is_empty());
     }
 
     #[test]
     fn a_range_that_returns_is_not_looked_out_for_any_more() {
-        let sightings = sightings("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
-        assert_eq!(sightings.report().len(), 1);
+        let range_usage = range_usage("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
+        assert_eq!(range_usage.report().len(), 1);
 
-        sightings.look_out(&in_force("64.0.0.0/24\n64.0.1.0/24", &[]));
+        range_usage.watch_ranges(&in_force("64.0.0.0/24\n64.0.1.0/24", &[]));
 
-        assert_eq!(sightings.report(), []);
+        assert_eq!(range_usage.report(), []);
     }
 
-    fn sightings(text: &str, vanished: &[&str]) -> Sightings {
+    fn range_usage(text: &str, vanished: &[&str]) -> RangeUsage {
         let in_force = in_force(text, vanished);
         let (_sender, receiver) = watch::channel(Arc::new(in_force.clone()));
-        let sightings = Sightings::new(receiver);
-        sightings.look_out(&in_force);
-        sightings
+        let range_usage = RangeUsage::new(receiver);
+        range_usage.watch_ranges(&in_force);
+        range_usage
     }
 
-    fn in_force(text: &str, vanished: &[&str]) -> InForce {
+    fn in_force(text: &str, vanished: &[&str]) -> ActiveRanges {
         let limits = Limits::default();
         let feed = Feed::from_texts([text]).unwrap();
         let set = RangeSet::check(feed, Families::Either, &limits).unwrap();
         let vanished = vanished.iter().map(|range| Vanished {
             range: range.parse().unwrap(),
             missing_for: Duration::ZERO,
-            agreed: false,
+            approved: false,
         });
         let list = List {
             source: "a".to_owned(),
-            known: Known::with_vanished(set, vanished.collect()),
+            known: SourceRanges::with_vanished(set, vanished.collect()),
             origin: Origin::Baseline,
         };
-        InForce::new(vec![list], &limits).unwrap()
+        ActiveRanges::new(vec![list], &limits).unwrap()
     }
 }

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::refusal::is_disconnect;
 
 /// One side of a relay: a stream, and what is spoken in it.
-pub(super) struct End<S> {
+pub(super) struct Endpoint<S> {
     stream: S,
     layer: Layer,
     /// Nothing more comes from it.
@@ -33,7 +33,7 @@ enum Layer {
     Encrypted(Box<Connection>),
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
     /// A stream in clear text.
     pub(super) fn clear(stream: S) -> Self {
         Self {

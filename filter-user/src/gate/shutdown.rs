@@ -9,7 +9,7 @@ use tokio::sync::futures::Notified;
 
 /// What was said; the word only ever becomes more.
 #[derive(Debug, Default)]
-pub(super) struct Ending {
+pub(super) struct Signal {
     said: AtomicU8,
     ticks: AtomicU32,
     changed: Notify,
@@ -17,7 +17,7 @@ pub(super) struct Ending {
 
 /// What live connections are to do.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Word {
+pub(super) enum Order {
     /// Go on.
     GoOn,
     /// End as soon as no answer is being waited for.
@@ -28,20 +28,20 @@ pub(super) enum Word {
     TrustChanged,
 }
 
-impl Ending {
+impl Signal {
     /// Says it to all who listen, and to all who will.
-    pub(super) fn say(&self, word: Word) {
+    pub(super) fn say(&self, word: Order) {
         self.said.fetch_max(word as u8, Ordering::Release);
         self.changed.notify_waiters();
     }
 
     /// What was said so far.
-    pub(super) fn word(&self) -> Word {
+    pub(super) fn word(&self) -> Order {
         match self.said.load(Ordering::Acquire) {
-            0 => Word::GoOn,
-            1 => Word::Drain,
-            2 => Word::Stop,
-            _ => Word::TrustChanged,
+            0 => Order::GoOn,
+            1 => Order::Drain,
+            2 => Order::Stop,
+            _ => Order::TrustChanged,
         }
     }
 

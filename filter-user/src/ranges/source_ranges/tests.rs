@@ -31,11 +31,11 @@ fn a_list_that_adds_more_than_a_quarter_of_the_addresses_is_refused() {
 #[test]
 fn a_list_that_goes_back_to_what_was_before_an_agreed_growth_needs_neither_grace_nor_approval() {
     let much = format!("{FOUR}\n8.0.0.0/9");
-    let agreed = Terms {
+    let approved = MergePolicy {
         large_change: LargeChange::Agreed,
         ..terms(Duration::ZERO, &LIMITS)
     };
-    let grown = known(FOUR).merge(&check(&much), &agreed).unwrap();
+    let grown = known(FOUR).merge(&check(&much), &approved).unwrap();
     let confirmed = merge(&grown, &much, 3600).unwrap();
     let added = "8.1.2.3".parse().unwrap();
     assert!(confirmed.set().contains(added));
@@ -95,7 +95,7 @@ fn a_range_that_somebody_comes_from_stays_beyond_its_grace() {
     let known = merge(&known(FOUR), THREE, 0).unwrap();
     let fourth = [fourth()];
     let after = |idle| {
-        let terms = Terms {
+        let terms = MergePolicy {
             idle,
             ..terms(GRACE, &LIMITS)
         };
@@ -151,12 +151,12 @@ fn a_list_that_shrinks_step_by_step_is_refused_as_well() {
 #[test]
 fn a_shrinking_that_was_agreed_to_still_waits_and_is_not_refused_again() {
     let half = "192.0.4.0/23\n2a00::/32";
-    let agreed = Terms {
+    let approved = MergePolicy {
         large_change: LargeChange::Agreed,
         ..terms(Duration::ZERO, &LIMITS)
     };
 
-    let merged = known(FOUR).merge(&check(half), &agreed).unwrap();
+    let merged = known(FOUR).merge(&check(half), &approved).unwrap();
     let still = merge(&merged, half, GRACE.as_secs() - 1).unwrap();
     let gone = merge(&still, half, 1).unwrap();
     let further = merge(&still, "192.0.4.0/24\n2a00::/32", 0).unwrap_err();
@@ -194,7 +194,7 @@ struct Answer {
     body: String,
     /// Which of the blocks somebody came from.
     in_use: BTreeSet<u8>,
-    agreed: bool,
+    approved: bool,
 }
 
 /// All of history, and a set of addresses: slow, and nothing but the rule.
@@ -204,7 +204,7 @@ struct Model {
     taken: Vec<(u64, BTreeSet<u8>)>,
     in_force: BTreeSet<u8>,
     /// Blocks that went with an agreed shrinking and did not come back.
-    agreed: BTreeSet<u8>,
+    approved: BTreeSet<u8>,
     /// Blocks that were there before an agreed growth.
     before_growth: Option<BTreeSet<u8>>,
 }
@@ -219,10 +219,10 @@ impl Model {
                 before = None;
             }
         }
-        let expected: BTreeSet<_> = in_force.difference(&self.agreed).copied().collect();
+        let expected: BTreeSet<_> = in_force.difference(&self.approved).copied().collect();
         let lost = expected.difference(list).count();
         let grows = list.difference(&in_force).count() * 4 > in_force.len();
-        if !answer.agreed && (lost * 4 > expected.len() || grows) {
+        if !answer.approved && (lost * 4 > expected.len() || grows) {
             return false;
         }
         self.before_growth = match grows {
@@ -243,11 +243,11 @@ impl Model {
                 self.in_force.remove(block);
             }
         }
-        if answer.agreed {
-            self.agreed.extend(&missing);
+        if answer.approved {
+            self.approved.extend(&missing);
         }
         self.in_force.extend(list);
-        self.agreed
+        self.approved
             .retain(|block| !list.contains(block) && self.in_force.contains(block));
         true
     }
@@ -268,10 +268,10 @@ proptest! {
             let before = known.clone();
             let idle = (0..BLOCKS).filter(|block| !answer.in_use.contains(block));
             let idle: Vec<_> = idle.map(range).collect();
-            let terms = Terms {
+            let terms = MergePolicy {
                 passed: Duration::from_secs(now - last),
                 idle: Idle::Only(&idle),
-                large_change: if answer.agreed { LargeChange::Agreed } else { LargeChange::Refuse },
+                large_change: if answer.approved { LargeChange::Agreed } else { LargeChange::Refuse },
                 ..terms(Duration::ZERO, &LIMITS)
             };
             let list = Feed::parse(answer.body.as_bytes(), &Format::Cloudflare).ok();
@@ -340,11 +340,11 @@ fn answers() -> impl Strategy<Value = Vec<Answer>> {
     let body = prop_oneof![8 => body, 1 => Just(String::new()), 1 => Just("{}".to_owned())];
     let in_use = prop::collection::btree_set(0..BLOCKS, 0..3);
     let answer = (0..GRACE.as_secs(), body, in_use, prop::bool::weighted(0.2));
-    let answer = answer.prop_map(|(after, body, in_use, agreed)| Answer {
+    let answer = answer.prop_map(|(after, body, in_use, approved)| Answer {
         after,
         body,
         in_use,
-        agreed,
+        approved,
     });
     prop::collection::vec(answer, 1..40)
 }
@@ -395,19 +395,19 @@ fn check(text: &str) -> RangeSet {
     RangeSet::check(Feed::from_texts([text]).unwrap(), Families::Both, &LIMITS).unwrap()
 }
 
-fn known(text: &str) -> Known {
-    Known::new(check(text))
+fn known(text: &str) -> SourceRanges {
+    SourceRanges::new(check(text))
 }
 
-fn merge(known: &Known, fetched: &str, passed: u64) -> Result<Known, Rejection> {
+fn merge(known: &SourceRanges, fetched: &str, passed: u64) -> Result<SourceRanges, Rejection> {
     known.merge(
         &check(fetched),
         &terms(Duration::from_secs(passed), &LIMITS),
     )
 }
 
-fn terms(passed: Duration, limits: &Limits) -> Terms<'_> {
-    Terms {
+fn terms(passed: Duration, limits: &Limits) -> MergePolicy<'_> {
+    MergePolicy {
         passed,
         grace: GRACE,
         idle: Idle::All,

@@ -12,10 +12,12 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::StartHandshake;
 
 use super::proxy;
-use super::refusal::{Refusal, What};
+use super::refusal::{Limit, Refusal};
 
 /// Reads the ClientHello.
-pub(super) async fn read_hello(stream: TcpStream) -> Result<StartHandshake<Bounded>, Refusal> {
+pub(super) async fn read_hello(
+    stream: TcpStream,
+) -> Result<StartHandshake<LimitedStream>, Refusal> {
     let mut first = [0; proxy::HEADER_BEGINS];
     let first = match stream.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(Refusal::Closed),
@@ -23,7 +25,7 @@ pub(super) async fn read_hello(stream: TcpStream) -> Result<StartHandshake<Bound
     };
     judge(first)?;
     stream.set_nodelay(true).map_err(|_gone| Refusal::Closed)?;
-    let bounded = Bounded {
+    let bounded = LimitedStream {
         stream,
         left: HELLO_MAX,
     };
@@ -45,26 +47,26 @@ pub(super) fn judge(first: &[u8]) -> Result<(), Refusal> {
 }
 
 /// A stream of which only so much is read before the handshake is over.
-pub(super) struct Bounded {
+pub(super) struct LimitedStream {
     stream: TcpStream,
     left: usize,
 }
 
-impl Bounded {
+impl LimitedStream {
     /// The stream, without bounds.
     pub(super) fn into_inner(self) -> TcpStream {
         self.stream
     }
 }
 
-impl AsyncRead for Bounded {
+impl AsyncRead for LimitedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            let refusal = Refusal::TooMany(What::HelloBytes);
+            let refusal = Refusal::TooMany(Limit::HelloBytes);
             return Poll::Ready(Err(io::Error::other(refusal)));
         }
         let wanted = buffer.remaining().min(self.left);
@@ -77,7 +79,7 @@ impl AsyncRead for Bounded {
     }
 }
 
-impl AsyncWrite for Bounded {
+impl AsyncWrite for LimitedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
