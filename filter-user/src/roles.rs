@@ -270,6 +270,25 @@ struct Running {
 }
 
 impl Running {
+    fn new(
+        config: watch::Sender<Arc<Config>>,
+        roles: Vec<Role>,
+        approvals: mpsc::Sender<Vec<String>>,
+    ) -> Self {
+        Self {
+            sockets: Sockets::default(),
+            wake: Arc::new(Notify::new()),
+            approvals,
+            filter: None,
+            gate: None,
+            refresh: None,
+            config,
+            roles,
+            confined: None,
+            reloads: watch::Sender::default(),
+        }
+    }
+
     fn pulse(&self) -> Pulse {
         let (filter, gate) = (self.filter.as_ref(), self.gate.as_ref());
         Pulse::new(filter, gate, self.refresh.as_ref())

@@ -135,6 +135,7 @@ fn metrics_are_told_where_nothing_else_of_ours_is() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn a_misspelt_source_is_refused() {
     for (bad, words) in [
         (

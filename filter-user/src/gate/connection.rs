@@ -61,6 +61,7 @@ impl Gate {
         }
     }
 
+    /// The way in: each step takes the proof of the one before, and the first refusal ends it.
     async fn admit(
         &self,
         arrival: Box<Arrival>,
@@ -75,36 +76,81 @@ impl Gate {
         let in_use = self.in_use();
         let deadline = started + in_use.handshake;
         let mut admission = self.limits.arrive(&in_use.allowed)?;
-        let mut ends = ConnectionAddrs {
+
+        let reading = self.addresses(&mut stream, client, deadline);
+        let addresses = or_superseded(&mut admission, reading).await?;
+        about.client = addresses.client;
+        self.check_source(addresses.client)?;
+        admission.await_hello(addresses.client.ip(), &in_use.allowed)?;
+
+        let hello = or_superseded(&mut admission, hello(stream, deadline)).await?;
+        let name = hello.client_hello().server_name().map(str::to_owned);
+        let (hello, policy) = self
+            .find_policy(hello, &mut admission, about, deadline)
+            .await?;
+        let shaking = shake_hands(hello, &policy, deadline);
+        let stream = or_superseded(&mut admission, shaking).await?;
+        let (policy, peer) = match self.judge(name.as_deref(), &stream) {
+            Ok(judged) => judged,
+            Err(refusal) => {
+                admission.handshake_done();
+                linger(stream.into_inner().0, deadline).await;
+                return Err(refusal);
+            }
+        };
+        self.metrics.handshake(started.elapsed().as_secs_f64());
+        admission.handshake_done();
+        self.tell_of_peer(&policy, &peer, about.client);
+
+        let of_host = Counted::one_more(Arc::clone(&policy.connections), policy.max_connections);
+        let of_host = of_host.ok_or(Refusal::TooMany(Limit::HostConnections))?;
+        let visit = self.range_usage.visit(about.client.ip());
+        let upstream = self
+            .dial(&policy, &peer, addresses, &stream, deadline)
+            .await?;
+        let (stream, session) = stream.into_inner();
+        let client = Endpoint::encrypted(stream.into_inner(), Connection::from(session));
+        Ok(Box::new(Admitted {
+            relay: Relay::new(client, upstream),
+            policy,
+            _held: (admission, visit, permit, of_host),
+        }))
+    }
+
+    /// The addresses of a connection: a balancer that is named may pass on its client's.
+    async fn addresses(
+        &self,
+        stream: &mut TcpStream,
+        client: SocketAddr,
+        deadline: Instant,
+    ) -> Result<ConnectionAddrs, Refusal> {
+        let direct = ConnectionAddrs {
             client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
-        if is_one_of(&in_use.proxy_from, ends.client) {
-            let reading = timeout_at(deadline, proxy::read(&mut stream));
-            let told = tokio::select! {
-                biased;
-                told = reading => told.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?,
-                refusal = admission.superseded() => return Err(refusal),
-            };
-            ends = told.unwrap_or(ends);
-            about.client = ends.client;
+        if !is_one_of(&self.in_use().proxy_from, client) {
+            return Ok(direct);
         }
-        let client = ends.client;
-        self.check_source(client)?;
-        admission.await_hello(client.ip(), &in_use.allowed)?;
+        let read = timeout_at(deadline, proxy::read(stream)).await;
+        let passed_on = read.unwrap_or(Err(Refusal::Timeout(Phase::ProxyHeader)))?;
+        Ok(passed_on.unwrap_or(direct))
+    }
 
-        let hello = tokio::select! {
-            biased;
-            hello = timeout_at(deadline, read_hello(stream)) => {
-                hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))?
-            }
-            refusal = admission.superseded() => return Err(refusal),
-        };
-        let name = hello.client_hello().server_name().map(str::to_owned);
-        // Who was slow to greet is judged by what is in force now.
+    /// The policy for the name that a client has said, to which it is charged from now on; no
+    /// certificate is shown for a name that is not served.
+    async fn find_policy(
+        &self,
+        hello: StartHandshake<LimitedStream>,
+        admission: &mut Admission<'_>,
+        about: &mut About,
+        deadline: Instant,
+    ) -> Result<(StartHandshake<LimitedStream>, Arc<Policy>), Refusal> {
+        // A client that was slow to greet is judged by what is active now.
         let in_use = self.in_use();
-        let policy = match in_use.policies.find(name.as_deref()) {
-            Ok(policy) => Arc::clone(policy),
+        let client = about.client;
+        let found = in_use.policies.find(hello.client_hello().server_name());
+        let policy = match found.map(Arc::clone) {
+            Ok(policy) => policy,
             Err(refusal) => {
                 admission.name_host(client.ip(), "", &in_use.allowed)?;
                 // What is left to do takes no room from handshakes.
@@ -121,52 +167,29 @@ impl Gate {
             host = policy.label(),
             "server certificate shown"
         );
+        Ok((hello, policy))
+    }
 
-        let stream = tokio::select! {
-            biased;
-            stream = shake_hands(hello, &policy, deadline) => stream?,
-            refusal = admission.superseded() => return Err(refusal),
-        };
-        let (policy, peer) = match self.judge(name.as_deref(), &stream) {
-            Ok(judged) => judged,
-            Err(refusal) => {
-                admission.handshake_done();
-                linger(stream.into_inner().0, deadline).await;
-                return Err(refusal);
-            }
-        };
-        self.metrics.handshake(started.elapsed().as_secs_f64());
-        admission.handshake_done();
-        self.tell_of_peer(&policy, &peer, client);
-        let of_host = Counted::one_more(Arc::clone(&policy.connections), policy.max_connections);
-        let of_host = of_host.ok_or(Refusal::TooMany(Limit::HostConnections))?;
-
-        let visit = self.range_usage.visit(client.ip());
+    async fn dial(
+        &self,
+        policy: &Policy,
+        peer: &VerifiedPeer,
+        addresses: ConnectionAddrs,
+        stream: &TlsStream<LimitedStream>,
+        deadline: Instant,
+    ) -> Result<Endpoint<upstream::Stream>, Refusal> {
         let id = self.ids.next();
-        let upstream = dial(
-            &policy,
-            &peer,
-            ends,
-            &stream,
-            &id,
-            deadline.min(Instant::now() + in_use.connect),
-        )
-        .await?;
+        let deadline = deadline.min(Instant::now() + self.in_use().connect);
+        let upstream = dial(policy, peer, addresses, stream, &id, deadline).await?;
         debug!(
             id = "connection-relayed",
-            %client,
+            client = %addresses.client,
             host = policy.label(),
             upstream = %policy.dialer().upstream,
             connection_id = id,
             "relayed"
         );
-        let (stream, session) = stream.into_inner();
-        let client = Endpoint::encrypted(stream.into_inner(), Connection::from(session));
-        Ok(Box::new(Admitted {
-            relay: Relay::new(client, upstream),
-            policy,
-            _held: (admission, visit, permit, of_host),
-        }))
+        Ok(upstream)
     }
 
     /// Judges the peer of a finished handshake by the policy of now: another may have been put in
@@ -312,6 +335,26 @@ impl Host {
 }
 
 /// Finishes the handshake by the host's policy.
+/// What comes of a step, unless the connection has to make room for others meanwhile.
+async fn or_superseded<T>(
+    admission: &mut Admission<'_>,
+    step: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    tokio::select! {
+        biased;
+        done = step => done,
+        refusal = admission.superseded() => Err(refusal),
+    }
+}
+
+async fn hello(
+    stream: TcpStream,
+    deadline: Instant,
+) -> Result<StartHandshake<LimitedStream>, Refusal> {
+    let hello = timeout_at(deadline, read_hello(stream)).await;
+    hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))
+}
+
 async fn shake_hands(
     hello: StartHandshake<LimitedStream>,
     policy: &Policy,

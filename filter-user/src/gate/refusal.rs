@@ -323,6 +323,7 @@ impl Refusal {
 
     /// What the operator should do next.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     pub fn advice(self) -> &'static str {
         match self {
             Self::NoCertificate => {

@@ -23,7 +23,7 @@ use super::tasks::Tasks;
 use crate::config::{self, Config, ConfigError};
 use crate::gate::{self, Broken, Gate, Loaded};
 use crate::host::file::{self, FileId, Watch};
-use crate::host::systemd::Inherited;
+use crate::host::systemd::{self, Inherited};
 use crate::observe::{Finding, Metrics};
 use crate::report::chain;
 use crate::sync::lock;
@@ -71,7 +71,6 @@ impl GateRole {
         mut inherited: Vec<Inherited>,
     ) -> Result<Bound, StartError> {
         let mut sockets = Vec::new();
-        let mut unanswered = Vec::new();
         let mut without_ipv6 = Vec::new();
         let mut bound = Vec::new();
         for address in &config.listen {
@@ -107,39 +106,8 @@ impl GateRole {
             return Err(StartError::NoIpv6 { address: *address });
         }
         inherited.retain(|it| !config.listen.contains(&it.address));
-        for Inherited {
-            socket,
-            address,
-            is_ours,
-        } in inherited
-        {
-            if !is_ours {
-                unanswered.push(address);
-                // A socket unit would take it for a failure of its own if we hung up.
-                warn!(
-                    id = "socket-unanswered",
-                    %address,
-                    "a socket was handed over that `gate.listen` does not name: whoever connects \
-                     there waits in vain; take it out of `pullgate-gate.socket`"
-                );
-                continue;
-            }
-            warn!(
-                id = "socket-closed",
-                %address,
-                "a socket was handed over that `gate.listen` does not name, and is closed"
-            );
-            // As it hangs up by this, the service manager lets go of it (sd_notify(3), FDPOLL).
-            if let Err(error) = shutdown(&socket, Shutdown::Both) {
-                warn!(
-                    id = "socket-not-closed",
-                    %error,
-                    %address,
-                    "a listening socket cannot be closed"
-                );
-            }
-        }
-        crate::host::systemd::store(&bound);
+        let unanswered = inherited.iter().filter_map(leave).collect();
+        systemd::store(&bound);
         Ok(Bound {
             sockets,
             unanswered,
@@ -410,6 +378,37 @@ impl GateRole {
             }
         }
     }
+}
+
+/// Hangs up a socket that `gate.listen` does not name, and that was kept for us; returns the address of
+/// any other.
+fn leave(inherited: &Inherited) -> Option<SocketAddr> {
+    let address = inherited.address;
+    if !inherited.is_ours {
+        // A socket unit would take it for a failure of its own if we hung up.
+        warn!(
+            id = "socket-unanswered",
+            %address,
+            "a socket was handed over that `gate.listen` does not name: clients that connect there \
+             hang; take it out of `pullgate-gate.socket`"
+        );
+        return Some(address);
+    }
+    warn!(
+        id = "socket-closed",
+        %address,
+        "a socket was handed over that `gate.listen` does not name, and is closed"
+    );
+    // As it hangs up by this, the service manager lets go of it (sd_notify(3), FDPOLL).
+    if let Err(error) = shutdown(&inherited.socket, Shutdown::Both) {
+        warn!(
+            id = "socket-not-closed",
+            %error,
+            %address,
+            "a listening socket cannot be closed"
+        );
+    }
+    None
 }
 
 /// Reads what the gate needs, by this host's clock.

@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use rustix::thread::CapabilitySet;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
 
 use super::access;
@@ -34,7 +35,7 @@ use crate::host::systemd::Inherited;
 use crate::host::{socket, systemd};
 use crate::observe::{Finding, Metrics, http};
 use crate::ranges::ActiveRanges;
-use crate::refresh::Refresher;
+use crate::refresh::{Progress, Refresher};
 use crate::report::chain;
 use crate::role::Role;
 use crate::snapshot::{self, Follower};
@@ -158,53 +159,11 @@ impl Plan {
         let config = &Arc::clone(&self.config.borrow());
         let (approvals, approved) = mpsc::channel(1);
         let mut approved = Some(approved);
-        let mut running = Running {
-            sockets: Sockets::default(),
-            wake: Arc::new(Notify::new()),
-            approvals,
-            filter: None,
-            gate: None,
-            refresh: None,
-            config: self.config,
-            roles: self.roles.clone(),
-            confined: self.confined,
-            reloads: watch::Sender::default(),
-        };
+        let mut running = Running::new(self.config, self.roles.clone(), approvals);
+        running.confined = self.confined;
         // The sockets first: a second instance must not get any further.
-        let mut listeners = Vec::new();
-        for role in &self.roles {
-            let path = config.paths.socket(*role);
-            let listener =
-                socket::bind(&path).map_err(|source| StartError::socket(&path, source))?;
-            listeners.push((*role, listener));
-            let ours = file::stamp(&path);
-            running.sockets.0.push((path, ours));
-        }
-
-        let (mut asked, mut untold) = (BTreeMap::new(), BTreeMap::new());
-        for (role, Located { value, place }) in &config.metrics {
-            if !self.roles.contains(role) {
-                continue;
-            }
-            let listener = match value {
-                Target::Tcp(address) => http::Listener::tcp(*address),
-                Target::Unix(path) => http::Listener::unix(path),
-            };
-            let listener = match listener {
-                Ok(listener) => listener,
-                // What is not told must not keep the host from being protected.
-                Err(error) => {
-                    let finding = metrics_disabled(&error).at(place);
-                    finding.log();
-                    untold.insert(*role, finding);
-                    continue;
-                }
-            };
-            asked.insert(*role, listener);
-            if let Target::Unix(path) = value {
-                running.sockets.0.push((path.clone(), file::stamp(path)));
-            }
-        }
+        let listeners = bind_status(config, &self.roles, &mut running.sockets)?;
+        let (mut asked, mut untold) = bind_metrics(config, &self.roles, &mut running.sockets);
 
         // A port that is taken must be known before anything is attached.
         let bound = match (&config.gate, &self.loaded) {
@@ -240,34 +199,25 @@ impl Plan {
                     let Some(approvals) = approved.take() else {
                         continue;
                     };
-                    let (progress, told) = watch::channel(Vec::new());
-                    running.refresh = Some(told.clone());
-                    view.progress = Some(told);
-                    let refresher = Refresher {
-                        config: running.config.subscribe(),
-                        snapshot: config.paths.snapshot(),
-                        metrics: self.metrics.clone(),
-                        now: SystemTime::now,
-                        idle: Arc::new(client::idle_ranges),
-                        wake: Arc::clone(&running.wake),
-                        approvals,
-                        progress,
-                    };
-                    let in_force = ActiveRanges::clone(&in_force.borrow());
-                    tasks.spawn(refresher.run(in_force));
+                    let active = ActiveRanges::clone(&in_force.borrow());
+                    let progress = start_ranges(&running, active, approvals, &self.metrics, tasks);
+                    running.refresh = Some(progress.clone());
+                    view.progress = Some(progress);
                 }
                 Role::Gate => {
-                    let (Some(gate), Some((loaded, read, bound))) = (&config.gate, loaded.take())
-                    else {
+                    let Some((loaded, read, bound)) = loaded.take() else {
                         continue;
                     };
-                    let table = compiled(running.config.subscribe(), in_force.clone(), tasks)?;
-                    let metrics = &self.metrics;
-                    let broken = sentence(&loaded);
-                    let shared = Gate::new(gate, loaded, table, in_force.clone(), metrics.clone());
-                    let config = running.config.subscribe();
-                    let gate_role =
-                        GateRole::start(config, (shared, broken), read, bound, metrics, tasks)?;
+                    let followed = (running.config.subscribe(), in_force.clone());
+                    let gate_role = start_gate(
+                        config,
+                        followed,
+                        (loaded, read),
+                        bound,
+                        &self.metrics,
+                        tasks,
+                    )?;
+                    let Some(gate_role) = gate_role else { continue };
                     view.gate = Some(gate_role.clone());
                     running.gate = Some(gate_role);
                 }
@@ -281,6 +231,98 @@ impl Plan {
         tasks.spawn(follower.run());
         Ok(running)
     }
+}
+
+fn bind_status(
+    config: &Config,
+    roles: &[Role],
+    sockets: &mut Sockets,
+) -> Result<Vec<(Role, UnixListener)>, StartError> {
+    let mut listeners = Vec::new();
+    for role in roles {
+        let path = config.paths.socket(*role);
+        let listener = socket::bind(&path).map_err(|source| StartError::socket(&path, source))?;
+        listeners.push((*role, listener));
+        let ours = file::stamp(&path);
+        sockets.0.push((path, ours));
+    }
+    Ok(listeners)
+}
+
+/// Starts to ask the sources, and returns what becomes of each.
+fn start_ranges(
+    running: &Running,
+    active: ActiveRanges,
+    approvals: mpsc::Receiver<Vec<String>>,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> watch::Receiver<Vec<Progress>> {
+    let (progress, seen) = watch::channel(Vec::new());
+    let refresher = Refresher {
+        config: running.config.subscribe(),
+        snapshot: running.config.borrow().paths.snapshot(),
+        metrics: metrics.clone(),
+        now: SystemTime::now,
+        idle: Arc::new(client::idle_ranges),
+        wake: Arc::clone(&running.wake),
+        approvals,
+        progress,
+    };
+    tasks.spawn(refresher.run(active));
+    seen
+}
+
+/// Binds the metrics endpoint of each role that has one, or says why it is disabled: that keeps no host from
+/// being protected.
+fn bind_metrics(
+    config: &Config,
+    roles: &[Role],
+    sockets: &mut Sockets,
+) -> (BTreeMap<Role, http::Listener>, BTreeMap<Role, Finding>) {
+    let (mut bound, mut disabled) = (BTreeMap::new(), BTreeMap::new());
+    let metrics = config.metrics.iter();
+    for (role, Located { value, place }) in metrics.filter(|(role, _)| roles.contains(role)) {
+        let listener = match value {
+            Target::Tcp(address) => http::Listener::tcp(*address),
+            Target::Unix(path) => http::Listener::unix(path),
+        };
+        match listener {
+            Ok(listener) => {
+                bound.insert(*role, listener);
+                if let Target::Unix(path) = value {
+                    sockets.0.push((path.clone(), file::stamp(path)));
+                }
+            }
+            Err(error) => {
+                let finding = metrics_disabled(&error).at(place);
+                finding.log();
+                disabled.insert(*role, finding);
+            }
+        }
+    }
+    (bound, disabled)
+}
+
+/// Starts the gate, if the configuration describes one.
+fn start_gate(
+    config: &Config,
+    (followed, active): (
+        watch::Receiver<Arc<Config>>,
+        watch::Receiver<Arc<ActiveRanges>>,
+    ),
+    (loaded, read): (Loaded, Vec<Option<FileId>>),
+    bound: Bound,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> Result<Option<GateRole>, StartError> {
+    let Some(gate) = &config.gate else {
+        return Ok(None);
+    };
+    let table = compiled(followed.clone(), active.clone(), tasks)?;
+    let broken = sentence(&loaded);
+    let shared = Gate::new(gate, loaded, table, active, metrics.clone());
+    let role = GateRole::start(followed, (shared, broken), read, bound, metrics, tasks)?;
+    Ok(Some(role))
 }
 
 /// Looks at everything that the configuration names for these roles, and changes nothing.

@@ -61,12 +61,32 @@ pub fn loaded_interface(
 ///
 /// Returns [`XdpError::Frame`] if the addresses are of two families, or there are too many tags.
 pub fn frame(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
-    let invalid = |problem| XdpError::Frame { problem };
-    let protocol = if probe.is_udp {
-        IpNumber::UDP
-    } else {
-        IpNumber::TCP
+    let (ethertype, packet) = packet(probe, &transport(probe)?)?;
+    let mut frame = Vec::new();
+    // What follows a header: another tag, or the packet.
+    let follows = |tags: usize| match probe.vlans.get(tags) {
+        Some(_) => EtherType::VLAN_TAGGED_FRAME,
+        None => ethertype,
     };
+    let ethernet = Ethernet2Header {
+        ether_type: follows(0),
+        ..Ethernet2Header::default()
+    };
+    let mut written = ethernet.write(&mut frame);
+    for (number, vlan) in (1..).zip(probe.vlans) {
+        let tag = SingleVlanHeader {
+            vlan_id: VlanId::try_new(*vlan).map_err(|_too_big| invalid("the VLAN number"))?,
+            ether_type: follows(number),
+            ..SingleVlanHeader::default()
+        };
+        written = written.and_then(|()| tag.write(&mut frame));
+    }
+    written.map_err(|_to_a_vector| invalid("the Ethernet header"))?;
+    frame.extend(packet);
+    Ok(frame)
+}
+
+fn transport(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
     let mut transport = Vec::new();
     let written = if probe.is_udp {
         let header = UdpHeader::without_ipv4_checksum(SOURCE_PORT, probe.port, 0);
@@ -77,7 +97,15 @@ pub fn frame(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
         header.write(&mut transport)
     };
     written.map_err(|_to_a_vector| invalid("the transport header"))?;
+    Ok(transport)
+}
 
+/// The IP packet, and its EtherType.
+fn packet(probe: &Probe<'_>, transport: &[u8]) -> Result<(EtherType, Vec<u8>), XdpError> {
+    let protocol = match probe.is_udp {
+        true => IpNumber::UDP,
+        false => IpNumber::TCP,
+    };
     let offset = IpFragOffset::try_new(if probe.is_fragment { FRAGMENT_AT } else { 0 });
     let offset = offset.map_err(|_too_big| invalid("the fragment's offset"))?;
     let mut packet = Vec::new();
@@ -120,29 +148,11 @@ pub fn frame(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
     };
     written.map_err(|_to_a_vector| invalid("the IP header"))?;
     packet.extend(transport);
+    Ok((ethertype, packet))
+}
 
-    let mut frame = Vec::new();
-    // What follows a header: another tag, or the packet.
-    let follows = |tags: usize| match probe.vlans.get(tags) {
-        Some(_) => EtherType::VLAN_TAGGED_FRAME,
-        None => ethertype,
-    };
-    let ethernet = Ethernet2Header {
-        ether_type: follows(0),
-        ..Ethernet2Header::default()
-    };
-    let mut written = ethernet.write(&mut frame);
-    for (number, vlan) in (1..).zip(probe.vlans) {
-        let tag = SingleVlanHeader {
-            vlan_id: VlanId::try_new(*vlan).map_err(|_too_big| invalid("the VLAN number"))?,
-            ether_type: follows(number),
-            ..SingleVlanHeader::default()
-        };
-        written = written.and_then(|()| tag.write(&mut frame));
-    }
-    written.map_err(|_to_a_vector| invalid("the Ethernet header"))?;
-    frame.extend(packet);
-    Ok(frame)
+fn invalid(problem: &'static str) -> XdpError {
+    XdpError::Frame { problem }
 }
 
 /// Lets the loaded program of an interface judge `frame`, and returns what it counted that as; `None`

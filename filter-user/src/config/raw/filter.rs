@@ -101,38 +101,38 @@ impl RawPort {
     }
 }
 
+fn interfaces(raw: Spanned<RawInterfaces>, source: &Source<'_>) -> Result<Interfaces, ConfigError> {
+    let place = source.place(raw.span().start, FIELD);
+    let names = match raw.into_inner() {
+        RawInterfaces::Auto => return Ok(Interfaces::Auto),
+        RawInterfaces::Named(names) if names.is_empty() => {
+            return Err(place
+                .error("is empty; name the interfaces that face the internet, or write \"auto\""));
+        }
+        RawInterfaces::Named(names) if names.iter().any(|name| name.as_ref() == "auto") => {
+            return Err(place.error("write \"auto\" by itself, without brackets"));
+        }
+        RawInterfaces::Named(names) => names,
+    };
+    let mut unique: Vec<Located<String>> = Vec::new();
+    for name in names.into_iter().map(|name| located(source, name, FIELD)) {
+        if !is_interface_name(&name.value) {
+            return Err(name.place.error(format_args!(
+                "`{}` cannot be an interface's name; `ip link` lists those that exist",
+                name.value
+            )));
+        }
+        if unique.iter().all(|other| other.value != name.value) {
+            unique.push(name);
+        }
+    }
+    Ok(Interfaces::Named(unique))
+}
+
 impl Raw {
     pub(super) fn convert(self, source: &Source<'_>) -> Result<Filter, ConfigError> {
         let at = |span: usize, field| source.place(span, format!("filter.{field}"));
-        let interfaces_at = at(self.interfaces.span().start, "interfaces");
-        let interfaces = match self.interfaces.into_inner() {
-            RawInterfaces::Auto => Interfaces::Auto,
-            RawInterfaces::Named(names) if names.is_empty() => {
-                return Err(interfaces_at.error(
-                    "is empty; name the interfaces that face the internet, or write \"auto\"",
-                ));
-            }
-            RawInterfaces::Named(names) if names.iter().any(|name| name.as_ref() == "auto") => {
-                return Err(interfaces_at.error("write \"auto\" by itself, without brackets"));
-            }
-            RawInterfaces::Named(names) => {
-                let names = names.into_iter();
-                let located = names.map(|name| located(source, name, "filter.interfaces"));
-                let mut unique: Vec<Located<String>> = Vec::new();
-                for name in located {
-                    if !is_interface_name(&name.value) {
-                        return Err(name.place.error(format_args!(
-                            "`{}` cannot be an interface's name; `ip link` lists those that exist",
-                            name.value
-                        )));
-                    }
-                    if unique.iter().all(|other| other.value != name.value) {
-                        unique.push(name);
-                    }
-                }
-                Interfaces::Named(unique)
-            }
-        };
+        let interfaces = interfaces(self.interfaces, source)?;
         let ports_at = at(self.ports.span().start, "ports");
         let mut ports: Vec<u16> = self
             .ports
@@ -195,4 +195,5 @@ fn nothing<T>() -> Spanned<Vec<T>> {
     Spanned::new(0..0, Vec::new())
 }
 
+const FIELD: &str = "filter.interfaces";
 const SSH: u16 = 22;
