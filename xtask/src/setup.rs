@@ -55,6 +55,11 @@ pub(crate) fn cargo_fuzz() -> anyhow::Result<()> {
     tool("cargo-fuzz", CARGO_FUZZ, &[])
 }
 
+/// The judge of dependencies.
+pub(crate) fn cargo_deny() -> anyhow::Result<()> {
+    tool("cargo-deny", CARGO_DENY, &[])
+}
+
 /// The maker of Debian packages.
 pub(crate) fn cargo_deb() -> anyhow::Result<()> {
     tool("cargo-deb", CARGO_DEB, &[])
@@ -200,6 +205,7 @@ const DEBIAN: &str = "bookworm";
 /// The newest that builds with the LLVM inside the pinned toolchain.
 const BPF_LINKER: &str = "0.10.4";
 const CARGO_DEB: &str = "3.8.0";
+const CARGO_DENY: &str = "0.20.2";
 const CARGO_FUZZ: &str = "0.13.2";
 /// What the lab, the tests and the benchmarks run.
 const PACKAGES: [&str; 24] = [
