@@ -41,7 +41,7 @@ fn main() {
     let file = Path::new(&file);
     let config = Config::parse(file, &fs::read_to_string(file).unwrap()).unwrap();
     for name in ["nobody", "filter", "ranges", "gate", "another"] {
-        fs::create_dir_all(config.paths.run.join(name)).unwrap();
+        fs::create_dir_all(config.boot.paths.run.join(name)).unwrap();
     }
     // What was open before stays open, so nothing may be.
     if role != "nobody" {
@@ -62,22 +62,22 @@ fn attempt(role: &str, file: &Path, config: &Config, port: u16) {
     let errno = |outcome: nix::Result<()>| outcome.map_err(io::Error::from);
     tell("read the configuration", fs::read(file).map(drop));
     tell("write a status socket's directory", {
-        let path = config.paths.run.join(role).join("attempt");
+        let path = config.boot.paths.run.join(role).join("attempt");
         fs::write(&path, "").and_then(|()| fs::remove_file(&path))
     });
     tell("type for a terminal", type_a_letter(nix::libc::TIOCSTI));
     tell("type for a console", type_a_letter(nix::libc::TIOCLINUX));
     tell("pin beside its own pins", {
-        let path = config.paths.bpf.with_file_name("attempt");
+        let path = config.boot.paths.bpf.with_file_name("attempt");
         fs::create_dir(&path).and_then(|()| fs::remove_dir(&path))
     });
     tell("write another role's directory", {
-        let path = config.paths.run.join("another/attempt");
+        let path = config.boot.paths.run.join("another/attempt");
         fs::write(&path, "").and_then(|()| fs::remove_file(&path))
     });
     tell(
         "write the state",
-        fs::write(config.paths.state.join("attempt"), ""),
+        fs::write(config.boot.paths.state.join("attempt"), ""),
     );
     tell(
         "read another file",

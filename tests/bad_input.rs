@@ -131,7 +131,7 @@ fn a_key_that_can_not_be_read_is_named() {
             .unwrap();
 
         let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(78), "{words:?}: {text}");
+        assert_eq!(output.status.code(), Some(77), "{words:?}: {text}");
         let named = "shop.example.key cannot be read";
         assert!(text.contains(named), "{words:?}: {text}");
     }

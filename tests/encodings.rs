@@ -109,9 +109,10 @@ fn encodings(host: Host, port: u16, first: u16) -> Vec<(String, Vec<Packet>)> {
     let mut encodings: Vec<(String, Vec<Packet>)> = Vec::new();
     let mut add = |is_v6: bool, name: &str, build: &dyn Fn(Packet) -> Vec<Packet>| {
         let from = first + u16::try_from(encodings.len()).unwrap();
-        let (family, packet) = match is_v6 {
-            false => ("IPv4", Packet::tcp(v4, origin_v4, port)),
-            true => ("IPv6", Packet::tcp(v6, origin_v6, port)),
+        let (family, packet) = if is_v6 {
+            ("IPv6", Packet::tcp(v6, origin_v6, port))
+        } else {
+            ("IPv4", Packet::tcp(v4, origin_v4, port))
         };
         let packet = packet
             .from_port(from)

@@ -559,7 +559,7 @@ impl Rig {
         if let Some(ranges) = lab.ranges.take() {
             ranges.kill();
         }
-        std::fs::remove_file(lab.network.path("state/ranges.json")).ok();
+        drop(std::fs::remove_file(lab.network.path("state/ranges.json")));
         lab.start_ranges();
         let rig = Self { lab };
         rig.lab.ranges().event(0, "the first refresh", |event| {

@@ -3,7 +3,6 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +15,7 @@ use pullgate::host::netlink::Changed;
 use pullgate::host::uplinks::Memory;
 use pullgate::ranges::Table;
 use pullgate::snapshot;
-use pullgate::xdp::{Filter, Lifetime, Start};
+use pullgate::xdp::{Filter, FilterStart, Lifetime};
 use serde_json::Value;
 use tests::daemon::{self, Pullgate};
 use tests::net::{Host, INTERFACE, ip};
@@ -336,8 +335,7 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for() {
             // By then, a role that did not wait would be ready.
             eventually("the role reports what is missing", || {
                 let socket = network.path("run/filter/status.sock");
-                let status: Value =
-                    serde_json::from_reader(UnixStream::connect(socket).ok()?).ok()?;
+                let status = daemon::http(&socket, "GET", "/status", "").ok()?;
                 (status["filter"]["interfaces"][0]["mode"] == "none").then_some(())
             });
             has_come.store(true, Ordering::SeqCst);
@@ -931,17 +929,17 @@ fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
     // the process.
     let text = std::fs::read_to_string(&lab.config).unwrap();
     let config = Config::parse(&lab.config, &text).unwrap();
-    let in_force = snapshot::load(&config.paths.snapshot(), &config.ranges).unwrap();
-    let rules = config.ranges.rules(in_force.set());
+    let in_force = snapshot::load(&config.boot.paths.snapshot(), &config.live.ranges).unwrap();
+    let rules = config.live.ranges.rules(in_force.set());
     let table = Table::compile(&rules).unwrap();
     lab.network.on(Host::Origin, || {
-        let settings = config.filter.as_ref().unwrap();
-        let mut filter = Filter::start(Start {
+        let settings = config.live.filter.as_ref().unwrap();
+        let mut filter = Filter::start(FilterStart {
             settings,
-            base: &config.paths.bpf,
+            base: &config.boot.paths.bpf,
             rules: &rules,
             table: &table,
-            stay: Lifetime::OnTrial,
+            lifetime: Lifetime::OnTrial,
             memory: Memory::default(),
         })
         .unwrap();
@@ -1111,7 +1109,7 @@ fn the_operators_own_connection_is_not_cut_unless_he_says_so() {
     );
     assert!(!lab.has_pins());
     assert_eq!(cut.status.code(), Some(75), "{}", error(&cut));
-    assert!(error(&cut).contains("your own connection will be cut"));
+    assert!(error(&cut).contains("your own connection will be dropped"));
 }
 
 fn start_trial(lab: &Lab, time: &str) -> Pullgate {

@@ -356,7 +356,7 @@ fn by_hand(debian: &Debian<'_>, visitors: &Visitors<'_>) {
     debian.follow(&["systemctl stop hand"]);
     assert_eq!(debian.property("hand", "ExecMainStatus"), "75");
     assert!(!debian.has_pins());
-    let confirm = "systemctl kill --signal=USR1 --kill-whom=main hand";
+    let confirm = "pullgate confirm";
     debian.follow(&["systemctl reset-failed hand", &on_trial, confirm]);
     eventually("it is confirmed", || {
         let status = debian.run(&["pullgate", "status"]);

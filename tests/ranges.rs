@@ -181,8 +181,8 @@ fn a_range_that_an_authenticated_connection_came_from_stays() {
 
     lab.refresh(Answer::Body(api_answer_without(EDGE_NET)));
     eventually("the gate looks out for the range", || {
-        let sightings = lab.gate().status()["sightings"].clone();
-        (sightings[0]["range"] == EDGE_NET).then_some(())
+        let usage = lab.gate().get("/range-usage");
+        (usage[0]["range"] == EDGE_NET).then_some(())
     });
     // Longer than the grace, but he comes all the time.
     let begin = Instant::now();
@@ -190,7 +190,7 @@ fn a_range_that_an_authenticated_connection_came_from_stays() {
         assert_eq!(visit(), "200");
         assert_eq!(lab.refresh_as_it_is()["kept"], 1);
     }
-    assert!(lab.gate().status()["sightings"][0]["seen_ms_ago"].is_number());
+    assert!(lab.gate().get("/range-usage")[0]["seen_ms_ago"].is_number());
 
     // And then he does not.
     eventually("the range goes when nobody comes from it", || {
@@ -376,9 +376,43 @@ fn what_another_source_lists_needs_nobodys_word_to_leave_a_list() {
     fs::write(&one, both.replace("64.0.0.0/24\n", "")).unwrap();
 
     eventually("one has it no more", || {
-        lab.ranges().signal(Signal::SIGALRM);
+        lab.ranges().post("/refresh");
         (sources() == serde_json::json!(["other"])).then_some(())
     });
+}
+
+#[test]
+fn ranges_that_cannot_be_published_are_tried_until_they_can() {
+    let lab = Lab::start(&Plan::default());
+    let bpf = lab.network.path("bpf");
+    let remount = |flags| {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags;
+        mount(None::<&str>, &bpf, None::<&str>, flags, None::<&str>).unwrap();
+    };
+    // More than the maps hold, so that larger ones have to be pinned.
+    let many =
+        (0..1_500).map(|n| format!("2a06:{:x}:{:x}::/48", 0x9900 + (n >> 8), (n & 0xff) << 8));
+    let many: Vec<_> = many.collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    let mark = lab.filter().mark();
+
+    remount(MsFlags::MS_RDONLY);
+    let refreshed = lab.refresh(Answer::Body(api_answer(&[], &many)));
+    assert_eq!(refreshed["id"], "ranges-refreshed", "{refreshed}");
+    lab.filter().event(mark, "it is logged", |event| {
+        event["id"] == "ranges-not-published"
+    });
+    let status = lab.filter().status();
+    let findings = status["findings"].to_string();
+    assert!(findings.contains("ranges-not-published"), "{findings}");
+    assert_matched(&scenarios::strangers_are_dropped(&lab));
+
+    remount(MsFlags::empty());
+    lab.filter().event(mark, "they are published", |event| {
+        event["id"] == "ranges-published"
+    });
+    let findings = lab.filter().status()["findings"].to_string();
+    assert!(!findings.contains("ranges-not-published"), "{findings}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use pullgate::config::Config;
 use pullgate::observe::Metrics;
-use pullgate::refresh::{Progress, Refresher};
+use pullgate::refresh::{Approval, Progress, Refresher};
 use pullgate::snapshot;
 use tests::PATIENCE;
 use tests::feed::{
@@ -99,7 +99,7 @@ fn a_reload_counts_for_the_refresh_that_comes_with_it() {
     std::fs::create_dir(network.path("state-0")).unwrap();
     let with = |entries: usize| {
         let mut config = configuration(&network, &feed, 0);
-        config.ranges.limits.entries = entries;
+        config.live.ranges.limits.entries = entries;
         config
     };
     on_paused_time(&network, async {
@@ -190,7 +190,7 @@ struct Run {
     next: Instant,
     told: watch::Receiver<Vec<Progress>>,
     config: watch::Sender<Arc<Config>>,
-    _approve: mpsc::Sender<Vec<String>>,
+    _approve: mpsc::Sender<Approval>,
     snapshot: PathBuf,
 }
 
@@ -203,8 +203,8 @@ struct Attempt {
 
 impl Run {
     fn start(config: Config) -> Self {
-        let snapshot = config.paths.snapshot();
-        let before = snapshot::load(&snapshot, &config.ranges).unwrap();
+        let snapshot = config.boot.paths.snapshot();
+        let before = snapshot::load(&snapshot, &config.live.ranges).unwrap();
         let (config, receiver) = watch::channel(Arc::new(config));
         let (progress, told) = watch::channel(Vec::new());
         let (approve, approvals) = mpsc::channel(1);
@@ -213,7 +213,7 @@ impl Run {
             metrics: Metrics::default(),
             now: wall_clock,
             snapshot: snapshot.clone(),
-            idle: Arc::new(|_config, _grace| None),
+            idle: Arc::new(|_config, _grace| Box::pin(async { None })),
             wake: Arc::new(Notify::new()),
             approvals,
             progress,
@@ -373,7 +373,7 @@ impl Model {
 }
 
 fn in_force(snapshot: &Path, config: &Config) -> BTreeSet<&'static str> {
-    let in_force = snapshot::load(snapshot, &config.ranges).unwrap();
+    let in_force = snapshot::load(snapshot, &config.live.ranges).unwrap();
     let known: BTreeSet<_> = published().into_iter().chain([GAINED, FLAPPING]).collect();
     let nets = in_force.set().iter().map(|net| {
         let text = net.to_string();

@@ -69,6 +69,25 @@ fn pins_that_another_process_removes_are_reported_until_a_restart() {
 }
 
 #[test]
+fn a_program_and_a_twin_of_two_minds_are_reported() {
+    let lab = Lab::start(&Plan::default());
+    let pin = lab.pin(&format!("slot-{INTERFACE}"));
+    std::fs::remove_file(&pin).unwrap();
+    let mut objects = Objects::load();
+    let foreign: &mut Xdp = objects.program("bare_drop");
+    foreign.pin(&pin).unwrap();
+
+    // Whatever its answer stands for, it cannot be right of both.
+    let texts = ["198.51.100.7", "173.245.48.5"].map(|source| {
+        let explained = lab.pullgate(&["explain", source]);
+        String::from_utf8(explained.stdout).unwrap()
+    });
+
+    let is_reported = |text: &&String| text.contains("its twin counts it as");
+    assert!(texts.iter().any(|text| is_reported(&text)), "{texts:?}");
+}
+
+#[test]
 fn a_link_that_is_given_to_another_program_is_taken_back() {
     let lab = Lab::start(&Plan::default());
     let mark = lab.filter().mark();

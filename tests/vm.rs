@@ -60,9 +60,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let rows = results.iter().flat_map(|(_, _, rows)| rows);
     let (passed, failed): (Vec<_>, Vec<_>) = rows.partition(|row| row.failure.is_none());
     println!("{} passed, {} failed", passed.len(), failed.len());
-    Ok(match failed.is_empty() && !passed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if failed.is_empty() && !passed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 

@@ -4,7 +4,7 @@
 ///
 /// Programs and maps of different versions never meet: raise it with every change of a map's
 /// name, shape or encoding.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The XDP program, which takes frames of several buffers (Linux 5.18).
 pub const PROGRAM: &str = "pullgate";
@@ -13,12 +13,15 @@ pub const PROGRAM_LINEAR: &str = "pullgate_linear";
 /// The same as a classifier, for interfaces whose XDP hook somebody else holds.
 pub const PROGRAM_TCX: &str = "pullgate_tcx";
 
+/// The same, and returns the counter's index instead of an action: for test runs. It counts nothing.
+pub const PROGRAM_SLOT: &str = "pullgate_slot";
+
 /// One `u64`: the generation of the range maps that packets are judged by, 0 or 1.
 pub const ACTIVE: &str = ".data.active";
 /// The global that is in [`ACTIVE`]. Every load writes it, so it must be told what is there.
 pub const ACTIVE_GLOBAL: &str = "ACTIVE";
 /// Per CPU, one `u64`: how many more drops may be put into [`EVENTS`]; user space refills it.
-pub const CREDIT: &str = "CREDIT";
+pub const SAMPLE_BUDGET: &str = "SAMPLE_BUDGET";
 /// IPv4: [`Node`](crate::table::Node)s of both generations, at [`chunk_index`].
 pub const RANGES_V4: &str = "RANGES_V4";
 /// IPv6: as [`RANGES_V4`].
@@ -27,7 +30,7 @@ pub const RANGES_V6: &str = "RANGES_V6";
 pub const EVENTS: &str = "EVENTS";
 
 /// The maps that the programs of all interfaces share; every load makes them anew.
-pub const SHARED_MAPS: [&str; 5] = [ACTIVE, CREDIT, RANGES_V4, RANGES_V6, EVENTS];
+pub const SHARED_MAPS: [&str; 5] = [ACTIVE, SAMPLE_BUDGET, RANGES_V4, RANGES_V6, EVENTS];
 
 /// Per-CPU `u64` counters of one interface, one per
 /// [`slot`](crate::verdict::Judgement::slot).

@@ -43,7 +43,7 @@ mod program {
     #[btf_map]
     static EXPLAINED: Array<u64, { verdict::COUNTERS }> = Array::new();
     #[btf_map]
-    static CREDIT: PerCpuArray<u64, 1> = PerCpuArray::new();
+    static SAMPLE_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();
 
     // A section of its own, hence a map of its own, but reading it is one load. Only user space
     // writes it, which the compiler must not conclude to be constant.
@@ -86,6 +86,12 @@ mod program {
             Action::Drop => TC_ACT_SHOT,
             Action::Pass => TC_ACT_UNSPEC,
         }
+    }
+
+    /// For test runs, which see no more of another program than its action.
+    #[xdp]
+    pub(crate) fn pullgate_slot(ctx: XdpContext) -> u32 {
+        counted(slot(&ctx)).0
     }
 
     #[inline(always)]
@@ -188,15 +194,9 @@ mod program {
 
     #[inline(always)]
     fn judge<H: Hook>(ctx: &H) -> Action {
-        let mut slot = match decide_plain(&ctx.packet(), &Loaded, &Published) {
-            Some(judgement) => judgement.slot(),
-            None => nested::<H>(ctx.as_ptr()),
-        };
+        let slot = slot(ctx);
         let is_drop = slot.is_drop();
-        if has(SETTING_MONITOR) {
-            slot = slot.monitored();
-        }
-
+        let slot = counted(slot);
         if let Some(counter) = COUNTERS.get_ptr_mut(slot.0) {
             // SAFETY: the slot is this CPU's own, and the hook does not interrupt itself.
             unsafe { *counter += 1 };
@@ -205,16 +205,36 @@ mod program {
         if is_drop {
             sample(ctx, slot);
         }
-        match slot.is_drop() {
-            true => Action::Drop,
-            false => Action::Pass,
+        if slot.is_drop() {
+            Action::Drop
+        } else {
+            Action::Pass
+        }
+    }
+
+    /// The judgement of a packet, by the counter that is its own.
+    #[inline(always)]
+    fn slot<H: Hook>(ctx: &H) -> Slot {
+        match decide_plain(&ctx.packet(), &Loaded, &Published) {
+            Some(judgement) => judgement.slot(),
+            None => nested::<H>(ctx.as_ptr()),
+        }
+    }
+
+    /// The counter of a judgement: in monitor mode that of what would be dropped.
+    #[inline(always)]
+    fn counted(slot: Slot) -> Slot {
+        if has(SETTING_MONITOR) {
+            slot.monitored()
+        } else {
+            slot
         }
     }
 
     /// Reports a drop, as long as user space grants credit for it.
     #[inline(always)]
     fn sample(ctx: &impl Hook, slot: Slot) {
-        let Some(credit) = CREDIT.get_ptr_mut(0) else {
+        let Some(credit) = SAMPLE_BUDGET.get_ptr_mut(0) else {
             return;
         };
         // SAFETY: the slot is this CPU's own; only user space writes it besides, and whole.
@@ -395,19 +415,19 @@ mod program {
         }
 
         #[inline(always)]
-        fn far(&self, entry: u16, address: Ipv6Addr) -> u16 {
+        fn walk_v6_tail(&self, entry: u16, address: Ipv6Addr) -> u16 {
             let [a, b, c, d, e, f, g, h, low @ ..] = address.octets();
             let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-            far(self.0, entry, high, u64::from_be_bytes(low))
+            walk_v6_tail(self.0, entry, high, u64::from_be_bytes(low))
         }
     }
 
     /// Out of the way of all the packets that need it not, whose registers it would take.
     #[cold]
     #[inline(never)]
-    fn far(generation: u32, entry: u16, high: u64, low: u64) -> u16 {
+    fn walk_v6_tail(generation: u32, entry: u16, high: u64, low: u64) -> u16 {
         let address = Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
-        table::walk_far(&Map(&RANGES_V6, generation), entry, address)
+        table::walk_tail(&Map(&RANGES_V6, generation), entry, address)
     }
 
     /// A family's nodes, both generations.

@@ -27,8 +27,8 @@ pub trait Table {
     fn v4(&self) -> impl Tree;
     /// The IPv6 part.
     fn v6(&self) -> impl Tree;
-    /// Goes on from an IPv6 entry that names a node, behind the first eight octets: [`walk_far`].
-    fn far(&self, entry: u16, address: Ipv6Addr) -> u16;
+    /// Goes on from an IPv6 entry that names a node, behind the first eight octets: [`walk_tail`].
+    fn walk_v6_tail(&self, entry: u16, address: Ipv6Addr) -> u16;
 }
 
 /// Access to one family's nodes.
@@ -76,7 +76,7 @@ pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
             let [a, b, c, d, e, f, g, h] = bits.to_be_bytes();
             // Nobody announces a longer prefix than /48, and few rules are for less than a /64.
             match walk(&table.v6(), [a, b], [c, d, e, f, g, h]) {
-                entry @ FIRST_NODE.. => table.far(entry, address),
+                entry @ FIRST_NODE.. => table.walk_v6_tail(entry, address),
                 entry => entry,
             }
         }
@@ -105,7 +105,7 @@ pub fn walk<const N: usize>(tree: &impl Tree, [a, b]: [u8; 2], rest: [u8; N]) ->
 
 /// Goes on with the octets of an IPv6 address behind the first eight.
 #[inline(always)]
-pub fn walk_far(tree: &impl Tree, mut entry: u16, address: Ipv6Addr) -> u16 {
+pub fn walk_tail(tree: &impl Tree, mut entry: u16, address: Ipv6Addr) -> u16 {
     // Shifted, not indexed: the kernel's stack is slower than two registers.
     let [.., a, b, c, d, e, f, g, h] = address.octets();
     let mut rest = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
@@ -161,8 +161,8 @@ mod tests {
         fn v6(&self) -> impl Tree {
             *self
         }
-        fn far(&self, entry: u16, address: Ipv6Addr) -> u16 {
-            walk_far(self, entry, address)
+        fn walk_v6_tail(&self, entry: u16, address: Ipv6Addr) -> u16 {
+            walk_tail(self, entry, address)
         }
     }
 

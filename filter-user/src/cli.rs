@@ -35,26 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Protect: run the roles that the configuration describes.
-    Run {
-        /// Run this role only.
-        #[arg(long, value_parser = roles())]
-        only: Option<Role>,
-        /// Go back to what was before, unless `pullgate confirm` comes within this time.
-        #[arg(long, value_name = "TIME", value_parser = trial)]
-        confirm: Option<Duration>,
-        /// Start even if that cuts your own connection to this host.
-        #[arg(long)]
-        yes: bool,
-        /// A listening socket of the gate's that was handed over: its number.
-        #[arg(long, value_name = "NUMBER")]
-        listen_fd: Vec<i32>,
-        /// Keep all privileges that were given, to find out whether it is their loss that hurts.
-        #[arg(long)]
-        unconfined: bool,
-        /// The process that runs this role as one of several, and that it does not outlive.
-        #[arg(long, hide = true, requires = "only")]
-        child_of: Option<u32>,
-    },
+    Run(RunArgs),
     /// Let a filter stay that `run --confirm` has put on trial.
     Confirm,
     /// Check the configuration and every file that it names; change nothing.
@@ -86,8 +67,9 @@ pub enum Command {
         #[arg(long, global = true)]
         json: bool,
     },
-    /// Print the pin of a certificate, for a host's `trust`.
-    Pin {
+    /// Print the key pin of a certificate, for a host's `trust`: SHA-256 of its SubjectPublicKeyInfo.
+    #[command(alias = "pin")]
+    Spki {
         /// PEM file.
         certificate: PathBuf,
     },
@@ -109,6 +91,29 @@ pub enum Command {
     },
     /// Detach the filter and remove all its pins: strangers' packets pass again.
     Unload,
+}
+
+/// How to run.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Run this role only.
+    #[arg(long, value_parser = roles())]
+    pub only: Option<Role>,
+    /// Go back to what was before, unless `pullgate confirm` comes within this time.
+    #[arg(long, value_name = "TIME", value_parser = trial)]
+    pub confirm: Option<Duration>,
+    /// Start even if that cuts your own connection to this host.
+    #[arg(long)]
+    pub yes: bool,
+    /// A listening socket of the gate's that was handed over: its number.
+    #[arg(long, value_name = "NUMBER")]
+    pub listen_fd: Vec<i32>,
+    /// Keep all privileges that were given, to find out whether it is their loss that hurts.
+    #[arg(long)]
+    pub unconfined: bool,
+    /// The process that runs this role as one of several, and that it does not outlive.
+    #[arg(long, hide = true, requires = "only")]
+    pub child_of: Option<u32>,
 }
 
 /// What to do with the ranges.

@@ -13,80 +13,59 @@ mod unload;
 use std::path::Path;
 use std::process::ExitCode;
 
-use self::explain::ExplainError;
 use self::output::{complain, print, say, show};
 use self::snippet::snippet;
-use crate::cli::{Cli, Command, Pairing, RangesCommand};
-use crate::config::{ConfigError, LoadError, Paths, load, salvage_paths};
+use crate::cli::{Cli, Command, Pairing, RangesCommand, RunArgs};
+use crate::config::{Paths, load, salvage_paths};
 use crate::control::client;
-use crate::control::error::ControlError;
 use crate::gate;
-use crate::report::{EX_CONFIG, EX_SOFTWARE, chain};
-use crate::roles::{self, OwnConnection, Power, StartError};
-use crate::snapshot::SnapshotError;
-use crate::xdp::XdpError;
+use crate::observe::log::LogFormat;
+use crate::report::{Failure, chain};
+use crate::roles::{self, OwnConnection, Power};
+use crate::xdp::Lifetime;
 
 /// Does what the command line asks for.
 ///
 /// # Errors
 ///
-/// Returns why it cannot be done, see [`exit_code`].
-pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
+/// Returns why it cannot be done.
+pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
     match &cli.command {
-        Command::Run {
-            only,
-            confirm,
-            yes,
-            listen_fd,
-            unconfined,
-            child_of,
-        } => {
-            let own_connection = match yes {
-                true => OwnConnection::Cut,
-                false => OwnConnection::Refuse,
-            };
-            let power = match unconfined {
-                true => Power::AsGiven,
-                false => Power::AsNeeded,
-            };
-            let options = roles::Options {
-                only: *only,
-                trial: *confirm,
-                own_connection,
-                listen_fds: listen_fd.clone(),
-                power,
-                child_of: *child_of,
-                log_format: cli.log_format,
-            };
-            roles::run(&cli.config, &options)?;
+        Command::Run(arguments) => {
+            roles::run(&cli.config, &options(arguments, cli.log_format))?;
         }
         Command::Confirm => {
             client::confirm(&paths(&cli.config))?;
-            say("confirmed: the filter stays in force")?;
+            say("confirmed: the filter stays")?;
         }
         Command::Explain(packet) => {
             let config = load(&cli.config)?;
-            let stay = client::stay(&config.paths);
-            let explanation = explain::explain(&config, packet, stay)?;
+            let lifetime = if client::shows_trial(&config.boot.paths) {
+                Lifetime::OnTrial
+            } else {
+                Lifetime::Pinned
+            };
+            let explanation = explain::explain(&config, packet, lifetime)?;
             show(&explanation, packet.json)?;
         }
         Command::Check { only } => return check::execute(&cli.config, *only),
         Command::Reload { only } => {
             client::reload(&paths(&cli.config), *only)?;
-            say(&format!("{}: in force", cli.config.display()))?;
+            say(&format!("{}: applied", cli.config.display()))?;
         }
         Command::Status { json } => return status::execute(&cli.config, *json),
         Command::Ranges { command, json } => {
             let command = command.as_ref().unwrap_or(&RangesCommand::List);
             return ranges::execute(&load(&cli.config)?, command, *json);
         }
-        Command::Pin { certificate } => say(&gate::pin(certificate)?)?,
+        Command::Spki { certificate } => say(&gate::spki(certificate)?)?,
         Command::Snippet {
             server, own_mtls, ..
         } => {
-            let pairing = match own_mtls {
-                true => Pairing::OwnMtls,
-                false => Pairing::BehindGate,
+            let pairing = if *own_mtls {
+                Pairing::OwnMtls
+            } else {
+                Pairing::BehindGate
             };
             // Without one, it is told in placeholders.
             let config = match cli.config.try_exists() {
@@ -103,7 +82,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
 /// Where things live, even if the rest of the file is wrong: the way back in must not depend on it.
 fn paths(file: &Path) -> Paths {
     match load(file) {
-        Ok(config) => config.paths,
+        Ok(config) => config.boot.paths.clone(),
         Err(error) => {
             complain(&format!(
                 "pullgate: {}; its [paths] are used, unless others may write them",
@@ -114,27 +93,22 @@ fn paths(file: &Path) -> Paths {
     }
 }
 
-/// The exit code of an error: sysexits.h.
-#[must_use]
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() {
-        return EX_CONFIG;
+fn options(arguments: &RunArgs, log_format: Option<LogFormat>) -> roles::Options {
+    roles::Options {
+        only: arguments.only,
+        trial: arguments.confirm,
+        own_connection: if arguments.yes {
+            OwnConnection::Drop
+        } else {
+            OwnConnection::Refuse
+        },
+        listen_fds: arguments.listen_fd.clone(),
+        power: if arguments.unconfined {
+            Power::AsGiven
+        } else {
+            Power::AsNeeded
+        },
+        child_of: arguments.child_of,
+        log_format,
     }
-    if let Some(error) = error.downcast_ref::<LoadError>() {
-        return error.exit_code();
-    }
-    if let Some(error) = error.downcast_ref::<ExplainError>() {
-        return error.exit_code();
-    }
-    if let Some(error) = error.downcast_ref::<XdpError>() {
-        return error.exit_code();
-    }
-    if let Some(error) = error.downcast_ref::<ControlError>() {
-        return error.exit_code();
-    }
-    if let Some(error) = error.downcast_ref::<SnapshotError>() {
-        return error.exit_code();
-    }
-    let start = error.downcast_ref::<StartError>();
-    start.map_or(EX_SOFTWARE, StartError::exit_code)
 }

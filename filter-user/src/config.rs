@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display, Formatter};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +18,15 @@ use serde::Deserialize;
 use url::Url;
 
 pub use self::gate::{
-    ClientAuth, Crl, CrlExpired, DEFAULT_DEPTH, Gate, Host, KeyPair, MinTls, Name, OnTrustChange,
-    ProxyProtocol, Reencryption, Resumption, Share, Target, Trust, Upstream,
+    ClientAuth, CrlExpired, CrlFile, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair, MinTls,
+    Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption, Target, Trust,
+    Upstream,
 };
 pub use self::load::{LoadError, load, salvage_paths};
 pub use self::source::{Fallback, FeedSource, Location, SourceEndpoint, redacted};
 pub(crate) use self::value::is_loopback;
-use crate::ranges::{Limits, RangeSet, Rules};
+use crate::ranges::{GuardLimits, RangeSet, Rules};
+use crate::report::{EX_CONFIG, EX_NOPERM, ExitStatus};
 use crate::role::Role;
 
 mod gate;
@@ -35,18 +38,60 @@ mod tests;
 mod value;
 
 /// A whole configuration file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
+    /// What takes effect at a start.
+    pub boot: Arc<Boot>,
+    /// What a reload replaces.
+    pub live: Live,
+}
+
+/// What takes effect at a start: a process keeps what it was started with.
+#[derive(Debug)]
+pub struct Boot {
     /// Where state, sockets and pins live.
     pub paths: Paths,
-    /// `[filter]`, if the host runs that role.
-    pub filter: Option<Filter>,
-    /// `[ranges]`.
-    pub ranges: Ranges,
-    /// `[gate]`, if the host runs that role.
-    pub gate: Option<Gate>,
-    /// `[metrics]`: where each role is asked for its metrics, if it is.
+    /// `[metrics]`: where each role serves its metrics, if it does.
     pub metrics: BTreeMap<Role, Located<Target>>,
+    /// `gate.listen`: the addresses that the gate listens on; none without a gate.
+    pub listen: Vec<SocketAddr>,
+    /// `gate.max_connections`: connections at once.
+    pub max_connections: usize,
+}
+
+/// What a reload replaces.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// `[filter]`, if the host runs that role.
+    pub filter: Option<FilterSettings>,
+    /// `[ranges]`.
+    pub ranges: RangesSettings,
+    /// `[gate]`, if the host runs that role.
+    pub gate: Option<GateSettings>,
+}
+
+impl Boot {
+    /// The settings that differ, by their names.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let Self {
+            paths,
+            metrics,
+            listen,
+            max_connections,
+        } = self;
+        let differs = [
+            ("paths", *paths != other.paths),
+            ("metrics", *metrics != other.metrics),
+            ("gate.listen", *listen != other.listen),
+            (
+                "gate.max_connections",
+                *max_connections != other.max_connections,
+            ),
+        ];
+        let differing = differs.into_iter().filter(|(_, differs)| *differs);
+        differing.map(|(setting, _)| setting).collect()
+    }
 }
 
 impl Config {
@@ -63,9 +108,9 @@ impl Config {
     #[must_use]
     pub fn roles(&self) -> Vec<Role> {
         let is_described = |role: &Role| match role {
-            Role::Filter => self.filter.is_some(),
+            Role::Filter => self.live.filter.is_some(),
             Role::Ranges => true,
-            Role::Gate => self.gate.is_some(),
+            Role::Gate => self.live.gate.is_some(),
         };
         Role::ALL.into_iter().filter(is_described).collect()
     }
@@ -76,7 +121,7 @@ impl Config {
 pub struct Paths {
     /// Directory of `ranges.json`, the last known good ranges.
     pub state: PathBuf,
-    /// Directory of the roles' status sockets.
+    /// Directory of the roles' sockets.
     pub run: PathBuf,
     /// Directory of the pins, on a bpffs.
     pub bpf: PathBuf,
@@ -98,10 +143,16 @@ impl Paths {
         self.run.join(role.label())
     }
 
-    /// The status socket of a role.
+    /// The socket at which a role answers questions.
     #[must_use]
     pub fn socket(&self, role: Role) -> PathBuf {
         self.home(role).join("status.sock")
+    }
+
+    /// The socket at which a role takes orders, from root and its own user alone.
+    #[must_use]
+    pub fn control_socket(&self, role: Role) -> PathBuf {
+        self.home(role).join("control.sock")
     }
 
     /// The snapshot of the last known good ranges.
@@ -119,7 +170,7 @@ impl Paths {
 
 /// `[filter]`: what the XDP program protects.
 #[derive(Clone, Debug)]
-pub struct Filter {
+pub struct FilterSettings {
     /// Interfaces that the program is attached to.
     pub interfaces: Interfaces,
     /// Protected TCP ports.
@@ -141,7 +192,7 @@ pub struct Filter {
 }
 
 /// What is protected, as the kernel's program is told it.
-impl Settings for Filter {
+impl Settings for FilterSettings {
     fn protects_tcp(&self, port: u16) -> bool {
         self.ports.contains(&port)
     }
@@ -220,11 +271,11 @@ pub enum Attach {
 
 /// `[ranges]`: where the ranges come from, and the operator's own rules.
 #[derive(Clone, Debug)]
-pub struct Ranges {
+pub struct RangesSettings {
     /// Sources; the ranges in force are the union of their lists.
     pub sources: Vec<Located<FeedSource>>,
     /// Ranges that stand in the configuration, and count like a source's.
-    pub fixed: RangeSet,
+    pub static_: RangeSet,
     /// By which way the sources are asked.
     pub proxy: Proxy,
     /// Time between two refreshes.
@@ -236,10 +287,10 @@ pub struct Ranges {
     /// Sources that may not enter whatever else says so.
     pub deny: Vec<IpNet>,
     /// What the guard lets through.
-    pub limits: Limits,
+    pub limits: GuardLimits,
 }
 
-impl Ranges {
+impl RangesSettings {
     /// Who may enter by these ranges and the operator's own rules.
     #[must_use]
     pub fn rules<'a>(&'a self, ranges: &'a RangeSet) -> Rules<'a> {
@@ -304,6 +355,15 @@ impl Place {
         ConfigError {
             place: self.clone(),
             problem: problem.to_string(),
+            source: None,
+        }
+    }
+
+    /// The error that a file that is named here cannot be read.
+    pub(crate) fn unreadable(&self, problem: impl Display, source: io::Error) -> ConfigError {
+        ConfigError {
+            source: Some(source),
+            ..self.error(problem)
         }
     }
 
@@ -354,8 +414,41 @@ impl Display for Place {
 #[error("{place}{problem}")]
 pub struct ConfigError {
     place: Place,
-    /// Finished prose: it may quote the TOML parser, a file's error or a rule of ours.
+    /// Finished prose: it may quote the TOML parser or a rule of ours.
     problem: String,
+    /// Why a file cannot be read, if that is what is wrong.
+    source: Option<io::Error>,
+}
+
+/// What kind of error a [`ConfigError`] is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ConfigErrorKind {
+    /// This user may not read a file.
+    Forbidden,
+    /// The configuration, or a file that it names, cannot be used by any user.
+    Unusable,
+}
+
+impl ConfigError {
+    /// What kind of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ConfigErrorKind {
+        match &self.source {
+            Some(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                ConfigErrorKind::Forbidden
+            }
+            Some(_) | None => ConfigErrorKind::Unusable,
+        }
+    }
+}
+
+impl ExitStatus for ConfigError {
+    fn exit_status(&self) -> u8 {
+        match self.kind() {
+            ConfigErrorKind::Forbidden => EX_NOPERM,
+            ConfigErrorKind::Unusable => EX_CONFIG,
+        }
+    }
 }
 
 /// A configuration file's name and text.

@@ -1,6 +1,15 @@
-//! The status sockets: how a running role is asked and commanded by the other side of the same program.
+//! The sockets of a running role: how it is asked and instructed, by HTTP/1.
+//!
+//! Each role has three at most, in a directory that is its own or where the configuration says:
+//!
+//! | socket | for | serves |
+//! |---|---|---|
+//! | `status.sock` | the role's user and group | `GET /status /findings /range-usage` |
+//! | `control.sock` | root and the role's user | `POST /reload /confirm /refresh /approve /stop` |
+//! | `[metrics]` | monitoring | `GET /metrics /healthz /readyz` |
 
 pub mod client;
 pub mod error;
+pub mod http;
 pub mod protocol;
 pub mod server;

@@ -157,8 +157,8 @@ fn client(ca_file: Option<&Path>, proxy: &Proxy) -> Result<Client, FeedError> {
         Proxy::None => builder.no_proxy(),
         Proxy::Environment => builder,
         Proxy::Url(url) => {
-            let proxy = reqwest::Proxy::all(url.clone()).map_err(FeedError::request)?;
-            builder.no_proxy().proxy(proxy)
+            let all = reqwest::Proxy::all(url.clone()).map_err(FeedError::request)?;
+            builder.no_proxy().proxy(all)
         }
     };
     if let Some(path) = ca_file {
@@ -245,7 +245,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = after.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = |text| httpdate::parse_http_date(text).ok();
+    let date = |value| httpdate::parse_http_date(value).ok();
     date(after)?.duration_since(date(text(DATE)?)?).ok()
 }
 
@@ -256,13 +256,13 @@ fn read(path: &Path, way: &SourceEndpoint) -> Result<Feed, FeedError> {
 
 /// Whoever may change such a file says who gets in.
 fn read_file(path: &Path, size_max: usize) -> Result<Vec<u8>, FeedError> {
-    match file::read_trusted(path, size_max, TrustedOwner::Nobody) {
+    match file::read_trusted(path, size_max, TrustedOwner::RootOrSelf) {
         Ok((content, _)) => Ok(content),
         Err(ReadError::Io(source)) => Err(FeedError::File {
             path: path.to_owned(),
             source,
         }),
-        Err(ReadError::UntrustedFile(exposed)) => Err(FeedError::UntrustedFile(exposed)),
+        Err(ReadError::UntrustedFile(untrusted)) => Err(FeedError::UntrustedFile(untrusted)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustls::server::Acceptor;
 
 use crate::config::Config;
-use crate::ranges::guard::Limits;
+use crate::ranges::guard::GuardLimits;
 use crate::ranges::{Feed, Format};
 use crate::{gate, snapshot};
 
@@ -39,7 +39,7 @@ pub fn feed(body: &[u8]) {
 
 /// The snapshot of the ranges on disk.
 pub fn snapshot(bytes: &[u8]) {
-    snapshot::fuzz(bytes, &Limits::of_cloudflare());
+    snapshot::fuzz(bytes, &GuardLimits::of_cloudflare());
 }
 
 /// The configuration.

@@ -27,12 +27,13 @@ use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::thread;
 
 use ipnet::IpNet;
 use rustls::crypto::aws_lc_rs;
 use rustls::time_provider::TimeProvider;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use self::limits::{Allowed, Limits, RateLimiter};
 pub use self::lint::{listeners, unreadable_files};
@@ -40,7 +41,7 @@ pub use self::listener::{bind, serve};
 pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
 pub use self::refusal::{Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
 use self::shutdown::{Order, Signal};
-pub use self::tls::credentials::{is_shared_authority, pin, service_group};
+pub use self::tls::credentials::{is_shared_authority, service_group, spki};
 pub use self::tls::peer::VerifiedPeer;
 use self::tls::policy::TlsContext;
 pub use self::tls::policy::{FileContent, Policies, Policy};
@@ -48,14 +49,14 @@ pub use self::tls::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
 use crate::observe::log::Budget;
 use crate::observe::{Finding, Metrics};
-use crate::ranges::{ActiveRanges, Table};
+use crate::ranges::Compiled;
 use crate::report::chain;
 use crate::sync::lock;
 
 /// What all connections share.
 pub struct Gate {
-    in_use: watch::Sender<Arc<InUse>>,
-    table: watch::Receiver<Arc<Table>>,
+    in_use: watch::Sender<Arc<ActiveSettings>>,
+    active: watch::Receiver<Arc<Compiled>>,
     range_usage: RangeUsage,
     limits: Limits,
     metrics: Metrics,
@@ -63,41 +64,28 @@ pub struct Gate {
     refusals: Budget,
     sampling: RateLimiter,
     ids: Ids,
-    /// Where live connections are told to end, those of terms that hold no more among them.
+    /// Where live connections are told to end, those of a replaced trust among them.
     endings: Mutex<Vec<Weak<Signal>>>,
 }
 
 /// What a reload replaces: the policies, and how long and how many.
-struct InUse {
-    config: config::Gate,
+struct ActiveSettings {
+    settings: config::GateSettings,
     clock: Arc<dyn TimeProvider>,
     policies: Policies,
-    /// What the upstreams have shown when they were asked.
-    of_upstreams: Vec<Finding>,
-    unanswered: Vec<String>,
-    proxy_from: Vec<IpNet>,
-    handshake: Duration,
-    connect: Duration,
-    idle: Duration,
     allowed: Allowed,
 }
 
-impl InUse {
-    fn new(config: &config::Gate, loaded: Loaded) -> Self {
+impl ActiveSettings {
+    fn new(settings: &config::GateSettings, loaded: Loaded) -> Self {
         Self {
-            config: config.clone(),
+            settings: settings.clone(),
             clock: loaded.clock,
             policies: loaded.policies,
-            of_upstreams: loaded.of_upstreams,
-            unanswered: loaded.unanswered,
-            proxy_from: config.proxy_from.clone(),
-            handshake: config.handshake_timeout,
-            connect: config.connect_timeout,
-            idle: config.idle_timeout,
             allowed: Allowed {
-                handshakes: config.max_handshakes,
-                source: config.per_source,
-                network: config.per_network,
+                handshakes: settings.max_handshakes,
+                source: settings.per_source,
+                network: settings.per_network,
             },
         }
     }
@@ -107,16 +95,13 @@ impl InUse {
 pub struct Loaded {
     policies: Policies,
     clock: Arc<dyn TimeProvider>,
-    of_upstreams: Vec<Finding>,
-    /// The hosts whose upstream could not be asked what it speaks.
-    unanswered: Vec<String>,
     /// The hosts of which something cannot be used.
-    broken: Vec<Broken>,
+    broken: Vec<UnusableHost>,
 }
 
 /// A host of which a file cannot be used.
 #[derive(Debug)]
-pub struct Broken {
+pub struct UnusableHost {
     /// Its first name.
     host: String,
     /// The file, with its place in the configuration.
@@ -125,7 +110,7 @@ pub struct Broken {
     is_served: bool,
 }
 
-impl Display for Broken {
+impl Display for UnusableHost {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self {
             host,
@@ -133,12 +118,13 @@ impl Display for Broken {
             is_served,
         } = self;
         let error = chain(error);
-        match is_served {
-            true => write!(
+        if *is_served {
+            write!(
                 f,
                 "`{host}` is served as before, what is new cannot be used: {error}"
-            ),
-            false => write!(f, "`{host}` is NOT SERVED: {error}"),
+            )
+        } else {
+            write!(f, "`{host}` is NOT SERVED: {error}")
         }
     }
 }
@@ -150,22 +136,37 @@ impl Loaded {
     ///
     /// Returns the first file that cannot be used, with its place in the configuration.
     pub fn whole(mut self) -> Result<Self, ConfigError> {
-        match self.broken.is_empty() {
-            true => Ok(self),
-            false => Err(self.broken.remove(0).error),
+        if self.broken.is_empty() {
+            Ok(self)
+        } else {
+            Err(self.broken.remove(0).error)
         }
     }
 
     /// The hosts of which a file cannot be used.
     #[must_use]
-    pub fn broken(&self) -> &[Broken] {
+    pub fn broken(&self) -> &[UnusableHost] {
         &self.broken
     }
 
     /// What could be better about it now.
     #[must_use]
-    pub fn lints(&self, config: &config::Gate) -> Vec<Finding> {
-        lints(config, &self.clock, &self.policies, &self.of_upstreams)
+    pub fn lints(&self, settings: &config::GateSettings) -> Vec<Finding> {
+        lints(settings, &self.clock, &self.policies)
+    }
+
+    /// Asks the upstreams whose clients would be offered HTTP/2 whether they speak it, all at once.
+    /// Blocks until each has answered, or has had its time.
+    pub fn ask_upstreams(&self) {
+        thread::scope(|scope| {
+            for policy in self
+                .policies
+                .iter()
+                .filter(|policy| policy.would_offer_h2())
+            {
+                scope.spawn(|| policy.ask_h2());
+            }
+        });
     }
 
     /// What was read from which file, each once, by path.
@@ -182,24 +183,25 @@ impl Loaded {
 }
 
 impl Gate {
-    /// A gate with these policies, that checks its peers' addresses by the newest `table`.
+    /// A gate with these policies, that checks its peers' addresses by what is `active`, and serves so
+    /// many connections at once.
     #[must_use]
     pub fn new(
-        config: &config::Gate,
+        settings: &config::GateSettings,
         loaded: Loaded,
-        table: watch::Receiver<Arc<Table>>,
-        in_force: watch::Receiver<Arc<ActiveRanges>>,
+        active: watch::Receiver<Arc<Compiled>>,
+        max_connections: usize,
         metrics: Metrics,
     ) -> Self {
-        let in_use = InUse::new(config, loaded);
+        let in_use = ActiveSettings::new(settings, loaded);
         tell_expiry(&in_use.policies, &metrics);
         let gate = Self {
             in_use: watch::Sender::new(Arc::new(in_use)),
-            table,
-            range_usage: RangeUsage::new(in_force),
+            range_usage: RangeUsage::new(active.clone()),
+            active,
             limits: Limits::new(),
             metrics,
-            connections: Arc::new(Semaphore::new(config.max_connections)),
+            connections: Arc::new(Semaphore::new(max_connections)),
             refusals: Budget::new(REFUSALS_PER_SECOND),
             sampling: RateLimiter::new(),
             ids: Ids::default(),
@@ -209,24 +211,24 @@ impl Gate {
         gate
     }
 
-    /// Puts other policies and limits in force for connections to come; live ones go on, unless
-    /// their host's terms have changed and it says that they shall not.
-    pub fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
-        let new = Arc::new(InUse::new(config, loaded));
+    /// Applies other policies and limits to connections to come; live ones go on, unless their host's
+    /// trust has changed and it is set to close them.
+    pub fn apply(&self, settings: &config::GateSettings, loaded: Loaded) {
+        let new = Arc::new(ActiveSettings::new(settings, loaded));
         tell_expiry(&new.policies, &self.metrics);
         self.remember_endings(&new.policies);
-        let old = self.in_use.send_replace(Arc::clone(&new));
-        for old in old.policies.iter() {
+        let replaced = self.in_use.send_replace(Arc::clone(&new));
+        for old in replaced.policies.iter() {
             let successor = new.policies.labelled(old.label());
-            let is_same = successor.is_some_and(|new| new.has_terms_of(old));
+            let is_same = successor.is_some_and(|policy| policy.has_epoch_of(old));
             let closes = |policy: &Policy| policy.on_trust_change == OnTrustChange::Close;
-            if !is_same && (closes(old) || successor.is_some_and(|new| closes(new))) {
-                old.shutdown().say(Order::TrustChanged);
+            if !is_same && (closes(old) || successor.is_some_and(|policy| closes(policy))) {
+                old.shutdown().send(Order::TrustChanged);
             }
         }
     }
 
-    /// Calls `f` with the policies in force.
+    /// Calls `f` with the active policies.
     pub fn with_policies<T>(&self, f: impl FnOnce(&Policies) -> T) -> T {
         f(&self.in_use().policies)
     }
@@ -235,27 +237,28 @@ impl Gate {
     #[must_use]
     pub fn lints(&self) -> Vec<Finding> {
         let in_use = self.in_use();
-        let (policies, of_upstreams) = (&in_use.policies, &in_use.of_upstreams);
-        lints(&in_use.config, &in_use.clock, policies, of_upstreams)
+        lints(&in_use.settings, &in_use.clock, &in_use.policies)
     }
 
-    /// Whether an upstream that could not be asked what it speaks can be by now.
-    #[must_use]
-    pub fn is_answered(&self) -> bool {
+    /// Asks the upstreams whose clients would be offered HTTP/2 whether they speak it, all at once: of
+    /// every host, or of those that are not answered yet. Until an upstream has answered, its clients
+    /// are not offered it.
+    pub async fn ask_upstreams(&self, whom: Upstreams) {
         let in_use = self.in_use();
-        let labels = in_use.unanswered.iter();
-        let mut policies = labels.filter_map(|label| in_use.policies.labelled(label));
-        policies.any(|policy| policy.dialer().speaks_h2().is_ok())
+        let is_meant = |policy: &&Arc<Policy>| match whom {
+            Upstreams::All => policy.would_offer_h2(),
+            Upstreams::Unanswered => policy.would_offer_h2() && !policy.has_answered_h2(),
+        };
+        let mut asking = JoinSet::new();
+        for policy in in_use.policies.iter().filter(is_meant) {
+            let policy = Arc::clone(policy);
+            asking.spawn_blocking(move || policy.ask_h2());
+        }
+        asking.join_all().await;
     }
 
-    fn in_use(&self) -> Arc<InUse> {
+    fn in_use(&self) -> Arc<ActiveSettings> {
         Arc::clone(&self.in_use.borrow())
-    }
-
-    /// Serves so many connections at once, of those that were configured: before it serves any.
-    pub fn keep_below(&self, configured: usize, affordable: usize) {
-        self.connections
-            .forget_permits(configured.saturating_sub(affordable));
     }
 
     /// What is seen of ranges that have vanished.
@@ -285,7 +288,7 @@ impl Gate {
     /// Ends connections that are silent, over and over.
     pub async fn watch_silence(&self) {
         loop {
-            tokio::time::sleep(self.in_use().idle).await;
+            tokio::time::sleep(self.in_use().settings.idle_timeout).await;
             self.tick();
         }
     }
@@ -298,47 +301,53 @@ impl Gate {
 
     /// Lets every connection end as soon as no answer is being waited for.
     pub fn drain(&self) {
-        self.tell_all(|shutdown| shutdown.say(Order::Drain));
+        self.tell_all(|shutdown| shutdown.send(Order::Drain));
     }
 
     /// Closes every live connection.
     pub fn abort(&self) {
-        self.tell_all(|shutdown| shutdown.say(Order::Stop));
+        self.tell_all(|shutdown| shutdown.send(Order::Stop));
     }
 }
 
-/// Reads certificates, keys, CAs and revocation lists, asks upstreams what they speak, and builds
-/// the policies of all hosts.
+/// Whom [`Gate::ask_upstreams`] asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Upstreams {
+    /// Every upstream.
+    All,
+    /// Those that have not answered.
+    Unanswered,
+}
+
+/// Reads certificates, keys, CAs and revocation lists, and builds the policies of all hosts.
 ///
-/// `before` are those in force: what has not changed of them is kept, and so is the policy of a host of
+/// `before` are the active ones: what has not changed of them is kept, and so is the policy of a host of
 /// which a file cannot be used, see [`Loaded::broken`].
 ///
 /// # Errors
 ///
 /// Returns the first file that cannot be used, with its place in the configuration, if no host is left.
 pub fn load(
-    config: &config::Gate,
+    config: &config::GateSettings,
     clock: &Arc<dyn TimeProvider>,
     before: Option<&Policies>,
 ) -> Result<Loaded, ConfigError> {
     let shared = tls::credentials::shared_authority(config.cloudflare_ca.as_ref())?;
     let now = clock.current_time();
     now.ok_or_else(|| shared_place(config).error("this host's clock cannot be read"))?;
-    let workshop = TlsContext {
+    let context = TlsContext {
         provider: Arc::new(aws_lc_rs::default_provider()),
         clock: Arc::clone(clock),
         shared,
     };
-    let mut of_upstreams = Vec::new();
-    let mut unanswered = Vec::new();
     let mut policies = Vec::new();
     let (mut broken, mut unavailable) = (Vec::new(), HashSet::new());
     for host in &config.hosts {
         let known = before.and_then(|before| before.labelled(&host.label()));
-        let mut policy = match Policy::load(host, &workshop, known.map(AsRef::as_ref)) {
+        let policy = match Policy::load(host, &context, known.map(AsRef::as_ref)) {
             Ok(policy) => policy,
             Err(error) => {
-                broken.push(Broken {
+                broken.push(UnusableHost {
                     host: host.label(),
                     error,
                     is_served: known.is_some(),
@@ -350,16 +359,6 @@ pub fn load(
                 continue;
             }
         };
-        if policy.offers(b"h2") {
-            let speaks = policy.dialer().speaks_h2();
-            if let Some(lint) = lint::h2(host, &speaks) {
-                policy.withhold_h2();
-                of_upstreams.push(lint);
-            }
-            if speaks.is_err() {
-                unanswered.push(host.label());
-            }
-        }
         policies.push(Arc::new(policy));
     }
     if policies.is_empty() && !broken.is_empty() {
@@ -369,26 +368,20 @@ pub fn load(
         policies: Policies::new(policies, unavailable),
         broken,
         clock: Arc::clone(clock),
-        of_upstreams,
-        unanswered,
     })
 }
 
 fn lints(
-    config: &config::Gate,
+    config: &config::GateSettings,
     clock: &Arc<dyn TimeProvider>,
     policies: &Policies,
-    of_upstreams: &[Finding],
 ) -> Vec<Finding> {
-    let mut lints = of_upstreams.to_vec();
-    // Without a clock nobody gets in, which each connection says.
-    if let Some(now) = clock.current_time() {
-        lints.extend(lint::judge(config, policies, now));
-    }
-    lints
+    // Without a clock no client gets in, which each connection reports.
+    let now = clock.current_time();
+    now.map_or_else(Vec::new, |now| lint::judge(config, policies, now))
 }
 
-fn shared_place(config: &config::Gate) -> config::Place {
+fn shared_place(config: &config::GateSettings) -> config::Place {
     let first = config.hosts.first();
     first.map_or_else(config::Place::nowhere, |host| host.place().clone())
 }

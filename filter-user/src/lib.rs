@@ -18,6 +18,10 @@
     clippy::too_many_lines,
     reason = "a function is read as a whole: 70, see clippy.toml"
 )]
+#![warn(
+    clippy::shadow_unrelated,
+    reason = "one name is one thing, as far as one can see"
+)]
 
 pub mod cli;
 pub mod commands;

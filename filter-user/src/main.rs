@@ -18,9 +18,9 @@ fn main() -> ExitCode {
     log::start(cli.log_format);
     match commands::execute(&cli) {
         Ok(code) => code,
-        Err(error) => {
-            output::complain(&format!("pullgate: {error:#}"));
-            ExitCode::from(commands::exit_code(&error))
+        Err(failure) => {
+            output::complain(&format!("pullgate: {}", failure.text));
+            ExitCode::from(failure.status)
         }
     }
 }

@@ -1,10 +1,9 @@
-//! What monitoring sees: metrics, health and logs. Depends on no role.
+//! What monitoring sees: findings, metrics and logs. Depends on no role.
 
 mod findings;
-pub mod http;
 pub mod journal;
 pub mod log;
 mod metrics;
 
 pub use self::findings::{Finding, Severity};
-pub use self::metrics::{FrameLabels, Metrics};
+pub use self::metrics::{Attachment, FilterSample, FrameLabels, Metrics, RangesSample, Sample};

@@ -4,6 +4,7 @@
 //! kernel, no clock. Time is passed in.
 
 mod active;
+mod compiled;
 pub mod export;
 pub mod guard;
 mod list;
@@ -16,17 +17,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use self::active::{ActiveRanges, Freshness, List, Origin};
-pub use self::guard::{Families, Limits, Rejection};
+pub use self::compiled::Compiled;
+pub use self::guard::{Families, GuardLimits, Rejection};
 pub use self::list::{Feed, Format, ListError, RangeProblem, exact};
 pub use self::model::Model;
-pub use self::source_ranges::{Idle, LargeChange, MergePolicy, SourceRanges, Vanished};
+pub use self::source_ranges::{LargeChange, MergePolicy, SourceRanges, Unused, Vanished};
 pub use self::table::{Rules, Table, TableFull, Tree};
 
 /// A set of source ranges that the guard let through.
 ///
 /// [`RangeSet::check`] is the only constructor, so holding one proves that no range is too wide,
 /// reserved or has host bits set, that the families are there which had to be, and that the set
-/// as a whole stays within the budget of [`Limits`].
+/// as a whole stays within the budget of [`GuardLimits`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RangeSet {
     v4: Vec<Ipv4Net>,
@@ -124,7 +126,7 @@ pub fn baseline() -> Result<Feed, ListError> {
 }
 
 /// The name, among sources, of the ranges that stand in the configuration.
-pub const FIXED: &str = "static";
+pub const STATIC: &str = "static";
 /// The day on which the embedded ranges were what Cloudflare published: year-month-day.
 pub const BASELINE_DATE: &str = include_str!("../baseline/date").trim_ascii();
 const BASELINE_V4: &str = include_str!("../baseline/ips-v4");
@@ -136,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_embedded_baseline_passes_the_guard() {
-        let limits = Limits::default();
+        let limits = GuardLimits::default();
         let set = RangeSet::check(baseline().unwrap(), Families::Both, &limits).unwrap();
 
         assert_eq!((set.v4().len(), set.v6().len()), (15, 7));

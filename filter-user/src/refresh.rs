@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::BoxFuture;
 use ipnet::IpNet;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
@@ -19,13 +20,13 @@ use tracing::{error, info, warn};
 use self::job::Job;
 pub use self::job::{Attempt, Fetched, Held, Progress};
 pub use self::preview::{Preview, preview};
-use crate::config::{Config, Location, Ranges, SourceEndpoint};
+use crate::config::{Config, Location, RangesSettings, SourceEndpoint};
 use crate::feed::{FeedError, Fetcher};
-use crate::host::file::{self, Watch};
+use crate::host::file::{self, FileWatch};
 use crate::observe::Metrics;
 use crate::ranges::{
-    ActiveRanges, Feed, Freshness, Idle, LargeChange, List, MergePolicy, Origin, RangeSet,
-    Rejection, SourceRanges, Table, TableFull,
+    ActiveRanges, Feed, Freshness, LargeChange, List, MergePolicy, Origin, RangeSet, Rejection,
+    SourceRanges, Table, TableFull, Unused,
 };
 use crate::report::chain;
 use crate::snapshot::{self, SnapshotError};
@@ -41,34 +42,46 @@ pub struct Refresher {
     /// The snapshot's path.
     pub snapshot: PathBuf,
     /// Asks which vanished ranges may go.
-    pub idle: IdleRanges,
+    pub idle: UnusedRanges,
     /// Notified to refresh all sources at once.
     pub wake: Arc<Notify>,
-    /// The IDs of lists that somebody has looked at and approves.
-    pub approvals: mpsc::Receiver<Vec<String>>,
+    /// The lists that an operator has looked at and approves.
+    pub approvals: mpsc::Receiver<Approval>,
     /// What became of each source.
     pub progress: watch::Sender<Vec<Progress>>,
 }
 
+/// Lists that an operator approves.
+#[derive(Debug)]
+pub struct Approval {
+    /// Their IDs.
+    pub ids: Vec<String>,
+    /// Sent when they are taken in, or why one is still held.
+    pub outcome: oneshot::Sender<Result<(), String>>,
+}
+
 /// Asks from which vanished ranges no authenticated connection came for that long; `None` if the
-/// configuration has nobody who authenticates.
-pub type IdleRanges =
-    Arc<dyn Fn(&Config, Duration) -> Option<io::Result<Vec<IpNet>>> + Send + Sync>;
+/// configuration has no gate that authenticates.
+type UnusedRanges = Arc<
+    dyn Fn(Arc<Config>, Duration) -> BoxFuture<'static, Option<io::Result<Vec<IpNet>>>>
+        + Send
+        + Sync,
+>;
 
 /// What the refresh task has in hand.
 struct Work {
     config: Arc<Config>,
     jobs: Vec<Job>,
-    in_force: ActiveRanges,
-    files: Option<Watch>,
+    active: ActiveRanges,
+    files: Option<FileWatch>,
     fetcher: Arc<Fetcher>,
-    fetches: JoinSet<Answer>,
+    fetches: JoinSet<FetchAnswer>,
     /// Why the snapshot could not be written anew when it was looked at last.
     unmended: Option<String>,
 }
 
 /// What came by one way of one source.
-struct Answer {
+struct FetchAnswer {
     source: String,
     way: SourceEndpoint,
     feed: Result<Feed, FeedError>,
@@ -79,11 +92,11 @@ impl Refresher {
     /// configuration changes.
     ///
     /// Sources are asked side by side, so that a slow one keeps nobody waiting.
-    pub async fn run(mut self, in_force: ActiveRanges) {
+    pub async fn run(mut self, active: ActiveRanges) {
         let mut work = Work {
             config: Arc::clone(&self.config.borrow_and_update()),
             jobs: Vec::new(),
-            in_force,
+            active,
             files: None,
             fetcher: Arc::default(),
             fetches: JoinSet::new(),
@@ -109,11 +122,15 @@ impl Refresher {
                     info!(id = "refresh-requested", "refresh asked for");
                     work.jobs.iter_mut().for_each(Job::ask_again);
                 }
-                Some(approved) = self.approvals.recv() => {
-                    let Work { jobs, in_force, config, .. } = &mut work;
-                    for job in jobs {
-                        self.take_approved(job, &approved, in_force, config).await;
+                Some(Approval { ids, outcome }) = self.approvals.recv() => {
+                    let mut taken = Ok(());
+                    for job in &mut work.jobs {
+                        let this = self.take_approved(job, &ids, &mut work.active, &work.config);
+                        taken = taken.and(this.await);
                     }
+                    self.tell(&work.jobs);
+                    // The operator may not have waited.
+                    drop(outcome.send(taken));
                 }
                 Some(answer) = work.fetches.join_next() => match answer {
                     Ok(answer) => self.judge(answer, &mut work).await,
@@ -131,11 +148,11 @@ impl Refresher {
     }
 
     /// Takes a list in that has come, or goes on to the source's next way.
-    async fn judge(&self, answer: Answer, work: &mut Work) {
-        let Answer { source, way, feed } = answer;
+    async fn judge(&self, answer: FetchAnswer, work: &mut Work) {
+        let FetchAnswer { source, way, feed } = answer;
         let Work {
             jobs,
-            in_force,
+            active,
             config,
             ..
         } = work;
@@ -149,7 +166,7 @@ impl Refresher {
         };
 
         let list = feed.map_err(RefreshError::Feed);
-        let list = list.and_then(|feed| check(feed, &way, &config.ranges));
+        let list = list.and_then(|parsed| check(parsed, &way, &config.live.ranges));
         let error = match list {
             Err(error) => error,
             Ok(list) => {
@@ -160,14 +177,11 @@ impl Refresher {
                     at,
                 };
                 let large_change = asking.failed.second_opinion(&fetched);
-                match self
-                    .take(job, &fetched, large_change, in_force, config)
-                    .await
-                {
+                match self.take(job, &fetched, large_change, active, config).await {
                     Ok(outcome) => {
                         asking.failed.report(&job.source, &way);
                         self.metrics.refreshed(outcome);
-                        job.succeeded(outcome, &config.ranges);
+                        job.succeeded(outcome, &config.live.ranges);
                         return;
                     }
                     Err(error) => {
@@ -182,18 +196,18 @@ impl Refresher {
             return;
         };
         self.metrics.refreshed(failed.outcome());
-        job.failed(failed, &config.ranges);
-        self.say_age(job, in_force);
+        job.failed(failed, &config.live.ranges);
+        self.say_age(job, active);
     }
 
     /// Writes the snapshot anew if somebody has removed or spoilt it.
     fn mend(&self, work: &mut Work) {
-        let (in_force, limits) = (&work.in_force, &work.config.ranges.limits);
-        if !in_force.was_fetched() || snapshot::is_whole(&self.snapshot, limits) {
+        let (active, limits) = (&work.active, &work.config.live.ranges.limits);
+        if !active.was_fetched() || snapshot::is_whole(&self.snapshot, limits) {
             work.unmended = None;
             return;
         }
-        match snapshot::save(&self.snapshot, in_force, limits) {
+        match snapshot::save(&self.snapshot, active, limits) {
             Ok(()) => {
                 warn!(
                     id = "snapshot-rewritten",
@@ -214,25 +228,26 @@ impl Refresher {
         }
     }
 
-    /// Takes in what is held, if it is what was approved and no other list that came since.
+    /// Takes in what is held, if it is what was approved and no other list that came since; returns why
+    /// it is still held.
     async fn take_approved(
         &self,
         job: &mut Job,
         approved: &[String],
-        in_force: &mut ActiveRanges,
+        active: &mut ActiveRanges,
         config: &Arc<Config>,
-    ) {
+    ) -> Result<(), String> {
         let Some(Held { id, fetched, .. }) = job.progress.held.clone() else {
-            return;
+            return Ok(());
         };
         if !approved.contains(&id) {
-            return;
+            return Ok(());
         }
         // Whatever is under way may be about the same list.
         job.give_up();
-        let ranges = &config.ranges;
-        let approved = LargeChange::Agreed;
-        match self.take(job, &fetched, approved, in_force, config).await {
+        let ranges = &config.live.ranges;
+        let agreed = LargeChange::Agreed;
+        match self.take(job, &fetched, agreed, active, config).await {
             Ok(_) => {
                 warn!(
                     id = "list-approved",
@@ -241,6 +256,7 @@ impl Refresher {
                 );
                 job.succeeded("Approved", ranges);
                 self.metrics.refreshed("Approved");
+                Ok(())
             }
             Err(error) => {
                 let (source, outcome) = (&job.source.name, error.label());
@@ -250,7 +266,9 @@ impl Refresher {
                     source, outcome, error, "what was approved is still held"
                 );
                 self.metrics.refreshed(outcome);
+                let still_held = format!("`{source}`: {error}");
                 job.stays(outcome, error);
+                Err(still_held)
             }
         }
     }
@@ -261,38 +279,37 @@ impl Refresher {
         job: &mut Job,
         fetched: &Fetched,
         large_change: LargeChange,
-        in_force: &mut ActiveRanges,
+        active: &mut ActiveRanges,
         config: &Arc<Config>,
     ) -> Result<&'static str, RefreshError> {
-        let (Fetched { way, list, at }, ranges) = (fetched, &config.ranges);
+        let (Fetched { way, list, at }, ranges) = (fetched, &config.live.ranges);
         let name = &job.source.name;
-        let known = match in_force.list(name) {
+        let known = match active.list(name) {
             None => SourceRanges::new(list.clone()),
             Some(List { known, .. }) => {
-                let terms = MergePolicy {
+                let policy = MergePolicy {
                     // By the monotonic clock. Of the time before this process only the wall clock
                     // could tell, and a wrong one would end a grace: it does not count.
                     passed: job.taken.map_or(Duration::ZERO, |taken| taken.elapsed()),
                     grace: ranges.removal_grace,
-                    idle: Idle::All,
+                    idle: Unused::All,
                     is_published: !way.is_local(),
                     large_change,
                     limits: &ranges.limits,
                 };
                 let unanswered = &mut job.progress.unanswered;
-                let idle = match known.has_due(&terms) {
-                    true => self.idle(known, in_force, name, config, unanswered).await,
-                    false => {
-                        *unanswered = None;
-                        None
-                    }
+                let idle = if known.has_due(&policy) {
+                    self.idle(known, active, name, config, unanswered).await
+                } else {
+                    *unanswered = None;
+                    None
                 };
-                let idle = idle.as_deref().map_or(Idle::All, Idle::Only);
-                let merged = known.merge(list, &MergePolicy { idle, ..terms });
+                let idle = idle.as_deref().map_or(Unused::All, Unused::Only);
+                let merged = known.merge(list, &MergePolicy { idle, ..policy });
                 merged.map_err(RefreshError::Rejected)?
             }
         };
-        let list = List {
+        let taken = List {
             source: name.clone(),
             known,
             origin: Origin::Fetched {
@@ -300,18 +317,19 @@ impl Refresher {
                 at: *at,
             },
         };
-        let fresh = in_force
-            .with(list, &ranges.limits)
+        let fresh = active
+            .with(taken, &ranges.limits)
             .map_err(RefreshError::Rejected)?;
         // What does not fit into the table would keep the other roles from starting.
         Table::compile(&ranges.rules(fresh.set())).map_err(RefreshError::Full)?;
         snapshot::save(&self.snapshot, &fresh, &ranges.limits).map_err(RefreshError::Snapshot)?;
 
-        let (added, removed) = fresh.set().diff(in_force.set());
+        let (added, removed) = fresh.set().diff(active.set());
         let kept = fresh.vanished().len();
-        let outcome = match added.is_empty() && removed.is_empty() {
-            true => "Unchanged",
-            false => "Changed",
+        let outcome = if added.is_empty() && removed.is_empty() {
+            "Unchanged"
+        } else {
+            "Changed"
         };
         info!(
             id = "ranges-refreshed",
@@ -323,7 +341,7 @@ impl Refresher {
             kept,
             "ranges refreshed"
         );
-        *in_force = fresh;
+        *active = fresh;
         job.taken = Some(Instant::now());
         Ok(outcome)
     }
@@ -333,22 +351,18 @@ impl Refresher {
     async fn idle(
         &self,
         known: &SourceRanges,
-        in_force: &ActiveRanges,
+        active: &ActiveRanges,
         source: &str,
         config: &Arc<Config>,
         unanswered: &mut Option<String>,
     ) -> Option<Vec<IpNet>> {
-        let (ask, config) = (Arc::clone(&self.idle), Arc::clone(config));
-        let grace = config.ranges.removal_grace;
-        // He who is asked may take his time, but not ours.
-        let asking = tokio::task::spawn_blocking(move || ask(&config, grace));
+        let asking = (self.idle)(Arc::clone(config), config.live.ranges.removal_grace);
         let answer = match tokio::time::timeout(IDLE_TIMEOUT, asking).await {
-            Ok(Ok(None)) => {
+            Ok(None) => {
                 *unanswered = None;
                 return None;
             }
-            Ok(Ok(Some(answer))) => answer,
-            Ok(Err(panic)) => Err(panic.into()),
+            Ok(Some(answer)) => answer,
             Err(elapsed) => Err(elapsed.into()),
         };
         let mut idle = match answer {
@@ -369,16 +383,16 @@ impl Refresher {
             }
         };
         // What another source lists does not go, wherever else it is taken off.
-        let others = || in_force.lists().iter().filter(|list| list.source != source);
+        let others = || active.lists().iter().filter(|list| list.source != source);
         let gone = known.vanished().iter().map(|vanished| vanished.range);
         idle.extend(gone.filter(|range| others().any(|list| list.known.lists(range))));
         Some(idle)
     }
 
     /// Says once that a list has become old.
-    fn say_age(&self, job: &mut Job, in_force: &ActiveRanges) {
+    fn say_age(&self, job: &mut Job, active: &ActiveRanges) {
         let now = (self.now)();
-        let Some(List { origin, .. }) = in_force.list(&job.source.name) else {
+        let Some(List { origin, .. }) = active.list(&job.source.name) else {
             return;
         };
         let (freshness, age) = (origin.freshness(now), origin.age_seconds(now));
@@ -415,14 +429,18 @@ impl Refresher {
 }
 
 /// Judges a list by itself.
-fn check(feed: Feed, way: &SourceEndpoint, ranges: &Ranges) -> Result<RangeSet, RefreshError> {
+fn check(
+    feed: Feed,
+    way: &SourceEndpoint,
+    ranges: &RangesSettings,
+) -> Result<RangeSet, RefreshError> {
     RangeSet::check(feed, way.families, &ranges.limits).map_err(RefreshError::Rejected)
 }
 
 impl Work {
     /// Takes another configuration in: jobs of sources that stay go on as they are.
     fn reconfigure(&mut self) {
-        let ranges = &self.config.ranges;
+        let ranges = &self.config.live.ranges;
         let mut old = std::mem::take(&mut self.jobs);
         for source in ranges.sources.iter().map(|source| &source.value) {
             let found = old.iter().position(|job| job.source == *source);
@@ -432,8 +450,8 @@ impl Work {
             });
         }
         self.files = watch_files(ranges);
-        match snapshot::compose(ranges, self.in_force.lists().to_vec()) {
-            Ok(in_force) => self.in_force = in_force,
+        match snapshot::compose(ranges, self.active.lists().to_vec()) {
+            Ok(active) => self.active = active,
             Err(error) => {
                 error!(
                     id = "list-refused",
@@ -454,8 +472,8 @@ impl Work {
             let source = job.source.name.clone();
             let (fetcher, config) = (Arc::clone(&self.fetcher), Arc::clone(&self.config));
             self.fetches.spawn(async move {
-                let feed = fetcher.fetch(&way, &config.ranges.proxy).await;
-                Answer { source, way, feed }
+                let feed = fetcher.fetch(&way, &config.live.ranges.proxy).await;
+                FetchAnswer { source, way, feed }
             });
         }
     }
@@ -467,7 +485,7 @@ impl Work {
 }
 
 /// Watches the files that are sources; the schedule looks at them as well.
-fn watch_files(ranges: &Ranges) -> Option<Watch> {
+fn watch_files(ranges: &RangesSettings) -> Option<FileWatch> {
     let ways = ranges.sources.iter().flat_map(|source| &source.value.ways);
     let files = ways.filter_map(|way| match &way.place {
         Location::File(path) => Some(path.clone()),
@@ -486,7 +504,7 @@ fn watch_files(ranges: &Ranges) -> Option<Watch> {
     if files.is_empty() {
         return None;
     }
-    match Watch::new(&files) {
+    match FileWatch::new(&files) {
         Ok(watch) => Some(watch),
         Err(error) => {
             warn!(
@@ -499,7 +517,7 @@ fn watch_files(ranges: &Ranges) -> Option<Watch> {
     }
 }
 
-async fn changed(files: &mut Option<Watch>) {
+async fn changed(files: &mut Option<FileWatch>) {
     match files {
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,

@@ -7,19 +7,49 @@ use std::error::Error;
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
-    while let Some(error) = source {
+    while let Some(cause) = source {
         text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
+        text.push_str(&cause.to_string());
+        source = cause.source();
     }
     text
+}
+
+/// An error that ends a command with an exit code of its own: the numbers are those of sysexits.h.
+pub trait ExitStatus: Error {
+    /// The exit code.
+    fn exit_status(&self) -> u8;
+}
+
+impl ExitStatus for std::io::Error {
+    fn exit_status(&self) -> u8 {
+        EX_SOFTWARE
+    }
+}
+
+/// Why a command has failed, as the operator and the shell see it.
+#[derive(Debug)]
+pub struct Failure {
+    /// The error and its sources in one line.
+    pub text: String,
+    /// The exit code.
+    pub status: u8,
+}
+
+impl<E: ExitStatus> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            text: chain(&error),
+            status: error.exit_status(),
+        }
+    }
 }
 
 /// The command line is wrong; the numbers are those of sysexits.h.
 pub const EX_USAGE: u8 = 64;
 /// Something failed that should not.
 pub const EX_SOFTWARE: u8 = 70;
-/// Nobody confirmed in time.
+/// A later attempt may succeed.
 pub const EX_TEMPFAIL: u8 = 75;
 /// A capability or permission is missing.
 pub const EX_NOPERM: u8 = 77;

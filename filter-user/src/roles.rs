@@ -1,9 +1,9 @@
-//! The composition root: configuration in, running roles out. Nobody imports it but `main`.
+//! The composition root: configuration in, running roles out. Nothing imports it but `commands`.
 //!
-//! Start-up has two halves. The first looks and touches nothing: interfaces, capabilities,
-//! certificates, snapshot. Only when all of that is in order is the process confined, are sockets
-//! bound and packets dropped, the filter first; where roles have processes of their own, see
-//! `children`.
+//! A start has two halves. The first looks and changes nothing: interfaces, capabilities, certificates,
+//! snapshot. Only when all of that is usable is the process confined, are sockets bound and packets
+//! dropped, the filter first; see `running` for the states of a role, and `children` for where roles have
+//! processes of their own.
 
 pub mod access;
 mod children;
@@ -11,49 +11,48 @@ mod error;
 mod filter;
 pub(crate) mod findings;
 mod gate;
-mod health;
-pub(crate) mod plan;
 mod preflight;
-mod rules;
+mod ranges;
+mod reporter;
+mod role_report;
+mod running;
+mod signals;
+mod sockets;
+mod supervisor;
 mod tasks;
-mod view;
 
-use std::io;
+use std::fs::DirBuilder;
 use std::os::fd::RawFd;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{self, SigSet};
 use nix::unistd::{Gid, getgroups, setgroups};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal as listen_for};
-use tokio::sync::{Notify, mpsc, watch};
-use tracing::{error, info, warn};
+use tokio::sync::watch;
+use tracing::{debug, warn};
 
-pub use self::error::StartError;
-use self::filter::FilterRole;
-use self::gate::GateRole;
-use self::health::Pulse;
-use self::plan::Plan;
+pub use self::error::{ReloadError, StartError};
+pub(crate) use self::gate::exposures;
 use self::preflight::Ancestors;
 pub use self::preflight::OwnConnection;
+use self::reporter::Reporter;
+use self::running::{Prepared, StartContext};
+use self::signals::{Blocked, Signals};
+use self::sockets::{RoleSockets, SocketPaths};
+use self::supervisor::{Parts, Supervisor};
 use self::tasks::Tasks;
-pub(crate) use self::view::exposures;
-use crate::config::{Config, LoadError, Paths, load};
-use crate::control::client;
-use crate::control::protocol::ReloadStatus;
+use crate::config::{Config, ConfigError, LoadError, Paths, RangesSettings, load};
 use crate::gate::Loaded;
 use crate::host::accounts::Account;
-use crate::host::file::{self, FileId};
 use crate::host::sandbox::{self, Confined};
 use crate::host::systemd;
 use crate::observe::log::LogFormat;
-use crate::refresh::Progress;
-use crate::report::chain;
+use crate::observe::{Finding, Metrics};
 use crate::role::Role;
+use crate::snapshot::{self, Follower};
 use crate::xdp;
 
 /// How to run.
@@ -63,7 +62,7 @@ pub struct Options {
     pub only: Option<Role>,
     /// How long the filter waits to be confirmed, if it does.
     pub trial: Option<Duration>,
-    /// What to do if the operator's own connection would be cut.
+    /// What to do if the operator's own connection would be dropped.
     pub own_connection: OwnConnection,
     /// Listening sockets that were handed over, by their numbers.
     pub listen_fds: Vec<RawFd>,
@@ -91,17 +90,8 @@ pub enum Power {
 /// Returns what kept a role from starting, before anything on the host but the directories for
 /// state, sockets and pins has changed; or that a role has failed while it ran.
 pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
-    // One that comes early shall wait, not kill.
-    let early = SigSet::from_iter([
-        signal::SIGTERM,
-        signal::SIGINT,
-        signal::SIGHUP,
-        signal::SIGUSR1,
-        signal::SIGUSR2,
-        signal::SIGALRM,
-    ]);
-    early.thread_block().map_err(no_signals)?;
-    let config = load(file)?;
+    let blocked = Blocked::block().map_err(StartError::signals)?;
+    let mut config = load(file)?;
     let file = std::path::absolute(file).map_err(|source| LoadError::Read {
         path: file.to_owned(),
         source,
@@ -111,23 +101,24 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
         xdp::raise_memory_limit();
     }
     // Others' processes cannot be looked at any more once we are confined.
-    let family = Ancestors::look();
+    let ancestors = Ancestors::look();
     if options.power == Power::AsNeeded {
-        let users: Vec<_> = roles
+        let paths = &config.boot.paths;
+        let users = roles
             .iter()
-            .map(|role| sandbox::user_of(*role, &config.paths.home(*role)))
-            .collect();
+            .map(|role| sandbox::user_of(*role, &paths.home(*role)));
+        let users: Vec<_> = users.collect();
         match (&roles[..], &users[..]) {
-            ([role], [Some(user)]) => become_user(*role, user, &config.paths)?,
+            ([role], [Some(user)]) => become_user(*role, user, paths)?,
             // One process has one user.
             (_, users) if users.iter().any(Option::is_some) => {
-                return children::run(&file, &config, &roles, options, early);
+                return children::run(&file, &config, &roles, options, blocked);
             }
-            (_, _) => join_groups(&shared_groups(&config.paths)),
+            (_, _) => join_groups(&shared_groups(paths)),
         }
         // First of all, so that the start can read no more than a reload will.
         sandbox::drop_privileges(&roles)?;
-        load(&file)?;
+        config = load(&file)?;
     }
     if options
         .child_of
@@ -135,33 +126,160 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     {
         return Ok(());
     }
-    let mut plan = Plan::new(config, roles, options)?;
-    plan.create_directories()?;
-    if options.power == Power::AsNeeded {
-        // Threads inherit it, so there must not be any yet.
-        plan.confine(&file)?;
-    }
+    let prepared = prepare(&config, &roles, options)?;
+    create_directories(&config.boot.paths, &roles)?;
+    // Threads inherit it, so there must not be any yet.
+    let confined = match options.power {
+        Power::AsNeeded => Some(confine(&file, &config, &roles)?),
+        Power::AsGiven => None,
+    };
     let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
     let outcome = runtime.block_on(async {
-        let signals = Signals::new().map_err(|source| StartError::Signals { source })?;
-        early.thread_unblock().map_err(no_signals)?;
-        serve(&file, plan, signals, options, &family).await
+        let signals = blocked.handle();
+        let signals = signals.map_err(|source| StartError::Signals { source })?;
+        let process = Process {
+            file: &file,
+            config,
+            confined,
+            ancestors: &ancestors,
+            options,
+        };
+        process.serve(prepared, signals).await
     });
-    // A name that is being looked up keeps nobody waiting.
+    // A name that is being looked up is not waited for.
     runtime.shutdown_background();
     outcome
 }
 
-fn no_signals(errno: Errno) -> StartError {
-    StartError::Signals {
-        source: errno.into(),
+/// What this process is, once it has given up the rest.
+struct Process<'a> {
+    file: &'a Path,
+    config: Config,
+    confined: Option<Confined>,
+    ancestors: &'a Ancestors,
+    options: &'a Options,
+}
+
+impl Process<'_> {
+    /// Binds, attaches and serves until the end.
+    async fn serve(self, prepared: Vec<Prepared>, signals: Signals) -> Result<(), StartError> {
+        let Self {
+            file,
+            config,
+            confined,
+            ancestors,
+            options,
+        } = self;
+        let tasks = Tasks::default();
+        let boot = Arc::clone(&config.boot);
+        let config = watch::Sender::new(Arc::new(config));
+        let mut paths = SocketPaths::default();
+        // The sockets first: a second instance must not get any further.
+        let mut sockets = Vec::new();
+        for role in &prepared {
+            sockets.push(RoleSockets::bind(role.role(), &boot, &mut paths)?);
+        }
+        let mut bound = Vec::new();
+        for role in prepared {
+            bound.push(role.bind(&boot)?);
+        }
+        if let Some(confined) = &confined {
+            confined.refuse_listening()?;
+        }
+        let follower = Follower::new(boot.paths.snapshot(), config.subscribe())?;
+        let metrics = Metrics::default();
+        let with = StartContext {
+            config: config.subscribe(),
+            active: follower.subscribe(),
+            own: (options.own_connection, ancestors),
+            metrics: &metrics,
+            tasks: &tasks,
+        };
+        let mut roles = Vec::new();
+        for role in bound {
+            roles.push(role.start(&with)?);
+        }
+        let supervisor = Arc::new(Supervisor::new(Parts {
+            file: file.to_owned(),
+            active: follower.subscribe(),
+            snapshot_refused: follower.refused(),
+            config,
+            roles: roles.clone(),
+            confined,
+            metrics: metrics.clone(),
+        }));
+        for (of_role, role) in sockets.into_iter().zip(roles) {
+            let disabled = of_role.metrics_disabled();
+            let reporter = Reporter::new(role, Arc::clone(&supervisor), disabled);
+            of_role.serve(reporter, &tasks);
+        }
+        tasks.spawn(follower.run());
+        let outcome = supervisor.run(signals, options, &tasks).await;
+        drop(paths);
+        outcome
+    }
+}
+
+/// Looks at everything that the roles need, and logs what could be better.
+fn prepare(
+    config: &Config,
+    roles: &[Role],
+    options: &Options,
+) -> Result<Vec<Prepared>, StartError> {
+    if options.trial.is_some() && !roles.contains(&Role::Filter) {
+        return Err(StartError::TrialWithoutFilter);
+    }
+    check_ranges(&config.live.ranges)?;
+    let found = findings::of_roles(config, roles);
+    found.iter().for_each(Finding::log);
+    let prepared = roles
+        .iter()
+        .map(|role| Prepared::new(*role, config, options.trial, &options.listen_fds));
+    prepared.collect()
+}
+
+/// Ranges and rules that do not fit even with the baseline must be known before anything is attached.
+fn check_ranges(ranges: &RangesSettings) -> Result<(), StartError> {
+    let baseline = snapshot::baseline(ranges)?;
+    snapshot::compile(ranges, baseline)?;
+    Ok(())
+}
+
+/// Looks at everything that the configuration names for these roles, and changes nothing.
+pub(crate) fn examine(config: &Config, roles: &[Role]) -> Result<Option<Loaded>, StartError> {
+    let mut loaded = None;
+    for role in roles {
+        match role {
+            Role::Filter => {
+                filter::examine(config)?;
+            }
+            Role::Ranges => {}
+            Role::Gate => loaded = Some(gate::examine(config)?),
+        }
+    }
+    check_ranges(&config.live.ranges)?;
+    Ok(loaded)
+}
+
+/// Looks at the files that sources of ranges name.
+pub(crate) fn examine_sources(ranges: &RangesSettings) -> Result<(), ConfigError> {
+    ranges::examine(ranges)
+}
+
+/// The roles that are meant.
+pub(crate) fn named(config: &Config, only: Option<Role>) -> Result<Vec<Role>, StartError> {
+    let described = config.roles();
+    match only {
+        Some(role) if !described.contains(&role) => Err(StartError::NotDescribed { role }),
+        Some(role) => Ok(vec![role]),
+        None => Ok(described),
     }
 }
 
 /// Root becomes the user of a role, as the package's unit would have started it.
 fn become_user(role: Role, user: &Account, paths: &Paths) -> Result<(), StartError> {
     sandbox::hide_service_managers()?;
-    // Without a BPF file system the start ends, and says so.
+    // Without a BPF file system the start ends with an error of its own.
     if role == Role::Filter && xdp::check_bpffs(&paths.bpf).is_ok() {
         sandbox::show_pins_alone(&paths.bpf, user)?;
     }
@@ -180,7 +298,7 @@ pub(crate) fn join_groups(more: &[u32]) {
     let mut groups: Vec<Gid> = getgroups().unwrap_or_default();
     groups.extend(more.iter().copied().map(Gid::from_raw));
     match setgroups(&groups) {
-        // Who is not root is in the groups that he is in.
+        // Another user is in its own groups.
         Ok(()) | Err(Errno::EPERM) => {}
         Err(error) => warn!(
             id = "groups-not-joined",
@@ -190,323 +308,53 @@ pub(crate) fn join_groups(more: &[u32]) {
     }
 }
 
-/// Runs what is planned until the end.
-async fn serve(
-    file: &Path,
-    plan: Plan,
-    signals: Signals,
-    options: &Options,
-    family: &Ancestors,
-) -> Result<(), StartError> {
-    let tasks = Tasks::default();
-    let running = plan.start(options, family, &tasks)?;
-
-    if let Some(interval) = systemd::watchdog() {
-        tasks.spawn(running.pulse().feed_watchdog(interval));
+/// Makes the directories for state and sockets.
+fn create_directories(paths: &Paths, roles: &[Role]) -> Result<(), StartError> {
+    for path in [&paths.state, &paths.run] {
+        std::fs::create_dir_all(path).map_err(|source| StartError::Directory {
+            path: path.clone(),
+            source,
+        })?;
     }
-    let ready = async {
-        if let Some(filter) = &running.filter {
-            filter.wait_for_interfaces().await;
-        }
-        info!(id = "ready", roles = running.roles.len(), "ready");
-        systemd::ready();
-        if options.child_of.is_some() {
-            children::tell_ready();
-        }
-        std::future::pending::<()>().await;
-    };
-    let mut outcome = tokio::select! {
-        () = ready => Ok(()),
-        () = signals.wait_for_stop(file, &running) => Ok(()),
-        () = tasks.failed() => Err(StartError::TaskEnded),
-        () = running.trial_is_over(options.trial) => Err(StartError::NotConfirmed),
-    };
-    // First of all: whoever is locked out waits for it.
-    let was_on_trial = running.filter.as_ref().is_some_and(FilterRole::end_trial);
-    if was_on_trial && outcome.is_ok() {
-        outcome = Err(StartError::StoppedOnTrial);
+    for role in roles {
+        // Its group may look, and no other user may create anything there.
+        let path = paths.home(*role);
+        let created = DirBuilder::new().recursive(true).mode(0o750).create(&path);
+        created.map_err(|source| StartError::Directory { path, source })?;
     }
-    info!(id = "stopping", "stopping");
-    tasks.stop();
-    if let Some(filter) = &running.filter {
-        filter.release_lock();
+    if !roles.contains(&Role::Filter) {
+        return Ok(());
     }
-    // A successor may start.
-    let drain_timeout = running.drain_timeout();
-    systemd::stopping(drain_timeout + FAREWELL);
-    if let Some(gate) = &running.gate {
-        gate.drain(drain_timeout).await;
+    // Else all of the BPF file system would have to be within reach. Why it cannot be made is reported
+    // where it is missed.
+    if let Err(error) = xdp::prepare(&paths.bpf) {
+        debug!(
+            id = "pins-not-prepared",
+            %error,
+            "the directory of the pins is not there yet"
+        );
     }
-    tasks.wait().await;
-    outcome
-}
-
-/// The roles that are meant.
-pub(crate) fn named(config: &Config, only: Option<Role>) -> Result<Vec<Role>, StartError> {
-    let described = config.roles();
-    match only {
-        Some(role) if !described.contains(&role) => Err(StartError::NotDescribed { role }),
-        Some(role) => Ok(vec![role]),
-        None => Ok(described),
-    }
-}
-
-/// What `run` holds on to.
-struct Running {
-    sockets: Sockets,
-    /// Notified to refresh the ranges at once.
-    wake: Arc<Notify>,
-    /// Where the IDs of approved lists go.
-    approvals: mpsc::Sender<Vec<String>>,
-    filter: Option<FilterRole>,
-    gate: Option<GateRole>,
-    /// What becomes of each source of ranges.
-    refresh: Option<watch::Receiver<Vec<Progress>>>,
-    /// The configuration in force.
-    config: watch::Sender<Arc<Config>>,
-    roles: Vec<Role>,
-    confined: Option<Confined>,
-    reloads: watch::Sender<ReloadStatus>,
-}
-
-impl Running {
-    fn new(
-        config: watch::Sender<Arc<Config>>,
-        roles: Vec<Role>,
-        approvals: mpsc::Sender<Vec<String>>,
-    ) -> Self {
-        Self {
-            sockets: Sockets::default(),
-            wake: Arc::new(Notify::new()),
-            approvals,
-            filter: None,
-            gate: None,
-            refresh: None,
-            config,
-            roles,
-            confined: None,
-            reloads: watch::Sender::default(),
-        }
-    }
-
-    fn pulse(&self) -> Pulse {
-        let (filter, gate) = (self.filter.as_ref(), self.gate.as_ref());
-        Pulse::new(filter, gate, self.refresh.as_ref())
-    }
-
-    /// What connections get at the end.
-    fn drain_timeout(&self) -> Duration {
-        let config = self.config.borrow();
-        let settings = config.gate.as_ref().filter(|_| self.gate.is_some());
-        settings.map_or(Duration::ZERO, |gate| gate.drain_timeout)
-    }
-
-    /// Returns when the time to confirm is over and nobody did.
-    async fn trial_is_over(&self, trial: Option<Duration>) {
-        let (Some(trial), Some(filter)) = (trial, &self.filter) else {
-            return std::future::pending().await;
-        };
+    // No other role reads or writes it. Without it uplinks are not remembered, and no more.
+    let path = &paths.filter;
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    if let Err(error) = created {
         warn!(
-            id = "trial-started",
-            seconds = trial.as_secs(),
-            "on trial: `pullgate confirm` lets the filter stay, else what was before comes back"
+            id = "uplinks-not-remembered",
+            %error,
+            path = %path.display(),
+            "uplinks are not remembered across boots"
         );
-        tokio::time::sleep(trial).await;
-        if !filter.state().filter.is_on_trial() {
-            std::future::pending().await
-        }
     }
-
-    /// Passes on what somebody approves.
-    fn approve(&self) {
-        let paths = self.config.borrow().paths.clone();
-        let ids = client::read_approved(&paths);
-        let passed_on = ids.map(|ids| self.approvals.try_send(ids));
-        match passed_on {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(
-                id = "approval-not-delivered",
-                %error,
-                "approval not passed on"
-            ),
-            Err(error) => warn!(
-                id = "approval-unreadable",
-                %error,
-                "an approval that does not say of what"
-            ),
-        }
-    }
-
-    /// Reads the configuration again, and returns whether it is in force; one that cannot be used
-    /// leaves the old one so.
-    fn reload(&self, file: &Path) -> bool {
-        self.reloads.send_modify(|reloads| reloads.under_way = true);
-        let error = self.try_reload(file).err();
-        let is_in_force = error.is_none();
-        self.reloads.send_modify(|reloads| {
-            *reloads = ReloadStatus {
-                count: reloads.count + 1,
-                under_way: false,
-                error,
-            };
-        });
-        is_in_force
-    }
-
-    fn try_reload(&self, file: &Path) -> Result<(), String> {
-        let config = match load(file) {
-            Ok(config) => Arc::new(config),
-            Err(error) => return Err(self.keep_the_old(&error)),
-        };
-        let before = Arc::clone(&self.config.borrow());
-        for what in view::waits_for_a_start(&config, &before) {
-            warn!(
-                id = "restart-needed",
-                "`{what}` has changed, which takes effect at the next start"
-            );
-        }
-        let role = self.gate.clone();
-        let _turn = role.as_ref().map(GateRole::turn);
-        // All that can be refused is looked at before any of it is in force.
-        let loaded = match self
-            .check_reach(file, &config)
-            .and_then(|()| self.load_gate(&config))
-        {
-            Ok(loaded) => loaded,
-            Err(error) => return Err(self.keep_the_old(&error)),
-        };
-        // The filter may yet refuse it, and the gate shall go by the same rules.
-        if let Some(filter) = &self.filter {
-            tokio::task::block_in_place(|| filter.reload(&config))?;
-        }
-        if let (Some(role), Some(gate), Some(loaded)) = (&self.gate, &config.gate, loaded) {
-            role.put_in_force(gate, loaded);
-        }
-        info!(id = "configuration-reloaded", "configuration reloaded");
-        self.config.send_replace(config);
-        Ok(())
-    }
-
-    /// Tells everybody why nothing has changed.
-    fn keep_the_old(&self, error: &dyn std::error::Error) -> String {
-        if let Some(filter) = &self.filter {
-            filter.note_failure();
-        }
-        if let Some(gate) = &self.gate {
-            gate.note_failure(error);
-        }
-        let error = chain(error);
-        error!(
-            id = "configuration-not-reloaded",
-            error, "configuration not reloaded, the old one stays"
-        );
-        error
-    }
-
-    /// Whether we can still reach what a new configuration wants.
-    fn check_reach(&self, file: &Path, config: &Config) -> Result<(), StartError> {
-        let wanted = access::reach(file, config, &self.roles);
-        let lacking = self
-            .confined
-            .as_ref()
-            .map(|confined| confined.lacks(&wanted));
-        let what = lacking.unwrap_or_default().join(", ");
-        if what.is_empty() {
-            return Ok(());
-        }
-        Err(StartError::OutOfReach { what })
-    }
-
-    /// Reads what the gate would need, if it runs here.
-    fn load_gate(&self, config: &Config) -> Result<Option<Loaded>, StartError> {
-        let Some(role) = &self.gate else {
-            return Ok(None);
-        };
-        let Some(gate) = &config.gate else {
-            return Err(StartError::NotDescribed { role: Role::Gate });
-        };
-        for what in role.waits_for_a_start(gate) {
-            warn!(
-                id = "restart-needed",
-                "`{what}` is not what the gate was started with; it takes effect at the next start"
-            );
-        }
-        let loaded = tokio::task::block_in_place(|| role.load(gate))?;
-        Ok(Some(loaded.whole()?))
-    }
+    Ok(())
 }
 
-/// The status sockets' paths, removed when dropped.
-#[derive(Default)]
-struct Sockets(Vec<(PathBuf, Option<FileId>)>);
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for (socket, ours) in &self.0 {
-            // A successor may have put its own there while we were draining.
-            if file::stamp(socket) != *ours {
-                continue;
-            }
-            if let Err(error) = std::fs::remove_file(socket) {
-                warn!(
-                    id = "socket-not-removed",
-                    socket = %socket.display(),
-                    %error,
-                    "socket not removed"
-                );
-            }
-        }
-    }
+/// Gives up what the roles do not need; the directories are there by now.
+fn confine(file: &Path, config: &Config, roles: &[Role]) -> Result<Confined, StartError> {
+    let reach = access::reach(file, config, roles).with_abstract_sockets(systemd::is_abstract());
+    Ok(sandbox::enter(reach)?)
 }
 
 /// How long it may take to end, besides what connections get.
 const FAREWELL: Duration = Duration::from_secs(15);
-
-/// The signals that mean something to us.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-    user: Signal,
-    approve: Signal,
-    refresh: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: listen_for(SignalKind::terminate())?,
-            interrupt: listen_for(SignalKind::interrupt())?,
-            hang_up: listen_for(SignalKind::hangup())?,
-            user: listen_for(SignalKind::user_defined1())?,
-            approve: listen_for(SignalKind::user_defined2())?,
-            refresh: listen_for(SignalKind::alarm())?,
-        })
-    }
-
-    /// Returns at SIGTERM or SIGINT; SIGHUP reloads and asks for a refresh of the ranges, which
-    /// SIGALRM does alone; SIGUSR1 confirms a trial, SIGUSR2 approves a list that is held.
-    async fn wait_for_stop(mut self, file: &Path, running: &Running) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                // A new configuration makes the ranges fresh by itself.
-                _ = self.hang_up.recv() => {
-                    systemd::reloading();
-                    if !running.reload(file) {
-                        running.wake.notify_one();
-                    }
-                    systemd::ready();
-                }
-                _ = self.refresh.recv() => running.wake.notify_one(),
-                _ = self.approve.recv() => running.approve(),
-                _ = self.user.recv() => {
-                    if let Some(filter) = &running.filter {
-                        filter.confirm();
-                    }
-                }
-            }
-        }
-    }
-}
+/// For a part that is busy, when it is asked whether it goes on; who asks by HTTP waits for longer.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);

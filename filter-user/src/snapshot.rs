@@ -18,13 +18,13 @@ use tracing::warn;
 use self::content::Document;
 pub use self::content::Problem;
 pub use self::follow::Follower;
-use crate::config::{Fallback, Ranges};
+use crate::config::{Fallback, RangesSettings};
 use crate::host::file::{self, ReadError, TrustedOwner, UntrustedFile};
 use crate::ranges::{
-    self, ActiveRanges, FIXED, Families, Limits, List, ListError, Origin, RangeSet, Rejection,
-    SourceRanges,
+    self, ActiveRanges, Compiled, Families, GuardLimits, List, ListError, Origin, RangeSet,
+    Rejection, STATIC, SourceRanges, TableFull,
 };
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, chain};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, ExitStatus, chain};
 
 /// The ranges that are in force without a snapshot: those of the configuration, and the embedded
 /// ones for sources that they are the baseline of.
@@ -32,7 +32,7 @@ use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, chain};
 /// # Errors
 ///
 /// Returns why they cannot be used, which only a configuration can be to blame for.
-pub fn baseline(ranges: &Ranges) -> Result<ActiveRanges, SnapshotError> {
+pub fn baseline(ranges: &RangesSettings) -> Result<ActiveRanges, SnapshotError> {
     compose(ranges, Vec::new())
 }
 
@@ -41,7 +41,7 @@ pub fn baseline(ranges: &Ranges) -> Result<ActiveRanges, SnapshotError> {
 /// # Errors
 ///
 /// Returns why the snapshot cannot be used.
-pub fn load(path: &Path, ranges: &Ranges) -> Result<ActiveRanges, SnapshotError> {
+pub fn load(path: &Path, ranges: &RangesSettings) -> Result<ActiveRanges, SnapshotError> {
     let lists = read(path, &ranges.limits)?;
     compose(ranges, lists.unwrap_or_default())
 }
@@ -51,11 +51,14 @@ pub fn load(path: &Path, ranges: &Ranges) -> Result<ActiveRanges, SnapshotError>
 /// # Errors
 ///
 /// Returns why the lists cannot be used together.
-pub fn compose(ranges: &Ranges, mut read: Vec<List>) -> Result<ActiveRanges, SnapshotError> {
+pub fn compose(
+    ranges: &RangesSettings,
+    mut read: Vec<List>,
+) -> Result<ActiveRanges, SnapshotError> {
     let mut lists = Vec::new();
     for source in ranges.sources.iter().map(|source| &source.value) {
         let found = read.iter().position(|list| list.source == source.name);
-        match (found, source.before) {
+        match (found, source.fallback) {
             (Some(index), _) => lists.push(read.swap_remove(index)),
             (None, Fallback::Baseline) => lists.push(List {
                 source: source.name.clone(),
@@ -65,23 +68,44 @@ pub fn compose(ranges: &Ranges, mut read: Vec<List>) -> Result<ActiveRanges, Sna
             (None, Fallback::Nothing) => {}
         }
     }
-    if !ranges.fixed.is_empty() {
+    if !ranges.static_.is_empty() {
         lists.push(List {
-            source: FIXED.to_owned(),
-            known: SourceRanges::new(ranges.fixed.clone()),
+            source: STATIC.to_owned(),
+            known: SourceRanges::new(ranges.static_.clone()),
             origin: Origin::Configured,
         });
     }
     ActiveRanges::new(lists, &ranges.limits).map_err(SnapshotError::Union)
 }
 
-fn embedded(limits: &Limits) -> Result<RangeSet, SnapshotError> {
+/// The ranges, compiled with the operator's own rules.
+///
+/// # Errors
+///
+/// Returns that they do not fit.
+pub fn compile(ranges: &RangesSettings, active: ActiveRanges) -> Result<Compiled, SnapshotError> {
+    Compiled::new(active, &ranges.allow, &ranges.deny).map_err(SnapshotError::Full)
+}
+
+/// What is active, by another configuration.
+///
+/// # Errors
+///
+/// Returns why the lists cannot be used by it.
+pub fn recompile(
+    ranges: &RangesSettings,
+    active: &ActiveRanges,
+) -> Result<Compiled, SnapshotError> {
+    compile(ranges, compose(ranges, active.lists().to_vec())?)
+}
+
+fn embedded(limits: &GuardLimits) -> Result<RangeSet, SnapshotError> {
     let feed = ranges::baseline().map_err(SnapshotError::Baseline)?;
     RangeSet::check(feed, Families::Both, limits).map_err(SnapshotError::Union)
 }
 
 /// Reads the snapshot at `path`, `None` if there is none, and judges each list by the guard.
-fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError> {
+fn read(path: &Path, limits: &GuardLimits) -> Result<Option<Vec<List>>, SnapshotError> {
     let path_of = || path.to_owned();
     match file::read_trusted(path, SIZE_MAX, TrustedOwner::Owner) {
         Ok((bytes, _)) => Document::parse(&bytes, limits)
@@ -95,27 +119,27 @@ fn read(path: &Path, limits: &Limits) -> Result<Option<Vec<List>>, SnapshotError
             path: path_of(),
             source,
         }),
-        Err(ReadError::UntrustedFile(exposed)) => Err(SnapshotError::UntrustedFile(exposed)),
+        Err(ReadError::UntrustedFile(untrusted)) => Err(SnapshotError::UntrustedFile(untrusted)),
     }
 }
 
 /// A snapshot that parses is written and parsed again, and is the same.
 #[cfg(feature = "fuzzing")]
-pub(crate) fn fuzz(bytes: &[u8], limits: &Limits) {
+pub(crate) fn fuzz(bytes: &[u8], limits: &GuardLimits) {
     let Ok(lists) = Document::parse(bytes, limits) else {
         return;
     };
-    if let Ok(in_force) = ActiveRanges::new(lists, limits)
-        && let Ok(text) = Document::text(&in_force)
+    if let Ok(active) = ActiveRanges::new(lists, limits)
+        && let Ok(text) = Document::text(&active)
     {
         let again = Document::parse(&text, limits);
-        assert_eq!(again.ok().as_deref(), Some(in_force.lists()));
+        assert_eq!(again.ok().as_deref(), Some(active.lists()));
     }
 }
 
 /// Whether the snapshot at `path` is there and can be used, as far as this process may look.
 #[must_use]
-pub fn is_whole(path: &Path, limits: &Limits) -> bool {
+pub fn is_whole(path: &Path, limits: &GuardLimits) -> bool {
     match read(path, limits) {
         Ok(lists) => lists.is_some(),
         // Ranges that a lowered limit refuses are not spoilt by that.
@@ -132,12 +156,12 @@ pub fn is_whole(path: &Path, limits: &Limits) -> bool {
 ///
 /// Returns the step that failed. The old file is then still there; or, if it was only the
 /// directory that could not be written to disk, the new one.
-pub fn save(path: &Path, in_force: &ActiveRanges, limits: &Limits) -> Result<(), SnapshotError> {
+pub fn save(path: &Path, active: &ActiveRanges, limits: &GuardLimits) -> Result<(), SnapshotError> {
     let blame = |source| SnapshotError::Io {
         path: path.to_owned(),
         source,
     };
-    let text = Document::text(in_force).map_err(|error| blame(error.into()))?;
+    let text = Document::text(active).map_err(|error| blame(error.into()))?;
     if text.len() > SIZE_MAX {
         return Err(blame(ErrorKind::FileTooLarge.into()));
     }
@@ -163,7 +187,7 @@ pub fn save(path: &Path, in_force: &ActiveRanges, limits: &Limits) -> Result<(),
         .and_then(|()| File::open(file::directory(path))?.sync_all());
     written.map_err(|error| {
         // A half of it would only take the room that a disk lacks.
-        fs::remove_file(&temporary).ok();
+        drop(fs::remove_file(&temporary));
         blame(error)
     })
 }
@@ -213,6 +237,9 @@ pub enum SnapshotError {
     /// The ranges of all sources and of the configuration do not pass the guard together.
     #[error("the ranges of all sources together are refused")]
     Union(#[source] Rejection),
+    /// The ranges and the operator's rules do not fit into the table.
+    #[error(transparent)]
+    Full(TableFull),
     /// The directory cannot be watched.
     #[error("{} cannot be watched; is it there, and may this role enter it?", path.display())]
     Watch {
@@ -223,15 +250,13 @@ pub enum SnapshotError {
     },
 }
 
-impl SnapshotError {
-    /// The exit code for this error: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
+impl ExitStatus for SnapshotError {
+    fn exit_status(&self) -> u8 {
         match self {
             Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
             Self::UntrustedFile(_) => EX_NOPERM,
             Self::Watch { source, .. } if is_forbidden(source) => EX_NOPERM,
-            Self::Union(_) => EX_CONFIG,
+            Self::Union(_) | Self::Full(_) => EX_CONFIG,
             Self::Baseline(_) | Self::Io { .. } | Self::Corrupt { .. } | Self::Watch { .. } => {
                 EX_SOFTWARE
             }

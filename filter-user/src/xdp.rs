@@ -30,16 +30,16 @@ use tracing::{debug, error, info};
 pub use self::attach::Attached;
 pub use self::error::XdpError;
 use self::events::Events;
-pub use self::events::{Drop, TopSources};
+pub use self::events::{DropEvent, TopSources};
 use self::load::Program;
 pub use self::load::{raise_memory_limit, uninterrupted};
 pub use self::mode::{AttachMode, Lifetime};
 use self::pins::{Pins, Staging};
 pub use self::pins::{check_bpffs, is_loaded, prepare, unload};
-pub use self::probe::{Probe, frame, loaded_interface, probe};
+pub use self::probe::{Probe, Probed, frame, loaded_interface, probe};
 use self::publish::Publisher;
-use self::reconcile::Failures;
-pub use self::reconcile::{Coverage, Reconciled, State};
+use self::reconcile::AttachFailures;
+pub use self::reconcile::{Coverage, InterfaceState, Reconciled};
 use self::uplinks::{History, Targets, Topology};
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self, Interfaces};
@@ -53,7 +53,7 @@ use crate::ranges::{Rules, Table};
 /// so neither the end of this process nor anything it may be talked into detaches them.
 pub struct Filter {
     pins: Pins,
-    settings: config::Filter,
+    settings: config::FilterSettings,
     loaded: LoadedSet,
     /// The network as of the last look.
     topology: Topology,
@@ -64,7 +64,7 @@ pub struct Filter {
     /// Whether a trial is over, and what was before is active again: nothing here is reconciled.
     reverted: bool,
     /// By interface, what keeps failing.
-    failures: Failures,
+    failures: AttachFailures,
     /// Keeps the pins to this process.
     lock: Option<File>,
 }
@@ -81,9 +81,9 @@ struct LoadedSet {
 }
 
 /// What a filter starts from.
-pub struct Start<'a> {
+pub struct FilterStart<'a> {
     /// What is configured.
-    pub settings: &'a config::Filter,
+    pub settings: &'a config::FilterSettings,
     /// The directory of the pins.
     pub base: &'a Path,
     /// What `table` was compiled from.
@@ -91,7 +91,7 @@ pub struct Start<'a> {
     /// The table that packets are judged by first.
     pub table: &'a Table,
     /// Whether it outlives this process.
-    pub stay: Lifetime,
+    pub lifetime: Lifetime,
     /// What was remembered of interfaces from before.
     pub memory: Memory,
 }
@@ -108,19 +108,19 @@ impl Filter {
     /// # Errors
     ///
     /// Returns the step that failed. What was attached before still is.
-    pub fn start(start: Start<'_>) -> Result<Self, XdpError> {
-        let Start {
+    pub fn start(start: FilterStart<'_>) -> Result<Self, XdpError> {
+        let FilterStart {
             settings,
             base,
             rules,
             table,
-            stay,
+            lifetime,
             memory,
         } = start;
         let pins = Pins::open(base)?;
         let lock = Some(pins.lock()?);
         pins.adopt_other_versions()?;
-        if stay == Lifetime::OnTrial {
+        if lifetime == Lifetime::OnTrial {
             for interface in pins.interfaces()? {
                 if !pins.program(&interface).exists() {
                     return Err(XdpError::NoWayBack { interface });
@@ -129,8 +129,8 @@ impl Filter {
         }
         let topology = Topology::read().map_err(XdpError::Netlink)?;
         let staging = pins.stage()?;
-        let mut failures = Failures::default();
-        let accept = match stay {
+        let mut failures = AttachFailures::default();
+        let accept = match lifetime {
             Lifetime::Pinned => Accept::Partial,
             Lifetime::OnTrial => Accept::Whole,
         };
@@ -160,7 +160,7 @@ impl Filter {
             failures,
             lock,
         };
-        if stay == Lifetime::Pinned {
+        if lifetime == Lifetime::Pinned {
             filter.confirm()?;
         }
         Ok(filter)
@@ -214,7 +214,7 @@ impl Filter {
     /// Returns the step that failed; what was active before is so again.
     pub fn reload(
         &mut self,
-        settings: &config::Filter,
+        settings: &config::FilterSettings,
         rules: &Rules<'_>,
         table: &Table,
     ) -> Result<(), XdpError> {
@@ -234,9 +234,10 @@ impl Filter {
             topology: &topology,
             uplinks: &self.memory.uplinks,
             // Where nothing is filtered, nothing is lost by waiting.
-            accept: match self.loaded.attached.is_empty() {
-                true => Accept::Partial,
-                false => Accept::Whole,
+            accept: if self.loaded.attached.is_empty() {
+                Accept::Partial
+            } else {
+                Accept::Whole
             },
         };
         self.loaded = LoadedSet::load(&loading, rules, table, &mut failures)?;
@@ -288,7 +289,8 @@ impl Filter {
         let own = self.loaded.attached.iter().flat_map(|attached| {
             let name = &attached.interface;
             let maps = abi::INTERFACE_MAPS.map(|map| self.pins.of_interface(map, name));
-            maps.into_iter().chain([self.pins.program(name)])
+            let programs = self.pins.programs(name);
+            maps.into_iter().chain([programs.program, programs.slot])
         });
         let all = shared.into_iter().chain(own);
         all.filter(|pin| !pin.exists()).collect()
@@ -309,7 +311,7 @@ impl Filter {
     /// # Errors
     ///
     /// Returns the error of the map.
-    pub fn drops(&mut self) -> Result<Vec<Drop>, XdpError> {
+    pub fn drops(&mut self) -> Result<Vec<DropEvent>, XdpError> {
         for program in self.loaded.programs.values_mut() {
             program.pass_log_on();
         }
@@ -324,7 +326,7 @@ impl Filter {
 
     /// What is configured.
     #[must_use]
-    pub fn settings(&self) -> &config::Filter {
+    pub fn settings(&self) -> &config::FilterSettings {
         &self.settings
     }
 
@@ -344,7 +346,7 @@ impl Filter {
 
 /// What a set is loaded for.
 struct Loading<'a> {
-    settings: &'a config::Filter,
+    settings: &'a config::FilterSettings,
     pins: &'a Pins,
     staging: &'a Staging,
     topology: &'a Topology,
@@ -366,7 +368,7 @@ impl LoadedSet {
         loading: &Loading<'_>,
         rules: &Rules<'_>,
         table: &Table,
-        failures: &mut Failures,
+        failures: &mut AttachFailures,
     ) -> Result<Self, XdpError> {
         let Loading {
             settings,
@@ -470,10 +472,10 @@ impl LoadedSet {
                 topology,
             };
             let attached = attach::attach(program, &place)?;
-            let (rung, pin) = (attached.rung, staging.program(&interface.name));
+            let (mode, places) = (attached.mode, staging.programs(&interface.name));
             self.attached.push(attached);
             self.once_attached.insert(interface.name.clone());
-            program.pin(rung, &pin)?;
+            program.pin(mode, &places)?;
         }
         Ok(())
     }
@@ -489,7 +491,7 @@ impl LoadedSet {
 
 /// Nothing is put on trial, or in the place of what protects, for interfaces none of which is there.
 fn refuse_absence(
-    settings: &config::Filter,
+    settings: &config::FilterSettings,
     targets: &Targets,
     accept: Accept,
 ) -> Result<(), XdpError> {
@@ -507,7 +509,7 @@ fn refuse_absence(
 /// How many frames of each kind an interface has had.
 pub type Frames = Vec<(Counted, u64)>;
 
-impl std::ops::Drop for Filter {
+impl Drop for Filter {
     /// A trial that ends in whatever way ends as if it had not been confirmed.
     fn drop(&mut self) {
         if self.is_on_trial()
@@ -545,8 +547,8 @@ pub fn check_capabilities() -> Result<(), XdpError> {
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut source = error;
     loop {
-        if let Some(error) = source.downcast_ref::<io::Error>() {
-            return Errno::from_io_error(error);
+        if let Some(cause) = source.downcast_ref::<io::Error>() {
+            return Errno::from_io_error(cause);
         }
         source = source.source()?;
     }

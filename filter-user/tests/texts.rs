@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory as _;
 use proc_macro2::{TokenStream, TokenTree};
 use pullgate::cli::Cli;
-use pullgate::control::protocol::{Report, Status};
+use pullgate::control::protocol::{HostStatus, Status};
 use syn::visit::{self, Visit};
 
 #[test]
@@ -74,7 +74,7 @@ fn id_of_every_finding_is_in_the_manual() {
 #[test]
 fn status_of_a_host() {
     let statuses = fs::read_to_string(Path::new(ROOT).join("tests/status.json")).unwrap();
-    let mut report = Report {
+    let mut report = HostStatus {
         protected: true,
         admits: None,
         findings: Vec::new(),
@@ -108,9 +108,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap();
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
-    let below = |path: PathBuf| match path.is_dir() {
-        true => files(&path),
-        false => vec![path],
+    let below = |path: PathBuf| {
+        if path.is_dir() {
+            files(&path)
+        } else {
+            vec![path]
+        }
     };
     paths.into_iter().flat_map(below).collect()
 }

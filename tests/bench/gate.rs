@@ -312,9 +312,10 @@ fn print(accounts: &[Account]) {
             let value = account.memory.get(index).map(|(_, kib)| *kib);
             value.map_or_else(|| "-".to_owned(), |kib| format!("{kib:.0}"))
         };
-        let resumed = match account.not_resumed {
-            true => "not".to_owned(),
-            false => format!("{:.1}", median(&account.resumed)),
+        let resumed = if account.not_resumed {
+            "not".to_owned()
+        } else {
+            format!("{:.1}", median(&account.resumed))
         };
         println!(
             "{:<14} {:>9.1} {resumed:>9} {:>9.2} {:>9.1} {:>9.0} {:>8.0} {:>8.0} {:>9} {:>9} {:>9} {:>7.1}",

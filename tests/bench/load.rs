@@ -155,7 +155,7 @@ impl Load {
         self.runtime.block_on(async {
             for mut stream in connections {
                 // Whether the proxy hears it does not matter.
-                stream.shutdown().await.ok();
+                drop(stream.shutdown().await);
             }
         });
     }

@@ -170,7 +170,7 @@ impl Drop for Rules<'_> {
         };
         let mut command: Command = self.network.command(Host::Origin, "sh");
         // What cannot be removed goes with the namespace.
-        command.args(["-c", script]).output().ok();
+        drop(command.args(["-c", script]).output());
     }
 }
 

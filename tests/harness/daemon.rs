@@ -1,6 +1,6 @@
 //! pullgate as a process: started, watched by its log events, signalled, killed.
 
-use std::io::{BufRead as _, BufReader, IoSliceMut};
+use std::io::{self, BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,9 @@ pub struct Stored(pub Vec<RawFd>);
 impl Drop for Stored {
     fn drop(&mut self) {
         for descriptor in self.0.drain(..) {
-            nix::unistd::close(descriptor).ok();
+            match nix::unistd::close(descriptor) {
+                Ok(_) | Err(_) => {}
+            }
         }
     }
 }
@@ -158,9 +160,19 @@ impl Pullgate {
     /// Asks the role's status socket.
     #[must_use]
     pub fn status(&self) -> Value {
-        let stream = UnixStream::connect(&self.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        serde_json::from_reader(stream).unwrap()
+        self.get("/status")
+    }
+
+    /// What the role serves at a path of its status socket.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Value {
+        http(&self.socket, "GET", path, "").unwrap()
+    }
+
+    /// Instructs the role, and returns its answer when it is done.
+    pub fn post(&self, path: &str) -> Value {
+        let socket = self.socket.with_file_name("control.sock");
+        http(&socket, "POST", path, "").unwrap()
     }
 
     /// How many reloads have come to an end.
@@ -242,7 +254,7 @@ impl Pullgate {
 impl Drop for Pullgate {
     fn drop(&mut self) {
         // It may have ended already.
-        self.child.kill().and_then(|()| self.child.wait()).ok();
+        drop(self.child.kill().and_then(|()| self.child.wait()));
     }
 }
 
@@ -288,6 +300,27 @@ fn listen(socket: &UnixDatagram, told: &Weak<Mutex<Vec<String>>>) {
             let text = String::from_utf8_lossy(&word[..length]);
             told.lock().unwrap().push(text.into_owned());
         }
+    }
+}
+
+/// The JSON that a socket answers a request with.
+///
+/// # Errors
+///
+/// Returns why there is none: nobody listens, or what is said instead.
+pub fn http(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(format!("{head}{body}").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    if head.starts_with("HTTP/1.1 200 ") {
+        Ok(serde_json::from_str(body)?)
+    } else {
+        Err(io::Error::other(answer))
     }
 }
 

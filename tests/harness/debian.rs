@@ -62,9 +62,11 @@ impl<'a> Debian<'a> {
 
     fn turn_off(&mut self) {
         if let Some(init) = self.init() {
-            kill(Pid::from_raw(init), Signal::SIGKILL).ok();
+            match kill(Pid::from_raw(init), Signal::SIGKILL) {
+                Ok(_) | Err(_) => {}
+            }
         }
-        self.holder.wait().ok();
+        drop(self.holder.wait());
     }
 
     /// Its process 1, by the number that it has outside.
@@ -286,9 +288,10 @@ impl<'a> Debian<'a> {
                 .split_whitespace()
                 .flat_map(|name| calls(&groups, name))
             {
-                match is_denied {
-                    true => allowed.remove(&call),
-                    false => allowed.insert(call),
+                if is_denied {
+                    allowed.remove(&call)
+                } else {
+                    allowed.insert(call)
                 };
             }
         }

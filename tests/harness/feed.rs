@@ -155,7 +155,7 @@ impl Drop for Feed {
         self.state.changed.notify_all();
         self.knock();
         if let Some(serving) = self.serving.take() {
-            serving.join().ok();
+            drop(serving.join());
         }
     }
 }

@@ -55,9 +55,10 @@ impl Rig {
             "[paths]\nstate = \"state\"\nrun = \"run\"\nbpf = \"bpf/pullgate\"\n\
              [ranges]\nunsafe_documentation_ranges = true\nallow = [\"203.0.113.10/32\"]\n\
              [gate]\ndrain_timeout = \"5s\"\n{}{gate}\n{}",
-            match gate.contains("handshake_timeout") {
-                true => "",
-                false => "handshake_timeout = \"2s\"\n",
+            if gate.contains("handshake_timeout") {
+                ""
+            } else {
+                "handshake_timeout = \"2s\"\n"
             },
             hosts.join("\n")
         );

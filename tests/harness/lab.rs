@@ -17,7 +17,6 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::daemon::{self, Pullgate};
-use crate::eventually;
 use crate::feed::{Answer, Feed, api_answer};
 use crate::net::{DIRECT, Host, INTERFACE, Network};
 use crate::pki::{BLOG, Pki, SHOP};
@@ -233,17 +232,10 @@ impl Lab {
     /// Lets the ranges role ask its sources, and waits for the outcome of the first.
     pub fn refresh_as_it_is(&self) -> Value {
         let mark = self.ranges().mark();
-        self.ranges().signal(Signal::SIGALRM);
-        let event = self.ranges().event(mark, "a refresh ends", |event| {
+        self.ranges().post("/refresh");
+        self.ranges().event(mark, "a refresh ends", |event| {
             event["id"] == "ranges-refreshed" || event["id"] == "refresh-failed"
-        });
-        // The line is written first, and the status told a moment later.
-        eventually("the status knows of it", || {
-            let status = self.ranges().status();
-            let mut sources = status["refresh"].as_array().unwrap().iter();
-            (!sources.any(|source| source["under_way"] == true)).then_some(())
-        });
-        event
+        })
     }
 
     /// How often the kernel has come to this verdict.
@@ -380,9 +372,10 @@ impl Counters {
     pub fn judged(&self, judgement: Judgement) -> u64 {
         let counters = Map::PerCpuArray(MapData::from_pin(&self.pin).unwrap());
         let counters = PerCpuArray::<_, u64>::try_from(counters).unwrap();
-        let slot = match self.monitors {
-            true => judgement.slot().monitored(),
-            false => judgement.slot(),
+        let slot = if self.monitors {
+            judgement.slot().monitored()
+        } else {
+            judgement.slot()
         };
         counters.get(&slot.0, 0).unwrap().iter().sum()
     }
@@ -404,9 +397,10 @@ fn configuration(lab: &Lab) -> String {
                 .replace("@DIR@", &directory.display().to_string()),
         )
     };
-    let interfaces = match plan.direct {
-        true => format!("[\"{INTERFACE}\", \"{DIRECT}\"]"),
-        false => format!("[\"{INTERFACE}\"]"),
+    let interfaces = if plan.direct {
+        format!("[\"{INTERFACE}\", \"{DIRECT}\"]")
+    } else {
+        format!("[\"{INTERFACE}\"]")
     };
     // A plan may say it otherwise.
     let interfaces = if plan.filter.contains("interfaces =") {
@@ -414,9 +408,10 @@ fn configuration(lab: &Lab) -> String {
     } else {
         format!("interfaces = {interfaces}\n")
     };
-    let timeout = match plan.filter.contains("interface_timeout =") {
-        true => "",
-        false => "interface_timeout = \"100ms\"\n",
+    let timeout = if plan.filter.contains("interface_timeout =") {
+        ""
+    } else {
+        "interface_timeout = \"100ms\"\n"
     };
     format!(
         "[paths]\nstate = {}\nrun = {}\nbpf = {}\n\n\

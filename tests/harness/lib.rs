@@ -89,7 +89,9 @@ pub fn exit_on_interrupt() -> anyhow::Result<()> {
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
     std::thread::spawn(move || {
-        signals.wait().ok();
+        match signals.wait() {
+            Ok(_) | Err(_) => {}
+        }
         std::process::exit(INTERRUPTED);
     });
     Ok(())

@@ -185,9 +185,11 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         // Children first: hitch's do not follow a parent that is killed.
         for pid in self.processes().into_iter().rev() {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                Ok(_) | Err(_) => {}
+            }
         }
-        self.child.wait().ok();
+        drop(self.child.wait());
     }
 }
 

@@ -62,7 +62,7 @@ impl Upstream {
                 let stream = stream.unwrap();
                 std::thread::spawn(move || {
                     // Whoever hangs up has seen enough.
-                    serve(stream, manner).ok();
+                    drop(serve(stream, manner));
                 });
             }
         });
@@ -90,7 +90,7 @@ impl Drop for Upstream {
         self.network
             .on(Host::Origin, || TcpStream::connect(address).ok());
         if let Some(serving) = self.serving.take() {
-            serving.join().ok();
+            drop(serving.join());
         }
     }
 }

@@ -121,8 +121,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Workers follow a master that is asked to go; it may have been killed with its namespace.
         let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        kill(pid, Signal::SIGTERM).ok();
-        self.0.wait().ok();
+        match kill(pid, Signal::SIGTERM) {
+            Ok(_) | Err(_) => {}
+        }
+        drop(self.0.wait());
     }
 }
 

@@ -319,20 +319,16 @@ fn tcx(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     )?;
     let (status, text) = machine.try_run("systemctl start pullgate-filter")?;
     let has_tcx = kernel(machine)? >= (6, 6);
-    let outcome = match has_tcx {
-        true => {
-            ensure!(status == 0, "{text}");
-            is_filtered(machine, VIRTIO, "tcx").map(|()| String::new())
-        }
-        false => {
-            // What it advises must be possible here.
-            let log =
-                machine.run("journalctl --boot --no-pager --unit pullgate-filter --lines=30")?;
-            let names_kernel = log.contains("needs Linux 6.6, and this is");
-            let advises = log.contains("or set `filter.coexist");
-            ensure!(status != 0 && names_kernel && !advises, "{log}");
-            Ok("refused".to_owned())
-        }
+    let outcome = if has_tcx {
+        ensure!(status == 0, "{text}");
+        is_filtered(machine, VIRTIO, "tcx").map(|()| String::new())
+    } else {
+        // What it advises must be possible here.
+        let log = machine.run("journalctl --boot --no-pager --unit pullgate-filter --lines=30")?;
+        let names_kernel = log.contains("needs Linux 6.6, and this is");
+        let advises = log.contains("or set `filter.coexist");
+        ensure!(status != 0 && names_kernel && !advises, "{log}");
+        Ok("refused".to_owned())
     };
     machine.run("systemctl stop other pullgate-filter; pullgate --config /root/other.toml unload; pullgate unload")?;
     outcome
@@ -373,10 +369,7 @@ fn vmxnet3(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     machine.run("systemctl stop pullgate-filter && pullgate unload")?;
     machine.run("ip link set wan3 mtu 3400")?;
     start(machine, "interfaces = [\"wan3\"]")?;
-    let mode = match has_native {
-        true => "native",
-        false => "generic",
-    };
+    let mode = if has_native { "native" } else { "generic" };
     is_filtered(machine, VMXNET3, mode)?;
     machine.run("ip link set wan3 mtu 1500")?;
     uplink_by(machine, VIRTIO)?;
@@ -475,9 +468,10 @@ fn bond(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
          ip link set wan0 down && ip link set wan0 master up0",
     )?;
     start(machine, "interfaces = \"auto\"")?;
-    let expected = match kernel(machine)? >= (5, 15) {
-        true => "native",
-        false => "generic",
+    let expected = if kernel(machine)? >= (5, 15) {
+        "native"
+    } else {
+        "generic"
     };
     is_mode(machine, "up0", expected)?;
     ensure!(

@@ -292,8 +292,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // nsenter has become qemu.
-        self.qemu.kill().ok();
-        self.qemu.wait().ok();
+        drop(self.qemu.kill());
+        drop(self.qemu.wait());
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn shown(command: &Command) -> String {
 /// Tells the developer something, on standard error.
 pub(crate) fn say(text: &str) {
     // Nobody is left to tell if this fails.
-    writeln!(io::stderr(), "{text}").ok();
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
 /// `cargo`, the one that runs us, in the workspace's directory.

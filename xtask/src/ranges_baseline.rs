@@ -71,12 +71,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 fn diff(source: &str) -> anyhow::Result<String> {
     let directory = root().join("target/ranges-baseline");
     fs::create_dir_all(&directory).context("target/ranges-baseline")?;
-    let source = match source.contains("://") {
-        true => format!("url = {source:?}"),
-        false => {
-            let path = Path::new(source).canonicalize();
-            format!("file = {:?}", path.with_context(|| source.to_owned())?)
-        }
+    let source = if source.contains("://") {
+        format!("url = {source:?}")
+    } else {
+        let path = Path::new(source).canonicalize();
+        format!("file = {:?}", path.with_context(|| source.to_owned())?)
     };
     let config = directory.join("pullgate.toml");
     let text = format!(

@@ -153,9 +153,10 @@ impl Apt {
         fs::write(directory.join("var/lib/dpkg/status"), "").context("target/vm")?;
         let mut sources = String::new();
         for suite in suites {
-            let of = match suite.ends_with("-security") {
-                true => "bookworm-security",
-                false => "bookworm",
+            let of = if suite.ends_with("-security") {
+                "bookworm-security"
+            } else {
+                "bookworm"
             };
             let archive = setup::archive(of)?;
             sources += &format!("deb [signed-by={KEYRING}] {archive} {suite} main\n");

@@ -8,12 +8,13 @@ use crate::config::{Config, load};
 use crate::gate::{FileContent, Loaded, service_group, unreadable_files};
 use crate::host::sandbox;
 use crate::observe::Finding;
+use crate::report::Failure;
 use crate::role::Role;
 use crate::roles::{self, StartError, findings};
 use crate::xdp;
 
 /// Checks the configuration in `file`, and prints what was found.
-pub(super) fn execute(file: &Path, only: Option<Role>) -> anyhow::Result<ExitCode> {
+pub(super) fn execute(file: &Path, only: Option<Role>) -> Result<ExitCode, Failure> {
     let checked = check(&load(file)?, only)?;
     for finding in checked.findings {
         complain(&format!("warning: {finding}"));
@@ -53,26 +54,26 @@ struct Checked {
 fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let roles = roles::named(config, only)?;
     // Root asks for those who are in the package's groups.
-    let mut groups = roles::shared_groups(&config.paths);
+    let mut groups = roles::shared_groups(&config.boot.paths);
     groups.extend(service_group());
     roles::join_groups(&groups);
     sandbox::drop_privileges(&roles)?;
-    let loaded = roles::plan::examine(config, &roles)?;
+    let loaded = roles::examine(config, &roles)?;
     let loaded = loaded.map(Loaded::whole).transpose()?;
     // A role waits for an interface that does not exist; to an operator it is a typo.
     let mut found = Vec::new();
-    if let (Some(filter), true) = (&config.filter, roles.contains(&Role::Filter)) {
+    if let (Some(filter), true) = (&config.live.filter, roles.contains(&Role::Filter)) {
         found.extend(xdp::check_interfaces(filter)?);
         found.extend(findings::of_check(filter));
         // A unit that reloads does not wait for a web server.
-        if config.gate.is_none() && only.is_none() {
+        if config.live.gate.is_none() && only.is_none() {
             found.extend(findings::of_web_servers(filter).1);
         }
     }
-    found.extend(findings::all_weaknesses(config, &roles));
+    found.extend(findings::of_roles(config, &roles));
     // A role starts without them, and whoever asks for one asks whether it would.
     if roles.contains(&Role::Ranges) {
-        match (roles::plan::examine_sources(&config.ranges), only) {
+        match (roles::examine_sources(&config.live.ranges), only) {
             (Err(error), None) => return Err(error.into()),
             (Err(error), Some(_)) => {
                 found.push(Finding::warning("list-unreadable", error.to_string()));
@@ -82,7 +83,8 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     }
     let contents = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
     let mut failures = Vec::new();
-    if let (Some(gate), Some(loaded)) = (&config.gate, &loaded) {
+    if let (Some(gate), Some(loaded)) = (&config.live.gate, &loaded) {
+        loaded.ask_upstreams();
         found.extend(loaded.lints(gate));
         found.extend(roles::exposures(gate));
         failures.extend(unreadable_files(gate));

@@ -1,8 +1,8 @@
 //! `pullgate explain`: what the loaded filter does with a packet, and by which rule.
 //!
-//! The loaded program itself judges the packet; the rule that its verdict rests on is looked up on
-//! disk. What the host's own `decide` makes of it must be the same; if it is not, disk and kernel
-//! disagree, and that is said.
+//! The loaded program itself judges the packet, and its twin gives the reason; the rule that the
+//! verdict rests on is looked up on disk. What the host's own `decide` makes of it must be the same; if
+//! it is not, disk and kernel disagree, and that is reported.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +16,7 @@ use crate::cli::Explain;
 use crate::commands::listing::Rule;
 use crate::config::{Config, Mode};
 use crate::ranges::{ActiveRanges, Table, TableFull};
-use crate::report::EX_SOFTWARE;
+use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus};
 use crate::snapshot::{self, SnapshotError};
 use crate::xdp::{self, Lifetime, Probe, XdpError};
 
@@ -57,10 +57,11 @@ pub struct Explanation {
 pub fn explain(
     config: &Config,
     packet: &Explain,
-    stay: Lifetime,
+    lifetime: Lifetime,
 ) -> Result<Explanation, ExplainError> {
-    let settings = config.filter.as_ref().ok_or(ExplainError::NoFilter)?;
-    let interface = xdp::loaded_interface(&config.paths.bpf, stay, packet.iface.as_deref())?;
+    let settings = config.live.filter.as_ref().ok_or(ExplainError::NoFilter)?;
+    let interface =
+        xdp::loaded_interface(&config.boot.paths.bpf, lifetime, packet.iface.as_deref())?;
     let destination = packet.to.unwrap_or_else(|| {
         let family = |address: &&IpAddr| address.is_ipv4() == packet.source.is_ipv4();
         let protected = settings.destinations.iter().find(family).copied();
@@ -78,17 +79,31 @@ pub fn explain(
         is_udp: packet.udp,
     })?;
 
-    let in_force = snapshot::load(&config.paths.snapshot(), &config.ranges)
-        .or_else(|_| snapshot::baseline(&config.ranges))?;
-    let table = Table::compile(&config.ranges.rules(in_force.set()))?;
+    let active = snapshot::load(&config.boot.paths.snapshot(), &config.live.ranges)
+        .or_else(|_| snapshot::baseline(&config.live.ranges))?;
+    let table = Table::compile(&config.live.ranges.rules(active.set()))?;
     let expected = decide(frame.as_slice(), settings, &table);
     let slot = match settings.mode {
         Mode::Enforce => expected.slot(),
         Mode::Monitor => expected.slot().monitored(),
     };
-    let expected = Counted::at(slot.0).ok_or(ExplainError::Busy)?;
-    let counted =
-        xdp::probe(&config.paths.bpf, stay, &interface, &frame)?.ok_or(ExplainError::Busy)?;
+    let probed = xdp::probe(&config.boot.paths.bpf, lifetime, &interface, &frame)?;
+    let counted = probed.counted;
+    let disagreement = match Counted::at(slot.0).filter(|by_disk| *by_disk != counted) {
+        _ if !probed.is_consistent() => Some(format!(
+            "the loaded program {} the packet, and its twin counts it as {} ({}); restart the filter role",
+            if probed.is_dropped { "drops" } else { "passes" },
+            counted.verdict,
+            counted.reason.label()
+        )),
+        Some(by_disk) => Some(format!(
+            "by configuration and ranges on disk it would be: {} ({}); does the filter role run, and \
+             was it reloaded?",
+            by_disk.verdict,
+            by_disk.reason.label()
+        )),
+        None => None,
+    };
 
     Ok(Explanation {
         source: packet.source,
@@ -99,16 +114,10 @@ pub fn explain(
         verdict: counted.verdict,
         reason: counted.reason.label(),
         by_source: is_by_source(counted.reason),
-        rule: rule(config, &in_force, packet.source, counted.reason),
-        ranges: in_force.names(),
-        ranges_age_seconds: in_force.age_seconds(SystemTime::now()),
-        disagreement: (counted != expected).then(|| {
-            let (verdict, reason) = (expected.verdict, expected.reason.label());
-            format!(
-                "by configuration and ranges on disk it would be: {verdict} ({reason}); does the \
-                 filter role run, and was it reloaded?"
-            )
-        }),
+        rule: rule(config, &active, packet.source, counted.reason),
+        ranges: active.names(),
+        ranges_age_seconds: active.age_seconds(SystemTime::now()),
+        disagreement,
     })
 }
 
@@ -121,9 +130,9 @@ fn words(packet: &Explain) -> Vec<String> {
 }
 
 /// The range or rule that a verdict rests on.
-fn rule(config: &Config, in_force: &ActiveRanges, source: IpAddr, reason: Reason) -> Option<Rule> {
+fn rule(config: &Config, active: &ActiveRanges, source: IpAddr, reason: Reason) -> Option<Rule> {
     is_by_source(reason)
-        .then(|| Rule::find(&config.ranges, in_force, source))
+        .then(|| Rule::find(&config.live.ranges, active, source))
         .flatten()
 }
 
@@ -196,22 +205,17 @@ pub enum ExplainError {
     /// Neither snapshot nor baseline can be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// So many packets are judged at this moment that the answer is lost among them.
-    #[error("too many packets are judged at this moment to tell this one's verdict; try again")]
-    Busy,
     /// The program cannot be asked.
     #[error(transparent)]
     Xdp(#[from] XdpError),
 }
 
-impl ExplainError {
-    /// The exit code for this error: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
+impl ExitStatus for ExplainError {
+    fn exit_status(&self) -> u8 {
         match self {
-            Self::NoFilter | Self::Table(_) => crate::report::EX_CONFIG,
-            Self::Snapshot(_) | Self::Busy => EX_SOFTWARE,
-            Self::Xdp(error) => error.exit_code(),
+            Self::NoFilter | Self::Table(_) => EX_CONFIG,
+            Self::Snapshot(_) => EX_SOFTWARE,
+            Self::Xdp(error) => error.exit_status(),
         }
     }
 }

@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::config::Ranges;
+use crate::config::RangesSettings;
 use crate::ranges::ActiveRanges;
 
 /// A range that is in force.
 #[derive(Debug, Serialize)]
-pub struct Entry {
+pub struct ListedRange {
     /// The range.
     pub range: IpNet,
     /// The sources whose lists hold it.
@@ -21,9 +21,9 @@ pub struct Entry {
     pub missing_seconds: Option<u64>,
 }
 
-impl Entry {
-    fn new(in_force: &ActiveRanges, range: IpNet) -> Self {
-        let holders = || in_force.holders(&range);
+impl ListedRange {
+    fn new(active: &ActiveRanges, range: IpNet) -> Self {
+        let holders = || active.holders(&range);
         let missing = holders().map(|list| list.known.vanishing(&range));
         // It has vanished if no list holds it any more, and since the last one lost it.
         let missing: Option<Vec<_>> = missing.collect();
@@ -31,12 +31,12 @@ impl Entry {
         Self {
             range,
             sources: holders().map(|list| list.source.clone()).collect(),
-            missing_seconds: missing_for.min().map(|missing| missing.as_secs()),
+            missing_seconds: missing_for.min().map(|time| time.as_secs()),
         }
     }
 }
 
-impl Display for Entry {
+impl Display for ListedRange {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let range = self.range.to_string();
         write!(f, "{range:<20} {}", self.sources.join(" "))?;
@@ -49,9 +49,11 @@ impl Display for Entry {
 
 /// All ranges in force, IPv4 first.
 #[must_use]
-pub fn list(in_force: &ActiveRanges) -> Vec<Entry> {
-    let ranges = in_force.set().iter();
-    ranges.map(|range| Entry::new(in_force, range)).collect()
+pub fn list(active: &ActiveRanges) -> Vec<ListedRange> {
+    let ranges = active.set().iter();
+    ranges
+        .map(|range| ListedRange::new(active, range))
+        .collect()
 }
 
 /// What is to be said of one address.
@@ -64,23 +66,22 @@ pub struct ShownAddress {
     /// The rule that says so; none if no rule holds the address.
     pub rule: Option<Rule>,
     /// All ranges in force that hold it.
-    pub ranges: Vec<Entry>,
+    pub ranges: Vec<ListedRange>,
 }
 
 /// Looks an address up.
 #[must_use]
-pub fn show(ranges: &Ranges, in_force: &ActiveRanges, address: IpAddr) -> ShownAddress {
-    let rule = Rule::find(ranges, in_force, address);
+pub fn show(ranges: &RangesSettings, active: &ActiveRanges, address: IpAddr) -> ShownAddress {
+    let rule = Rule::find(ranges, active, address);
     let address = address.to_canonical();
-    let holding = in_force
-        .set()
-        .iter()
-        .filter(|range| range.contains(&address));
+    let holding = active.set().iter().filter(|range| range.contains(&address));
     ShownAddress {
         address,
         enters: rule.as_ref().is_some_and(|rule| rule.list != Rule::DENY),
         rule,
-        ranges: holding.map(|range| Entry::new(in_force, range)).collect(),
+        ranges: holding
+            .map(|range| ListedRange::new(active, range))
+            .collect(),
     }
 }
 
@@ -122,9 +123,9 @@ impl Rule {
 
     /// The rule that decides about an address: `deny` first, then what is published, then `allow`.
     #[must_use]
-    pub fn find(ranges: &Ranges, in_force: &ActiveRanges, address: IpAddr) -> Option<Self> {
+    pub fn find(ranges: &RangesSettings, active: &ActiveRanges, address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
-        let published: Vec<_> = in_force.set().iter().collect();
+        let published: Vec<_> = active.set().iter().collect();
         let lists = [
             (Self::DENY, ranges.deny.as_slice()),
             (Self::PUBLISHED, published.as_slice()),
@@ -133,7 +134,7 @@ impl Rule {
         lists.into_iter().find_map(|(list, nets)| {
             let holding = nets.iter().filter(|net| net.contains(&address));
             let range = *holding.max_by_key(|net| net.prefix_len())?;
-            let entry = (list == Self::PUBLISHED).then(|| Entry::new(in_force, range));
+            let entry = (list == Self::PUBLISHED).then(|| ListedRange::new(active, range));
             let vanished = entry
                 .as_ref()
                 .is_some_and(|entry| entry.missing_seconds.is_some());

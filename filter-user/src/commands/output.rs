@@ -3,40 +3,40 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
-use anyhow::Context as _;
 use serde::Serialize;
 
-pub(super) fn show(value: &(impl Display + Serialize), json: bool) -> anyhow::Result<()> {
-    match json {
-        true => say(&serde_json::to_string_pretty(value)?),
-        false => say(value.to_string().trim_end()),
+pub(super) fn show(value: &(impl Display + Serialize), json: bool) -> io::Result<()> {
+    if json {
+        say(&serde_json::to_string_pretty(value)?)
+    } else {
+        say(value.to_string().trim_end())
     }
 }
 
-pub(super) fn show_all(values: &[impl Display + Serialize], json: bool) -> anyhow::Result<()> {
+pub(super) fn show_all(values: &[impl Display + Serialize], json: bool) -> io::Result<()> {
     if json {
         return say(&serde_json::to_string_pretty(values)?);
     }
     values.iter().try_for_each(|value| say(&value.to_string()))
 }
 
-pub(super) fn say(text: &str) -> anyhow::Result<()> {
+pub(super) fn say(text: &str) -> io::Result<()> {
     print(&format!("{text}\n"))
 }
 
 /// Who has read enough closes the pipe; what was to be done is done all the same.
-pub(super) fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> io::Result<()> {
     // A role that was taken over must not steer the terminal of who asks it.
     let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     let text = text.replace(is_odd, "\u{fffd}");
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome.context("standard output"),
+        outcome => outcome,
     }
 }
 
 /// Writes a line to standard error.
 pub fn complain(text: &str) {
     // Nobody is left to tell if this fails.
-    writeln!(io::stderr(), "{text}").ok();
+    drop(writeln!(io::stderr(), "{text}"));
 }

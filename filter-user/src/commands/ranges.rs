@@ -3,8 +3,6 @@
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::Context as _;
-
 use super::listing;
 use super::output::{complain, print, say, show, show_all};
 use crate::cli::RangesCommand;
@@ -12,7 +10,7 @@ use crate::config::Config;
 use crate::control::client;
 use crate::ranges::export::export;
 use crate::refresh;
-use crate::report::chain;
+use crate::report::{Failure, chain};
 use crate::snapshot::{self, SnapshotError};
 
 /// Does what is asked of the ranges.
@@ -20,30 +18,30 @@ pub(super) fn execute(
     config: &Config,
     command: &RangesCommand,
     json: bool,
-) -> anyhow::Result<ExitCode> {
-    let in_force = || match snapshot::load(&config.paths.snapshot(), &config.ranges) {
-        Ok(in_force) => Ok(in_force),
+) -> Result<ExitCode, Failure> {
+    let active = || match snapshot::load(&config.boot.paths.snapshot(), &config.live.ranges) {
+        Ok(active) => Ok(active),
         // As a role does that starts now.
         Err(error @ SnapshotError::Corrupt { .. }) => {
             let text = chain(&error);
-            complain(&format!("pullgate: {text}; going by the embedded baseline"));
-            snapshot::baseline(&config.ranges)
+            complain(&format!("pullgate: {text}; using the embedded baseline"));
+            snapshot::baseline(&config.live.ranges)
         }
         Err(error) => Err(error),
     };
     match command {
-        RangesCommand::List => show_all(&listing::list(&in_force()?), json)?,
+        RangesCommand::List => show_all(&listing::list(&active()?), json)?,
         RangesCommand::Show { address } => {
-            let shown = listing::show(&config.ranges, &in_force()?, *address);
+            let shown = listing::show(&config.live.ranges, &active()?, *address);
             show(&shown, json)?;
             if !shown.enters {
                 return Ok(ExitCode::FAILURE);
             }
         }
         RangesCommand::Diff => {
-            let runtime = tokio::runtime::Runtime::new().context("threads")?;
+            let runtime = tokio::runtime::Runtime::new()?;
             let now = SystemTime::now();
-            let previews = runtime.block_on(refresh::preview(&config.ranges, &in_force()?, now));
+            let previews = runtime.block_on(refresh::preview(&config.live.ranges, &active()?, now));
             runtime.shutdown_background();
             show_all(&previews, json)?;
             let works = |source: &str| {
@@ -55,9 +53,9 @@ pub(super) fn execute(
             }
         }
         RangesCommand::Refresh => {
-            let refreshed = client::refresh(&config.paths)?;
+            let refreshed = client::refresh(&config.boot.paths)?;
             if refreshed.is_empty() && !json {
-                say("there is no source to ask: `ranges.static` alone is in force")?;
+                say("there is no source to ask: `ranges.static` alone is active")?;
             }
             show_all(&refreshed, json)?;
             if refreshed.iter().any(|refresh| refresh.error.is_some()) {
@@ -65,19 +63,17 @@ pub(super) fn execute(
             }
         }
         RangesCommand::Approve { id, dry_run } => {
-            let held = client::held(&config.paths, id)?;
+            let held = client::held(&config.boot.paths, id)?;
             show_all(&held, json)?;
             if !dry_run {
-                client::approve(&config.paths, &held)?;
+                client::approve(&config.boot.paths, &held)?;
                 if !json {
-                    say(
-                        "taken in: what is added is in force, what is removed goes after its grace",
-                    )?;
+                    say("taken in: what is added is active, what is removed goes after its grace")?;
                 }
             }
         }
         RangesCommand::Export { language } => {
-            let text = export(in_force()?.set(), *language);
+            let text = export(active()?.set(), *language);
             print(&text)?;
         }
     }

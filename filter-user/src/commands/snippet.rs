@@ -10,8 +10,8 @@ use std::path::Path;
 
 use crate::cli::{Pairing, Server};
 use crate::config::{
-    ClientAuth, Config, ConfigError, DEFAULT_DEPTH, Host, Located, MinTls, Place, ProxyProtocol,
-    Target, Trust,
+    ClientAuth, Config, ConfigError, DEFAULT_DEPTH, HostSettings, Located, MinTls, Place,
+    ProxyProtocol, Target, Trust,
 };
 
 /// The configuration for a server; names that pullgate's own does not tell are placeholders.
@@ -24,7 +24,7 @@ pub fn snippet(
     pairing: Pairing,
     config: Option<&Config>,
 ) -> Result<String, ConfigError> {
-    let gate = config.and_then(|config| config.gate.as_ref());
+    let gate = config.and_then(|config| config.live.gate.as_ref());
     let hosts = gate.map_or(&[][..], |gate| &gate.hosts);
     let shared = gate.and_then(|gate| gate.cloudflare_ca.as_ref());
     let shared = shared.map_or_else(|| Path::new(CLOUDFLARE_CA), |ca| &ca.value);
@@ -66,7 +66,7 @@ pub fn snippet(
     }
     text.extend(filled);
     text.push_str(part());
-    let is_shared = |host: &Host| {
+    let is_shared = |host: &HostSettings| {
         host.trust
             .iter()
             .any(|trust| trust.value == Trust::Cloudflare)
@@ -104,7 +104,7 @@ impl Site {
     fn of(
         server: Server,
         pairing: Pairing,
-        host: &Host,
+        host: &HostSettings,
         shared: &Path,
     ) -> Result<Self, ConfigError> {
         let [certificate, key, authority] = match pairing {
@@ -217,15 +217,16 @@ impl Site {
             text = text.replace(placeholder, &value);
         }
         let has_header = self.proxy_protocol != ProxyProtocol::None;
-        match pairing == Pairing::OwnMtls || has_header {
-            true => text,
-            false => without_header(&text),
+        if pairing == Pairing::OwnMtls || has_header {
+            text
+        } else {
+            without_header(&text)
         }
     }
 }
 
 /// Looks for what the server does not understand of what the gate says.
-fn can_be_behind(server: Server, host: &Host) -> Result<(), ConfigError> {
+fn can_be_behind(server: Server, host: &HostSettings) -> Result<(), ConfigError> {
     if host.upstream.value.tls.is_some() {
         return Err(host.place().of("gate.host.upstream_tls").error(
             "the gate speaks TLS to this upstream, for which there is no snippet; a web server on \
@@ -265,7 +266,7 @@ fn plain(place: &Place, path: &Path) -> Result<String, ConfigError> {
 }
 
 /// Looks for what the server cannot demand of a client, and would let in.
-fn no_more_than(server: Server, host: &Host) -> Result<(), ConfigError> {
+fn no_more_than(server: Server, host: &HostSettings) -> Result<(), ConfigError> {
     if host.require_client_eku {
         return Err(host.place().of("gate.host.require_client_eku").error(
             "a web server takes certificates that do not say that they are a client's; leave it out, \
@@ -282,7 +283,7 @@ fn no_more_than(server: Server, host: &Host) -> Result<(), ConfigError> {
 }
 
 /// The one file of CAs whose client certificates a server is to take; none of them takes a pin.
-fn authority(host: &Host, shared: &Path) -> Result<String, ConfigError> {
+fn authority(host: &HostSettings, shared: &Path) -> Result<String, ConfigError> {
     if host.client_auth == ClientAuth::Off {
         return Err(host.place().of("gate.host.client_auth").error(
             "this host demands no certificate, so there is nothing that a web server should demand",
@@ -327,8 +328,8 @@ fn same_demands(server: Server, sites: &[Site]) -> Result<(), ConfigError> {
              say the same, or let the gate verify",
         ));
     }
-    let mut others = sites.iter().filter(|_| server == Server::Haproxy);
-    let other = others.find(|site| site.authority != first.authority);
+    let mut of_haproxy = sites.iter().filter(|_| server == Server::Haproxy);
+    let other = of_haproxy.find(|site| site.authority != first.authority);
     other.map_or(Ok(()), |other| {
         Err(other.place.of("gate.host.trust").error(
             "HAProxy takes one file of CAs for all hosts of an address; put both into one, or let \
@@ -415,8 +416,8 @@ fn without_header(text: &str) -> String {
         !about.iter().any(|word| line.contains(word))
     };
     let kept: Vec<_> = text.lines().filter(is_about_it).collect();
-    let text = kept.join("\n").replace(" proxy_protocol;", ";");
-    text.replace(" accept-proxy", "") + "\n"
+    let without_nginx = kept.join("\n").replace(" proxy_protocol;", ";");
+    without_nginx.replace(" accept-proxy", "") + "\n"
 }
 
 fn template(server: Server, pairing: Pairing) -> &'static str {

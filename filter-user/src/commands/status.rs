@@ -6,25 +6,26 @@ use std::process::ExitCode;
 
 use super::output::show;
 use crate::config::{Config, LoadError, Paths, load, salvage_paths};
-use crate::control::client::{ANSWER_TIMEOUT, ask_if_permitted};
+use crate::control::client::{ANSWER_TIMEOUT, status_if_permitted};
 use crate::control::error::ControlError;
-use crate::control::protocol::{Report, Status};
+use crate::control::protocol::{HostStatus, Status};
 use crate::observe::Finding;
-use crate::report::chain;
+use crate::report::{Failure, chain};
 use crate::role::Role;
 use crate::roles::findings;
 use crate::xdp;
 
 /// Prints the status of this host.
-pub(super) fn execute(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn execute(file: &Path, json: bool) -> Result<ExitCode, Failure> {
     let report = match load(file) {
         Ok(config) => status(&config)?,
         Err(error) => status_without(&salvage_paths(file), &error)?,
     };
     show(&report, json)?;
-    Ok(match report.protected {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if report.protected {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 
@@ -33,23 +34,23 @@ pub(super) fn execute(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
 /// # Errors
 ///
 /// Returns that this user may not ask.
-fn status(config: &Config) -> Result<Report, ControlError> {
-    let mut report = Report {
+fn status(config: &Config) -> Result<HostStatus, ControlError> {
+    let mut report = HostStatus {
         protected: true,
         admits: None,
         findings: Vec::new(),
         roles: Vec::new(),
     };
-    if config.filter.is_none() && config.gate.is_none() {
+    if config.live.filter.is_none() && config.live.gate.is_none() {
         report.protected = false;
         report.findings.push(Finding::error(
             "nothing-protected",
             "neither [filter] nor [gate] is configured: ranges are kept for other tools only",
         ));
     }
-    let missing = ask_all(&mut report, &config.paths, config.roles())?;
+    let missing = ask_all(&mut report, &config.boot.paths, config.roles())?;
     report.protected &= missing.is_empty();
-    if let (Some(filter), None) = (&config.filter, &config.gate) {
+    if let (Some(filter), None) = (&config.live.filter, &config.live.gate) {
         let (admits, findings) = findings::of_web_servers(filter);
         report.admits = Some(admits);
         report.findings.extend(findings);
@@ -63,8 +64,8 @@ fn status(config: &Config) -> Result<Report, ControlError> {
 /// # Errors
 ///
 /// Returns that this user may not ask.
-fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, ControlError> {
-    let mut report = Report {
+fn status_without(paths: &Paths, error: &LoadError) -> Result<HostStatus, ControlError> {
+    let mut report = HostStatus {
         protected: true,
         admits: None,
         findings: Vec::from([Finding::error(
@@ -86,13 +87,13 @@ fn status_without(paths: &Paths, error: &LoadError) -> Result<Report, ControlErr
 
 /// Adds what these roles say, and returns those that say nothing.
 fn ask_all(
-    report: &mut Report,
+    report: &mut HostStatus,
     paths: &Paths,
     roles: impl IntoIterator<Item = Role>,
 ) -> Result<Vec<Role>, ControlError> {
     let mut missing = Vec::new();
     for role in roles {
-        match ask_if_permitted(paths, role)? {
+        match status_if_permitted(paths, role)? {
             Ok(status) => report.add(status),
             Err(error) => {
                 missing.push(role);
@@ -111,8 +112,8 @@ fn absent(paths: &Paths, role: Role, error: &io::Error) -> Finding {
     );
     let mut text = match is_gone {
         true => "not running".to_owned(),
-        // Of a socket with a time limit, EAGAIN.
-        false if error.kind() == ErrorKind::WouldBlock => {
+        // A socket whose queue is full returns EAGAIN.
+        false if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             format!("does not answer within {} s", ANSWER_TIMEOUT.as_secs())
         }
         false => format!("does not answer: {error}"),
@@ -122,9 +123,10 @@ fn absent(paths: &Paths, role: Role, error: &io::Error) -> Finding {
             "; its pinned program goes on, by the settings and ranges of its last moment",
         );
     }
-    let finding = match is_gone {
-        true => Finding::error("role-not-running", text),
-        false => Finding::error("role-not-answering", text),
+    let finding = if is_gone {
+        Finding::error("role-not-running", text)
+    } else {
+        Finding::error("role-not-answering", text)
     };
     finding.of(role)
 }

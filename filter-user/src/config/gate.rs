@@ -13,9 +13,7 @@ use super::{ConfigError, Located, Place};
 
 /// `[gate]`.
 #[derive(Clone, Debug)]
-pub struct Gate {
-    /// Addresses to listen on.
-    pub listen: Vec<SocketAddr>,
+pub struct GateSettings {
     /// Load balancers that must tell by a PROXY header whom they speak for.
     pub proxy_from: Vec<IpNet>,
     /// Cloudflare's origin-pull CA, if it is another than the one built in.
@@ -28,21 +26,19 @@ pub struct Gate {
     pub idle_timeout: Duration,
     /// How long live connections may go on after a stop was asked for.
     pub drain_timeout: Duration,
-    /// Open connections, handshakes included.
-    pub max_connections: usize,
     /// Connections whose handshake is not over, hello or not.
     pub max_handshakes: usize,
     /// What one source may take: an IPv4 address, or an IPv6 /64.
-    pub per_source: Share,
+    pub per_source: PeerLimit,
     /// What a network may take: an IPv4 /24, or an IPv6 /48.
-    pub per_network: Share,
+    pub per_network: PeerLimit,
     /// The policies, one per `[[gate.host]]`.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<HostSettings>,
 }
 
 /// What one part of the internet may take of the gate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Share {
+pub struct PeerLimit {
     /// Connections that have not said their hello, to whatever host.
     pub hellos: usize,
     /// Open connections to one host, handshakes included.
@@ -55,7 +51,7 @@ pub struct Share {
 
 /// `[[gate.host]]`: one policy for one name or several.
 #[derive(Clone, Debug)]
-pub struct Host {
+pub struct HostSettings {
     /// The names; the first stands for the policy in metrics and logs.
     pub names: Vec<Located<Name>>,
     /// Whether unknown names, and clients that send none, end here too.
@@ -67,7 +63,7 @@ pub struct Host {
     /// What happens to a client that is not trusted.
     pub client_auth: ClientAuth,
     /// Lists of revoked certificates.
-    pub crls: Vec<Crl>,
+    pub crls: Vec<CrlFile>,
     /// What an expired list is worth.
     pub crl_expired: CrlExpired,
     /// The oldest TLS version that is spoken.
@@ -92,12 +88,12 @@ pub struct Host {
     pub max_connections: Option<usize>,
 }
 
-impl Gate {
+impl GateSettings {
     /// The files that it names, each once.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let shared = self.cloudflare_ca.iter().map(|ca| ca.value.as_path());
-        let hosts = self.hosts.iter().flat_map(Host::files);
+        let hosts = self.hosts.iter().flat_map(HostSettings::files);
         let all = shared.chain(hosts.map(|(_, path)| path));
         let mut files: Vec<_> = all.map(Path::to_owned).collect();
         files.sort();
@@ -106,7 +102,7 @@ impl Gate {
     }
 }
 
-impl Host {
+impl HostSettings {
     /// The word that stands for the policy: its first name.
     #[must_use]
     pub fn label(&self) -> String {
@@ -167,7 +163,7 @@ pub struct KeyPair {
 }
 
 /// A PEM file of lists of revoked certificates.
-pub type Crl = Located<PathBuf>;
+pub type CrlFile = Located<PathBuf>;
 
 /// Whom a client certificate must come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -299,7 +295,7 @@ pub enum ProxyProtocol {
 }
 
 /// Refuses two hosts with one name, and two that want to be the default.
-pub(super) fn check_names(hosts: &[Host]) -> Result<(), ConfigError> {
+pub(super) fn check_names(hosts: &[HostSettings]) -> Result<(), ConfigError> {
     let mut seen: HashMap<&Name, &Place> = HashMap::new();
     for name in hosts.iter().flat_map(|host| &host.names) {
         if let Some(first) = seen.insert(&name.value, &name.place) {
@@ -322,15 +318,18 @@ pub(super) fn check_names(hosts: &[Host]) -> Result<(), ConfigError> {
 }
 
 /// Refuses an upstream that is one of the gate's own listeners.
-pub(super) fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(), ConfigError> {
+pub(super) fn check_upstreams(
+    hosts: &[HostSettings],
+    listen: &[SocketAddr],
+) -> Result<(), ConfigError> {
     for Located { value, place } in hosts.iter().map(|host| &host.upstream) {
         let Target::Tcp(upstream) = value.target else {
             continue;
         };
-        let reaches = |listen: &SocketAddr| {
-            let same_family = listen.is_ipv4() == upstream.is_ipv4();
-            let covers = listen.ip() == upstream.ip() || listen.ip().is_unspecified();
-            listen.port() == upstream.port() && same_family && covers
+        let reaches = |address: &SocketAddr| {
+            let same_family = address.is_ipv4() == upstream.is_ipv4();
+            let covers = address.ip() == upstream.ip() || address.ip().is_unspecified();
+            address.port() == upstream.port() && same_family && covers
         };
         if listen.iter().any(reaches) {
             return Err(place.error(format_args!(
@@ -341,5 +340,5 @@ pub(super) fn check_upstreams(hosts: &[Host], listen: &[SocketAddr]) -> Result<(
     Ok(())
 }
 
-/// [`Host::max_depth`] where nothing is said: Cloudflare's CA allows two (pathlen:2).
+/// [`HostSettings::max_depth`] where nothing is said: Cloudflare's CA allows two (pathlen:2).
 pub const DEFAULT_DEPTH: usize = 2;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Config, ConfigError, Paths};
 use crate::host::file::{self, ReadError, TrustedOwner, UntrustedFile};
-use crate::report::{EX_CONFIG, EX_NOPERM};
+use crate::report::{EX_CONFIG, EX_NOPERM, ExitStatus};
 
 /// Reads a configuration file.
 ///
@@ -17,10 +17,10 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
         path: file.to_owned(),
         source,
     };
-    let read = file::read_trusted(file, CONFIG_MAX, TrustedOwner::Nobody);
+    let read = file::read_trusted(file, CONFIG_MAX, TrustedOwner::RootOrSelf);
     let (text, _) = read.map_err(|error| match error {
         ReadError::Io(source) => blame(source),
-        ReadError::UntrustedFile(exposed) => LoadError::UntrustedFile(exposed),
+        ReadError::UntrustedFile(untrusted) => LoadError::UntrustedFile(untrusted),
     })?;
     let text = String::from_utf8(text)
         .map_err(|error| blame(io::Error::new(io::ErrorKind::InvalidData, error)))?;
@@ -33,7 +33,7 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
 #[must_use]
 pub fn salvage_paths(file: &Path) -> Paths {
     // What others may write does not say where root looks.
-    let read = file::read_trusted(file, CONFIG_MAX, TrustedOwner::Nobody);
+    let read = file::read_trusted(file, CONFIG_MAX, TrustedOwner::RootOrSelf);
     let text = read.map(|(text, _)| String::from_utf8_lossy(&text).into_owned());
     Paths::salvage(file, &text.unwrap_or_default())
 }
@@ -60,15 +60,14 @@ pub enum LoadError {
     Config(#[from] ConfigError),
 }
 
-impl LoadError {
-    /// The exit code for this error: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
+impl ExitStatus for LoadError {
+    fn exit_status(&self) -> u8 {
         match self {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 EX_NOPERM
             }
-            Self::Read { .. } | Self::UntrustedFile(_) | Self::Config(_) => EX_CONFIG,
+            Self::Read { .. } | Self::UntrustedFile(_) => EX_CONFIG,
+            Self::Config(error) => error.exit_status(),
         }
     }
 }

@@ -1,13 +1,15 @@
 //! The file as it is written: serde shapes, and their conversion into the typed configuration.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::value::{absolute, parse_target};
-use super::{Config, ConfigError, Located, Paths, Source, Target};
+use super::{Boot, Config, ConfigError, Live, Located, Paths, Source, Target};
 use crate::role::Role;
 
 mod filter;
@@ -18,7 +20,7 @@ mod source;
 pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
     let deserializer = toml::Deserializer::parse(source.text)
         .map_err(|error| blame(source, &error, String::new()))?;
-    let raw: Raw = serde_path_to_error::deserialize(deserializer).map_err(|error| {
+    let raw: RawConfig = serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let field = field(error.path());
         blame(source, error.inner(), field)
     })?;
@@ -66,17 +68,17 @@ fn field(path: &serde_path_to_error::Path) -> String {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
+struct RawConfig {
     #[serde(default)]
     paths: RawPaths,
-    filter: Option<filter::Raw>,
-    ranges: Option<ranges::Raw>,
-    gate: Option<gate::Raw>,
+    filter: Option<filter::RawFilter>,
+    ranges: Option<ranges::RawRanges>,
+    gate: Option<gate::RawGate>,
     #[serde(default)]
     metrics: RawMetrics,
 }
 
-impl Raw {
+impl RawConfig {
     fn convert(self, source: &Source<'_>) -> Result<Config, ConfigError> {
         let Self {
             paths,
@@ -86,28 +88,50 @@ impl Raw {
             metrics,
         } = self;
         let has_ranges = ranges.is_some();
-        let config = Config {
-            paths: paths.convert(source),
-            filter: filter.map(|filter| filter.convert(source)).transpose()?,
-            ranges: ranges.unwrap_or_default().convert(source)?,
-            gate: gate.map(|gate| gate.convert(source)).transpose()?,
+        let paths = paths.convert(source);
+        let filter = filter.map(|filter| filter.convert(source)).transpose()?;
+        let ranges = ranges.unwrap_or_default().convert(source)?;
+        let gate = gate.map(|gate| gate.convert(source)).transpose()?;
+        let (gate, listening) = gate.unzip();
+        let Listening {
+            listen,
+            max_connections,
+        } = listening.unwrap_or_default();
+        let boot = Boot {
+            paths,
             metrics: metrics.convert(source)?,
+            listen,
+            max_connections,
         };
-        refuse_taken(&config)?;
-        if config.filter.is_none() && config.gate.is_none() && !has_ranges {
+        refuse_taken(&boot)?;
+        if filter.is_none() && gate.is_none() && !has_ranges {
             return Err(source.place(0, "").error(
                 "there is neither a [filter] nor a [gate] section, so nothing would be protected \
                  (and no [ranges] section, to keep ranges fresh for other tools)",
             ));
         }
-        Ok(config)
+        Ok(Config {
+            boot: Arc::new(boot),
+            live: Live {
+                filter,
+                ranges,
+                gate,
+            },
+        })
     }
 }
 
+/// What of `[gate]` takes effect at a start.
+#[derive(Default)]
+struct Listening {
+    listen: Vec<SocketAddr>,
+    max_connections: usize,
+}
+
 /// Refuses metrics where something else of ours is told or served.
-fn refuse_taken(config: &Config) -> Result<(), ConfigError> {
-    for (index, (role, Located { value, place })) in config.metrics.iter().enumerate() {
-        let mut others = config.metrics.iter().take(index);
+fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {
+    for (index, (role, Located { value, place })) in boot.metrics.iter().enumerate() {
+        let mut others = boot.metrics.iter().take(index);
         if let Some((other, _)) = others.find(|(_, target)| target.value == *value) {
             return Err(place.error(format_args!(
                 "`{value}` is where the role {} tells its metrics; each role needs a place of its \
@@ -116,17 +140,16 @@ fn refuse_taken(config: &Config) -> Result<(), ConfigError> {
             )));
         }
         let is_taken = match value {
-            Target::Tcp(address) => {
-                let mut listen = config.gate.iter().flat_map(|gate| &gate.listen);
-                listen.any(|served| {
-                    let is_any = served.ip().is_unspecified();
-                    let is_same = is_any && served.is_ipv4() == address.is_ipv4()
-                        || served.ip() == address.ip();
-                    is_same && served.port() == address.port()
-                })
-            }
+            Target::Tcp(address) => boot.listen.iter().any(|served| {
+                let is_any = served.ip().is_unspecified();
+                let is_same =
+                    is_any && served.is_ipv4() == address.is_ipv4() || served.ip() == address.ip();
+                is_same && served.port() == address.port()
+            }),
             Target::Unix(path) => {
-                let mut sockets = Role::ALL.iter().map(|role| config.paths.socket(*role));
+                let mut sockets = Role::ALL.iter().flat_map(|other| {
+                    [boot.paths.socket(*other), boot.paths.control_socket(*other)]
+                });
                 sockets.any(|socket| socket == *path)
             }
         };

@@ -15,7 +15,7 @@ pub struct FeedSource {
     /// Tried in this order until one yields a list that may be taken in.
     pub ways: Vec<SourceEndpoint>,
     /// What is in force before the list was ever fetched.
-    pub before: Fallback,
+    pub fallback: Fallback,
 }
 
 impl FeedSource {
@@ -78,7 +78,7 @@ impl SourceEndpoint {
         match (&self.place, &other.place) {
             (Location::File(a), Location::File(b)) => a != b,
             (Location::Web { urls: a, .. }, Location::Web { urls: b, .. }) => {
-                let is_in_b = |url: &Url| b.iter().any(|other| other.host() == url.host());
+                let is_in_b = |url: &Url| b.iter().any(|in_b| in_b.host() == url.host());
                 !a.iter().any(is_in_b)
             }
             (Location::File(_), Location::Web { .. })
@@ -100,8 +100,12 @@ pub fn redacted(url: &Url) -> String {
     url.set_query(None);
     url.set_fragment(None);
     // Only URLs that cannot have a user refuse to lose him.
-    url.set_username("").ok();
-    url.set_password(None).ok();
+    match url.set_username("") {
+        Ok(_) | Err(_) => {}
+    }
+    match url.set_password(None) {
+        Ok(_) | Err(_) => {}
+    }
     url.to_string()
 }
 
@@ -112,7 +116,7 @@ pub(super) struct Preset {
     format: PresetFormat,
     pub(super) families: Families,
     pub(super) size_max: usize,
-    pub(super) before: Fallback,
+    pub(super) fallback: Fallback,
 }
 
 enum PresetFormat {
@@ -182,7 +186,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::Cloudflare,
         families: Families::Both,
         size_max: SIZE_MAX,
-        before: Fallback::Baseline,
+        fallback: Fallback::Baseline,
     },
     // https://www.cloudflare.com/ips/
     Preset {
@@ -194,7 +198,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::ByFamily,
         families: Families::Both,
         size_max: SIZE_MAX,
-        before: Fallback::Baseline,
+        fallback: Fallback::Baseline,
     },
     // https://developers.cloudflare.com/china-network/
     Preset {
@@ -203,7 +207,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::Jdcloud,
         families: Families::Either,
         size_max: SIZE_MAX,
-        before: Fallback::Nothing,
+        fallback: Fallback::Nothing,
     },
     // https://www.fastly.com/documentation/reference/api/utils/public-ip-list/
     Preset {
@@ -212,7 +216,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::Pointers(&["/addresses", "/ipv6_addresses"]),
         families: Families::Both,
         size_max: SIZE_MAX,
-        before: Fallback::Nothing,
+        fallback: Fallback::Nothing,
     },
     // https://docs.aws.amazon.com/vpc/latest/userguide/aws-ip-ranges.html: some 2 MiB.
     Preset {
@@ -221,7 +225,7 @@ const PRESETS: [Preset; 5] = [
         format: PresetFormat::CloudFront,
         families: Families::V4,
         size_max: 8 << 20,
-        before: Fallback::Nothing,
+        fallback: Fallback::Nothing,
     },
 ];
 

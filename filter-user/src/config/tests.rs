@@ -4,18 +4,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::ranges::{Families, Format, Limits};
+use crate::ranges::{Families, Format, GuardLimits};
 
 #[test]
 fn the_smallest_configuration_has_strict_defaults() {
     let config = parse_text(MINIMAL).unwrap();
 
-    let filter = config.filter.unwrap();
-    let gate = config.gate.unwrap();
+    let filter = config.live.filter.unwrap();
+    let gate = config.live.gate.unwrap();
     assert_eq!(filter.ports, [443]);
     assert_eq!(filter.mode, Mode::Enforce);
     assert_eq!(filter.fragments, Fragments::Drop);
-    assert_eq!(config.ranges.limits, Limits::of_cloudflare());
+    assert_eq!(config.live.ranges.limits, GuardLimits::of_cloudflare());
     assert_eq!(gate.hosts[0].resumption, Resumption::Verified);
     let KeyPair { key, .. } = &gate.hosts[0].certificates[0];
     assert_eq!(key.value, Path::new("/etc/pullgate/key.pem"));
@@ -27,33 +27,36 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
     let shipped = parse_text(include_str!("../../dist/reference.toml")).unwrap();
     let smallest = parse_text(MINIMAL).unwrap();
 
-    let (shipped_filter, filter) = (shipped.filter.unwrap(), smallest.filter.unwrap());
-    let (shipped_gate, gate) = (shipped.gate.unwrap(), smallest.gate.unwrap());
+    let (shipped_filter, filter) = (shipped.live.filter.unwrap(), smallest.live.filter.unwrap());
+    let (shipped_gate, gate) = (shipped.live.gate.unwrap(), smallest.live.gate.unwrap());
     // Installing must not cut an origin off; everything else is the default.
     assert_eq!(shipped_filter.mode, Mode::Monitor);
     assert_eq!(shipped_filter.ports, filter.ports);
     assert_eq!(
-        format!("{:?}", shipped.paths),
-        format!("{:?}", smallest.paths)
+        format!("{:?}", shipped.boot.paths),
+        format!("{:?}", smallest.boot.paths)
     );
-    let values = |ranges: &Ranges| {
+    let values = |ranges: &RangesSettings| {
         let sources = ranges.sources.iter().map(|source| source.value.clone());
         sources.collect::<Vec<_>>()
     };
-    assert_eq!(values(&shipped.ranges), values(&smallest.ranges));
-    assert_eq!(shipped.ranges.interval, smallest.ranges.interval);
-    assert_eq!(shipped.ranges.removal_grace, smallest.ranges.removal_grace);
-    assert_eq!(shipped.ranges.limits, smallest.ranges.limits);
-    assert_eq!(shipped_gate.listen, gate.listen);
+    assert_eq!(values(&shipped.live.ranges), values(&smallest.live.ranges));
+    assert_eq!(shipped.live.ranges.interval, smallest.live.ranges.interval);
+    assert_eq!(
+        shipped.live.ranges.removal_grace,
+        smallest.live.ranges.removal_grace
+    );
+    assert_eq!(shipped.live.ranges.limits, smallest.live.ranges.limits);
+    assert_eq!(shipped.boot.listen, smallest.boot.listen);
     assert_eq!(shipped_gate.idle_timeout, gate.idle_timeout);
     assert_eq!(shipped_gate.handshake_timeout, gate.handshake_timeout);
     assert_eq!(shipped_gate.drain_timeout, gate.drain_timeout);
-    assert_eq!(shipped_gate.max_connections, gate.max_connections);
+    assert_eq!(shipped.boot.max_connections, smallest.boot.max_connections);
     assert_eq!(shipped_gate.max_handshakes, gate.max_handshakes);
     assert_eq!(shipped_gate.per_source, gate.per_source);
     assert_eq!(shipped_gate.per_network, gate.per_network);
-    let settings = |host: &Host| {
-        let Host {
+    let settings = |host: &HostSettings| {
+        let HostSettings {
             names: _,
             is_default,
             certificates: _,
@@ -216,6 +219,7 @@ fn sources_are_what_they_are_said_to_be() {
     let ranges = |lines: &str| {
         parse_text(&format!("{MINIMAL}[ranges]\n{lines}"))
             .unwrap()
+            .live
             .ranges
     };
     let sources = |text: &str| {
@@ -229,27 +233,27 @@ fn sources_are_what_they_are_said_to_be() {
     let cloudflare = &sources("\"cloudflare\"")[0];
     assert_eq!(cloudflare.name, "cloudflare");
     assert_eq!(cloudflare.ways.len(), 2);
-    assert_eq!(cloudflare.before, Fallback::Baseline);
+    assert_eq!(cloudflare.fallback, Fallback::Baseline);
 
     let two = sources("\"cloudflare-jdcloud\", { file = \"x\", like = \"cloudfront\" }");
-    assert_eq!(two[0].before, Fallback::Nothing);
+    assert_eq!(two[0].fallback, Fallback::Nothing);
     assert_eq!(two[1].name, "/etc/pullgate/x");
     assert_eq!(two[1].ways[0].format, Format::CloudFront);
     assert_eq!(two[1].ways[0].families, Families::V4);
-    assert_eq!(two[1].before, Fallback::Nothing);
+    assert_eq!(two[1].fallback, Fallback::Nothing);
 
     let mirrors = "[{ url = \"https://a.example/?key=s3cret\" }, { file = \"x\" }]";
     let mirror = &sources(mirrors)[0];
     assert_eq!(mirror.name, "https://a.example/");
     assert_eq!(mirror.ways.len(), 2);
-    assert_eq!(mirror.before, Fallback::Nothing);
+    assert_eq!(mirror.fallback, Fallback::Nothing);
     let named = &sources("{ file = \"x\", like = \"cloudflare\", name = \"mirror\" }")[0];
-    assert_eq!(named.before, Fallback::Baseline);
+    assert_eq!(named.fallback, Fallback::Baseline);
     assert_eq!(named.name, "mirror");
 
     let own = ranges("static = [\"64.0.0.0/24\"]\nonly = true");
     assert!(own.sources.is_empty());
-    assert_eq!(own.fixed.len(), 1);
+    assert_eq!(own.static_.len(), 1);
 }
 
 #[test]
@@ -269,7 +273,7 @@ fn ranges_in_the_configuration_stand_by_the_guards_rules() {
 fn a_proxy_is_only_used_if_it_is_named_and_its_password_is_not_shown() {
     let proxy = |value: &str| {
         let text = format!("{MINIMAL}[ranges]\nproxy = \"{value}\"");
-        parse_text(&text).map(|config| format!("{:?}", config.ranges.proxy))
+        parse_text(&text).map(|config| format!("{:?}", config.live.ranges.proxy))
     };
 
     assert_eq!(proxy("none").unwrap(), "none");
@@ -281,7 +285,7 @@ fn a_proxy_is_only_used_if_it_is_named_and_its_password_is_not_shown() {
     let error = proxy("socks5://user:pw@proxy").unwrap_err().to_string();
     assert!(error.contains("neither \"none\" nor \"env\""), "{error}");
     assert!(!error.contains("pw"), "{error}");
-    assert_eq!(parse_text(MINIMAL).unwrap().ranges.proxy, Proxy::None);
+    assert_eq!(parse_text(MINIMAL).unwrap().live.ranges.proxy, Proxy::None);
 }
 
 #[test]
@@ -414,7 +418,7 @@ fn values_out_of_bounds_are_refused_with_their_place() {
 fn the_roots_dot_is_no_part_of_a_name() {
     let config = parse_text(&MINIMAL.replace("a.example", "A.Example.")).unwrap();
 
-    assert_eq!(config.gate.unwrap().hosts[0].label(), "a.example");
+    assert_eq!(config.live.gate.unwrap().hosts[0].label(), "a.example");
 }
 
 #[test]

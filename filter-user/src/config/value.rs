@@ -32,14 +32,14 @@ pub(super) fn absolute(source: &Source<'_>, path: PathBuf) -> PathBuf {
 /// Rules without host bits, none of which is everybody.
 pub(super) fn rules(
     source: &Source<'_>,
-    rules: Vec<Spanned<Rule>>,
+    rules: Vec<Spanned<RawNet>>,
     field: &str,
 ) -> Result<Vec<IpNet>, ConfigError> {
     let mut nets = Vec::new();
     let mut last = None;
     for rule in rules {
         let Located {
-            value: Rule(net),
+            value: RawNet(net),
             place,
         } = located(source, rule, field);
         if net != net.trunc() {
@@ -130,7 +130,7 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize,
     let count = i64::deserialize(deserializer)?;
     let bounded = usize::try_from(count).ok();
     bounded
-        .filter(|count| (1..=COUNT_MAX).contains(count))
+        .filter(|it| (1..=COUNT_MAX).contains(it))
         .ok_or_else(|| {
             D::Error::custom(format_args!(
                 "{count} is out of bounds; write a number from 1 to {COUNT_MAX}"
@@ -160,9 +160,9 @@ impl<'de> Deserialize<'de> for Address {
 
 /// A rule of the operator's.
 #[derive(Clone, Copy)]
-pub(super) struct Rule(pub(super) IpNet);
+pub(super) struct RawNet(pub(super) IpNet);
 
-impl<'de> Deserialize<'de> for Rule {
+impl<'de> Deserialize<'de> for RawNet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         exact(&text).map(Self).ok_or_else(|| match text.parse::<IpNet>() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, ExitStatus};
 use crate::role::Role;
 
 /// Why a running role cannot be asked, or does not do what it is asked for.
@@ -11,27 +11,22 @@ use crate::role::Role;
 #[non_exhaustive]
 pub enum ControlError {
     /// A status socket cannot be used.
-    #[error("the status socket {} cannot be used", path.display())]
+    #[error("the socket {} cannot be used; does the role run?", path.display())]
     Socket {
         /// The socket.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The file that says what is approved cannot be written.
-    #[error("{} cannot be written", path.display())]
-    Approval {
-        /// The file.
-        path: PathBuf,
+    /// The filter was on trial, and is not confirmed: most often its time was over.
+    #[error("the filter is not confirmed ({error}); `pullgate status` shows what is active")]
+    NotConfirmed {
         /// Why not.
-        source: io::Error,
+        error: String,
     },
-    /// The filter was on trial, and its time was over before it was confirmed.
-    #[error("not confirmed in time, so what was in force before is so again")]
-    NotConfirmed,
     /// A status socket may not be opened by this user.
     #[error(
-        "status socket {} is another user's; run as root, or as the user of that role",
+        "socket {} is another user's; run as root, or as the user of that role",
         path.display()
     )]
     SocketForbidden {
@@ -56,10 +51,8 @@ pub enum ControlError {
         ids: String,
     },
     /// What was approved cannot be taken in.
-    #[error("the list of `{name}` is approved, but still held: {error}")]
+    #[error("approved, but still held: {error}")]
     StillHeld {
-        /// The name of the source.
-        name: String,
         /// Why, in the words of the ranges role.
         error: String,
     },
@@ -69,33 +62,28 @@ pub enum ControlError {
         /// Why not.
         source: io::Error,
     },
-    /// A refresh, or an approval, does not come to an end.
-    #[error("the ranges role was told, but is not done; `pullgate status` shows what it says")]
-    RefreshGoesOn,
-    /// A reload does not come to an end.
-    #[error("the {} was told, but is not done; `pullgate status` shows what it says", role.label())]
-    ReloadGoesOn {
-        /// Who was told.
+    /// What a role was instructed to do does not come to an end.
+    #[error("timed out waiting for the {} role; `pullgate status` shows what it does", role.label())]
+    NotDone {
+        /// The role.
         role: Role,
     },
-    /// A reload was refused.
-    #[error("the {} goes on as before: {error}", role.label())]
+    /// A reload was refused, as a whole or in parts.
+    #[error("{} not reloaded: {error}", role.label())]
     NotReloaded {
-        /// Who refused.
+        /// The role.
         role: Role,
         /// Why.
         error: String,
     },
 }
 
-impl ControlError {
-    /// The exit code that a script can tell apart: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
+impl ExitStatus for ControlError {
+    fn exit_status(&self) -> u8 {
         match self {
-            Self::NotReloaded { .. } | Self::Approval { .. } => EX_CONFIG,
+            Self::NotReloaded { .. } => EX_CONFIG,
             Self::SocketForbidden { .. } => EX_NOPERM,
-            Self::NotConfirmed | Self::RefreshGoesOn | Self::ReloadGoesOn { .. } => EX_TEMPFAIL,
+            Self::NotConfirmed { .. } | Self::NotDone { .. } => EX_TEMPFAIL,
             Self::NothingHeld | Self::OtherHeld { .. } | Self::NothingOnTrial => EX_USAGE,
             Self::Socket { .. }
             | Self::NoRangesRole { .. }

@@ -1,15 +1,108 @@
-//! The status of a role, and how `pullgate status` shows the three of them together.
+//! What passes through the sockets of a role: its status, and what it can be instructed to do.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter, Write as _};
 use std::net::IpAddr;
 
+use hyper::StatusCode;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Finding;
 use crate::report::span;
 use crate::role::Role;
+
+/// What a role can be instructed to do. It answers when that is done.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Instruction {
+    /// `/approve`: take in the lists that are held and have these IDs, a JSON array.
+    Approve(Vec<String>),
+    /// `/confirm`: let the filter stay that is on trial.
+    Confirm,
+    /// `/refresh`: ask every source of ranges now.
+    Refresh,
+    /// `/reload`: read the configuration again.
+    Reload,
+    /// `/stop`: end, as by SIGTERM. The end of the connection is the answer.
+    Stop,
+}
+
+impl Instruction {
+    /// The path that it is posted to.
+    #[must_use]
+    pub fn path(&self) -> &'static str {
+        match self {
+            Self::Approve(_) => "/approve",
+            Self::Confirm => "/confirm",
+            Self::Refresh => "/refresh",
+            Self::Reload => "/reload",
+            Self::Stop => "/stop",
+        }
+    }
+
+    /// The body that is posted.
+    #[must_use]
+    pub fn body(&self) -> Vec<u8> {
+        match self {
+            // An array of strings has nothing in it that could fail.
+            Self::Approve(ids) => serde_json::to_vec(ids).unwrap_or_default(),
+            Self::Confirm | Self::Refresh | Self::Reload | Self::Stop => Vec::new(),
+        }
+    }
+
+    /// The instruction that was posted; none, if there is none by that path.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with the body.
+    pub fn parse(path: &str, body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+        Ok(Some(match path {
+            "/approve" => Self::Approve(serde_json::from_slice(body)?),
+            "/confirm" => Self::Confirm,
+            "/refresh" => Self::Refresh,
+            "/reload" => Self::Reload,
+            "/stop" => Self::Stop,
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// Why a role does not do what it is instructed to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Declined {
+    /// 404: another role does that.
+    NotMine,
+    /// 409: there is nothing to do it to.
+    Nothing(String),
+    /// 422: what it should work with cannot be used; all goes on as before, or as the text says.
+    Unusable(String),
+    /// 500: it was tried.
+    Failed(String),
+}
+
+impl Declined {
+    /// How HTTP says it.
+    #[must_use]
+    pub fn into_parts(self) -> (StatusCode, String) {
+        match self {
+            Self::NotMine => (StatusCode::NOT_FOUND, "another role does that".to_owned()),
+            Self::Nothing(text) => (StatusCode::CONFLICT, text),
+            Self::Unusable(text) => (StatusCode::UNPROCESSABLE_ENTITY, text),
+            Self::Failed(text) => (StatusCode::INTERNAL_SERVER_ERROR, text),
+        }
+    }
+
+    /// What a status of HTTP other than success says.
+    #[must_use]
+    pub fn from_parts(status: StatusCode, text: String) -> Self {
+        match status {
+            StatusCode::NOT_FOUND => Self::NotMine,
+            StatusCode::CONFLICT => Self::Nothing(text),
+            StatusCode::UNPROCESSABLE_ENTITY => Self::Unusable(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
 
 /// What a running role says of itself.
 #[derive(Debug, Deserialize, Serialize)]
@@ -30,7 +123,7 @@ pub struct Status {
     pub admits: Option<Admits>,
     /// What is not right.
     pub findings: Vec<Finding>,
-    /// The ranges in force.
+    /// The active ranges.
     pub ranges: RangesStatus,
     /// What is particular to the role, line by line.
     pub details: Vec<(String, String)>,
@@ -45,7 +138,7 @@ pub struct Status {
     pub refresh: Vec<RefreshStatus>,
     /// What was seen of vanished ranges, if the role is the gate.
     #[serde(default)]
-    pub sightings: Vec<SightingStatus>,
+    pub range_usage: Vec<RangeUseStatus>,
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
 }
@@ -83,9 +176,7 @@ impl Display for Admits {
 pub struct ReloadStatus {
     /// How many came to an end since the start of the process.
     pub count: u64,
-    /// Whether one has begun and not come to an end.
-    pub under_way: bool,
-    /// Why the last left what was in force before, if it did.
+    /// Why the last was refused, if it was.
     pub error: Option<String>,
 }
 
@@ -236,7 +327,7 @@ pub struct HeldStatus {
 
 /// What was seen of a range that has vanished.
 #[derive(Debug, Deserialize, Serialize)]
-pub struct SightingStatus {
+pub struct RangeUseStatus {
     /// The range.
     pub range: IpNet,
     /// Milliseconds since it is looked out for.
@@ -247,7 +338,7 @@ pub struct SightingStatus {
 
 /// The status of the host: of each role, or why it has none.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct HostStatus {
     /// Whether every role that the configuration describes runs and enforces.
     pub protected: bool,
     /// Which clients get in, if strangers do not.
@@ -258,7 +349,7 @@ pub struct Report {
     pub roles: Vec<Status>,
 }
 
-impl Report {
+impl HostStatus {
     /// Adds what a role says of itself.
     pub fn add(&mut self, status: Status) {
         let findings = status.findings.iter().cloned();
@@ -270,7 +361,7 @@ impl Report {
     }
 }
 
-impl Display for Report {
+impl Display for HostStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.protected, self.findings.is_empty()) {
             (true, true) => "PROTECTED\n",

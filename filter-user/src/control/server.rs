@@ -1,39 +1,177 @@
-//! The status socket of a role: whoever connects is told the status, and nothing is read.
+//! What is served at the sockets of a role: paths in, answers out.
 
-use std::io::{self};
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{UnixListener, UnixStream};
-use tracing::{debug, error};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
 
-use super::protocol::Status;
+use super::http::Service;
+use super::protocol::{Declined, Instruction, RangeUseStatus, RefreshStatus, Status};
+use crate::observe::Finding;
+use crate::role::Role;
 
-/// Tells everyone who connects the status of the moment.
-pub async fn serve(listener: UnixListener, status: impl Fn() -> Status) {
-    loop {
-        match listener.accept().await {
-            Ok((mut stream, _)) => {
-                let status = status();
-                match tokio::time::timeout(WRITE_TIMEOUT, tell(&mut stream, &status)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => debug!(id = "status-not-served", %error, "status not told"),
-                    Err(_) => debug!(id = "status-timed-out", "status not told in time"),
-                }
+/// A running role, as its sockets see it.
+pub trait Answers: Send + Sync + 'static {
+    /// Which role it is.
+    fn role(&self) -> Role;
+    /// Its status. Looks at the host, and blocks.
+    fn status(&self) -> Status;
+    /// Its metrics, in the OpenMetrics text format. Looks at the host, and blocks.
+    fn metrics(&self) -> String;
+    /// What keeps it from protecting as it should; nothing, if it does. Looks at the host, and blocks.
+    fn readiness(&self) -> Vec<Finding>;
+    /// What of it does not answer; nothing, if all of it does.
+    fn health(&self) -> impl Future<Output = Vec<Finding>> + Send;
+    /// What was seen of ranges that have vanished.
+    fn range_usage(&self) -> Vec<RangeUseStatus>;
+    /// Does what it is instructed to, and returns when that is done.
+    fn follow(
+        &self,
+        instruction: Instruction,
+    ) -> impl Future<Output = Result<Vec<RefreshStatus>, Declined>> + Send;
+}
+
+/// What monitoring asks for.
+pub struct MetricsService<A>(pub Arc<A>);
+
+impl<A: Answers> Service for MetricsService<A> {
+    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if let Some(refusal) = read_only(&request) {
+            return refusal;
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                let answers = Arc::clone(&self.0);
+                let text = spawn_blocking(move || answers.metrics()).await;
+                text.map_or_else(failed, |text| respond(StatusCode::OK, OPEN_METRICS, text))
             }
-            Err(error) => {
-                error!(id = "status-socket-failed", %error, "status socket");
-                tokio::time::sleep(WRITE_TIMEOUT).await;
+            "/healthz" => judge(&self.0.health().await),
+            "/readyz" => {
+                let answers = Arc::clone(&self.0);
+                let findings = spawn_blocking(move || answers.readiness()).await;
+                findings.map_or_else(failed, |findings| judge(&findings))
+            }
+            _ => unknown("/metrics, /healthz or /readyz"),
+        }
+    }
+}
+
+/// What anybody asks for who may.
+pub struct StatusService<A>(pub Arc<A>);
+
+impl<A: Answers> Service for StatusService<A> {
+    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if let Some(refusal) = read_only(&request) {
+            return refusal;
+        }
+        let answers = Arc::clone(&self.0);
+        match request.uri().path() {
+            "/status" => {
+                let status = spawn_blocking(move || answers.status()).await;
+                status.map_or_else(failed, |status| json(&status))
+            }
+            "/findings" => {
+                let status = spawn_blocking(move || answers.status()).await;
+                status.map_or_else(failed, |status| json(&status.findings))
+            }
+            "/range-usage" => json(&answers.range_usage()),
+            _ => unknown("/status, /findings or /range-usage"),
+        }
+    }
+}
+
+/// What root instructs a role to do.
+pub struct ControlService<A>(pub Arc<A>);
+
+impl<A: Answers> Service for ControlService<A> {
+    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if *request.method() != Method::POST {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "POST only\n".to_owned());
+        }
+        let (head, body) = request.into_parts();
+        let body = match Limited::new(body, BODY_MAX).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        let path = head.uri.path();
+        let instruction = match Instruction::parse(path, &body) {
+            Ok(Some(instruction)) => instruction,
+            Ok(None) => return unknown("/reload, /confirm, /refresh, /approve or /stop"),
+            Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        let role = self.0.role().label();
+        info!(id = "instructed", role, instruction = path, "instructed");
+        match self.0.follow(instruction).await {
+            Ok(refreshed) => json(&refreshed),
+            Err(declined) => {
+                let (status, text) = declined.into_parts();
+                warn!(
+                    id = "instruction-declined",
+                    role,
+                    instruction = path,
+                    reason = text,
+                    "declined"
+                );
+                plain(status, text)
             }
         }
     }
 }
 
-async fn tell(stream: &mut UnixStream, status: &Status) -> io::Result<()> {
-    let text = serde_json::to_vec(status)?;
-    stream.write_all(&text).await?;
-    stream.shutdown().await
+/// Why a request that would change something is refused.
+fn read_only(request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+    let is_read_only = matches!(*request.method(), Method::GET | Method::HEAD);
+    (!is_read_only).then(|| {
+        let text = "GET or HEAD only\n".to_owned();
+        plain(StatusCode::METHOD_NOT_ALLOWED, text)
+    })
 }
 
-/// A client that does not read is let go after this.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+fn judge(findings: &[Finding]) -> Response<Full<Bytes>> {
+    match findings {
+        [] => plain(StatusCode::OK, "ok\n".to_owned()),
+        findings => {
+            let lines = findings.iter().map(|finding| format!("{finding}\n"));
+            plain(StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(value) {
+        Ok(text) => respond(StatusCode::OK, JSON, text),
+        Err(error) => failed(error),
+    }
+}
+
+fn unknown(known: &str) -> Response<Full<Bytes>> {
+    plain(StatusCode::NOT_FOUND, format!("{known}\n"))
+}
+
+fn failed(error: impl std::error::Error) -> Response<Full<Bytes>> {
+    plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    respond(status, PLAIN, text)
+}
+
+fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+const JSON: &str = "application/json";
+const PLAIN: &str = "text/plain; charset=utf-8";
+/// The OpenMetrics specification, version 1.0.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Bytes of an instruction: IDs of lists.
+const BODY_MAX: usize = 64 << 10;

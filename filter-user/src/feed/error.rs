@@ -106,9 +106,10 @@ impl FeedError {
     /// Without the URL, which may hold a secret; who asked knows where he did.
     pub(super) fn request(error: reqwest::Error) -> Self {
         let error = error.without_url();
-        match blames_certificate(&error) {
-            true => Self::Untrusted(error),
-            false => Self::Request(error),
+        if blames_certificate(&error) {
+            Self::Untrusted(error)
+        } else {
+            Self::Request(error)
         }
     }
 }

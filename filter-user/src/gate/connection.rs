@@ -74,7 +74,7 @@ impl Gate {
         } = *arrival;
         let started = Instant::now();
         let in_use = self.in_use();
-        let deadline = started + in_use.handshake;
+        let deadline = started + in_use.settings.handshake_timeout;
         let mut admission = self.limits.arrive(&in_use.allowed)?;
 
         let reading = self.addresses(&mut stream, client, deadline);
@@ -85,16 +85,16 @@ impl Gate {
 
         let hello = or_superseded(&mut admission, hello(stream, deadline)).await?;
         let name = hello.client_hello().server_name().map(str::to_owned);
-        let (hello, policy) = self
+        let (hello, offered) = self
             .find_policy(hello, &mut admission, about, deadline)
             .await?;
-        let shaking = shake_hands(hello, &policy, deadline);
-        let stream = or_superseded(&mut admission, shaking).await?;
-        let (policy, peer) = match self.judge(name.as_deref(), &stream) {
+        let shaking = shake_hands(hello, &offered, deadline);
+        let tls = or_superseded(&mut admission, shaking).await?;
+        let (policy, peer) = match self.judge(name.as_deref(), &tls) {
             Ok(judged) => judged,
             Err(refusal) => {
                 admission.handshake_done();
-                linger(stream.into_inner().0, deadline).await;
+                linger(tls.into_inner().0, deadline).await;
                 return Err(refusal);
             }
         };
@@ -102,16 +102,14 @@ impl Gate {
         admission.handshake_done();
         self.tell_of_peer(&policy, &peer, about.client);
 
-        let of_host = Counted::one_more(Arc::clone(&policy.connections), policy.max_connections);
+        let of_host = CountGuard::one_more(Arc::clone(&policy.connections), policy.max_connections);
         let of_host = of_host.ok_or(Refusal::TooMany(Limit::HostConnections))?;
         let visit = self.range_usage.visit(about.client.ip());
-        let upstream = self
-            .dial(&policy, &peer, addresses, &stream, deadline)
-            .await?;
-        let (stream, session) = stream.into_inner();
-        let client = Endpoint::encrypted(stream.into_inner(), Connection::from(session));
+        let upstream = self.dial(&policy, &peer, addresses, &tls, deadline).await?;
+        let (limited, session) = tls.into_inner();
+        let downstream = Endpoint::encrypted(limited.into_inner(), Connection::from(session));
         Ok(Box::new(Admitted {
-            relay: Relay::new(client, upstream),
+            relay: Relay::new(downstream, upstream),
             policy,
             _held: (admission, visit, permit, of_host),
         }))
@@ -128,7 +126,7 @@ impl Gate {
             client,
             local: stream.local_addr().map_err(|_gone| Refusal::Closed)?,
         };
-        if !is_one_of(&self.in_use().proxy_from, client) {
+        if !is_one_of(&self.in_use().settings.proxy_from, client) {
             return Ok(direct);
         }
         let read = timeout_at(deadline, proxy::read(stream)).await;
@@ -179,7 +177,7 @@ impl Gate {
         deadline: Instant,
     ) -> Result<Endpoint<upstream::Stream>, Refusal> {
         let id = self.ids.next();
-        let deadline = deadline.min(Instant::now() + self.in_use().connect);
+        let deadline = deadline.min(Instant::now() + self.in_use().settings.connect_timeout);
         let upstream = dial(policy, peer, addresses, stream, &id, deadline).await?;
         debug!(
             id = "connection-relayed",
@@ -207,7 +205,7 @@ impl Gate {
 
     /// The same ranges that the filter drops by: an evaded or detached filter costs CPU, no more.
     fn check_source(&self, client: SocketAddr) -> Result<(), Refusal> {
-        let class = self.table.borrow().class(client.ip());
+        let class = self.active.borrow().table().class(client.ip());
         match class {
             Class::Listed | Class::Allowed => {
                 debug!(id = "source-checked", %client, ?class, "source checked");
@@ -297,14 +295,14 @@ struct Admitted<'a> {
         Admission<'a>,
         ActiveClient<'a>,
         OwnedSemaphorePermit,
-        Counted<Arc<AtomicU64>>,
+        CountGuard<Arc<AtomicU64>>,
     ),
 }
 
 /// One that is counted as long as this is held.
-struct Counted<C: Deref<Target = AtomicU64>>(C);
+struct CountGuard<C: Deref<Target = AtomicU64>>(C);
 
-impl<C: Deref<Target = AtomicU64>> Counted<C> {
+impl<C: Deref<Target = AtomicU64>> CountGuard<C> {
     /// Counts one more, unless there are `max`.
     fn one_more(count: C, max: u64) -> Option<Self> {
         let one = Self(count);
@@ -312,7 +310,7 @@ impl<C: Deref<Target = AtomicU64>> Counted<C> {
     }
 }
 
-impl<C: Deref<Target = AtomicU64>> Drop for Counted<C> {
+impl<C: Deref<Target = AtomicU64>> Drop for CountGuard<C> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -376,7 +374,7 @@ async fn shake_hands(
 async fn dial(
     policy: &Policy,
     peer: &VerifiedPeer,
-    ends: ConnectionAddrs,
+    addresses: ConnectionAddrs,
     stream: &TlsStream<LimitedStream>,
     unique_id: &str,
     deadline: Instant,
@@ -384,8 +382,8 @@ async fn dial(
     let session = stream.get_ref().1;
     let suite = session.negotiated_cipher_suite();
     let cipher = suite.and_then(|suite| cipher_name(suite.suite()));
-    let told = ProxyInfo {
-        ends,
+    let info = ProxyInfo {
+        addresses,
         alpn: session.alpn_protocol(),
         authority: session.server_name(),
         tls_version: match session.protocol_version() {
@@ -397,7 +395,7 @@ async fn dial(
         resumed: peer.resumed(),
         unique_id,
     };
-    let dialled = timeout_at(deadline, policy.dialer().dial(peer, &told)).await;
+    let dialled = timeout_at(deadline, policy.dialer().dial(peer, &info)).await;
     dialled.unwrap_or(Err(Refusal::Timeout(Phase::Upstream)))
 }
 

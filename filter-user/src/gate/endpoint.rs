@@ -173,10 +173,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
                 session.send_close_notify();
             }
         }
-        let gone = |error: io::Error| match is_disconnect(error.kind()) {
-            // It is gone, which is an end as well.
-            true => Ok(()),
-            false => Err(error),
+        let gone = |error: io::Error| {
+            if is_disconnect(error.kind()) {
+                // It is gone, which is an end as well.
+                Ok(())
+            } else {
+                Err(error)
+            }
         };
         if let Err(error) = ready!(self.poll_flush(context)) {
             return Poll::Ready(gone(error));

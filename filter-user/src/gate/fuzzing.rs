@@ -10,18 +10,18 @@ use super::{client_hello, proxy};
 /// What is read of a header is written and read again.
 pub(crate) fn proxy_header(bytes: &[u8]) {
     let _is_one = proxy::begins(bytes);
-    let Ok(Some(ends)) = proxy::parse(bytes) else {
+    let Ok(Some(addresses)) = proxy::parse(bytes) else {
         return;
     };
-    for written in [proxy::v2_bare(ends), proxy::v1(ends)] {
+    for written in [proxy::v2_bare(addresses), proxy::v1(addresses)] {
         let again = written.map(|header| proxy::parse(&header));
         // Families that differ have no header.
         if let Ok(Ok(Some(again))) = again {
             assert_eq!(
                 again.client.ip().to_canonical(),
-                ends.client.ip().to_canonical()
+                addresses.client.ip().to_canonical()
             );
-            assert_eq!(again.client.port(), ends.client.port());
+            assert_eq!(again.client.port(), addresses.client.port());
         }
     }
 }

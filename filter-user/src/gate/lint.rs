@@ -1,14 +1,16 @@
 //! What is in order and could be better: the weaknesses of a configuration that works.
 
-use std::io;
 use std::net::SocketAddr;
 
 use rustix::process::geteuid;
 use rustls::pki_types::UnixTime;
 
-use super::tls::credentials::{GATE_GROUP, obstacle, seconds, service_groups};
-use super::tls::policy::{Policies, Policy};
-use crate::config::{ClientAuth, CrlExpired, Gate, Host, Name, Place, Target, Trust};
+use super::tls::credentials::{GATE_GROUP, obstacle, service_groups};
+use super::tls::policy::{Policies, Policy, UpstreamH2};
+use super::tls::validity::seconds;
+use crate::config::{
+    ClientAuth, CrlExpired, GateSettings, HostSettings, Name, Place, Target, Trust,
+};
 use crate::host::file;
 use crate::observe::{Finding, Severity};
 use crate::report::span;
@@ -20,17 +22,17 @@ fn lint(id: &'static str, place: &Place, text: impl Into<String>) -> Finding {
 
 /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are
 /// offered what is left, for Cloudflare answers its visitors with error 520 otherwise.
-pub(super) fn h2(host: &Host, speaks: &io::Result<bool>) -> Option<Finding> {
+fn h2(host: &HostSettings, policy: &Policy) -> Option<Finding> {
     let upstream = &host.upstream.value;
     let place = host.place().of("gate.host.alpn");
-    Some(match speaks {
-        Ok(true) => return None,
-        Ok(false) => {
+    Some(match policy.upstream_h2() {
+        UpstreamH2::Spoken | UpstreamH2::Unasked => return None,
+        UpstreamH2::NotSpoken => {
             let text = format!("{upstream} does not speak HTTP/2, so \"h2\" is not offered");
             lint("h2-not-spoken", &place, text)
                 .remedy("switch it on there (nginx: `listen … http2`), or leave \"h2\" out")
         }
-        Err(error) => {
+        UpstreamH2::Unknown(error) => {
             let text = format!(
                 "{upstream} cannot be asked whether it speaks HTTP/2 ({error}), so \"h2\" is not \
                  offered until it can"
@@ -41,7 +43,7 @@ pub(super) fn h2(host: &Host, speaks: &io::Result<bool>) -> Option<Finding> {
 }
 
 /// An upstream that answers at other addresses than loopback as well.
-fn exposure(host: &Host, listening: &[SocketAddr]) -> Option<Finding> {
+fn exposure(host: &HostSettings, listening: &[SocketAddr]) -> Option<Finding> {
     let Target::Tcp(upstream) = host.upstream.value.target else {
         return None;
     };
@@ -60,37 +62,38 @@ fn exposure(host: &Host, listening: &[SocketAddr]) -> Option<Finding> {
 
 /// The weaknesses that the listening sockets of this host show, as `netlink` lists them.
 #[must_use]
-pub fn listeners(config: &Gate, listening: &[SocketAddr]) -> Vec<Finding> {
+pub fn listeners(config: &GateSettings, listening: &[SocketAddr]) -> Vec<Finding> {
     let hosts = config.hosts.iter();
     hosts.filter_map(|host| exposure(host, listening)).collect()
 }
 
 /// Files that whoever runs as root can read, and the gate as the package runs it can not.
 #[must_use]
-pub fn unreadable_files(config: &Gate) -> Vec<Finding> {
+pub fn unreadable_files(config: &GateSettings) -> Vec<Finding> {
     let groups = service_groups();
     // A user sees for himself, and in a user namespace not whose a directory is.
     if groups.is_empty() || !geteuid().is_root() {
         return Vec::new();
     }
     let hosts = config.hosts.iter();
-    let files = hosts.flat_map(Host::files);
+    let files = hosts.flat_map(HostSettings::files);
     let lints = files.filter_map(|(place, path)| {
         let obstacle = obstacle(path, &groups)?;
         let (file, path) = (path.display(), obstacle.display());
-        let (text, remedy) = match obstacle.is_dir() {
-            true => (
+        let (text, remedy) = if obstacle.is_dir() {
+(
                 format!(
                     "{file} is below {path}, which the package's gate cannot enter, for it does not \
                      run as root"
                 ),
                 format!("put the file below /etc/pullgate, or let the group {GATE_GROUP} in"),
-            ),
-            false => (
+            )
+} else {
+(
                 format!("{path} is root's alone, and the package's gate does not run as root"),
                 format!("`chgrp {GATE_GROUP} {path}` and `chmod 640 {path}`"),
-            ),
-        };
+            )
+};
         Some(
             lint("file-unreadable", place, text)
                 .with_severity(Severity::Error)
@@ -102,14 +105,17 @@ pub fn unreadable_files(config: &Gate) -> Vec<Finding> {
 
 /// The weaknesses of hosts and their policies. A host that has none, for a file of its own cannot be used,
 /// serves nobody.
-pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Finding> {
+pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -> Vec<Finding> {
     let served = config.hosts.iter().filter_map(|host| {
         let policy = policies.labelled(&host.label())?;
         Some((host, policy.as_ref()))
     });
-    let served: Vec<(&Host, &Policy)> = served.collect();
+    let served: Vec<(&HostSettings, &Policy)> = served.collect();
     let mut lints = Vec::new();
     for (host, policy) in &served {
+        if policy.would_offer_h2() {
+            lints.extend(h2(host, policy));
+        }
         lints.extend(trust(host));
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
@@ -119,7 +125,7 @@ pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Fi
     for (index, (second, other)) in served.iter().enumerate() {
         let before = || {
             let all = served.iter().take(index).copied();
-            all.filter(|(_, policy)| !policy.has_terms_of(other))
+            all.filter(|(_, policy)| !policy.has_epoch_of(other))
         };
         lints.extend(before().find_map(|first| shared_certificate(first, (second, other))));
         lints.extend(before().find_map(|(first, _)| shared_upstream(first, second)));
@@ -127,7 +133,7 @@ pub(super) fn judge(config: &Gate, policies: &Policies, now: UnixTime) -> Vec<Fi
     lints
 }
 
-fn trust(host: &Host) -> Option<Finding> {
+fn trust(host: &HostSettings) -> Option<Finding> {
     let asked = || host.place().of("gate.host.client_auth");
     Some(match host.client_auth {
         ClientAuth::Off => lint(
@@ -159,7 +165,7 @@ fn trust(host: &Host) -> Option<Finding> {
     })
 }
 
-fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Finding> {
+fn expiry(host: &HostSettings, policy: &Policy, now: UnixTime) -> Vec<Finding> {
     let facts = &policy.facts;
     let now = seconds(now);
     let within = |expires: i64, days: i64| {
@@ -221,7 +227,7 @@ fn expiry(host: &Host, policy: &Policy, now: UnixTime) -> Vec<Finding> {
 }
 
 /// The end of the list that ends first, from the last quarter of its life on.
-fn list_expiry(host: &Host, (made, expires): (i64, i64), now: i64) -> Option<Finding> {
+fn list_expiry(host: &HostSettings, (made, expires): (i64, i64), now: i64) -> Option<Finding> {
     let left = expires.saturating_sub(now);
     if left >= expires.saturating_sub(made) / CRL_LAST_PART {
         return None;
@@ -231,17 +237,19 @@ fn list_expiry(host: &Host, (made, expires): (i64, i64), now: i64) -> Option<Fin
     let time = span(left.unsigned_abs());
     let lint = match left {
         0.. => {
-            let then = match refuses {
-                true => ", and its CA's clients are refused from then on",
-                false => "",
+            let then = if refuses {
+                ", and its CA's clients are refused from then on"
+            } else {
+                ""
             };
             let text = format!("a revocation list expires in {time}{then}");
             lint("crl-expires", &place, text)
         }
         _ => {
-            let so = match refuses {
-                true => "so its CA's clients are refused",
-                false => "and is used all the same",
+            let so = if refuses {
+                "so its CA's clients are refused"
+            } else {
+                "and is used all the same"
             };
             let text = format!("a revocation list expired {time} ago, {so}");
             lint("crl-expired", &place, text)
@@ -256,14 +264,15 @@ fn list_expiry(host: &Host, (made, expires): (i64, i64), now: i64) -> Option<Fin
 
 /// Whether no client of the host is admitted because of it.
 fn severity(is_outage: bool) -> Severity {
-    match is_outage {
-        true => Severity::Error,
-        false => Severity::Warning,
+    if is_outage {
+        Severity::Error
+    } else {
+        Severity::Warning
     }
 }
 
 /// Names that no certificate of the host is for: Full (strict) answers them with error 526.
-fn names(host: &Host, policy: &Policy) -> Vec<Finding> {
+fn names(host: &HostSettings, policy: &Policy) -> Vec<Finding> {
     let names = host.names.iter();
     let strange = names.filter(|name| !covers(&policy.facts.certificate_names, &name.value));
     let lints = strange.map(|name| {
@@ -280,21 +289,21 @@ fn names(host: &Host, policy: &Policy) -> Vec<Finding> {
 /// HTTP/2 clients send requests for every name on a certificate over one connection (RFC 9113
 /// §9.1.1), so the weaker terms are those of both hosts.
 fn shared_certificate(
-    (first, policy): (&Host, &Policy),
-    (second, other): (&Host, &Policy),
+    (first, policy): (&HostSettings, &Policy),
+    (second, other): (&HostSettings, &Policy),
 ) -> Option<Finding> {
     let both = [(first, policy, second), (second, other, first)];
-    let found = both.into_iter().find(|(_, policy, other)| {
-        let names = &policy.facts.certificate_names;
-        let mut others = other.names.iter();
-        policy.offers(b"h2") && others.any(|name| covers(names, &name.value))
+    let found = both.into_iter().find(|(_, offering, named)| {
+        let names = &offering.facts.certificate_names;
+        let mut others = named.names.iter();
+        offering.offers_h2() && others.any(|name| covers(names, &name.value))
     });
-    found.map(|(host, _, other)| {
+    found.map(|(host, _, named)| {
         let place = host.place().of("gate.host.certificate");
         let text = format!(
             "this certificate is also for `{}`, whose policy differs: HTTP/2 requests for one may \
              come over a connection that was opened for the other",
-            other.label()
+            named.label()
         );
         lint("certificate-shared", &place, text)
             .remedy("use a certificate each, or leave \"h2\" out")
@@ -302,7 +311,7 @@ fn shared_certificate(
 }
 
 /// A byte relay sees no `Host` field, so who is let in for one host can ask for the other.
-fn shared_upstream(first: &Host, second: &Host) -> Option<Finding> {
+fn shared_upstream(first: &HostSettings, second: &HostSettings) -> Option<Finding> {
     (first.upstream.value == second.upstream.value).then(|| {
         let text = format!(
             "{} serves `{}` as well, whose policy differs: a client accepted here can request that \
@@ -317,7 +326,7 @@ fn shared_upstream(first: &Host, second: &Host) -> Option<Finding> {
 
 /// A port or a path that others on this host may listen on, while the web server does not: what clients
 /// send then goes there, unless the upstream has to show a certificate.
-fn open_upstream(host: &Host) -> Option<Finding> {
+fn open_upstream(host: &HostSettings) -> Option<Finding> {
     let upstream = &host.upstream.value;
     if upstream.tls.is_some() {
         return None;

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::observe::Metrics;
-    use crate::ranges::{ActiveRanges, RangeSet, Table};
+    use crate::ranges::{ActiveRanges, Compiled};
 
     #[tokio::test]
     async fn who_comes_after_the_stop_is_left_to_a_successor() {
@@ -176,16 +176,14 @@ mod tests {
         let loaded = Loaded {
             policies: Policies::default(),
             clock: Arc::new(DefaultTimeProvider),
-            of_upstreams: Vec::new(),
-            unanswered: Vec::new(),
             broken: Vec::new(),
         };
-        let table = Table::compile(&config.ranges.rules(&RangeSet::default())).unwrap();
+        let active = Compiled::new(ActiveRanges::default(), &[], &[]).unwrap();
         Arc::new(Gate::new(
-            &config.gate.unwrap(),
+            &config.live.gate.unwrap(),
             loaded,
-            watch::channel(Arc::new(table)).1,
-            watch::channel(Arc::new(ActiveRanges::default())).1,
+            watch::channel(Arc::new(active)).1,
+            config.boot.max_connections,
             Metrics::default(),
         ))
     }

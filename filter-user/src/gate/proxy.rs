@@ -144,7 +144,7 @@ pub(super) fn begins(bytes: &[u8]) -> bool {
 
 /// What the upstream is told of a client.
 pub(super) struct ProxyInfo<'a> {
-    pub(super) ends: ConnectionAddrs,
+    pub(super) addresses: ConnectionAddrs,
     /// The protocol that was agreed on, if one was.
     pub(super) alpn: Option<&'a [u8]>,
     /// The server name that was asked for.
@@ -162,8 +162,8 @@ pub(super) struct ProxyInfo<'a> {
 }
 
 /// The header of version 1, section 2.1.
-pub(super) fn v1(ends: ConnectionAddrs) -> io::Result<Vec<u8>> {
-    let (client, local) = (canonical(ends.client), canonical(ends.local));
+pub(super) fn v1(addresses: ConnectionAddrs) -> io::Result<Vec<u8>> {
+    let (client, local) = (canonical(addresses.client), canonical(addresses.local));
     let family = match (client.is_ipv4(), local.is_ipv4()) {
         (true, true) => "TCP4",
         (false, false) => "TCP6",
@@ -183,10 +183,10 @@ pub(super) fn v1(ends: ConnectionAddrs) -> io::Result<Vec<u8>> {
 
 /// The header of version 2, section 2.2, with as many of its TLVs as a receiver takes: Apache's
 /// mod_remoteip refuses a header of more than [`V2_SENT_MAX`] bytes.
-pub(super) fn v2(told: &ProxyInfo<'_>) -> io::Result<Vec<u8>> {
+pub(super) fn v2(info: &ProxyInfo<'_>) -> io::Result<Vec<u8>> {
     let mut header = Vec::new();
     for shed in Shed::ALL {
-        header = v2_without(told, shed)?;
+        header = v2_without(info, shed)?;
         if header.len() <= V2_SENT_MAX {
             return Ok(header);
         }
@@ -195,12 +195,12 @@ pub(super) fn v2(told: &ProxyInfo<'_>) -> io::Result<Vec<u8>> {
 }
 
 /// The same with the addresses alone.
-pub(super) fn v2_bare(ends: ConnectionAddrs) -> io::Result<Vec<u8>> {
-    addressed(ends).build()
+pub(super) fn v2_bare(addresses: ConnectionAddrs) -> io::Result<Vec<u8>> {
+    addressed(addresses).build()
 }
 
-fn addressed(ends: ConnectionAddrs) -> Builder {
-    let addresses = (canonical(ends.client), canonical(ends.local));
+fn addressed(addresses: ConnectionAddrs) -> Builder {
+    let addresses = (canonical(addresses.client), canonical(addresses.local));
     Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, addresses)
 }
 
@@ -224,18 +224,18 @@ impl Shed {
     ];
 }
 
-fn v2_without(told: &ProxyInfo<'_>, shed: Shed) -> io::Result<Vec<u8>> {
-    let mut header = addressed(told.ends);
-    if let Some(alpn) = told.alpn {
+fn v2_without(info: &ProxyInfo<'_>, shed: Shed) -> io::Result<Vec<u8>> {
+    let mut header = addressed(info.addresses);
+    if let Some(alpn) = info.alpn {
         header = header.write_tlv(Type::ALPN as u8, alpn)?;
     }
-    if let Some(authority) = told.authority.filter(|_| shed < Shed::Authority) {
+    if let Some(authority) = info.authority.filter(|_| shed < Shed::Authority) {
         header = header.write_tlv(Type::Authority as u8, authority.as_bytes())?;
     }
     header = header
-        .write_tlv(Type::UniqueId as u8, told.unique_id.as_bytes())?
-        .write_tlv(Type::SSL as u8, &ssl(told, shed))?;
-    if let Some(identity) = told.identity.filter(|_| shed < Shed::Digest) {
+        .write_tlv(Type::UniqueId as u8, info.unique_id.as_bytes())?
+        .write_tlv(Type::SSL as u8, &ssl(info, shed))?;
+    if let Some(identity) = info.identity.filter(|_| shed < Shed::Digest) {
         header = header.write_tlv(CERTIFICATE_DIGEST, &identity.digest)?;
     }
     header.build()
@@ -247,9 +247,9 @@ pub(super) const V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 pub(super) const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// `struct pp2_tlv_ssl`, section 2.2.6.
-fn ssl(told: &ProxyInfo<'_>, shed: Shed) -> Vec<u8> {
-    let (client, verify) = match told.identity {
-        Some(_) if told.resumed => (CLIENT_SSL | CLIENT_CERT_SESS, 0_u32),
+fn ssl(info: &ProxyInfo<'_>, shed: Shed) -> Vec<u8> {
+    let (client, verify) = match info.identity {
+        Some(_) if info.resumed => (CLIENT_SSL | CLIENT_CERT_SESS, 0_u32),
         Some(_) => (CLIENT_SSL | CLIENT_CERT_CONN | CLIENT_CERT_SESS, 0),
         // Anything but zero: nothing was verified.
         None => (CLIENT_SSL, 1),
@@ -263,11 +263,11 @@ fn ssl(told: &ProxyInfo<'_>, shed: Shed) -> Vec<u8> {
             value.extend(text.as_bytes());
         }
     };
-    add(Type::SSLVersion, told.tls_version);
+    add(Type::SSLVersion, info.tls_version);
     if shed < Shed::Cipher {
-        add(Type::SSLCipher, told.cipher);
+        add(Type::SSLCipher, info.cipher);
     }
-    let name = told
+    let name = info
         .identity
         .and_then(|identity| identity.common_name.as_deref());
     // Upstreams put it into log lines and header fields.
@@ -313,15 +313,15 @@ mod tests {
 
     #[test]
     fn an_ipv4_mapped_client_is_announced_as_ipv4() {
-        let ends = ends("[::ffff:192.0.2.1]:4660", "[::ffff:192.0.2.2]:443");
+        let addresses = between("[::ffff:192.0.2.1]:4660", "[::ffff:192.0.2.2]:443");
 
-        let header = v2(&told(ends)).unwrap();
+        let header = v2(&info(addresses)).unwrap();
 
         assert_eq!(header[..14], *b"\r\n\r\n\0\r\nQUIT\n\x21\x11");
-        let addresses = [192, 0, 2, 1, 192, 0, 2, 2, 0x12, 0x34, 0x01, 0xbb];
-        assert_eq!(header[16..28], addresses);
+        let bytes = [192, 0, 2, 1, 192, 0, 2, 2, 0x12, 0x34, 0x01, 0xbb];
+        assert_eq!(header[16..28], bytes);
         assert_eq!(
-            v1(ends).unwrap(),
+            v1(addresses).unwrap(),
             b"PROXY TCP4 192.0.2.1 192.0.2.2 4660 443\r\n"
         );
     }
@@ -334,10 +334,10 @@ mod tests {
             trust: "ours.pem".to_owned(),
             digest: [7; 32],
         };
-        let ends = ends("[2001:db8::1]:4660", "[2001:db8::2]:443");
+        let addresses = between("[2001:db8::1]:4660", "[2001:db8::2]:443");
         let header = v2(&ProxyInfo {
             identity: Some(&identity),
-            ..told(ends)
+            ..info(addresses)
         })
         .unwrap();
 
@@ -348,7 +348,7 @@ mod tests {
             let tlv = tlvs.iter().find(|tlv| tlv.kind == kind);
             tlv.map(|tlv| tlv.value.to_vec()).unwrap_or_default()
         };
-        assert_eq!(parse(&header), Ok(Some(ends)));
+        assert_eq!(parse(&header), Ok(Some(addresses)));
         assert_eq!(value(Type::ALPN as u8), b"h2");
         assert_eq!(value(Type::Authority as u8), b"shop.example");
         assert_eq!(value(Type::UniqueId as u8), b"1-2");
@@ -366,11 +366,11 @@ mod tests {
             trust: String::new(),
             digest: [0; 32],
         };
-        let ends = ends("192.0.2.1:1", "192.0.2.2:443");
+        let addresses = between("192.0.2.1:1", "192.0.2.2:443");
 
         let header = v2(&ProxyInfo {
             identity: Some(&identity),
-            ..told(ends)
+            ..info(addresses)
         });
 
         let header = header.unwrap();
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn headers_of_either_version_are_read_and_others_refused() {
-        let theirs = ends("198.51.100.1:4660", "203.0.113.1:443");
+        let theirs = between("198.51.100.1:4660", "203.0.113.1:443");
         let cases = [
             (
                 b"PROXY TCP4 198.51.100.1 203.0.113.1 4660 443\r\n".as_slice(),
@@ -423,8 +423,8 @@ mod tests {
 
     #[test]
     fn a_checksum_is_verified_if_there_is_one() {
-        let theirs = ends("198.51.100.1:4660", "203.0.113.1:443");
-        let mut header = v2(&told(theirs)).unwrap();
+        let theirs = between("198.51.100.1:4660", "203.0.113.1:443");
+        let mut header = v2(&info(theirs)).unwrap();
         header.extend(b"\x03\0\x04\0\0\0\0");
         let at = header.len() - 4;
         let length = u16::try_from(header.len() - V2_FIXED).unwrap();
@@ -448,7 +448,7 @@ mod tests {
             trust: String::new(),
             digest: [7; 32],
         };
-        let ends = ends("[2001:db8::1]:4660", "[2001:db8::2]:443");
+        let addresses = between("[2001:db8::1]:4660", "[2001:db8::2]:443");
         let authority = "a".repeat(253);
         for length in 0..=authority.len() {
             let header = v2(&ProxyInfo {
@@ -456,30 +456,30 @@ mod tests {
                 authority: Some(&authority[..length]),
                 cipher: "ECDHE-ECDSA-CHACHA20-POLY1305",
                 unique_id: "0123456789abcdef-ffffffffffffffff",
-                ..told(ends)
+                ..info(addresses)
             });
 
             let header = header.unwrap();
             assert!(header.len() <= V2_SENT_MAX, "{length}: {}", header.len());
             let has = |text: &[u8]| header.windows(text.len()).any(|part| part == text);
-            assert_eq!(parse(&header), Ok(Some(ends)));
+            assert_eq!(parse(&header), Ok(Some(addresses)));
             // The name goes first, then the digest.
             assert!(!has(b"origin-pull") || has(&[7; 32]), "{length}");
             assert!(length > 20 || has(&[7; 32]), "{length}");
         }
-        assert_eq!(v2_bare(ends).unwrap().len(), 16 + 36);
+        assert_eq!(v2_bare(addresses).unwrap().len(), 16 + 36);
     }
 
-    fn ends(client: &str, local: &str) -> ConnectionAddrs {
+    fn between(client: &str, local: &str) -> ConnectionAddrs {
         ConnectionAddrs {
             client: client.parse().unwrap(),
             local: local.parse().unwrap(),
         }
     }
 
-    fn told(ends: ConnectionAddrs) -> ProxyInfo<'static> {
+    fn info(addresses: ConnectionAddrs) -> ProxyInfo<'static> {
         ProxyInfo {
-            ends,
+            addresses,
             alpn: Some(b"h2"),
             authority: Some("shop.example"),
             tls_version: "TLSv1.3",

@@ -10,17 +10,17 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::ranges::ActiveRanges;
+use crate::ranges::{ActiveRanges, Compiled};
 use crate::sync::lock;
 
 /// What was seen of vanished ranges since they are known to have vanished.
 pub struct RangeUsage {
-    in_force: watch::Receiver<Arc<ActiveRanges>>,
-    state: Mutex<State>,
+    active: watch::Receiver<Arc<Compiled>>,
+    state: Mutex<Usage>,
 }
 
 #[derive(Default)]
-struct State {
+struct Usage {
     watched: Vec<Watched>,
     /// Authenticated connections that are open, by source.
     open: HashMap<IpAddr, usize>,
@@ -46,30 +46,30 @@ pub struct UsedRange {
 impl RangeUsage {
     /// Nothing was seen yet.
     #[must_use]
-    pub fn new(in_force: watch::Receiver<Arc<ActiveRanges>>) -> Self {
+    pub fn new(active: watch::Receiver<Arc<Compiled>>) -> Self {
         Self {
-            in_force,
+            active,
             state: Mutex::default(),
         }
     }
 
     /// Looks out for the ranges that have vanished, as they change.
     pub async fn follow(&self) {
-        let mut in_force = self.in_force.clone();
+        let mut active = self.active.clone();
         loop {
-            let now = Arc::clone(&in_force.borrow_and_update());
-            self.watch_ranges(&now);
-            if in_force.changed().await.is_err() {
+            let now = Arc::clone(&active.borrow_and_update());
+            self.watch_ranges(now.ranges());
+            if active.changed().await.is_err() {
                 return;
             }
         }
     }
 
     /// Looks out for the ranges that have vanished now, and for no others.
-    fn watch_ranges(&self, in_force: &ActiveRanges) {
+    fn watch_ranges(&self, active: &ActiveRanges) {
         let watched = &mut lock(&self.state).watched;
         let mut old = std::mem::take(watched);
-        for range in in_force.vanished() {
+        for range in active.vanished() {
             let found = old.iter().position(|old| old.range == range);
             watched.push(match found {
                 Some(index) => old.swap_remove(index),
@@ -109,17 +109,17 @@ impl RangeUsage {
     }
 
     /// Notes that these clients are here now, unless a range that is still listed explains them.
-    fn see(&self, clients: impl Iterator<Item = IpAddr>, state: &mut State) {
+    fn see(&self, clients: impl Iterator<Item = IpAddr>, state: &mut Usage) {
         // Almost always nothing has vanished, and this is all that it costs.
         if state.watched.is_empty() {
             return;
         }
-        let in_force = Arc::clone(&self.in_force.borrow());
+        let active = Arc::clone(&self.active.borrow());
         let now = Instant::now();
         for client in clients {
             let holds = |watched: &&mut Watched| watched.range.contains(&client);
             let mut watched = state.watched.iter_mut().filter(holds).peekable();
-            if watched.peek().is_some() && !in_force.lists_address(client) {
+            if watched.peek().is_some() && !active.ranges().lists_address(client) {
                 watched.for_each(|watched| watched.seen = Some(now));
             }
         }
@@ -149,7 +149,9 @@ impl Drop for ActiveClient<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ranges::{Families, Feed, Limits, List, Origin, RangeSet, SourceRanges, Vanished};
+    use crate::ranges::{
+        Families, Feed, GuardLimits, List, Origin, RangeSet, SourceRanges, Vanished,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn only_connections_that_no_listed_range_explains_keep_a_vanished_one() {
@@ -187,21 +189,22 @@ mod tests {
         let range_usage = range_usage("64.0.0.0/24\n64.0.1.0/24", &["64.0.1.0/24"]);
         assert_eq!(range_usage.report().len(), 1);
 
-        range_usage.watch_ranges(&in_force("64.0.0.0/24\n64.0.1.0/24", &[]));
+        range_usage.watch_ranges(&active("64.0.0.0/24\n64.0.1.0/24", &[]));
 
         assert_eq!(range_usage.report(), []);
     }
 
     fn range_usage(text: &str, vanished: &[&str]) -> RangeUsage {
-        let in_force = in_force(text, vanished);
-        let (_sender, receiver) = watch::channel(Arc::new(in_force.clone()));
+        let active = active(text, vanished);
+        let (_sender, receiver) =
+            watch::channel(Arc::new(Compiled::new(active.clone(), &[], &[]).unwrap()));
         let range_usage = RangeUsage::new(receiver);
-        range_usage.watch_ranges(&in_force);
+        range_usage.watch_ranges(&active);
         range_usage
     }
 
-    fn in_force(text: &str, vanished: &[&str]) -> ActiveRanges {
-        let limits = Limits::default();
+    fn active(text: &str, vanished: &[&str]) -> ActiveRanges {
+        let limits = GuardLimits::default();
         let feed = Feed::from_texts([text]).unwrap();
         let set = RangeSet::check(feed, Families::Either, &limits).unwrap();
         let vanished = vanished.iter().map(|range| Vanished {

@@ -160,7 +160,7 @@ impl Refusal {
             return *refusal;
         }
         match source.and_then(|source| source.downcast_ref::<TlsError>()) {
-            Some(error) => Self::from_tls(error),
+            Some(of_tls) => Self::from_tls(of_tls),
             None if is_disconnect(error.kind()) => Self::Closed,
             None => Self::Protocol,
         }
@@ -340,7 +340,7 @@ impl Refusal {
                  with all its intermediates and no more than `max_depth` of them?"
             }
             Self::PinMismatch => {
-                "was another certificate uploaded to Cloudflare? `pullgate pin <certificate>` \
+                "was another certificate uploaded to Cloudflare? `pullgate spki <certificate>` \
                  prints what to add to `trust`"
             }
             Self::Expired => {
@@ -420,7 +420,9 @@ impl Refusal {
                  its signature SHA-1?"
             }
             Self::Protocol => "a scanner; Cloudflare speaks TLS 1.2 and 1.3: is `min_tls` right?",
-            Self::TooMany(Limit::HelloBytes) => "an attack: no client needs a greeting that long",
+            Self::TooMany(Limit::HelloBytes) => {
+                "an attack: no client needs a ClientHello that long"
+            }
             Self::Timeout(Phase::Hello | Phase::Handshake) => {
                 "a slow client, or one that only holds connections open; nothing to do"
             }

@@ -21,7 +21,7 @@ use super::shutdown::{Order, Signal};
 /// What a relay has to think about.
 enum Event {
     /// Both sides are done, or one has broken off.
-    Ended(Result<(), Failure>),
+    Ended(Result<(), RelayFailure>),
     /// Somebody wants it to end.
     Order,
     /// Time has passed.
@@ -99,7 +99,7 @@ where
             let known = if drains { Order::Drain } else { Order::GoOn };
             match self.next_event(shutdown, known, ticks).await {
                 Event::Ended(Ok(())) => return Outcome::Relayed,
-                Event::Ended(Err(Failure::Client(error))) => {
+                Event::Ended(Err(RelayFailure::Client(error))) => {
                     debug!(id = "client-aborted", %error, "client broke off");
                     let is_misuse = error.kind() == ErrorKind::InvalidData;
                     return if is_misuse {
@@ -108,7 +108,7 @@ where
                         Outcome::Aborted
                     };
                 }
-                Event::Ended(Err(Failure::Upstream(error))) => {
+                Event::Ended(Err(RelayFailure::Upstream(error))) => {
                     debug!(id = "upstream-aborted", %error, "upstream broke off");
                     // An alert in TLS 1.3 comes after the handshake (RFC 8446 §4.4.2.4): one for
                     // the certificate that it demands and that we have not.
@@ -167,7 +167,7 @@ where
     }
 
     /// Moves what can be moved; ready when both directions have ended.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayFailure>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let (up, down) = (self.up, self.down);
             let (client, upstream) = (&mut self.client, &mut self.upstream);
@@ -180,8 +180,8 @@ where
                         Poll::Ready(())
                     }
                     Poll::Ready(moved) => Poll::Ready(moved.map_err(|broken| match broken {
-                        Broken::Reading(error) => Failure::Client(error),
-                        Broken::Writing(error) => Failure::Upstream(error),
+                        Broken::Reading(error) => RelayFailure::Client(error),
+                        Broken::Writing(error) => RelayFailure::Upstream(error),
                     })?),
                     Poll::Pending => Poll::Pending,
                 };
@@ -194,13 +194,13 @@ where
             }
             self.hung_up |= self.down == 0 && !client.ended && (upstream.ended || self.deaf);
             let downwards = downwards.map_err(|broken| match broken {
-                Broken::Reading(error) => Failure::Upstream(error),
-                Broken::Writing(error) => Failure::Client(error),
+                Broken::Reading(error) => RelayFailure::Upstream(error),
+                Broken::Writing(error) => RelayFailure::Client(error),
             })?;
             // What TLS has to say for itself while it is being read: an answer to a key update.
             if upstream.holds_back() {
                 let flushed: Poll<Result<(), io::Error>> = upstream.poll_flush(context);
-                let _later: Poll<()> = flushed.map_err(Failure::Upstream)?;
+                let _later: Poll<()> = flushed.map_err(RelayFailure::Upstream)?;
             }
             if self.up != up {
                 self.last = Direction::Up;
@@ -217,7 +217,7 @@ where
 }
 
 /// Whose stream failed.
-enum Failure {
+enum RelayFailure {
     Client(io::Error),
     Upstream(io::Error),
 }
@@ -330,7 +330,7 @@ mod tests {
     async fn a_stop_closes_live_connections() {
         let rig = Rig::new();
 
-        rig.shutdown.say(Order::Stop);
+        rig.shutdown.send(Order::Stop);
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Stopped);
@@ -341,7 +341,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.client.write_all(b"question").await.unwrap();
         rig.server.read_exact(&mut [0; 8]).await.unwrap();
-        rig.shutdown.say(Order::Drain);
+        rig.shutdown.send(Order::Drain);
 
         // However long the answer takes.
         for _ in 0..20 {
@@ -443,7 +443,7 @@ mod tests {
         rig.server.read_exact(&mut [0]).await.unwrap();
         rig.shutdown.wake();
         tokio::task::yield_now().await;
-        rig.shutdown.say(Order::Stop);
+        rig.shutdown.send(Order::Stop);
 
         assert_eq!(rig.relaying.await.unwrap().outcome, Outcome::Stopped);
     }
@@ -468,11 +468,11 @@ mod tests {
             let (client, gate_client) = duplex(PIPE);
             let (server, gate_server) = duplex(PIPE);
             let shutdown = Arc::new(Signal::default());
-            let ends = Arc::clone(&shutdown);
+            let signal = Arc::clone(&shutdown);
             let relaying = tokio::spawn(async move {
                 let mut relay =
                     Relay::new(Endpoint::clear(gate_client), Endpoint::clear(gate_server));
-                let outcome = relay.run(&ends).await;
+                let outcome = relay.run(&signal).await;
                 Relayed {
                     outcome,
                     up: relay.up,

@@ -30,7 +30,7 @@ pub(super) enum Order {
 
 impl Signal {
     /// Says it to all who listen, and to all who will.
-    pub(super) fn say(&self, word: Order) {
+    pub(super) fn send(&self, word: Order) {
         self.said.fetch_max(word as u8, Ordering::Release);
         self.changed.notify_waiters();
     }

@@ -9,3 +9,4 @@ pub(super) mod revocation;
 pub(super) mod sessions;
 pub(super) mod signature;
 pub(super) mod trust;
+pub(super) mod validity;

@@ -58,7 +58,7 @@ impl Dialer {
     pub(super) async fn dial(
         &self,
         _: &VerifiedPeer,
-        told: &ProxyInfo<'_>,
+        info: &ProxyInfo<'_>,
     ) -> Result<Endpoint<Stream>, Refusal> {
         let failed = |fault: UpstreamFault| {
             move |error: io::Error| {
@@ -85,9 +85,9 @@ impl Dialer {
         let broken = failed(UpstreamFault::Broken);
         let header = match self.proxy_protocol {
             ProxyProtocol::None => Vec::new(),
-            ProxyProtocol::V1 => proxy::v1(told.ends).map_err(broken)?,
-            ProxyProtocol::V2 if self.proxy_tlvs => proxy::v2(told).map_err(broken)?,
-            ProxyProtocol::V2 => proxy::v2_bare(told.ends).map_err(broken)?,
+            ProxyProtocol::V1 => proxy::v1(info.addresses).map_err(broken)?,
+            ProxyProtocol::V2 if self.proxy_tlvs => proxy::v2(info).map_err(broken)?,
+            ProxyProtocol::V2 => proxy::v2_bare(info.addresses).map_err(broken)?,
         };
         if !header.is_empty() {
             stream.write_all(&header).await.map_err(broken)?;
@@ -95,7 +95,7 @@ impl Dialer {
         let Some(encryption) = &self.encryption else {
             return Ok(Endpoint::clear(stream));
         };
-        let connector = TlsConnector::from(encryption.offering(told.alpn));
+        let connector = TlsConnector::from(encryption.offering(info.alpn));
         let stream = connector.connect(encryption.name.clone(), stream).await;
         let (stream, session) = stream.map_err(failed(UpstreamFault::Tls))?.into_inner();
         Ok(Endpoint::encrypted(stream, Connection::from(session)).until_its_end())

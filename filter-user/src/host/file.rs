@@ -24,13 +24,13 @@ pub fn read(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
 /// Who may say what is in a file, besides root and ourselves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TrustedOwner {
-    /// Nobody.
-    Nobody,
+    /// Root, or the user of this process.
+    RootOrSelf,
     /// Its owner: who renews certificates may be a user of its own.
     Owner,
 }
 
-/// Reads a file as [`read`] does, with what is known of it, unless others than its keeper may change
+/// Reads a file as [`read`] does, with what is known of it, unless others than its owner may change
 /// it or put another one in its place.
 ///
 /// They may if they may write the directory of the file, or of a link on the way to it; directories
@@ -42,37 +42,36 @@ pub enum TrustedOwner {
 pub fn read_trusted(
     path: &Path,
     size_max: usize,
-    keeper: TrustedOwner,
+    owner: TrustedOwner,
 ) -> Result<(Vec<u8>, Metadata), ReadError> {
     let (content, metadata) = read_with_metadata(path, size_max)?;
-    let owner =
-        |metadata: &Metadata| foreign_owner(metadata).filter(|_| keeper == TrustedOwner::Nobody);
-    let expose = |path: &Path, owner: Option<String>, writer: Option<String>| {
-        let (who, remedy) = match (owner, writer) {
+    let foreign =
+        |found: &Metadata| foreign_owner(found).filter(|_| owner == TrustedOwner::RootOrSelf);
+    let expose = |name: &Path, foreigner: Option<String>, writer: Option<String>| {
+        let (who, remedy) = match (foreigner, writer) {
             (Some(who), _) => (who, "chown root"),
             (None, Some(who)) => (who, "chmod go-w"),
             (None, None) => return Ok(()),
         };
-        let path = path.to_owned();
         Err(ReadError::UntrustedFile(UntrustedFile {
-            path,
+            path: name.to_owned(),
             who,
             remedy,
         }))
     };
-    expose(path, owner(&metadata), other_writers(&metadata))?;
+    expose(path, foreign(&metadata), other_writers(&metadata))?;
     for name in names(path) {
         let link = std::fs::symlink_metadata(&name)?;
         if link.is_symlink() {
             // Its mode says nothing.
-            expose(&name, owner(&link), None)?;
+            expose(&name, foreign(&link), None)?;
         }
         let directory = directory(&name);
-        let metadata = std::fs::metadata(directory)?;
+        let above = std::fs::metadata(directory)?;
         // There, everybody may put files, and replace his own.
-        let is_sticky = metadata.mode() & 0o1000 != 0;
-        let writers = other_writers(&metadata).filter(|_| !is_sticky);
-        expose(directory, owner(&metadata), writers)?;
+        let is_sticky = above.mode() & 0o1000 != 0;
+        let writers = other_writers(&above).filter(|_| !is_sticky);
+        expose(directory, foreign(&above), writers)?;
     }
     Ok((content, metadata))
 }
@@ -144,7 +143,7 @@ pub type FileId = (u64, u64, i64, i64, u64);
 
 /// The stamp of a file; `None` if there is none.
 #[must_use]
-pub fn stamp(path: &Path) -> Option<FileId> {
+pub fn file_id(path: &Path) -> Option<FileId> {
     let found = std::fs::metadata(path).ok()?;
     let changed = (found.ctime(), found.ctime_nsec());
     Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
@@ -178,13 +177,13 @@ fn foreign_owner(metadata: &Metadata) -> Option<String> {
 }
 
 /// A watch on some files, whether they exist or not; their directories must.
-pub struct Watch {
+pub struct FileWatch {
     changes: mpsc::Receiver<()>,
     /// Dropping it ends the watch.
     _watcher: notify::RecommendedWatcher,
 }
 
-impl Watch {
+impl FileWatch {
     /// Begins to watch.
     ///
     /// # Errors
@@ -202,7 +201,9 @@ impl Watch {
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if event.map_or(true, |event| concerns(&event, &files)) {
                 // Full: a change is announced already. Closed: nobody wants to know.
-                sender.try_send(()).ok();
+                match sender.try_send(()) {
+                    Ok(_) | Err(_) => {}
+                }
             }
         })?;
         for directory in directories {
@@ -302,9 +303,10 @@ mod tests {
             allow(path, before);
             assert_eq!(said().unwrap().0, b"12345");
             allow(path, mode);
-            let name = match path == &target {
-                true => "near/list".into(),
-                false => path.file_name().unwrap().to_string_lossy(),
+            let name = if path == &target {
+                "near/list".into()
+            } else {
+                path.file_name().unwrap().to_string_lossy()
             };
             let expected =
                 format!("{name} may be changed by every user of this host; `chmod go-w` it");
@@ -324,7 +326,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("list");
         let other = directory.path().join("other");
-        let mut watch = Watch::new(std::slice::from_ref(&path)).unwrap();
+        let mut watch = FileWatch::new(std::slice::from_ref(&path)).unwrap();
 
         fs::write(&path, "1").unwrap();
         watch.changed().await;

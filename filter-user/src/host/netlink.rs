@@ -395,12 +395,12 @@ pub fn why_not_attached(interface: u32, program: BorrowedFd<'_>, flags: u32) -> 
                 LinkXdp::Flags(flags | XDP_FLAGS_REPLACE),
                 LinkXdp::ExpectedFd(u32::try_from(program).unwrap_or(u32::MAX)),
             ];
-            set(detach).ok();
+            drop(set(detach));
             None
         }
         Err(error) => error
             .get_ref()
-            .and_then(|error| error.downcast_ref::<Refusal>())
+            .and_then(|error| error.downcast_ref::<NetlinkRefusal>())
             .map(|refusal| refusal.0.clone()),
     }
 }
@@ -421,8 +421,8 @@ pub fn occupant(interface: u32) -> Option<Occupant> {
     message.header.index = interface;
     let mut found = None;
     let request = RouteNetlinkMessage::GetLink(message);
-    ask(NETLINK_ROUTE, request, NLM_F_ACK, |message| {
-        let RouteNetlinkMessage::NewLink(link) = message else {
+    ask(NETLINK_ROUTE, request, NLM_F_ACK, |answer| {
+        let RouteNetlinkMessage::NewLink(link) = answer else {
             return;
         };
         for attribute in link.attributes {
@@ -430,10 +430,10 @@ pub fn occupant(interface: u32) -> Option<Occupant> {
                 continue;
             };
             let is_generic = xdp.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
-            for xdp in xdp {
+            for word in xdp {
                 if let LinkXdp::ProgId(program)
                 | LinkXdp::DrvProgId(program)
-                | LinkXdp::SkbProgId(program) = xdp
+                | LinkXdp::SkbProgId(program) = word
                 {
                     found = Some(Occupant {
                         program,
@@ -517,7 +517,7 @@ fn sockets(protocol: u8, states: &StateFlags) -> io::Result<Vec<Connection>> {
 }
 
 /// Reports changes of interfaces and of routes to the internet.
-pub struct Watch {
+pub struct NetworkWatch {
     socket: TokioSocket,
 }
 
@@ -542,8 +542,8 @@ impl Changed {
     }
 
     /// Adds what a message reports.
-    fn add(&mut self, message: &[u8]) {
-        let mut rest = message;
+    fn add(&mut self, datagram: &[u8]) {
+        let mut rest = datagram;
         while !rest.is_empty() {
             let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
                 // What cannot be read may be anything.
@@ -564,7 +564,7 @@ impl Changed {
     }
 }
 
-impl Watch {
+impl NetworkWatch {
     /// Begins to watch this network namespace.
     ///
     /// # Errors
@@ -622,7 +622,7 @@ impl Watch {
 /// What the kernel says of a request that it refuses (NLMSGERR_ATTR_MSG).
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Refusal(String);
+struct NetlinkRefusal(String);
 
 /// Asks again if something has changed meanwhile, so that the answer may miss a part.
 fn consistent<T>(dump: impl Fn() -> io::Result<T>) -> io::Result<T> {
@@ -646,15 +646,15 @@ fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&Port::new(0, 0))?;
-    socket.set_ext_ack(true).ok();
-    socket.set_cap_ack(true).ok();
+    drop(socket.set_ext_ack(true));
+    drop(socket.set_cap_ack(true));
 
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
+    let mut question = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
+    question.finalize();
+    let mut bytes = vec![0; question.buffer_len()];
+    question.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
     let mut is_whole = true;
@@ -671,7 +671,7 @@ fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                 NetlinkPayload::Error(error) => {
                     return Err(match explanation(&error.header) {
-                        Some(text) => io::Error::other(Refusal(text)),
+                        Some(text) => io::Error::other(NetlinkRefusal(text)),
                         None => error.to_io(),
                     });
                 }
@@ -801,8 +801,8 @@ mod tests {
         assert_eq!(seen, Changed::ALL, "what cannot be read may be anything");
     }
 
-    fn bytes(message: RouteNetlinkMessage) -> Vec<u8> {
-        let payload = NetlinkPayload::InnerMessage(message);
+    fn bytes(inner: RouteNetlinkMessage) -> Vec<u8> {
+        let payload = NetlinkPayload::InnerMessage(inner);
         let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];

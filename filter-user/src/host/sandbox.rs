@@ -34,7 +34,7 @@ use crate::role::Role;
 /// Proof that the process is confined, and how far this kernel goes.
 #[derive(Clone, Debug)]
 pub struct Confined {
-    reach: Access,
+    access: Access,
     /// What is left of what was given.
     held: CapabilitySet,
     /// Whether the user's number is 0.
@@ -58,7 +58,7 @@ impl Confined {
     /// What is out of reach of this process, and in a new one's that goes by `wanted`.
     #[must_use]
     pub fn lacks(&self, wanted: &Access) -> Vec<String> {
-        self.reach.lacks(wanted)
+        self.access.lacks(wanted)
     }
 
     /// Whether the user's number is 0, which can regain privileges through the service manager and buses.
@@ -80,9 +80,10 @@ impl Display for Confined {
         write!(
             f,
             "capabilities {}, landlock ABI {}, seccomp, no new privileges, no dumps",
-            match kept.is_empty() {
-                true => "none".to_owned(),
-                false => kept.join(" "),
+            if kept.is_empty() {
+                "none".to_owned()
+            } else {
+                kept.join(" ")
             },
             self.landlock
         )
@@ -149,16 +150,16 @@ pub fn keep_signalling() -> Result<(), ConfineError> {
 ///
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::lacking_landlock`].
-pub fn enter(reach: Access) -> Result<Confined, ConfineError> {
-    drop_privileges(&reach.roles)?;
+pub fn enter(access: Access) -> Result<Confined, ConfineError> {
+    drop_privileges(&access.roles)?;
     let held = capabilities(None)
         .map_err(ConfineError::Privileges)?
         .permitted;
-    let landlock = confine_files(&reach).map_err(ConfineError::Files)?;
+    let landlock = confine_files(&access).map_err(ConfineError::Files)?;
     // Last: the others need calls that it refuses.
-    seccomp::confine(&reach).map_err(ConfineError::Calls)?;
+    seccomp::confine(&access).map_err(ConfineError::Calls)?;
     Ok(Confined {
-        reach,
+        access,
         held,
         is_root: rustix::process::geteuid().is_root(),
         landlock,
@@ -192,33 +193,34 @@ fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {
     set_capabilities(None, wanted)
 }
 
-fn confine_files(reach: &Access) -> Result<u8, RulesetError> {
-    let scope = match reach.abstract_sockets {
-        true => BitFlags::from(Scope::Signal),
-        false => Scope::Signal | Scope::AbstractUnixSocket,
+fn confine_files(access: &Access) -> Result<u8, RulesetError> {
+    let scope = if access.abstract_sockets {
+        BitFlags::from(Scope::Signal)
+    } else {
+        Scope::Signal | Scope::AbstractUnixSocket
     };
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::BindTcp)?
         .scope(scope)?;
-    if matches!(reach.connect, Ports::These(_)) {
+    if matches!(access.connect, Ports::These(_)) {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }
     let mut ruleset = ruleset.create()?;
     // Programs are mapped, and none is started.
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::from_all(KNOWN) & !AccessFs::Execute;
-    for path in &reach.read {
+    for path in &access.read {
         ruleset = allow(ruleset, path, read)?;
     }
-    for path in &reach.write {
+    for path in &access.write {
         ruleset = allow(ruleset, path, write)?;
     }
-    for port in &reach.bind {
+    for port in &access.bind {
         ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
     }
-    if let Ports::These(ports) = &reach.connect {
+    if let Ports::These(ports) = &access.connect {
         for port in ports {
             ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
         }
@@ -238,9 +240,10 @@ fn allow(
     let Ok(descriptor) = PathFd::new(path) else {
         return Ok(ruleset);
     };
-    let access = match path.is_dir() {
-        true => access,
-        false => access & AccessFs::from_file(KNOWN),
+    let access = if path.is_dir() {
+        access
+    } else {
+        access & AccessFs::from_file(KNOWN)
     };
     ruleset.add_rule(PathBeneath::new(descriptor, access))
 }

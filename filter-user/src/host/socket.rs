@@ -1,4 +1,4 @@
-//! UNIX sockets of ours: bound where no other instance answers, for the owner and its group.
+//! UNIX sockets of ours: bound where no other instance answers.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -9,12 +9,12 @@ use tokio::net::UnixListener;
 
 use super::file;
 
-/// Binds the socket; one left behind by a process that is gone is replaced.
+/// Binds the socket with these permissions; one left behind by a process that is gone is replaced.
 ///
 /// # Errors
 ///
 /// Returns why the socket cannot be bound.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let is_gone = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
@@ -31,6 +31,6 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     file::remove(path)?;
     let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }

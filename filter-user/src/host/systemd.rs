@@ -98,7 +98,7 @@ fn tell(message: &[u8], sockets: &[TcpListener]) {
 fn send(address: &UnixAddr, message: &[u8], sockets: &[TcpListener]) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(address)?;
-    let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let descriptors: Vec<_> = sockets.iter().map(|listener| listener.as_fd()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {

@@ -29,7 +29,7 @@ pub struct Memory {
 /// The file, as JSON.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct UplinksFile {
     version: u32,
     interfaces: Memory,
 }
@@ -69,7 +69,7 @@ pub enum UplinksError {
 /// Returns why what is there cannot be used.
 pub fn load(path: &Path) -> Result<Memory, UplinksError> {
     let path_of = || path.to_owned();
-    let bytes = match file::read_trusted(path, SIZE_MAX, TrustedOwner::Nobody) {
+    let bytes = match file::read_trusted(path, SIZE_MAX, TrustedOwner::RootOrSelf) {
         Ok((bytes, _)) => bytes,
         Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Memory::default());
@@ -81,12 +81,12 @@ pub fn load(path: &Path) -> Result<Memory, UplinksError> {
             });
         }
     };
-    let document: Document =
+    let document: UplinksFile =
         serde_json::from_slice(&bytes).map_err(|source| UplinksError::Json {
             path: path_of(),
             source,
         })?;
-    let Document {
+    let UplinksFile {
         version,
         interfaces,
     } = document;
@@ -94,9 +94,10 @@ pub fn load(path: &Path) -> Result<Memory, UplinksError> {
     let is_ours = version == VERSION
         && uplinks.len().max(software.len()) <= NAMES_MAX
         && uplinks.union(software).all(|name| is_interface_name(name));
-    match is_ours {
-        true => Ok(interfaces),
-        false => Err(UplinksError::Content { path: path_of() }),
+    if is_ours {
+        Ok(interfaces)
+    } else {
+        Err(UplinksError::Content { path: path_of() })
     }
 }
 
@@ -107,7 +108,7 @@ pub fn load(path: &Path) -> Result<Memory, UplinksError> {
 /// Returns the operating system's error.
 pub fn save(path: &Path, memory: &Memory) -> io::Result<()> {
     let bounded = |names: &BTreeSet<String>| names.iter().take(NAMES_MAX).cloned().collect();
-    let document = Document {
+    let document = UplinksFile {
         version: VERSION,
         interfaces: Memory {
             uplinks: bounded(&memory.uplinks),

@@ -46,15 +46,17 @@ impl Journal {
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut entry = Entry::default();
+        let mut entry = JournalEntry::default();
         event.record(&mut entry);
-        let Entry {
+        let JournalEntry {
             mut line,
             mut message,
         } = entry;
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            write!(line, " ({lost} lines before it were lost)").ok();
+            match write!(line, " ({lost} lines before it were lost)") {
+                Ok(_) | Err(_) => {}
+            }
         }
         append(&mut message, "MESSAGE", &line);
         append(
@@ -72,12 +74,12 @@ impl<S: Subscriber> Layer<S> for Journal {
 
 /// What becomes of an event.
 #[derive(Default)]
-struct Entry {
+struct JournalEntry {
     line: String,
     message: Vec<u8>,
 }
 
-impl Entry {
+impl JournalEntry {
     fn add(&mut self, field: &Field, value: &str, shown: &dyn Debug) {
         if field.name() == "message" {
             self.line.insert_str(0, value);
@@ -88,13 +90,15 @@ impl Entry {
             return;
         }
         // Nobody can fail to write to a string.
-        write!(self.line, " {}={shown:?}", field.name()).ok();
+        match write!(self.line, " {}={shown:?}", field.name()) {
+            Ok(_) | Err(_) => {}
+        }
         let name = format!("F_{}", field.name().to_uppercase().replace('.', "_"));
         append(&mut self.message, &name, value);
     }
 }
 
-impl Visit for Entry {
+impl Visit for JournalEntry {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.add(field, value, &value);
     }
@@ -188,15 +192,15 @@ mod tests {
                 tracing::info!("too much");
             }
             receive();
-            let told = loop {
-                let told = receive();
-                if !told.contains("too much") {
-                    break told;
+            let lines = loop {
+                let lines = receive();
+                if !lines.contains("too much") {
+                    break lines;
                 }
                 tracing::info!("room again");
             };
-            assert!(told.contains("room again ("), "{told}");
-            assert!(told.contains(" lines before it were lost)"), "{told}");
+            assert!(lines.contains("room again ("), "{lines}");
+            assert!(lines.contains(" lines before it were lost)"), "{lines}");
         });
     }
 }

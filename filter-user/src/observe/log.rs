@@ -82,9 +82,10 @@ fn log_format() -> LogFormat {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     let is_journal = rustix::fs::fstat(io::stderr())
         .is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino));
-    match is_journal {
-        true => LogFormat::Journald,
-        false => LogFormat::Text,
+    if is_journal {
+        LogFormat::Journald
+    } else {
+        LogFormat::Text
     }
 }
 
@@ -93,12 +94,12 @@ struct Undisturbed(io::Stderr);
 
 impl Write for Undisturbed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write_all(bytes).ok();
+        drop(self.0.write_all(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush().ok();
+        drop(self.0.flush());
         Ok(())
     }
 }
@@ -107,11 +108,11 @@ impl Write for Undisturbed {
 #[derive(Debug)]
 pub struct Budget {
     per_second: u32,
-    state: Mutex<State>,
+    state: Mutex<BudgetState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct BudgetState {
     second: Instant,
     spent: u32,
     suppressed: u64,
@@ -123,7 +124,7 @@ impl Budget {
     pub fn new(per_second: u32) -> Self {
         Self {
             per_second,
-            state: Mutex::new(State {
+            state: Mutex::new(BudgetState {
                 second: Instant::now(),
                 spent: 0,
                 suppressed: 0,

@@ -1,13 +1,18 @@
 //! The metrics. Their names and labels are API.
+//!
+//! What happens is counted in [`Metrics`] by those to whom it happens. What *is*, a role looks up once per
+//! scrape, and passes on as a [`Sample`]: no reader writes a metric.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,15 +28,10 @@ pub struct Metrics {
 }
 
 struct Inner {
-    frames: Family<FrameLabels, Counter>,
-    enforcing: Gauge,
-    attached: Family<AttachedLabels, Gauge>,
     reattached: Family<InterfaceLabels, Counter>,
     reloads: Family<OutcomeLabels, Counter>,
     publishes: Family<OutcomeLabels, Counter>,
     publish_seconds: Gauge<f64, AtomicU64>,
-    ranges: Family<FamilyLabels, Gauge>,
-    ranges_age: Gauge,
     refreshes: Family<OutcomeLabels, Counter>,
     held: Gauge,
     connections: Family<ConnectionLabels, Counter>,
@@ -47,15 +47,10 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             inner: Arc::new(Inner {
-                frames: Family::default(),
-                enforcing: Gauge::default(),
-                attached: Family::default(),
                 reattached: Family::default(),
                 reloads: Family::default(),
                 publishes: Family::default(),
                 publish_seconds: Gauge::default(),
-                ranges: Family::default(),
-                ranges_age: Gauge::default(),
                 refreshes: Family::default(),
                 held: Gauge::default(),
                 connections: Family::default(),
@@ -71,34 +66,6 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Sets the total of one kind of verdict, as the kernel counts it.
-    pub fn frames(&self, labels: &FrameLabels, total: u64) {
-        let counter = self.inner.frames.get_or_create(labels);
-        counter.inner().store(total, Ordering::Relaxed);
-    }
-
-    /// Notes whether strangers' packets are dropped.
-    pub fn enforcing(&self, enforcing: bool) {
-        self.inner.enforcing.set(i64::from(enforcing));
-    }
-
-    /// Forgets where the program was attached, before it is noted anew.
-    pub fn forget_attached(&self) {
-        self.inner.attached.clear();
-    }
-
-    /// Notes whether the program is attached to `iface` in `mode`.
-    pub fn attached(&self, iface: &str, mode: &'static str, attached: bool) {
-        let labels = AttachedLabels {
-            iface: iface.to_owned(),
-            mode,
-        };
-        self.inner
-            .attached
-            .get_or_create(&labels)
-            .set(i64::from(attached));
-    }
-
     /// Counts that an interface was found unfiltered and was attached anew.
     pub fn reattached(&self, iface: &str) {
         let iface = iface.to_owned();
@@ -124,16 +91,6 @@ impl Metrics {
         if let Some(took) = took {
             self.inner.publish_seconds.set(took.as_secs_f64());
         }
-    }
-
-    /// Notes the ranges in force; an age of `None` is the baseline's.
-    pub fn ranges(&self, v4: usize, v6: usize, age: Option<u64>) {
-        for (family, count) in [("ipv4", v4), ("ipv6", v6)] {
-            let gauge = self.inner.ranges.get_or_create(&FamilyLabels { family });
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-        let age = age.map_or(-1, |age| i64::try_from(age).unwrap_or(i64::MAX));
-        self.inner.ranges_age.set(age);
     }
 
     /// Counts an attempt to refresh the ranges.
@@ -210,22 +167,22 @@ impl Metrics {
         self.inner.gate_reloads.get_or_create(&labels).inc();
     }
 
-    /// A role's metrics in the OpenMetrics text format. Those of another it does not tell: zero is an
-    /// answer, and two ports of one process would tell everything twice.
+    /// A role's metrics in the OpenMetrics text format. Those of another are not among them: zero is an
+    /// answer, and two ports of one process would serve everything twice.
     ///
     /// # Errors
     ///
     /// Only if a metric cannot be formatted.
-    pub fn text(&self, role: Role) -> Result<String, fmt::Error> {
+    pub fn text(&self, role: Role, sample: Sample) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.inner.registry(role))?;
+        encode(&mut text, &self.inner.registry(role, sample))?;
         Ok(text)
     }
 
     /// A role's metrics by name and labels, as the text format spells them.
     #[must_use]
-    pub fn values(&self, role: Role) -> BTreeMap<String, f64> {
-        let text = self.text(role).unwrap_or_default();
+    pub fn values(&self, role: Role, sample: Sample) -> BTreeMap<String, f64> {
+        let text = self.text(role, sample).unwrap_or_default();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples
             .filter_map(|line| {
@@ -237,29 +194,19 @@ impl Metrics {
 }
 
 impl Inner {
-    fn registry(&self, role: Role) -> Registry {
+    fn registry(&self, role: Role, sample: Sample) -> Registry {
         let mut registry = Registry::with_prefix("pullgate");
+        registry.register_collector(Box::new(sample));
         match role {
             Role::Filter => self.register_filter(&mut registry),
             Role::Ranges => self.register_ranges(&mut registry),
             Role::Gate => self.register_gate(&mut registry),
         }
-        self.register_common(&mut registry);
+        Self::register_common(&mut registry);
         registry
     }
 
     fn register_filter(&self, r: &mut Registry) {
-        r.register("filter_frames", "Frames judged", self.frames.clone());
-        r.register(
-            "filter_enforcing",
-            "1 where strangers' packets are dropped, 0 in monitor mode",
-            self.enforcing.clone(),
-        );
-        r.register(
-            "filter_attached",
-            "1 where the program is attached",
-            self.attached.clone(),
-        );
         r.register(
             "filter_reattached",
             "Times that an interface was found unfiltered and was attached anew",
@@ -330,13 +277,7 @@ impl Inner {
     }
 
     /// What each role knows.
-    fn register_common(&self, r: &mut Registry) {
-        r.register("ranges", "Ranges in force", self.ranges.clone());
-        r.register(
-            "ranges_age_seconds",
-            "Seconds since the ranges in force were fetched, -1 for the baseline",
-            self.ranges_age.clone(),
-        );
+    fn register_common(r: &mut Registry) {
         let build = Family::<BuildLabels, Gauge>::default();
         build
             .get_or_create(&BuildLabels {
@@ -345,6 +286,128 @@ impl Inner {
             .set(1);
         r.register("build_info", "The build", build);
     }
+}
+
+/// What a role sees when it is asked for its metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// The active ranges.
+    pub ranges: RangesSample,
+    /// What the filter sees in the kernel, if the role is the filter.
+    pub filter: Option<FilterSample>,
+}
+
+/// The active ranges.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RangesSample {
+    /// IPv4 ranges.
+    pub v4: usize,
+    /// IPv6 ranges.
+    pub v6: usize,
+    /// Seconds since they were fetched; none for the baseline.
+    pub age_seconds: Option<u64>,
+}
+
+/// What the filter sees in the kernel.
+#[derive(Clone, Debug)]
+pub struct FilterSample {
+    /// Whether strangers' packets are dropped.
+    pub is_enforcing: bool,
+    /// Interface by interface.
+    pub attached: Vec<Attachment>,
+    /// Frames of each kind, since the counters began.
+    pub frames: Vec<(FrameLabels, u64)>,
+}
+
+/// Whether an interface is filtered, and how.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Its name.
+    pub iface: String,
+    /// The attach mode, or why there is none.
+    pub mode: &'static str,
+    /// Whether it is filtered.
+    pub is_filtered: bool,
+}
+
+impl Collector for Sample {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self { ranges, filter } = self;
+        let counts = [("ipv4", ranges.v4), ("ipv6", ranges.v6)];
+        let counts = counts.map(|(family, count)| (FamilyLabels { family }, whole(count)));
+        gauges(&mut encoder, "ranges", "Active ranges", &counts)?;
+        let age = ranges.age_seconds.map_or(-1, whole);
+        let help = "Seconds since the active ranges were fetched, -1 for the baseline";
+        gauge(&mut encoder, "ranges_age_seconds", help, age)?;
+        match filter {
+            Some(filter) => filter.encode(&mut encoder),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FilterSample {
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "1 where strangers' packets are dropped, 0 in monitor mode";
+        gauge(
+            encoder,
+            "filter_enforcing",
+            help,
+            i64::from(self.is_enforcing),
+        )?;
+        let attached = self.attached.iter().map(|attachment| {
+            let Attachment {
+                iface,
+                mode,
+                is_filtered,
+            } = attachment;
+            let (iface, mode) = (iface.clone(), *mode);
+            (AttachedLabels { iface, mode }, i64::from(*is_filtered))
+        });
+        let attached: Vec<_> = attached.collect();
+        gauges(
+            encoder,
+            "filter_attached",
+            "1 where the program is attached",
+            &attached,
+        )?;
+        let kind = MetricType::Counter;
+        let mut metric = encoder.encode_descriptor("filter_frames", "Frames judged", None, kind)?;
+        for (labels, total) in &self.frames {
+            let mut metric = metric.encode_family(labels)?;
+            metric.encode_counter::<NoLabels, _, u64>(total, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    metric.encode_gauge(&value)
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: &[(impl EncodeLabelSet, i64)],
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        metric.encode_family(labels)?.encode_gauge(value)?;
+    }
+    Ok(())
+}
+
+/// What exemplars would be labelled by.
+type NoLabels = [(&'static str, &'static str); 0];
+
+/// A number as a gauge has it.
+fn whole<T>(number: T) -> i64
+where
+    i64: TryFrom<T>,
+{
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// What a frame is counted under.
@@ -426,13 +489,29 @@ mod tests {
             verdict: "drop",
             reason: "NotListed",
         };
-        metrics.frames(&labels, 7);
+        let sample = Sample {
+            ranges: RangesSample {
+                v4: 15,
+                v6: 7,
+                age_seconds: None,
+            },
+            filter: None,
+        };
+        let filtering = Sample {
+            filter: Some(FilterSample {
+                is_enforcing: true,
+                attached: Vec::new(),
+                frames: vec![(labels, 7)],
+            }),
+            ..sample.clone()
+        };
         metrics.opened();
         metrics.closed("a.example", "NoCertificate");
         metrics.refreshed("Unchanged");
-        metrics.ranges(15, 7, None);
 
-        let [filter, ranges, gate] = Role::ALL.map(|role| metrics.values(role));
+        let filter = metrics.values(Role::Filter, filtering);
+        let ranges = metrics.values(Role::Ranges, sample.clone());
+        let gate = metrics.values(Role::Gate, sample);
         assert_eq!(
             filter["pullgate_filter_frames_total{iface=\"eth0\",family=\"ipv4\",\
                     verdict=\"drop\",reason=\"NotListed\"}"],

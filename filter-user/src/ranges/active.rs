@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use super::guard::{Limits, Rejection};
+use super::guard::{GuardLimits, Rejection};
 use super::{Feed, RangeSet, SourceRanges};
 
 /// The ranges in force: what each source has told, and the union that the guard let through.
@@ -98,7 +98,7 @@ impl ActiveRanges {
     /// # Errors
     ///
     /// Returns why the union must not be used, though each list by itself may be.
-    pub fn new(lists: Vec<List>, limits: &Limits) -> Result<Self, Rejection> {
+    pub fn new(lists: Vec<List>, limits: &GuardLimits) -> Result<Self, Rejection> {
         let ranges = lists.iter().flat_map(|list| list.known.set().iter());
         let set = RangeSet::union(&Feed::new(ranges), limits)?;
         Ok(Self { lists, set })
@@ -109,7 +109,7 @@ impl ActiveRanges {
     /// # Errors
     ///
     /// Returns why the union must not be used.
-    pub fn with(&self, list: List, limits: &Limits) -> Result<Self, Rejection> {
+    pub fn with(&self, list: List, limits: &GuardLimits) -> Result<Self, Rejection> {
         let mut lists = self.lists.clone();
         match lists.iter_mut().find(|old| old.source == list.source) {
             Some(old) => *old = list,
@@ -201,15 +201,15 @@ mod tests {
 
     #[test]
     fn the_set_is_the_union_and_each_range_knows_its_lists() {
-        let in_force = both("64.0.0.0/24\n64.0.1.0/24", "64.0.1.0/24\n64.0.2.0/24");
+        let active = both("64.0.0.0/24\n64.0.1.0/24", "64.0.1.0/24\n64.0.2.0/24");
 
         let shared = "64.0.1.0/24".parse().unwrap();
         let own = "64.0.2.0/24".parse().unwrap();
         let names = |range| {
-            let holders = in_force.holders(range);
+            let holders = active.holders(range);
             holders.map(|list| list.source.as_str()).collect::<Vec<_>>()
         };
-        assert_eq!(in_force.set().len(), 3);
+        assert_eq!(active.set().len(), 3);
         assert_eq!(names(&shared), ["a", "b"]);
         assert_eq!(names(&own), ["b"]);
     }
@@ -227,11 +227,11 @@ mod tests {
         let vanished = vec![gone("64.0.0.0/24"), gone("64.0.1.0/24")];
         lists[0].known = SourceRanges::with_vanished(lists[0].known.set().clone(), vanished);
 
-        let in_force = ActiveRanges::new(lists, &Limits::default()).unwrap();
+        let active = ActiveRanges::new(lists, &GuardLimits::default()).unwrap();
 
-        assert_eq!(in_force.vanished(), ["64.0.0.0/24".parse().unwrap()]);
-        assert!(in_force.lists_address("64.0.1.1".parse().unwrap()));
-        assert!(!in_force.lists_address("64.0.0.1".parse().unwrap()));
+        assert_eq!(active.vanished(), ["64.0.0.0/24".parse().unwrap()]);
+        assert!(active.lists_address("64.0.1.1".parse().unwrap()));
+        assert!(!active.lists_address("64.0.0.1".parse().unwrap()));
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
         let [one, two]: [String; 2] = [wide(64), wide(80)];
 
         let lists = vec![list("a", &one), list("b", &two)];
-        let rejection = ActiveRanges::new(lists, &Limits::default());
+        let rejection = ActiveRanges::new(lists, &GuardLimits::default());
 
         assert!(matches!(rejection, Err(Rejection::OverBudget { .. })));
     }
@@ -269,16 +269,16 @@ mod tests {
     #[test]
     fn as_long_as_one_list_was_never_fetched_there_is_no_age() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let fetched = |at| Origin::Fetched {
+        let fetched = |when| Origin::Fetched {
             way: "a".to_owned(),
-            at,
+            at: when,
         };
         let age = |one: Origin, two: Origin| {
             let mut lists = both("64.0.0.0/24", "64.0.1.0/24").lists().to_vec();
             lists[0].origin = one;
             lists[1].origin = two;
-            let in_force = ActiveRanges::new(lists, &Limits::default()).unwrap();
-            in_force.age_seconds(at + STALE)
+            let active = ActiveRanges::new(lists, &GuardLimits::default()).unwrap();
+            active.age_seconds(at + STALE)
         };
 
         let old = Some(STALE.as_secs());
@@ -290,12 +290,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn both(a: &str, b: &str) -> ActiveRanges {
-        ActiveRanges::new(vec![list("a", a), list("b", b)], &Limits::default()).unwrap()
+        ActiveRanges::new(vec![list("a", a), list("b", b)], &GuardLimits::default()).unwrap()
     }
 
     fn list(source: &str, text: &str) -> List {
         let feed = Feed::from_texts([text]).unwrap();
-        let set = RangeSet::check(feed, Families::Either, &Limits::default()).unwrap();
+        let set = RangeSet::check(feed, Families::Either, &GuardLimits::default()).unwrap();
         List {
             source: source.to_owned(),
             known: SourceRanges::new(set),

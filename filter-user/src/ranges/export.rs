@@ -75,13 +75,13 @@ fn text(lines: impl IntoIterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ranges::{Families, Feed, Limits};
+    use crate::ranges::{Families, Feed, GuardLimits};
 
     #[test]
     fn every_language_holds_every_range() {
         let lists = ["64.0.0.0/24\n64.0.1.0/24\n2a00::/32"];
         let feed = Feed::from_texts(lists).unwrap();
-        let ranges = RangeSet::check(feed, Families::Both, &Limits::default()).unwrap();
+        let ranges = RangeSet::check(feed, Families::Both, &GuardLimits::default()).unwrap();
 
         assert_eq!(
             export(&ranges, Language::Text),

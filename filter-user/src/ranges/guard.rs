@@ -11,7 +11,7 @@ use super::{Feed, RangeSet};
 
 /// What a set of ranges may at most be.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Limits {
+pub struct GuardLimits {
     /// The most ranges, both families together. Cloudflare publishes 22.
     pub entries: usize,
     /// The most IPv4 addresses. Cloudflare's ranges hold 1.5 million.
@@ -34,7 +34,7 @@ pub enum Documentation {
     Accept,
 }
 
-impl Limits {
+impl GuardLimits {
     /// For Cloudflare's list alone: a few times what it has.
     #[must_use]
     pub fn of_cloudflare() -> Self {
@@ -46,7 +46,7 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
+impl Default for GuardLimits {
     fn default() -> Self {
         Self {
             entries: 4096,
@@ -95,7 +95,7 @@ impl RangeSet {
     ///
     /// Returns the first [`Rejection`]; there is no partial result.
     #[expect(clippy::needless_pass_by_value, reason = "a judged list is used up")]
-    pub fn check(feed: Feed, families: Families, limits: &Limits) -> Result<Self, Rejection> {
+    pub fn check(feed: Feed, families: Families, limits: &GuardLimits) -> Result<Self, Rejection> {
         let set = Self::union(&feed, limits)?;
         match families.missing(set.v4.len(), set.v6.len()) {
             Some(family) => Err(Rejection::Empty { family }),
@@ -108,7 +108,7 @@ impl RangeSet {
     /// # Errors
     ///
     /// Returns the first [`Rejection`].
-    pub(super) fn union(feed: &Feed, limits: &Limits) -> Result<Self, Rejection> {
+    pub(super) fn union(feed: &Feed, limits: &GuardLimits) -> Result<Self, Rejection> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for range in feed.ranges() {
             check_width(range)?;
@@ -186,11 +186,11 @@ struct Change {
 }
 
 fn changes(before: &Cover, after: &Cover) -> [Change; 2] {
-    let change = |family, before: &[_], after: &[_]| Change {
+    let change = |family, old: &[_], new: &[_]| Change {
         family,
-        before: measure(before),
-        kept: overlap(before, after),
-        after: measure(after),
+        before: measure(old),
+        kept: overlap(old, new),
+        after: measure(new),
     };
     [
         change(Family::V4, &before.v4, &after.v4),
@@ -522,13 +522,13 @@ mod tests {
     #[test]
     fn documentation_space_is_let_in_only_on_request() {
         let feed = Feed::from_texts(["198.51.100.0/24\n2001:db8::/32"]).unwrap();
-        let limits = Limits {
+        let limits = GuardLimits {
             documentation: Documentation::Accept,
-            ..Limits::default()
+            ..GuardLimits::default()
         };
 
         assert!(RangeSet::check(feed.clone(), Families::Both, &limits).is_ok());
-        assert!(RangeSet::check(feed, Families::Both, &Limits::default()).is_err());
+        assert!(RangeSet::check(feed, Families::Both, &GuardLimits::default()).is_err());
     }
 
     #[test]
@@ -593,7 +593,7 @@ mod tests {
         RangeSet::check(
             Feed::from_texts([list]).unwrap(),
             Families::Both,
-            &Limits::default(),
+            &GuardLimits::default(),
         )
     }
 }

@@ -519,8 +519,8 @@ mod tests {
                 Format::CloudFront,
             ];
             for format in &formats {
-                for body in [&body, &spoilt, splice.as_bytes()] {
-                    if let Ok(feed) = Feed::parse(body, format) {
+                for bytes in [&body, &spoilt, splice.as_bytes()] {
+                    if let Ok(feed) = Feed::parse(bytes, format) {
                         // What parses is in its one spelling.
                         prop_assert!(feed.ranges().iter().all(|range| *range == range.trunc()));
                     }

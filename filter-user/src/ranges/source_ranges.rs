@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::guard::{self, Limits, Rejection};
+use super::guard::{self, GuardLimits, Rejection};
 use super::{Feed, RangeSet};
 
 /// The ranges of one source that are in force.
@@ -43,25 +43,25 @@ pub struct MergePolicy<'a> {
     /// How long a range must have been missing until it goes.
     pub grace: Duration,
     /// Vanished ranges that no authenticated connection came from in that time.
-    pub idle: Idle<'a>,
+    pub idle: Unused<'a>,
     /// Whether it is a published list, which others write: only of such a one much growth waits.
     pub is_published: bool,
     /// What to do with a list that would remove or add much.
     pub large_change: LargeChange,
     /// What the guard lets through.
-    pub limits: &'a Limits,
+    pub limits: &'a GuardLimits,
 }
 
 /// Which vanished ranges may go, because nobody who was authenticated comes from them any more.
 #[derive(Clone, Copy, Debug)]
-pub enum Idle<'a> {
+pub enum Unused<'a> {
     /// All: there is nobody who authenticates, and could tell.
     All,
     /// These; of any other it is not known.
     Only(&'a [IpNet]),
 }
 
-impl Idle<'_> {
+impl Unused<'_> {
     fn has(self, range: &IpNet) -> bool {
         match self {
             Self::All => true,
@@ -144,11 +144,11 @@ impl SourceRanges {
 
     /// Whether a list without them might now let some vanished ranges go.
     #[must_use]
-    pub fn has_due(&self, terms: &MergePolicy<'_>) -> bool {
+    pub fn has_due(&self, policy: &MergePolicy<'_>) -> bool {
         let missing = self.vanished.iter().map(|vanished| vanished.missing_for);
         missing
             .max()
-            .is_some_and(|missing| missing.saturating_add(terms.passed) >= terms.grace)
+            .is_some_and(|missing| missing.saturating_add(policy.passed) >= policy.grace)
     }
 
     /// Takes a list of the source in.
@@ -157,7 +157,7 @@ impl SourceRanges {
     ///
     /// Returns a [`Rejection`] if `fetched` would remove or add too much at once, or if new and kept
     /// ranges together exceed the limits. The caller then keeps `self`.
-    pub fn merge(&self, fetched: &RangeSet, terms: &MergePolicy<'_>) -> Result<Self, Rejection> {
+    pub fn merge(&self, fetched: &RangeSet, policy: &MergePolicy<'_>) -> Result<Self, Rejection> {
         let cover = guard::Cover::new(fetched);
         let before = self.before_growth.as_ref();
         if let Some(before) = before.filter(|before| cover.holds_all(before)) {
@@ -169,16 +169,16 @@ impl SourceRanges {
                     vanished: self.vanished.clone(),
                     before_growth: None,
                 };
-                return shrunk.merge(fetched, terms);
+                return shrunk.merge(fetched, policy);
             }
         }
         let growth = guard::grows(&self.set, fetched);
-        if terms.large_change == LargeChange::Refuse {
+        if policy.large_change == LargeChange::Refuse {
             // Against all that was not agreed to go: otherwise a list could shrink to nothing
             // step by step.
             let approved = |range: &IpNet| self.vanishing(range).is_some_and(|gone| gone.approved);
             guard::shrinks(&self.set.retain(|range| !approved(range)), &cover)?;
-            if terms.is_published {
+            if policy.is_published {
                 growth.clone()?;
             }
         }
@@ -187,24 +187,24 @@ impl SourceRanges {
         let is_missing = |range: &IpNet| !cover.holds(range);
         for range in self.set.iter().filter(is_missing) {
             let (missing_for, approved) = match self.vanishing(&range) {
-                Some(before) => (
-                    before.missing_for.saturating_add(terms.passed),
-                    before.approved,
+                Some(pending) => (
+                    pending.missing_for.saturating_add(policy.passed),
+                    pending.approved,
                 ),
                 None => (Duration::ZERO, false),
             };
-            if missing_for < terms.grace || !terms.idle.has(&range) {
+            if missing_for < policy.grace || !policy.idle.has(&range) {
                 vanished.push(Vanished {
                     range,
                     missing_for,
-                    approved: approved || terms.large_change == LargeChange::Agreed,
+                    approved: approved || policy.large_change == LargeChange::Agreed,
                 });
             }
         }
 
         let kept = vanished.iter().map(|vanished| vanished.range);
         let feed = Feed::new(fetched.iter().chain(kept));
-        let set = RangeSet::union(&feed, terms.limits)?;
+        let set = RangeSet::union(&feed, policy.limits)?;
         let before_growth = match growth {
             Err(_) => Some(self.set.clone()),
             Ok(()) => self.before_growth.clone(),

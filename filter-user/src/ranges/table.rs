@@ -126,8 +126,8 @@ impl table::Table for Table {
         &self.v6
     }
 
-    fn far(&self, entry: u16, address: Ipv6Addr) -> u16 {
-        table::walk_far(&&self.v6, entry, address)
+    fn walk_v6_tail(&self, entry: u16, address: Ipv6Addr) -> u16 {
+        table::walk_tail(&&self.v6, entry, address)
     }
 }
 
@@ -218,12 +218,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ranges::{Families, Feed, Limits, Model, baseline, edges};
+    use crate::ranges::{Families, Feed, GuardLimits, Model, baseline, edges};
 
     #[test]
     fn every_edge_of_every_published_range_is_right() {
         let ranges =
-            RangeSet::check(baseline().unwrap(), Families::Both, &Limits::default()).unwrap();
+            RangeSet::check(baseline().unwrap(), Families::Both, &GuardLimits::default()).unwrap();
         let table = compile(&ranges, &[], &[]).unwrap();
 
         for range in ranges.iter() {
@@ -294,11 +294,11 @@ mod tests {
                 .filter(|range| RangeSet::check(
                     Feed::new([*range, nets(&["64.0.0.0/24"])[0], nets(&["2a00::/32"])[0]]),
                     Families::Both,
-                    &Limits::default(),
+                    &GuardLimits::default(),
                 ).is_ok())
                 .chain(nets(&["64.0.0.0/24", "2a00::/32"]))
                 .collect();
-            let limits = Limits { addresses_v4: u64::MAX, networks_v6: u64::MAX, ..Limits::default() };
+            let limits = GuardLimits { addresses_v4: u64::MAX, networks_v6: u64::MAX, ..GuardLimits::default() };
             let ranges = RangeSet::check(Feed::new(listed.clone()), Families::Both, &limits).unwrap();
             let table = compile(&ranges, &allow, &deny).unwrap();
 
@@ -345,7 +345,7 @@ mod tests {
         RangeSet::check(
             Feed::from_texts([text]).unwrap(),
             Families::Both,
-            &Limits::default(),
+            &GuardLimits::default(),
         )
         .unwrap()
     }

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::RefreshError;
 use super::schedule::Schedule;
-use crate::config::{FeedSource, Ranges, SourceEndpoint};
+use crate::config::{FeedSource, RangesSettings, SourceEndpoint};
 use crate::digest::sha256;
 use crate::ranges::export::{Language, export};
 use crate::ranges::{Freshness, LargeChange, RangeSet, Rejection};
@@ -183,14 +183,14 @@ impl Job {
         None
     }
 
-    pub(super) fn succeeded(&mut self, outcome: &'static str, ranges: &Ranges) {
+    pub(super) fn succeeded(&mut self, outcome: &'static str, ranges: &RangesSettings) {
         self.said = Freshness::Fresh;
         self.progress.held = None;
         let pause = self.schedule.after_success(ranges.interval);
-        self.settle(outcome, None, pause);
+        self.conclude(outcome, None, pause);
     }
 
-    pub(super) fn failed(&mut self, failed: Failed, ranges: &Ranges) {
+    pub(super) fn failed(&mut self, failed: Failed, ranges: &RangesSettings) {
         let (outcome, error) = (failed.outcome(), failed.errors.join("; "));
         let pause = self
             .schedule
@@ -207,7 +207,7 @@ impl Job {
             %again_in,
             "ranges not refreshed, those in force stay"
         );
-        self.settle(outcome, Some(error), pause);
+        self.conclude(outcome, Some(error), pause);
     }
 
     /// What was held stays so; whatever is under way or due is as it was.
@@ -220,11 +220,12 @@ impl Job {
         self.asking = None;
     }
 
-    fn settle(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
+    fn conclude(&mut self, outcome: &'static str, error: Option<String>, pause: Duration) {
         let now = self.record(outcome, error);
-        self.progress.next = match std::mem::take(&mut self.again) {
-            true => now,
-            false => now + pause,
+        self.progress.next = if std::mem::take(&mut self.again) {
+            now
+        } else {
+            now + pause
         };
     }
 
@@ -250,9 +251,10 @@ pub(super) struct Failed {
 impl Failed {
     pub(super) fn note(&mut self, source: &FeedSource, way: &SourceEndpoint, error: &RefreshError) {
         let error_text = chain(error);
-        self.errors.push(match source.name == way.name {
-            true => error_text,
-            false => format!("{way}: {error_text}"),
+        self.errors.push(if source.name == way.name {
+            error_text
+        } else {
+            format!("{way}: {error_text}")
         });
         self.label = error.label();
         if let RefreshError::Feed(error) = error {
@@ -263,9 +265,10 @@ impl Failed {
     /// Who else says so?
     pub(super) fn second_opinion(&self, fetched: &Fetched) -> LargeChange {
         let mut held = self.held.iter();
-        match held.any(|held| fetched.confirms(&held.fetched)) {
-            true => LargeChange::Agreed,
-            false => LargeChange::Refuse,
+        if held.any(|held| fetched.confirms(&held.fetched)) {
+            LargeChange::Agreed
+        } else {
+            LargeChange::Refuse
         }
     }
 
@@ -288,9 +291,10 @@ impl Failed {
 
     /// A list that is held says more than a way that does not work.
     pub(super) fn outcome(&self) -> &'static str {
-        match self.held.is_empty() {
-            true => self.label,
-            false => "Held",
+        if self.held.is_empty() {
+            self.label
+        } else {
+            "Held"
         }
     }
 
@@ -331,7 +335,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_does_not_end_is_overdue() {
         let (mut job, ranges) = job();
-        let is_overdue = |job: &Job| job.progress().is_overdue(Instant::now());
+        let is_overdue = |it: &Job| it.progress().is_overdue(Instant::now());
 
         let way = job.ask(Instant::now()).unwrap();
         tokio::time::advance(OVERDUE).await;
@@ -341,8 +345,8 @@ mod tests {
 
         // What comes to an end, whatever it is, sets the time of the next.
         fail(&mut job, &ranges, &way);
-        let way = job.ask(Instant::now()).unwrap();
-        fail(&mut job, &ranges, &way);
+        let next = job.ask(Instant::now()).unwrap();
+        fail(&mut job, &ranges, &next);
         assert!(!is_overdue(&job));
     }
 
@@ -402,22 +406,22 @@ mod tests {
 
         job.ask_again();
         for _ in 0..2 {
-            let way = job.ask(Instant::now()).unwrap();
-            fail(&mut job, &ranges, &way);
+            let next = job.ask(Instant::now()).unwrap();
+            fail(&mut job, &ranges, &next);
         }
         assert_eq!(job.progress.last.as_ref().unwrap().outcome, "Timeout");
         assert!(job.progress.held.is_some());
 
         // Approved while another attempt is under way, whose answer is not waited for any more.
         job.ask_again();
-        let first = job.ask(Instant::now()).unwrap();
+        let under_way = job.ask(Instant::now()).unwrap();
         job.give_up();
         job.succeeded("Approved", &ranges);
-        assert!(job.answered_by(&first).is_none());
+        assert!(job.answered_by(&under_way).is_none());
         assert!(job.progress.held.is_none());
     }
 
-    fn fail(job: &mut Job, ranges: &Ranges, way: &SourceEndpoint) {
+    fn fail(job: &mut Job, ranges: &RangesSettings, way: &SourceEndpoint) {
         let mut asking = job.answered_by(way).unwrap();
         let error = RefreshError::Feed(FeedError::Timeout);
         asking.failed.note(&job.source, way, &error);
@@ -426,10 +430,10 @@ mod tests {
         }
     }
 
-    fn job() -> (Job, Ranges) {
+    fn job() -> (Job, RangesSettings) {
         let text = "[ranges]\nsources = [\"cloudflare\"]";
         let config = Config::parse(Path::new("/etc/pullgate/pullgate.toml"), text).unwrap();
-        let source = config.ranges.sources[0].value.clone();
-        (Job::new(source), config.ranges)
+        let source = config.live.ranges.sources[0].value.clone();
+        (Job::new(source), config.live.ranges)
     }
 }

@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{Fetched, RefreshError, check};
-use crate::config::Ranges;
+use crate::config::RangesSettings;
 use crate::feed::Fetcher;
-use crate::ranges::{ActiveRanges, Idle, LargeChange, MergePolicy, RangeSet};
+use crate::ranges::{ActiveRanges, LargeChange, MergePolicy, RangeSet, Unused};
 use crate::report::chain;
 
 /// What a refresh of one source by one way would come to.
@@ -30,7 +30,11 @@ pub struct Preview {
 }
 
 /// Fetches each source by each of its ways, and compares.
-pub async fn preview(ranges: &Ranges, in_force: &ActiveRanges, now: SystemTime) -> Vec<Preview> {
+pub async fn preview(
+    ranges: &RangesSettings,
+    active: &ActiveRanges,
+    now: SystemTime,
+) -> Vec<Preview> {
     let fetcher = Fetcher::default();
     let mut previews = Vec::new();
     for source in ranges.sources.iter().map(|source| &source.value) {
@@ -51,7 +55,7 @@ pub async fn preview(ranges: &Ranges, in_force: &ActiveRanges, now: SystemTime) 
                 Ok(list) => {
                     let fetched = Fetched { way, list, at: now };
                     let approved = held.iter().any(|held| fetched.confirms(held));
-                    preview.judge(&fetched, approved, ranges, in_force);
+                    preview.judge(&fetched, approved, ranges, active);
                     held.push(fetched);
                 }
             }
@@ -66,20 +70,20 @@ impl Preview {
         &mut self,
         fetched: &Fetched,
         approved: bool,
-        ranges: &Ranges,
-        in_force: &ActiveRanges,
+        ranges: &RangesSettings,
+        active: &ActiveRanges,
     ) {
         let nothing = RangeSet::default();
-        let list = in_force.list(&self.source);
+        let list = active.list(&self.source);
         let old = list.map_or(&nothing, |list| list.known.set());
         (self.added, self.removed) = fetched.list.diff(old);
         if !self.added.is_empty() || !self.removed.is_empty() {
             self.outcome = "Changed";
         }
-        let terms = MergePolicy {
+        let policy = MergePolicy {
             passed: Duration::ZERO,
             grace: ranges.removal_grace,
-            idle: Idle::All,
+            idle: Unused::All,
             is_published: !fetched.way.is_local(),
             large_change: if approved {
                 LargeChange::Agreed
@@ -88,7 +92,7 @@ impl Preview {
             },
             limits: &ranges.limits,
         };
-        if let Some(Err(rejection)) = list.map(|list| list.known.merge(&fetched.list, &terms)) {
+        if let Some(Err(rejection)) = list.map(|list| list.known.merge(&fetched.list, &policy)) {
             self.fail(&RefreshError::Rejected(rejection));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Gate, Location, Proxy, Ranges, Target};
+use crate::config::{Config, GateSettings, Location, Proxy, RangesSettings, Target};
 use crate::host::file;
 use crate::host::sandbox::{Access, Ports};
 use crate::role::Role;
@@ -21,10 +21,10 @@ pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Access {
         abstract_sockets: false,
     };
     reads(&mut reach, file);
-    reads(&mut reach, &config.paths.snapshot());
+    reads(&mut reach, &config.boot.paths.snapshot());
     for role in roles {
-        writes(&mut reach, &config.paths.home(*role));
-        match config.metrics.get(role).map(|target| &target.value) {
+        writes(&mut reach, &config.boot.paths.home(*role));
+        match config.boot.metrics.get(role).map(|target| &target.value) {
             Some(Target::Tcp(address)) => {
                 reach.bind.insert(address.port());
             }
@@ -35,22 +35,22 @@ pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Access {
             }
             None => {}
         }
-        match (role, &config.gate) {
+        match (role, &config.live.gate) {
             (Role::Filter, _) => {
-                writes(&mut reach, &config.paths.bpf);
+                writes(&mut reach, &config.boot.paths.bpf);
                 // Not where it would be, if it could not be made.
-                reach.write.extend(config.paths.filter.canonicalize());
+                reach.write.extend(config.boot.paths.filter.canonicalize());
             }
-            (Role::Ranges, _) => fetches(&mut reach, config, &config.ranges),
-            (Role::Gate, Some(gate)) => relays(&mut reach, gate),
+            (Role::Ranges, _) => fetches(&mut reach, config, &config.live.ranges),
+            (Role::Gate, Some(gate)) => relays(&mut reach, &config.boot.listen, gate),
             (Role::Gate, None) => {}
         }
     }
     reach
 }
 
-fn fetches(reach: &mut Access, config: &Config, ranges: &Ranges) {
-    writes(reach, &config.paths.state);
+fn fetches(reach: &mut Access, config: &Config, ranges: &RangesSettings) {
+    writes(reach, &config.boot.paths.state);
     reach.read.extend(RESOLVER.iter().map(PathBuf::from));
     // Its like are replaced whenever the network changes, so their directories count.
     reads(reach, Path::new("/etc/resolv.conf"));
@@ -74,11 +74,11 @@ fn fetches(reach: &mut Access, config: &Config, ranges: &Ranges) {
     connects(reach, ports);
 }
 
-fn relays(reach: &mut Access, gate: &Gate) {
+fn relays(reach: &mut Access, listen: &[SocketAddr], gate: &GateSettings) {
     for path in gate.files() {
         reads(reach, &path);
     }
-    reach.bind.extend(gate.listen.iter().map(SocketAddr::port));
+    reach.bind.extend(listen.iter().map(SocketAddr::port));
     let ports = gate
         .hosts
         .iter()

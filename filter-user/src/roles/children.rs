@@ -4,29 +4,27 @@
 //! run ─▶ run --only gate | ranges | filter: becomes its user ─▶ prints a line when it is ready
 //! ```
 //! The filter is the last, so that a gate that cannot start leaves the host as it was. No role outlives
-//! the process that has started it, which does nothing but wait and pass signals on.
+//! the process that has started it, which does nothing but wait and pass signals on: an
+//! instruction goes to the control socket of the role that it is for.
 
-use std::future::poll_fn;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{ExitStatusExt as _, parent_id};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::task::Poll;
 use std::time::Duration;
 
-use nix::sys::signal::SigSet;
 use rustix::process::{
     Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
 };
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal as Listener, SignalKind, signal as listen_for};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::{FAREWELL, Options, OwnConnection, StartError, no_signals};
+use super::signals::{Blocked, ProcessSignal, Signals};
+use super::{FAREWELL, Options, OwnConnection, StartError};
 use crate::config::Config;
 use crate::host::sandbox;
 use crate::host::systemd;
@@ -42,7 +40,7 @@ pub(super) fn run(
     config: &Config,
     roles: &[Role],
     options: &Options,
-    early: SigSet,
+    blocked: Blocked,
 ) -> Result<(), StartError> {
     // What a service manager has for one process is for one role.
     let is_for_one = systemd::announced() > 0 || systemd::watchdog().is_some();
@@ -52,14 +50,13 @@ pub(super) fn run(
     if options.trial.is_some() && !roles.contains(&Role::Filter) {
         return Err(StartError::TrialWithoutFilter);
     }
-    let drain_timeout = config.gate.as_ref().map(|gate| gate.drain_timeout);
+    let drain_timeout = config.live.gate.as_ref().map(|gate| gate.drain_timeout);
     let farewell = drain_timeout.unwrap_or_default() + FAREWELL;
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| StartError::Workers { source })?;
     runtime.block_on(async {
-        let blame = |source| StartError::Signals { source };
-        let mut signals = Signals::new().map_err(blame)?;
-        early.thread_unblock().map_err(no_signals)?;
+        let signals = blocked.handle();
+        let mut signals = signals.map_err(|source| StartError::Signals { source })?;
         let mut children = Children::default();
         let outcome = children.watch((file, roles, options), &mut signals).await;
         info!(id = "stopping", "stopping");
@@ -111,7 +108,7 @@ impl Children {
     ) -> Result<(), StartError> {
         tokio::select! {
             started = self.start(file, roles, options) => started?,
-            () = signals.stop() => return Ok(()),
+            () = wait_for_stop(signals) => return Ok(()),
         }
         info!(
             id = "roles-ready",
@@ -120,14 +117,14 @@ impl Children {
         );
         systemd::ready();
         loop {
-            let (signal, role) = tokio::select! {
-                signal = signals.next() => signal,
+            let heard = tokio::select! {
+                heard = signals.next() => heard,
                 ended = self.next_end() => return ended,
             };
-            if matches!(signal, Signal::TERM | Signal::INT) {
-                return Ok(());
+            match heard {
+                ProcessSignal::Stop => return Ok(()),
+                ProcessSignal::Reload => self.signal(Signal::HUP),
             }
-            self.signal(signal, role);
         }
     }
 
@@ -150,7 +147,7 @@ impl Children {
             self.processes.push((role, descriptor));
             self.running
                 .spawn(async move { (role, process.wait().await) });
-            let is_ready = async {
+            let readiness = async {
                 match output {
                     Some(mut output) => output.read_u8().await.is_ok(),
                     None => false,
@@ -158,7 +155,7 @@ impl Children {
             };
             // Another may end meanwhile.
             let is_ready = tokio::select! {
-                is_ready = is_ready => is_ready,
+                is_ready = readiness => is_ready,
                 ended = self.next_end() => return ended.and(Err(StartError::TaskEnded)),
             };
             if !is_ready {
@@ -169,10 +166,9 @@ impl Children {
         Ok(sandbox::keep_signalling()?)
     }
 
-    /// Signals the process of a role, or all.
-    fn signal(&self, signal: Signal, only: Option<Role>) {
-        let is_meant = |role: &Role| only.is_none_or(|only| only == *role);
-        for (role, process) in self.processes.iter().filter(|(role, _)| is_meant(role)) {
+    /// Signals all processes.
+    fn signal(&self, signal: Signal) {
+        for (role, process) in &self.processes {
             match pidfd_send_signal(process, signal) {
                 // It has ended.
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -205,7 +201,7 @@ impl Children {
 
     /// Lets all end, and returns the first failure. One that takes too long is killed.
     async fn end(mut self, farewell: Duration) -> Result<(), StartError> {
-        self.signal(Signal::TERM, None);
+        self.signal(Signal::TERM);
         let deadline = tokio::time::sleep(farewell);
         tokio::pin!(deadline);
         let mut outcome = Ok(());
@@ -219,7 +215,7 @@ impl Children {
                 },
                 () = &mut deadline, if !deadline.is_elapsed() => {
                     warn!(id = "roles-killed", "killing the roles that have not ended");
-                    self.signal(Signal::KILL, None);
+                    self.signal(Signal::KILL);
                 }
             }
         }
@@ -227,51 +223,9 @@ impl Children {
     }
 }
 
-/// The signals that we pass on, and the two that end us.
-struct Signals([(Signal, Option<Role>, Listener); 6]);
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let listen = |kind| listen_for(kind);
-        Ok(Self([
-            (Signal::TERM, None, listen(SignalKind::terminate())?),
-            (Signal::INT, None, listen(SignalKind::interrupt())?),
-            (Signal::HUP, None, listen(SignalKind::hangup())?),
-            (
-                Signal::USR1,
-                Some(Role::Filter),
-                listen(SignalKind::user_defined1())?,
-            ),
-            (
-                Signal::USR2,
-                Some(Role::Ranges),
-                listen(SignalKind::user_defined2())?,
-            ),
-            (
-                Signal::ALARM,
-                Some(Role::Ranges),
-                listen(SignalKind::alarm())?,
-            ),
-        ]))
-    }
-
-    /// The next, and the role that it is for, if not for all.
-    async fn next(&mut self) -> (Signal, Option<Role>) {
-        poll_fn(|context| {
-            for (signal, role, listener) in &mut self.0 {
-                if listener.poll_recv(context).is_ready() {
-                    return Poll::Ready((*signal, *role));
-                }
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    /// Waits until we shall stop.
-    async fn stop(&mut self) {
-        while !matches!(self.next().await, (Signal::TERM | Signal::INT, _)) {}
-    }
+/// Returns at a signal to stop. A role that is still to start reads its configuration anyway.
+async fn wait_for_stop(signals: &mut Signals) {
+    while signals.next().await != ProcessSignal::Stop {}
 }
 
 /// This program again, for one role.
@@ -286,7 +240,7 @@ fn command(file: &Path, role: Role, options: &Options) -> io::Result<Command> {
     if let (Role::Filter, Some(time)) = (role, options.trial) {
         command.args(["--confirm", &humantime::format_duration(time).to_string()]);
     }
-    if options.own_connection == OwnConnection::Cut {
+    if options.own_connection == OwnConnection::Drop {
         command.arg("--yes");
     }
     // A terminal's signals come to us, and from us.

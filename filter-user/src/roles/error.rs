@@ -1,16 +1,16 @@
-//! What keeps a role from starting, and the exit code for it.
+//! What keeps a role from starting or from being reloaded, and the exit code for it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process;
 
+use nix::errno::Errno;
 use nix::unistd::geteuid;
 
 use crate::config::{ConfigError, LoadError};
 use crate::host::sandbox::ConfineError;
-use crate::ranges::TableFull;
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, ExitStatus};
 use crate::role::Role;
 use crate::snapshot::SnapshotError;
 use crate::xdp::XdpError;
@@ -31,9 +31,6 @@ pub enum StartError {
         /// The role.
         role: Role,
     },
-    /// The ranges and rules do not fit.
-    #[error(transparent)]
-    Table(#[from] TableFull),
     /// The filter cannot be put into the kernel.
     #[error(transparent)]
     Xdp(#[from] XdpError),
@@ -52,17 +49,17 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// A status socket cannot be bound.
-    #[error("the status socket {} cannot be used", path.display())]
+    /// A socket of the role cannot be bound.
+    #[error("the socket {} cannot be used", path.display())]
     Socket {
         /// The socket.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// A status socket is another user's.
+    /// A socket of the role is another user's.
     #[error(
-        "status socket {} is another user's; run as root, or as the user of that role",
+        "socket {} is another user's; run as root, or as the user of that role",
         path.display()
     )]
     SocketForbidden {
@@ -118,7 +115,7 @@ pub enum StartError {
         /// The role.
         role: Role,
         /// How its process ended.
-        status: ExitStatus,
+        status: process::ExitStatus,
     },
     /// A role cannot be started in a process of its own.
     #[error("{} cannot be started in a process of its own", role.label())]
@@ -134,21 +131,21 @@ pub enum StartError {
          cannot be shared among; start each with `--only`, from a unit of its own"
     )]
     OneProcessExpected,
-    /// The filter was on trial, and nobody confirmed it.
+    /// The filter was on trial, and was not confirmed.
     #[error(
-        "not confirmed in time, so what was in force before is so again; \
+        "not confirmed in time, so what was active before is so again; \
          is this host still reachable? then run it without `--confirm`"
     )]
     NotConfirmed,
-    /// The filter was on trial, and was stopped before anybody confirmed it.
-    #[error("stopped before it was confirmed, so what was in force before is so again")]
+    /// The filter was on trial, and was stopped before it was confirmed.
+    #[error("stopped before it was confirmed, so what was active before is so again")]
     StoppedOnTrial,
     /// A trial is asked for, but no filter.
     #[error("`--confirm` puts a filter on trial, and this would run none")]
     TrialWithoutFilter,
-    /// Enforcement would cut the operator's own connection.
+    /// Enforcement would drop the operator's own connection.
     #[error(
-        "your own connection from {peer} to port {port} would be cut; put its source into \
+        "your own connection from {peer} to port {port} would be dropped; put its source into \
          `ranges.allow`, take port {port} out of `filter.ports`, or say `--yes`"
     )]
     OwnConnection {
@@ -162,17 +159,8 @@ pub enum StartError {
         "this process cannot be confined; `--unconfined` runs it with all the power that it was given"
     )]
     Confine(#[from] ConfineError),
-    /// A new configuration needs what a confined process gave up.
-    #[error(
-        "{what} is out of reach of this process, which gave up what it did not need at its start; \
-         restart it"
-    )]
-    OutOfReach {
-        /// What is lacking.
-        what: String,
-    },
     /// Signals cannot be received.
-    #[error("signals")]
+    #[error("signals cannot be received")]
     Signals {
         /// Why not.
         source: io::Error,
@@ -180,7 +168,14 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// What is wrong with a status socket.
+    /// Why signals cannot be received.
+    pub(super) fn signals(errno: Errno) -> Self {
+        Self::Signals {
+            source: errno.into(),
+        }
+    }
+
+    /// What is wrong with a socket of a role.
     pub(super) fn socket(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         let is_forbidden = source.kind() == io::ErrorKind::PermissionDenied;
@@ -190,36 +185,76 @@ impl StartError {
             (false, _) => Self::Socket { path, source },
         }
     }
+}
 
-    /// The exit code that a service manager and a script can tell apart: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
+impl ExitStatus for StartError {
+    fn exit_status(&self) -> u8 {
         match self {
-            Self::Load(error) => error.exit_code(),
+            Self::Load(error) => error.exit_status(),
+            Self::Config(error) => error.exit_status(),
             Self::RoleEnded { status, .. } => {
                 let code = status.code().and_then(|code| u8::try_from(code).ok());
                 code.filter(|code| *code != 0).unwrap_or(EX_SOFTWARE)
             }
-            Self::Config(_)
-            | Self::OwnConnection { .. }
+            Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
             | Self::ListenFd { .. }
             | Self::NoIpv6 { .. }
-            | Self::Table(_)
             | Self::Directory { .. } => EX_CONFIG,
             Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
             Self::NotConfirmed | Self::StoppedOnTrial => EX_TEMPFAIL,
             Self::TrialWithoutFilter | Self::OneProcessExpected => EX_USAGE,
-            Self::Xdp(error) => error.exit_code(),
-            Self::Snapshot(error) => error.exit_code(),
+            Self::Xdp(error) => error.exit_status(),
+            Self::Snapshot(error) => error.exit_status(),
             Self::Socket { .. }
             | Self::Child { .. }
             | Self::Confine(_)
-            | Self::OutOfReach { .. }
             | Self::Bind { .. }
             | Self::Workers { .. }
             | Self::TaskEnded
             | Self::Signals { .. } => EX_SOFTWARE,
         }
     }
+}
+
+/// Why a changed configuration is not used, or not all of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// The configuration file cannot be read or used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A file that it names cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It has no section any more for a role that runs.
+    #[error("the configuration has no [{}] section any more; stop that role instead", role.label())]
+    NotDescribed {
+        /// The role.
+        role: Role,
+    },
+    /// It needs what a confined process gave up.
+    #[error(
+        "{what} is out of reach of this process, which gave up what it did not need at its start; \
+         restart it"
+    )]
+    OutOfReach {
+        /// What is lacking.
+        what: String,
+    },
+    /// The active ranges cannot be used by its rules.
+    #[error(transparent)]
+    Ranges(#[from] SnapshotError),
+    /// The kernel does not take it.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// The rest of it is used, and some hosts are not served by it.
+    #[error("{hosts}; the rest is active")]
+    HostsKept {
+        /// Which, how they are served, and why.
+        hosts: String,
+    },
+    /// The role is about to end.
+    #[error("this role is about to end")]
+    Ending,
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::{Config, Filter, Interfaces, Mode};
+use crate::config::{Config, FilterSettings, Interfaces, Mode};
 use crate::control::protocol::Admits;
 use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::observe::Finding;
@@ -11,45 +11,46 @@ use crate::ranges::guard::Documentation;
 use crate::role::Role;
 use crate::web::{self, Demand, Issuers};
 
-/// What any of the roles has to say, each thing once, before it runs.
-pub(crate) fn all_weaknesses(config: &Config, roles: &[Role]) -> Vec<Finding> {
+/// What could be better about the configuration for any of the roles, each thing once, before it runs.
+pub(crate) fn of_roles(config: &Config, roles: &[Role]) -> Vec<Finding> {
     let filter = config
+        .live
         .filter
         .iter()
         .filter(|_| roles.contains(&Role::Filter));
     let mut all: Vec<_> = filter.flat_map(of_start).collect();
-    for weakness in roles.iter().flat_map(|role| weaknesses(config, *role)) {
-        if !all.contains(&weakness) {
-            all.push(weakness);
+    for finding in roles.iter().flat_map(|role| of_role(config, *role)) {
+        if !all.contains(&finding) {
+            all.push(finding);
         }
     }
     all
 }
 
-/// What a role has to say.
-pub(crate) fn weaknesses(config: &Config, role: Role) -> Vec<Finding> {
-    let mut weaknesses = Vec::new();
-    if config.ranges.limits.documentation == Documentation::Accept {
-        weaknesses.push(Finding::warning(
+/// What could be better about the configuration for a role.
+pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
+    let mut of_role = Vec::new();
+    if config.live.ranges.limits.documentation == Documentation::Accept {
+        of_role.push(Finding::warning(
             "documentation-ranges",
             "documentation ranges are accepted (a test bed)",
         ));
     }
-    if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.filter) {
-        weaknesses.extend(unprotected_ports(config, filter));
+    if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.live.filter) {
+        of_role.extend(unprotected_ports(config, filter));
     }
-    if let (Role::Filter, Some(filter)) = (role, &config.filter) {
-        weaknesses.extend(strange_destinations(filter));
-        weaknesses.extend(open_udp_ports(filter));
-        weaknesses.extend(open_tcp_ports(config, filter));
-        weaknesses.extend(unseen_packets(filter));
+    if let (Role::Filter, Some(filter)) = (role, &config.live.filter) {
+        of_role.extend(strange_destinations(filter));
+        of_role.extend(open_udp_ports(filter));
+        of_role.extend(open_tcp_ports(config, filter));
+        of_role.extend(unseen_packets(filter));
     }
-    weaknesses
+    of_role
 }
 
 /// Ports of the gate that the filter lets everybody reach.
-fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<Finding> {
-    let listen = config.gate.iter().flat_map(|gate| &gate.listen);
+fn unprotected_ports(config: &Config, filter: &FilterSettings) -> Vec<Finding> {
+    let listen = config.boot.listen.iter();
     let mut ports: BTreeSet<_> = listen.map(SocketAddr::port).collect();
     ports.retain(|port| !filter.ports.contains(port));
     let tell = |port| {
@@ -63,19 +64,19 @@ fn unprotected_ports(config: &Config, filter: &Filter) -> Vec<Finding> {
 }
 
 /// What a filter that runs reports more precisely.
-fn of_start(filter: &Filter) -> Option<Finding> {
+fn of_start(filter: &FilterSettings) -> Option<Finding> {
     (filter.mode == Mode::Monitor).then(monitor)
 }
 
 /// What a check finds that a start would not know: a filter that remembers uplinks needs no route.
-pub(crate) fn of_check(filter: &Filter) -> Option<Finding> {
+pub(crate) fn of_check(filter: &FilterSettings) -> Option<Finding> {
     let is_auto = matches!(filter.interfaces, Interfaces::Auto);
     let has_none = || netlink::uplinks().is_ok_and(|uplinks| uplinks == Uplinks::default());
     (is_auto && has_none()).then(no_interface)
 }
 
 /// Destinations that packets to this host do not have: nothing is dropped by them.
-fn strange_destinations(filter: &Filter) -> Vec<Finding> {
+fn strange_destinations(filter: &FilterSettings) -> Vec<Finding> {
     if filter.destinations.is_empty() {
         return Vec::new();
     }
@@ -96,7 +97,7 @@ fn strange_destinations(filter: &Filter) -> Vec<Finding> {
 }
 
 /// Protected ports at which somebody answers UDP, so strangers too: HTTP/3.
-fn open_udp_ports(filter: &Filter) -> Vec<Finding> {
+fn open_udp_ports(filter: &FilterSettings) -> Vec<Finding> {
     // A kernel that does not tell is no reason to warn.
     let listening = netlink::udp_listeners().unwrap_or_default();
     let reachable = listening.iter().filter(|address| {
@@ -120,8 +121,8 @@ fn open_udp_ports(filter: &Filter) -> Vec<Finding> {
 
 /// Ports that Cloudflare proxies, at which a program answers strangers: they are as good a way
 /// around Cloudflare as the protected ones.
-fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<Finding> {
-    let of_gate = config.gate.iter().flat_map(|gate| &gate.listen);
+fn open_tcp_ports(config: &Config, filter: &FilterSettings) -> Vec<Finding> {
+    let of_gate = config.boot.listen.iter();
     let of_gate: BTreeSet<_> = of_gate.map(SocketAddr::port).collect();
     let open = reachable(filter).into_iter().filter(|address| {
         let port = address.port();
@@ -140,7 +141,7 @@ fn open_tcp_ports(config: &Config, filter: &Filter) -> Vec<Finding> {
 }
 
 /// The TCP listeners that packets from outside reach.
-fn reachable(filter: &Filter) -> Vec<SocketAddr> {
+fn reachable(filter: &FilterSettings) -> Vec<SocketAddr> {
     // A kernel that does not answer is no reason to warn.
     let mut listening = netlink::listeners().unwrap_or_default();
     listening.retain(|address| {
@@ -154,14 +155,15 @@ fn reachable(filter: &Filter) -> Vec<SocketAddr> {
 
 /// What the web servers on the protected ports demand of a client, where no gate does: each is
 /// asked.
-pub(crate) fn of_web_servers(filter: &Filter) -> (Admits, Vec<Finding>) {
+pub(crate) fn of_web_servers(filter: &FilterSettings) -> (Admits, Vec<Finding>) {
     let mut listening = reachable(filter);
     listening.retain(|address| filter.ports.contains(&address.port()));
     listening.sort_unstable();
     listening.dedup();
-    let mut admits = match listening.is_empty() {
-        true => Admits::Unknown,
-        false => Admits::DefaultSite,
+    let mut admits = if listening.is_empty() {
+        Admits::Unknown
+    } else {
+        Admits::DefaultSite
     };
     let mut findings = BTreeMap::new();
     for address in listening {
@@ -241,7 +243,7 @@ fn inside(listener: SocketAddr) -> SocketAddr {
 }
 
 /// Interfaces that unwrap what the filter cannot look into, and are not filtered themselves.
-fn unseen_packets(filter: &Filter) -> Vec<Finding> {
+fn unseen_packets(filter: &FilterSettings) -> Vec<Finding> {
     // A kernel that does not answer is no reason to warn.
     let interfaces = netlink::interfaces().unwrap_or_default();
     let is_named = |name: &String| match &filter.interfaces {
@@ -261,9 +263,10 @@ fn unseen_packets(filter: &Filter) -> Vec<Finding> {
             Some(port) => format!("`filter.udp_ports = [{port}]`"),
             None => "`filter.udp_ports`, if it comes by UDP".to_owned(),
         };
-        let naming = match interface.is_ethernet {
-            true => format!(", or name `{name}` in `filter.interfaces` as well"),
-            false => String::new(),
+        let naming = if interface.is_ethernet {
+            format!(", or name `{name}` in `filter.interfaces` as well")
+        } else {
+            String::new()
         };
         let text = format!(
             "`{name}` ({}) unwraps packets that the filter cannot look into: a client that can send \

@@ -1,5 +1,7 @@
-//! The gate as a role: its listeners and worker threads, how its files are followed, and how it
-//! comes to an end.
+//! The gate as a role: looked at, bound, started with a thread per core, reloaded and drained.
+
+mod files;
+mod report;
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -10,70 +12,81 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
-use super::StartError;
+use self::files::file_ids;
+pub(crate) use self::report::exposures;
+use super::HEALTH_TIMEOUT;
+use super::error::{ReloadError, StartError};
 use super::tasks::Tasks;
-use crate::config::{self, Config, ConfigError};
-use crate::gate::{self, Broken, Gate, Loaded};
-use crate::host::file::{self, FileId, Watch};
+use crate::config::{Boot, Config, ConfigError, GateSettings};
+use crate::gate::{self, Gate, Loaded, UnusableHost, Upstreams};
+use crate::host::file::FileId;
 use crate::host::systemd::{self, Inherited};
 use crate::observe::{Finding, Metrics};
-use crate::report::chain;
+use crate::ranges::Compiled;
+use crate::role::Role;
 use crate::sync::lock;
+use crate::xdp::XdpError;
 
-/// The running gate; clones are the same one.
-#[derive(Clone)]
-pub(super) struct GateRole {
-    pub(super) gate: Arc<Gate>,
-    pub(super) addresses: String,
-    /// Where connections wait in vain: in a socket unit's sockets that `gate.listen` does not name.
-    pub(super) unanswered: Vec<SocketAddr>,
-    /// IPv6 addresses of `gate.listen` on a kernel that has no IPv6.
-    pub(super) without_ipv6: Vec<SocketAddr>,
-    /// How many connections the limit of open files allows, if that is fewer than configured.
-    pub(super) affordable: Option<usize>,
-    /// What it was started with.
-    started: Arc<(Vec<SocketAddr>, usize)>,
-    metrics: Metrics,
-    connections: TaskTracker,
-    /// Why what is on disk is not what is in force, if that is so.
-    trouble: watch::Sender<Option<String>>,
-    /// What the files were like when they were last read.
-    read: Arc<Mutex<Vec<Option<FileId>>>>,
-    /// What could be better, as the log has it.
-    known: Arc<Mutex<Vec<Finding>>>,
-    /// Each thread's runtime.
-    workers: Arc<Vec<Handle>>,
-    /// Held from reading files until what was read is in force, so that the last reading counts.
-    turn: Arc<Mutex<()>>,
+/// Reads all that a configuration names for the gate, and changes nothing.
+pub(super) fn examine(config: &Config) -> Result<Loaded, StartError> {
+    let settings = settings(config).ok_or(NOT_DESCRIBED)?;
+    Ok(load(settings, None)?)
 }
 
-/// Sockets that connections wait in.
-#[derive(Default)]
-pub(super) struct Bound {
-    sockets: Vec<TcpListener>,
-    unanswered: Vec<SocketAddr>,
-    without_ipv6: Vec<SocketAddr>,
+/// A gate that can be started, as far as that can be known before.
+pub(super) struct PreparedGate {
+    loaded: Loaded,
+    /// What the files were like when they were read.
+    read: Vec<Option<FileId>>,
+    inherited: Vec<Inherited>,
 }
 
-impl GateRole {
-    /// Takes the listening sockets that were inherited, and binds those that were not;
-    /// connections wait in them until [`Self::start`].
-    pub(super) fn bind(
-        config: &config::Gate,
-        mut inherited: Vec<Inherited>,
-    ) -> Result<Bound, StartError> {
+impl PreparedGate {
+    pub(super) fn new(config: &Config, listen_fds: &[i32]) -> Result<Self, StartError> {
+        let settings = settings(config).ok_or(NOT_DESCRIBED)?;
+        // What changes while it is read is read again.
+        let read = file_ids(settings);
+        let loaded = examine(config)?;
+        // A host that cannot be served keeps no other down.
+        if let Some(error) = sentence(&loaded) {
+            error!(
+                id = "hosts-not-served",
+                error, "some hosts are not served until their files can be used"
+            );
+        }
+        loaded.lints(settings).iter().for_each(Finding::log);
+        let inherited = systemd::inherited(listen_fds)
+            .map_err(|(descriptor, source)| StartError::ListenFd { descriptor, source })?;
+        check_bind_capability(&config.boot.listen, &inherited)?;
+        Ok(Self {
+            loaded,
+            read,
+            inherited,
+        })
+    }
+
+    /// Takes the listening sockets that were inherited, and binds those that were not; connections
+    /// wait in them until [`BoundGate::start`].
+    pub(super) fn bind(self, boot: &Boot) -> Result<BoundGate, StartError> {
+        let Self {
+            loaded,
+            read,
+            mut inherited,
+        } = self;
         let mut sockets = Vec::new();
         let mut without_ipv6 = Vec::new();
         let mut bound = Vec::new();
-        for address in &config.listen {
+        for address in &boot.listen {
             let found = inherited.iter().position(|it| it.address == *address);
             if let Some(index) = found {
                 info!(id = "socket-inherited", %address, "the listening socket was handed over");
@@ -105,66 +118,76 @@ impl GateRole {
         if let (true, Some(address)) = (sockets.is_empty(), without_ipv6.first()) {
             return Err(StartError::NoIpv6 { address: *address });
         }
-        inherited.retain(|it| !config.listen.contains(&it.address));
+        inherited.retain(|it| !boot.listen.contains(&it.address));
         let unanswered = inherited.iter().filter_map(leave).collect();
         systemd::store(&bound);
-        Ok(Bound {
+        Ok(BoundGate {
+            loaded,
+            read,
             sockets,
             unanswered,
             without_ipv6,
         })
     }
+}
 
+/// A gate whose clients wait for it.
+pub(super) struct BoundGate {
+    loaded: Loaded,
+    read: Vec<Option<FileId>>,
+    sockets: Vec<TcpListener>,
+    unanswered: Vec<SocketAddr>,
+    without_ipv6: Vec<SocketAddr>,
+}
+
+impl BoundGate {
     /// Starts to serve what comes in.
     pub(super) fn start(
+        self,
         config: watch::Receiver<Arc<Config>>,
-        (gate, broken): (Gate, Option<String>),
-        read: Vec<Option<FileId>>,
-        bound: Bound,
+        active: watch::Receiver<Arc<Compiled>>,
         metrics: &Metrics,
         tasks: &Tasks,
-    ) -> Result<Self, StartError> {
-        let Bound {
+    ) -> Result<GateRole, StartError> {
+        let Self {
+            loaded,
+            read,
             sockets,
             unanswered,
             without_ipv6,
-        } = bound;
-        let in_force = Arc::clone(&config.borrow());
-        let Some(settings) = &in_force.gate else {
-            return Err(StartError::NotDescribed {
-                role: crate::role::Role::Gate,
-            });
-        };
-        let affordable = raise_descriptor_limit(settings.max_connections);
-        if let Some(affordable) = affordable {
-            gate.keep_below(settings.max_connections, affordable);
-        }
-        let listen = settings.listen.iter();
+        } = self;
+        let now = Arc::clone(&config.borrow());
+        let settings = settings(&now).ok_or(NOT_DESCRIBED)?;
+        let configured = now.boot.max_connections;
+        let affordable = raise_descriptor_limit(configured);
+        let broken = sentence(&loaded);
+        let max_connections = affordable.unwrap_or(configured);
+        let gate = Gate::new(settings, loaded, active, max_connections, metrics.clone());
+        let listen = now.boot.listen.iter();
         let served = listen.filter(|address| !without_ipv6.contains(address));
         let addresses: Vec<_> = served.map(SocketAddr::to_string).collect();
-        // The plan has logged them.
+        // They are logged by now.
         let known = gate.lints();
-        let mut role = Self {
+        let mut role = GateRole {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
             unanswered,
             without_ipv6,
             affordable,
-            started: Arc::new((settings.listen.clone(), settings.max_connections)),
             metrics: metrics.clone(),
             connections: TaskTracker::new(),
-            trouble: watch::Sender::new(broken),
+            unusable: watch::Sender::new(broken),
             read: Arc::new(Mutex::new(read)),
             known: Arc::new(Mutex::new(known)),
             turn: Arc::default(),
             workers: Arc::default(),
         };
-        let looking = Arc::clone(&role.gate);
-        tasks.spawn(async move { looking.range_usage().follow().await });
-        let watching = Arc::clone(&role.gate);
-        tasks.spawn(async move { watching.watch_silence().await });
-        let following = role.clone();
-        tasks.spawn(async move { following.follow_files(config).await });
+        let watched = Arc::clone(&role.gate);
+        tasks.spawn(async move { watched.range_usage().follow().await });
+        let silenced = Arc::clone(&role.gate);
+        tasks.spawn(async move { silenced.watch_silence().await });
+        tasks.spawn(role.clone().follow_upstreams());
+        tasks.spawn(role.clone().follow_files(config));
         let workers = role.start_workers(&sockets, tasks);
         role.workers = Arc::new(workers.map_err(|source| StartError::Workers { source })?);
         // The workers have them, and close them when they stop.
@@ -176,7 +199,34 @@ impl GateRole {
         );
         Ok(role)
     }
+}
 
+/// The running gate; clones are the same one.
+#[derive(Clone)]
+pub(super) struct GateRole {
+    gate: Arc<Gate>,
+    addresses: String,
+    /// Where clients hang: in a socket unit's sockets that `gate.listen` does not name.
+    unanswered: Vec<SocketAddr>,
+    /// IPv6 addresses of `gate.listen` on a kernel that has no IPv6.
+    without_ipv6: Vec<SocketAddr>,
+    /// How many connections the limit of open files allows, if that is fewer than configured.
+    affordable: Option<usize>,
+    metrics: Metrics,
+    connections: TaskTracker,
+    /// What of the files on disk is not used, and why.
+    unusable: watch::Sender<Option<String>>,
+    /// What the files were like when they were last read.
+    read: Arc<Mutex<Vec<Option<FileId>>>>,
+    /// What could be better, as the log has it.
+    known: Arc<Mutex<Vec<Finding>>>,
+    /// Each thread's runtime.
+    workers: Arc<Vec<Handle>>,
+    /// Held from reading files until what was read is applied, so that the last reading counts.
+    turn: Arc<Mutex<()>>,
+}
+
+impl GateRole {
     /// One thread per core, each with connections of its own, which never move: what is relayed
     /// stays in one core's cache, and no lock is taken for it.
     fn start_workers(
@@ -210,40 +260,74 @@ impl GateRole {
                 })?;
             tasks.spawn_until(async move {
                 // An error is all that can come.
-                ended.await.ok();
+                drop(ended.await);
             });
         }
         Ok(workers)
     }
 
-    /// The runtime of each thread.
-    pub(super) fn workers(&self) -> &[Handle] {
-        &self.workers
+    /// Returns when each upstream has been asked what it speaks, or has had its time: its clients are
+    /// offered no HTTP/2 until it has answered.
+    pub(super) async fn wait_until_ready(&self) {
+        let asking = self.gate.ask_upstreams(Upstreams::All);
+        // One that takes longer is answered in its own time.
+        drop(timeout(UPSTREAM_PATIENCE, asking).await);
+        self.warn_of_news();
     }
 
-    /// Whoever holds it is the only one to read files and to put them in force.
-    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        lock(&self.turn)
+    /// What does not answer in time.
+    pub(super) async fn health(&self) -> Vec<Finding> {
+        let deadline = Instant::now() + HEALTH_TIMEOUT;
+        // All are asked before any is waited for.
+        let asked: Vec<_> = self.workers.iter().map(|it| it.spawn(async {})).collect();
+        let mut findings = Vec::new();
+        for (number, answer) in asked.into_iter().enumerate() {
+            if !matches!(timeout_at(deadline, answer).await, Ok(Ok(()))) {
+                let text = format!("the gate's thread {number} does nothing");
+                findings.push(Finding::error("gate-thread-hangs", text));
+            }
+        }
+        findings
     }
 
-    /// Reads the files of a configuration as [`gate::load`] does; what is in force is kept as far
-    /// as it is the same.
-    pub(super) fn load(&self, config: &config::Gate) -> Result<Loaded, ConfigError> {
-        *lock(&self.read) = stamps(config);
-        self.gate.with_policies(|before| load(config, Some(before)))
+    /// Reads what a changed configuration names, and changes nothing.
+    pub(super) fn stage(&self, config: &Config) -> Result<StagedGate<'_>, ReloadError> {
+        let role = Role::Gate;
+        let settings = settings(config).ok_or(ReloadError::NotDescribed { role })?;
+        let turn = lock(&self.turn);
+        let loaded = self.load(settings)?;
+        Ok(StagedGate {
+            role: self,
+            settings: settings.clone(),
+            loaded,
+            _turn: turn,
+        })
     }
 
-    /// Puts in force what was loaded.
-    pub(super) fn put_in_force(&self, config: &config::Gate, loaded: Loaded) {
+    /// Counts that a reload was refused.
+    pub(super) fn note_refusal(&self) {
+        self.metrics.gate_reloaded("Failed");
+    }
+
+    /// Reads the files of a configuration; what is active is kept as far as it is the same.
+    fn load(&self, settings: &GateSettings) -> Result<Loaded, ConfigError> {
+        *lock(&self.read) = file_ids(settings);
+        self.gate
+            .with_policies(|before| load(settings, Some(before)))
+    }
+
+    /// Applies what was loaded; returns what of it cannot be used.
+    fn apply(&self, settings: &GateSettings, loaded: Loaded) -> Option<String> {
         let broken = sentence(&loaded);
-        self.gate.put_in_force(config, loaded);
+        self.gate.apply(settings, loaded);
         self.warn_of_news();
         let outcome = match &broken {
             Some(_) => "Failed",
             None => "Reloaded",
         };
-        self.trouble.send_replace(broken);
+        self.unusable.send_replace(broken.clone());
         self.metrics.gate_reloaded(outcome);
+        broken
     }
 
     /// Logs what could be better since the last time: files that were read, or time that has passed.
@@ -255,121 +339,23 @@ impl GateRole {
         *known = lints;
     }
 
-    /// Remembers why what is on disk is not what is in force.
-    pub(super) fn note_failure(&self, error: &dyn std::error::Error) {
-        self.metrics.gate_reloaded("Failed");
-        let text = format!("what is on disk is not what is in force: {}", chain(error));
-        self.trouble.send_replace(Some(text));
-    }
-
-    /// The settings that differ from those that it was started with, and that only a start changes.
-    pub(super) fn waits_for_a_start(
-        &self,
-        config: &config::Gate,
-    ) -> impl Iterator<Item = &'static str> {
-        let (listen, max_connections) = &*self.started;
-        let differs = [
-            ("gate.listen", *listen != config.listen),
-            (
-                "gate.max_connections",
-                *max_connections != config.max_connections,
-            ),
-        ];
-        let differing = differs.into_iter().filter(|(_, differs)| *differs);
-        differing.map(|(what, _)| what)
-    }
-
-    /// Why what is on disk is not what is in force.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.borrow().clone()
-    }
-
-    /// Reads certificates, keys, CAs and lists again when they change, and asks upstreams again
-    /// that could not be asked.
-    async fn follow_files(&self, mut config: watch::Receiver<Arc<Config>>) {
-        loop {
-            let now = Arc::clone(&config.borrow_and_update());
-            let Some(settings) = &now.gate else { return };
-            let mut watch = watch_files(settings);
-            loop {
-                tokio::select! {
-                    changed = config.changed() => match changed {
-                        Ok(()) => break,
-                        Err(_) => return,
-                    },
-                    () = settled(&mut watch) => {}
-                    // What no watch tells of: a directory that is replaced, a link to a link.
-                    () = tokio::time::sleep(LOOK_AGAIN) => self.warn_of_news(),
-                }
-                let has_changed = stamps(settings) != *lock(&self.read);
-                let is_answered = || tokio::task::block_in_place(|| self.gate.is_answered());
-                if (has_changed || is_answered()) && self.read_again(&config) {
-                    info!(
-                        id = "files-reloaded",
-                        "certificates, keys, CAs and revocation lists are read again"
-                    );
-                }
-            }
-        }
-    }
-
-    /// Whether what was read is in force.
-    fn read_again(&self, config: &watch::Receiver<Arc<Config>>) -> bool {
-        tokio::task::block_in_place(|| {
-            let _turn = self.turn();
-            // The one of now: a reload may have had its turn before.
-            let config = Arc::clone(&config.borrow());
-            let Some(settings) = &config.gate else {
-                return false;
-            };
-            match self.load(settings) {
-                Ok(loaded) => {
-                    let broken = sentence(&loaded);
-                    self.put_in_force(settings, loaded);
-                    if let Some(error) = &broken {
-                        error!(
-                            id = "files-partly-reloaded",
-                            error, "files of some hosts not used, the others' are read again"
-                        );
-                    }
-                    broken.is_none()
-                }
-                Err(error) => {
-                    self.note_failure(&error);
-                    error!(
-                        id = "files-not-reloaded",
-                        %error,
-                        "files not used, what was read before stays in force"
-                    );
-                    false
-                }
-            }
-        })
-    }
-
     /// Waits for live connections, and closes those that take longer than `limit`.
     pub(super) async fn drain(&self, limit: Duration) {
         self.connections.close();
         self.gate.drain();
         let draining = async {
-            while tokio::time::timeout(QUIET, self.connections.wait())
-                .await
-                .is_err()
-            {
+            while timeout(QUIET, self.connections.wait()).await.is_err() {
                 self.gate.tick();
             }
         };
-        if tokio::time::timeout(limit, draining).await.is_err() {
+        if timeout(limit, draining).await.is_err() {
             warn!(
                 id = "drain-closing",
                 left = self.connections.len(),
                 "closing connections that did not end in time"
             );
             self.gate.abort();
-            if tokio::time::timeout(ABORT, self.connections.wait())
-                .await
-                .is_err()
-            {
+            if timeout(ABORT, self.connections.wait()).await.is_err() {
                 warn!(
                     id = "drain-aborted",
                     left = self.connections.len(),
@@ -377,6 +363,23 @@ impl GateRole {
                 );
             }
         }
+    }
+}
+
+/// A changed configuration, read, that the gate can apply.
+#[must_use]
+pub(super) struct StagedGate<'a> {
+    role: &'a GateRole,
+    settings: GateSettings,
+    loaded: Loaded,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl StagedGate<'_> {
+    /// Applies it; returns the hosts that are served as before, or not, because a file of theirs cannot
+    /// be used.
+    pub(super) fn apply(self) -> Option<String> {
+        self.role.apply(&self.settings, self.loaded)
     }
 }
 
@@ -412,17 +415,23 @@ fn leave(inherited: &Inherited) -> Option<SocketAddr> {
 }
 
 /// Reads what the gate needs, by this host's clock.
-pub(super) fn load(
-    config: &config::Gate,
-    before: Option<&gate::Policies>,
-) -> Result<Loaded, ConfigError> {
+fn load(settings: &GateSettings, before: Option<&gate::Policies>) -> Result<Loaded, ConfigError> {
     let clock: Arc<dyn TimeProvider> = Arc::new(DefaultTimeProvider);
-    gate::load(config, &clock, before)
+    gate::load(settings, &clock, before)
+}
+
+/// What the configuration says of the gate.
+fn settings(config: &Config) -> Option<&GateSettings> {
+    config.live.gate.as_ref()
 }
 
 /// What cannot be used of what was loaded, if there is anything.
-pub(super) fn sentence(loaded: &Loaded) -> Option<String> {
-    let broken: Vec<_> = loaded.broken().iter().map(Broken::to_string).collect();
+fn sentence(loaded: &Loaded) -> Option<String> {
+    let broken: Vec<_> = loaded
+        .broken()
+        .iter()
+        .map(UnusableHost::to_string)
+        .collect();
     (!broken.is_empty()).then(|| broken.join("; "))
 }
 
@@ -451,37 +460,22 @@ fn work(
     });
 }
 
-/// What the files of the gate are like.
-pub(super) fn stamps(config: &config::Gate) -> Vec<Option<FileId>> {
-    let files = config.files();
-    files.iter().map(|path| file::stamp(path)).collect()
-}
-
-fn watch_files(settings: &config::Gate) -> Option<Watch> {
-    match Watch::new(&settings.files()) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            warn!(
-                id = "files-not-watched",
-                %error,
-                "the gate's files are not watched: send SIGHUP when they change"
-            );
-            None
+fn check_bind_capability(listen: &[SocketAddr], inherited: &[Inherited]) -> Result<(), StartError> {
+    // Namespaces and hosts may have moved the border, ip-sysctl.
+    let border = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let border = border.ok().and_then(|text| text.trim().parse().ok());
+    let border: u16 = border.unwrap_or(1024);
+    let is_bound = |address: &SocketAddr| inherited.iter().any(|it| it.address == *address);
+    let mut to_bind = listen.iter().filter(|address| !is_bound(address));
+    let privileged = to_bind.find(|address| address.port() < border);
+    let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
+        source: errno.into(),
+    })?;
+    match privileged {
+        Some(address) if !held.effective.contains(CapabilitySet::NET_BIND_SERVICE) => {
+            Err(StartError::BindCapability { address: *address })
         }
-    }
-}
-
-/// Returns when files have changed, and no other has for [`SETTLE`]: a certificate and its key are
-/// two.
-async fn settled(watch: &mut Option<Watch>) {
-    let Some(watch) = watch else {
-        return std::future::pending().await;
-    };
-    watch.changed().await;
-    for _ in 0..SETTLE_MAX {
-        if tokio::time::timeout(SETTLE, watch.changed()).await.is_err() {
-            return;
-        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -521,19 +515,15 @@ fn raise_descriptor_limit(connections: usize) -> Option<usize> {
     None
 }
 
+const NOT_DESCRIBED: StartError = StartError::NotDescribed { role: Role::Gate };
+/// How long a start or a reload waits for upstreams to be asked what they speak.
+const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
 /// Silence after which a connection that waits for no answer is closed while the gate stops.
 ///
-/// An answer that pauses for longer is cut off, so it must not be short; connections to come wait
-/// for it, so it must not be long.
+/// An answer that pauses for longer is dropped, so it must not be short; connections to come wait for
+/// it, so it must not be long.
 const QUIET: Duration = Duration::from_secs(3);
 /// How long connections may take to end that are told to end at once.
 const ABORT: Duration = Duration::from_secs(2);
 /// For listeners, sockets and files besides the connections.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// How long no file may change before all are read.
-const SETTLE: Duration = Duration::from_millis(300);
-/// However often files change, they are read after as many changes.
-const SETTLE_MAX: u32 = 20;
-/// How long until files are looked at that nobody says have changed, and upstreams are asked that
-/// did not answer.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! Before the first enforcement: whose connections would be cut, and is one of them the operator's?
+//! Before enforcement: which connections would be dropped, and is one of them the operator's?
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,65 +13,36 @@ use crate::config::{self, Mode};
 use crate::host::netlink::{self, Connection};
 use crate::ranges::Table;
 
-/// What to do if the operator's own connection would be cut.
+/// What to do if the operator's own connection would be dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OwnConnection {
     /// Refuse to start.
     Refuse,
-    /// Go on: he said `--yes`.
-    Cut,
+    /// Go on: `--yes` was given.
+    Drop,
 }
 
-/// Lists the established connections that enforcement would cut.
+/// Looks at the established connections that enforcement would drop.
 ///
 /// # Errors
 ///
-/// Returns the operator's own connection if it is among them, unless he wants it so.
+/// Returns the operator's own connection if it is among them, unless it may be.
 pub(super) fn check(
-    settings: &config::Filter,
+    settings: &config::FilterSettings,
     table: &Table,
-    (own, family): (OwnConnection, &Ancestors),
+    (own, ancestors): (OwnConnection, &Ancestors),
 ) -> Result<(), StartError> {
-    if settings.mode == Mode::Monitor {
-        return Ok(());
-    }
-    let connections = match netlink::connections() {
-        Ok(connections) => connections,
-        Err(error) => {
-            warn!(
-                id = "connections-not-listed",
-                %error,
-                "established connections cannot be listed; some may be cut"
-            );
-            return Ok(());
-        }
-    };
-    let cut: Vec<_> = connections
-        .into_iter()
-        .filter(|connection| would_cut(settings, table, connection))
-        .collect();
-    if cut.is_empty() {
-        return Ok(());
-    }
-    warn!(
-        id = "connections-dropped",
-        connections = cut.len(),
-        "established connections of strangers will be cut"
-    );
-    for Connection { local, peer, .. } in cut.iter().take(SHOWN) {
-        warn!(id = "connection-dropped", %local, %peer, "will be cut");
-    }
-
+    let dropped = dropped(settings, table);
     let is_ours =
-        |cut: &&Connection| family.sockets.contains(&cut.inode) || Some(cut.peer) == ssh_client();
-    let Some(ours) = cut.iter().find(is_ours) else {
+        |it: &&Connection| ancestors.sockets.contains(&it.inode) || Some(it.peer) == ssh_client();
+    let Some(ours) = dropped.iter().find(is_ours) else {
         return Ok(());
     };
-    if own == OwnConnection::Cut {
+    if own == OwnConnection::Drop {
         info!(
             id = "own-connection-dropped",
             peer = %ours.peer,
-            "your own connection will be cut, as you say"
+            "your own connection will be dropped, as you say"
         );
         return Ok(());
     }
@@ -81,7 +52,40 @@ pub(super) fn check(
     })
 }
 
-fn would_cut(settings: &config::Filter, table: &Table, connection: &Connection) -> bool {
+/// The established connections that enforcement would drop, which are logged.
+pub(super) fn dropped(settings: &config::FilterSettings, table: &Table) -> Vec<Connection> {
+    if settings.mode == Mode::Monitor {
+        return Vec::new();
+    }
+    let connections = match netlink::connections() {
+        Ok(connections) => connections,
+        Err(error) => {
+            warn!(
+                id = "connections-not-listed",
+                %error,
+                "established connections cannot be listed; some may be dropped"
+            );
+            return Vec::new();
+        }
+    };
+    let dropped: Vec<_> = connections
+        .into_iter()
+        .filter(|connection| would_drop(settings, table, connection))
+        .collect();
+    if !dropped.is_empty() {
+        warn!(
+            id = "connections-dropped",
+            connections = dropped.len(),
+            "established connections of strangers will be dropped"
+        );
+    }
+    for Connection { local, peer, .. } in dropped.iter().take(SHOWN) {
+        warn!(id = "connection-dropped", %local, %peer, "will be dropped");
+    }
+    dropped
+}
+
+fn would_drop(settings: &config::FilterSettings, table: &Table, connection: &Connection) -> bool {
     let Connection { local, peer, .. } = connection;
     let is_protected =
         settings.protects_tcp(local.port()) && settings.protects_destination(local.ip());

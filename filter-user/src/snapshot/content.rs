@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::sha256;
 use crate::ranges::{
-    ActiveRanges, Families, Feed, Limits, List, Origin, RangeSet, Rejection, SourceRanges, Vanished,
+    ActiveRanges, Families, Feed, GuardLimits, List, Origin, RangeSet, Rejection, SourceRanges,
+    Vanished,
 };
 
 /// The file, as JSON.
@@ -18,12 +19,12 @@ pub(super) struct Document {
     /// SHA-256 of `sources` as compact JSON, in hexadecimal: against accidents. Who may write the
     /// file may as well write this.
     checksum: String,
-    sources: Vec<Entry>,
+    sources: Vec<SourceEntry>,
 }
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct SourceEntry {
     source: String,
     way: String,
     /// Seconds since the UNIX epoch.
@@ -46,8 +47,8 @@ struct Gone {
 
 impl Document {
     /// The lists in force as they are written to disk: those that were fetched.
-    pub(super) fn text(in_force: &ActiveRanges) -> serde_json::Result<Vec<u8>> {
-        let sources = in_force.lists().iter().filter_map(Entry::new).collect();
+    pub(super) fn text(active: &ActiveRanges) -> serde_json::Result<Vec<u8>> {
+        let sources = active.lists().iter().filter_map(SourceEntry::new).collect();
         let document = Self {
             version: VERSION,
             checksum: checksum(&sources)?,
@@ -59,7 +60,7 @@ impl Document {
     }
 
     /// Reads lists back, and judges each by the guard.
-    pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Vec<List>, Problem> {
+    pub(super) fn parse(bytes: &[u8], limits: &GuardLimits) -> Result<Vec<List>, Problem> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
@@ -77,7 +78,7 @@ impl Document {
     }
 }
 
-impl Entry {
+impl SourceEntry {
     fn new(list: &List) -> Option<Self> {
         let Origin::Fetched { way, at } = &list.origin else {
             return None;
@@ -97,7 +98,7 @@ impl Entry {
         })
     }
 
-    fn judge(self, limits: &Limits) -> Result<List, Problem> {
+    fn judge(self, limits: &GuardLimits) -> Result<List, Problem> {
         // Which families it must hold was asked when it was fetched.
         let check = |ranges: Vec<IpNet>| {
             RangeSet::check(Feed::new(ranges), Families::Either, limits).map_err(Problem::Rejected)
@@ -141,7 +142,7 @@ pub enum Problem {
     Rejected(Rejection),
 }
 
-fn checksum(sources: &Vec<Entry>) -> serde_json::Result<String> {
+fn checksum(sources: &Vec<SourceEntry>) -> serde_json::Result<String> {
     let sources = serde_json::to_vec(sources)?;
     Ok(sha256(&sources))
 }

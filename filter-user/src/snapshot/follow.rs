@@ -1,4 +1,5 @@
-//! Following the snapshot: every change is judged anew, and published if it is good.
+//! Following the snapshot: every change is judged again, compiled once, and handed to all who judge by
+//! it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,73 +8,74 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, info};
 
-use super::{Problem, SnapshotError, baseline, compose, load, read};
+use super::{Problem, SnapshotError, baseline, compile, compose, load, read};
 use crate::config::Config;
-use crate::host::file::{self, Watch};
+use crate::host::file::{self, FileWatch};
 use crate::ranges::guard::grows;
-use crate::ranges::{ActiveRanges, List, Origin};
+use crate::ranges::{Compiled, List, Origin};
 use crate::report::chain;
 
-/// Follows the snapshot: every change is judged anew, and published if it is good.
+/// Follows the snapshot: every change is judged again, and passed on compiled if it is good.
 pub struct Follower {
     path: PathBuf,
     config: watch::Receiver<Arc<Config>>,
-    watch: Watch,
-    in_force: watch::Sender<Arc<ActiveRanges>>,
-    /// What is wrong with the snapshot. Said once: a file that stays as it is is read every minute.
-    trouble: watch::Sender<Option<String>>,
+    watch: FileWatch,
+    active: watch::Sender<Arc<Compiled>>,
+    /// What is wrong with the snapshot. Logged once: a file that stays as it is is read every minute.
+    refused: watch::Sender<Option<String>>,
 }
 
 impl Follower {
     /// Starts to watch the snapshot at `path`; its directory must exist.
     ///
-    /// A snapshot that cannot be used is reported, and the baseline is in force.
+    /// A snapshot that cannot be used is reported, and the baseline is active.
     ///
     /// # Errors
     ///
-    /// Returns why the directory cannot be watched.
+    /// Returns why the directory cannot be watched, or that not even the baseline can be used.
     pub fn new(path: PathBuf, config: watch::Receiver<Arc<Config>>) -> Result<Self, SnapshotError> {
         let watch =
-            Watch::new(std::slice::from_ref(&path)).map_err(|source| SnapshotError::Watch {
+            FileWatch::new(std::slice::from_ref(&path)).map_err(|source| SnapshotError::Watch {
                 path: file::directory(&path).to_owned(),
                 source,
             })?;
         // Read only after the watch began, so that no change falls between.
         let now = Arc::clone(&config.borrow());
-        let ranges = &now.ranges;
-        let (in_force, trouble) = match load(&path, ranges) {
-            Ok(in_force) => (in_force, None),
+        let ranges = &now.live.ranges;
+        let loaded = load(&path, ranges).and_then(|active| compile(ranges, active));
+        let (active, refused) = match loaded {
+            Ok(active) => (active, None),
             Err(error) => {
                 let error = chain(&error);
                 error!(
                     id = "snapshot-refused",
                     error, "snapshot refused, the embedded baseline protects"
                 );
-                (baseline(ranges)?, Some(error))
+                (compile(ranges, baseline(ranges)?)?, Some(error))
             }
         };
         Ok(Self {
             path,
             config,
             watch,
-            in_force: watch::Sender::new(Arc::new(in_force)),
-            trouble: watch::Sender::new(trouble),
+            active: watch::Sender::new(Arc::new(active)),
+            refused: watch::Sender::new(refused),
         })
     }
 
-    /// The ranges in force, now and from now on.
+    /// What packets and peers are judged by, now and from now on.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<ActiveRanges>> {
-        self.in_force.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Compiled>> {
+        self.active.subscribe()
     }
 
     /// What is wrong with the snapshot, now and from now on.
     #[must_use]
-    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
-        self.trouble.subscribe()
+    pub fn refused(&self) -> watch::Receiver<Option<String>> {
+        self.refused.subscribe()
     }
 
-    /// Publishes every good change, until nobody listens any more.
+    /// Passes every good change on, as long as there is a receiver.
     pub async fn run(mut self) {
         loop {
             tokio::select! {
@@ -82,11 +84,11 @@ impl Follower {
                 () = tokio::time::sleep(POLL) => {}
                 // Other sources, other rules.
                 Ok(()) = self.config.changed() => {}
-                () = self.in_force.closed() => return,
+                () = self.active.closed() => return,
             }
             let config = Arc::clone(&self.config.borrow_and_update());
-            let ranges = &config.ranges;
-            let current = || self.in_force.borrow().lists().to_vec();
+            let ranges = &config.live.ranges;
+            let current = || self.active.borrow().ranges().lists().to_vec();
             let read = read(&self.path, &ranges.limits).and_then(|lists| {
                 self.check_growth(lists.as_deref().unwrap_or_default())?;
                 Ok(lists)
@@ -97,23 +99,24 @@ impl Follower {
                 Ok(None) => (current(), None),
                 Err(error) => (current(), Some(error)),
             };
-            let refused = match compose(ranges, lists) {
-                Ok(in_force) => {
-                    self.publish(in_force);
+            let compiled = compose(ranges, lists).and_then(|active| compile(ranges, active));
+            let refused = match compiled {
+                Ok(active) => {
+                    self.pass_on(active);
                     refused
                 }
                 Err(error) => Some(error),
             };
             let refused = refused.map(|error| chain(&error));
-            self.trouble.send_if_modified(|trouble| {
-                let is_new = *trouble != refused;
+            self.refused.send_if_modified(|known| {
+                let is_new = *known != refused;
                 if let Some(error) = refused.as_ref().filter(|_| is_new) {
                     error!(
                         id = "snapshot-refused",
-                        error, "snapshot refused, the ranges in force stay"
+                        error, "snapshot refused, the active ranges stay"
                     );
                 }
-                *trouble = refused;
+                *known = refused;
                 is_new
             });
         }
@@ -122,9 +125,9 @@ impl Follower {
     /// Judges what the lists would add by the guard's rule: much only if the snapshot says that a
     /// second source or the operator has agreed to it.
     fn check_growth(&self, lists: &[List]) -> Result<(), SnapshotError> {
-        let in_force = self.in_force.borrow();
+        let active = self.active.borrow();
         for list in lists {
-            let Some(current) = in_force.list(&list.source) else {
+            let Some(current) = active.ranges().list(&list.source) else {
                 continue;
             };
             let (current, origin) = (current.known.set(), &current.origin);
@@ -147,11 +150,11 @@ impl Follower {
         Ok(())
     }
 
-    fn publish(&self, in_force: ActiveRanges) {
-        self.in_force.send_if_modified(|current| {
-            let changed = **current != in_force;
+    fn pass_on(&self, active: Compiled) {
+        self.active.send_if_modified(|current| {
+            let changed = active.ranges() != current.ranges() || !active.judges_like(current);
             if changed {
-                let (added, removed) = in_force.set().diff(current.set());
+                let (added, removed) = active.ranges().set().diff(current.ranges().set());
                 if !added.is_empty() || !removed.is_empty() {
                     info!(
                         id = "snapshot-applied",
@@ -165,7 +168,7 @@ impl Follower {
                         "ranges confirmed by the snapshot"
                     );
                 }
-                *current = Arc::new(in_force);
+                *current = Arc::new(active);
             }
             changed
         });
@@ -182,7 +185,7 @@ mod tests {
     use super::super::save;
     use super::super::tests::{config, fetched};
     use super::*;
-    use crate::ranges::{Families, Feed, Limits, RangeSet, SourceRanges};
+    use crate::ranges::{Families, Feed, GuardLimits, RangeSet, SourceRanges};
 
     #[tokio::test(start_paused = true)]
     async fn a_follower_whose_directory_was_replaced_still_learns_of_changes() {
@@ -192,16 +195,16 @@ mod tests {
         let path = state.join("ranges.json");
         let (_config, config) = watch::channel(Arc::new(config("")));
         let follower = Follower::new(path.clone(), config).unwrap();
-        let mut in_force = follower.subscribe();
+        let mut active = follower.subscribe();
         let running = tokio::spawn(follower.run());
 
         fs::remove_dir(&state).unwrap();
         fs::create_dir(&state).unwrap();
-        save(&path, &fetched(), &Limits::default()).unwrap();
-        in_force.changed().await.unwrap();
+        save(&path, &fetched(), &GuardLimits::default()).unwrap();
+        active.changed().await.unwrap();
 
-        assert_eq!(**in_force.borrow_and_update(), fetched());
-        drop(in_force);
+        assert_eq!(*active.borrow_and_update().ranges(), fetched());
+        drop(active);
         running.await.unwrap();
     }
 
@@ -211,17 +214,17 @@ mod tests {
         let path = directory.path().join("ranges.json");
         let (_config, config) = watch::channel(Arc::new(config("")));
         let follower = Follower::new(path.clone(), config.clone()).unwrap();
-        let mut in_force = follower.subscribe();
+        let mut active = follower.subscribe();
         let running = tokio::spawn(follower.run());
-        let before = baseline(&config.borrow().ranges).unwrap();
-        assert_eq!(**in_force.borrow_and_update(), before);
+        let before = baseline(&config.borrow().live.ranges).unwrap();
+        assert_eq!(*active.borrow_and_update().ranges(), before);
 
         fs::write(&path, "{").unwrap();
-        save(&path, &fetched(), &Limits::default()).unwrap();
-        in_force.changed().await.unwrap();
+        save(&path, &fetched(), &GuardLimits::default()).unwrap();
+        active.changed().await.unwrap();
 
-        assert_eq!(**in_force.borrow_and_update(), fetched());
-        drop(in_force);
+        assert_eq!(*active.borrow_and_update().ranges(), fetched());
+        drop(active);
         running.await.unwrap();
     }
 
@@ -229,11 +232,11 @@ mod tests {
     async fn a_snapshot_that_adds_much_is_taken_only_if_that_was_agreed_to() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ranges.json");
-        let limits = Limits::default();
+        let limits = GuardLimits::default();
         save(&path, &fetched(), &limits).unwrap();
         let (_config, config) = watch::channel(Arc::new(config("")));
         let follower = Follower::new(path.clone(), config).unwrap();
-        let (mut in_force, mut trouble) = (follower.subscribe(), follower.trouble());
+        let (mut active, mut refused) = (follower.subscribe(), follower.refused());
         let running = tokio::spawn(follower.run());
         let before = fetched();
         let list = &before.lists()[0];
@@ -249,21 +252,22 @@ mod tests {
         };
 
         save(&path, &with(SourceRanges::new(grown.clone())), &limits).unwrap();
-        trouble.changed().await.unwrap();
-        let text = trouble.borrow_and_update().clone().unwrap();
+        refused.changed().await.unwrap();
+        let text = refused.borrow_and_update().clone().unwrap();
         assert!(text.contains("would add"), "{text}");
-        assert_eq!(**in_force.borrow_and_update(), before);
+        assert_eq!(*active.borrow_and_update().ranges(), before);
 
         let approved = SourceRanges::new(grown).grown_from(Some(list.known.set().clone()));
         save(&path, &with(approved), &limits).unwrap();
-        in_force.changed().await.unwrap();
+        active.changed().await.unwrap();
         assert!(
-            in_force
+            active
                 .borrow_and_update()
+                .ranges()
                 .set()
                 .contains("8.1.2.3".parse().unwrap())
         );
-        drop(in_force);
+        drop(active);
         running.await.unwrap();
     }
 
@@ -273,14 +277,14 @@ mod tests {
         let (sender, receiver) = watch::channel(Arc::new(config("")));
         let path = directory.path().join("ranges.json");
         let follower = Follower::new(path, receiver).unwrap();
-        let mut in_force = follower.subscribe();
+        let mut active = follower.subscribe();
         let running = tokio::spawn(follower.run());
 
         sender.send_replace(Arc::new(config("static = [\"64.0.0.0/24\"]")));
-        in_force.changed().await.unwrap();
+        active.changed().await.unwrap();
 
-        assert_eq!(in_force.borrow_and_update().set().len(), 15 + 7 + 1);
-        drop(in_force);
+        assert_eq!(active.borrow_and_update().ranges().set().len(), 15 + 7 + 1);
+        drop(active);
         running.await.unwrap();
     }
 }

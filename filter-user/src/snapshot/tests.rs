@@ -14,9 +14,9 @@ fn what_was_saved_is_loaded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
 
-    save(&path, &fetched(), &Limits::default()).unwrap();
+    save(&path, &fetched(), &GuardLimits::default()).unwrap();
 
-    assert_eq!(load(&path, &config("").ranges).unwrap(), fetched());
+    assert_eq!(load(&path, &config("").live.ranges).unwrap(), fetched());
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
 }
@@ -25,16 +25,25 @@ fn what_was_saved_is_loaded() {
 fn without_a_snapshot_the_baseline_is_in_force() {
     let directory = tempfile::tempdir().unwrap();
 
-    let in_force = load(&directory.path().join("ranges.json"), &config("").ranges).unwrap();
+    let active = load(
+        &directory.path().join("ranges.json"),
+        &config("").live.ranges,
+    )
+    .unwrap();
 
-    assert_eq!(in_force.lists()[0].origin, Origin::Baseline);
-    assert_eq!(in_force.set().len(), 15 + 7);
+    assert_eq!(active.lists()[0].origin, Origin::Baseline);
+    assert_eq!(active.set().len(), 15 + 7);
 }
 
 #[test]
 fn a_source_without_a_baseline_lets_nobody_in_before_it_was_asked() {
     let path = Path::new("/nonexistent/ranges.json");
-    let set = |lines| load(path, &config(lines).ranges).unwrap().set().clone();
+    let set = |lines| {
+        load(path, &config(lines).live.ranges)
+            .unwrap()
+            .set()
+            .clone()
+    };
 
     assert!(set("sources = [\"fastly\"]").is_empty());
     assert_eq!(set("sources = [\"fastly\", \"cloudflare\"]").len(), 15 + 7);
@@ -45,19 +54,19 @@ fn a_source_without_a_baseline_lets_nobody_in_before_it_was_asked() {
 fn a_source_that_is_configured_no_more_is_not_in_force_any_more() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
-    save(&path, &fetched(), &Limits::default()).unwrap();
+    save(&path, &fetched(), &GuardLimits::default()).unwrap();
 
-    let in_force = load(&path, &config("sources = [\"fastly\"]").ranges).unwrap();
+    let active = load(&path, &config("sources = [\"fastly\"]").live.ranges).unwrap();
 
-    assert!(in_force.set().is_empty());
+    assert!(active.set().is_empty());
 }
 
 #[test]
 fn a_snapshot_that_was_tampered_with_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
-    let ranges = config("").ranges;
-    let limits = Limits::default();
+    let ranges = config("").live.ranges;
+    let limits = GuardLimits::default();
     save(&path, &fetched(), &limits).unwrap();
     let good = fs::read_to_string(&path).unwrap();
 
@@ -81,16 +90,16 @@ fn a_snapshot_that_was_tampered_with_is_refused() {
 fn a_snapshot_is_spoilt_by_accidents_and_not_by_a_lowered_limit() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
-    let limits = Limits::default();
+    let limits = GuardLimits::default();
     assert!(!is_whole(&path, &limits));
     save(&path, &fetched(), &limits).unwrap();
     assert!(is_whole(&path, &limits));
 
-    let lowered = Limits {
+    let lowered = GuardLimits {
         entries: 7,
         ..limits.clone()
     };
-    assert!(load(&path, &config("").ranges).is_ok());
+    assert!(load(&path, &config("").live.ranges).is_ok());
     assert!(is_whole(&path, &lowered));
 
     let text = fs::read_to_string(&path).unwrap();
@@ -102,9 +111,9 @@ fn a_snapshot_is_spoilt_by_accidents_and_not_by_a_lowered_limit() {
 fn a_snapshot_of_what_nobody_may_list_is_refused_whatever_its_checksum() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
-    let lenient = Limits {
+    let lenient = GuardLimits {
         documentation: Documentation::Accept,
-        ..Limits::default()
+        ..GuardLimits::default()
     };
     let feed = Feed::from_texts(["192.0.2.0/24"]).unwrap();
     let mut list = fetched().lists()[0].clone();
@@ -116,7 +125,7 @@ fn a_snapshot_of_what_nobody_may_list_is_refused_whatever_its_checksum() {
     )
     .unwrap();
 
-    let error = load(&path, &config("").ranges).unwrap_err();
+    let error = load(&path, &config("").live.ranges).unwrap_err();
 
     assert!(chain(&error).contains("reserved"), "{}", chain(&error));
 }
@@ -128,11 +137,11 @@ fn a_corrupt_snapshot_is_set_aside_and_not_lost() {
     for broken in ["one", "another"] {
         fs::write(&path, broken).unwrap();
 
-        save(&path, &fetched(), &Limits::default()).unwrap();
+        save(&path, &fetched(), &GuardLimits::default()).unwrap();
 
         let aside = directory.path().join("ranges.json.corrupt");
         assert_eq!(fs::read_to_string(aside).unwrap(), broken);
-        assert_eq!(load(&path, &config("").ranges).unwrap(), fetched());
+        assert_eq!(load(&path, &config("").live.ranges).unwrap(), fetched());
     }
 }
 
@@ -141,7 +150,7 @@ fn a_corrupt_snapshot_is_set_aside_and_not_lost() {
 fn kill_9_while_saving_leaves_the_old_snapshot_or_the_new_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
-    let ranges = config("").ranges;
+    let ranges = config("").live.ranges;
     let [one, other] = [fetched(), another()];
     save(&path, &one, &ranges.limits).unwrap();
     let (mut seen_one, mut seen_other, mut half_written) = (0, 0, 0);
@@ -191,7 +200,7 @@ fn saver() {
     let lists = [another(), fetched()];
     writeln!(io::stdout(), "\n{BEGUN}").unwrap();
     for list in lists.iter().cycle().take(1_000_000) {
-        save(path, list, &Limits::default()).unwrap();
+        save(path, list, &GuardLimits::default()).unwrap();
     }
 }
 
@@ -207,7 +216,7 @@ pub(super) fn fetched() -> ActiveRanges {
         missing_for: Duration::from_millis(1500),
         approved: false,
     };
-    let set = embedded(&Limits::default()).unwrap();
+    let set = embedded(&GuardLimits::default()).unwrap();
     let list = List {
         source: "cloudflare".to_owned(),
         known: SourceRanges::with_vanished(set, vec![vanished]),
@@ -216,13 +225,13 @@ pub(super) fn fetched() -> ActiveRanges {
             at: since,
         },
     };
-    ActiveRanges::new(vec![list], &Limits::default()).unwrap()
+    ActiveRanges::new(vec![list], &GuardLimits::default()).unwrap()
 }
 
 fn another() -> ActiveRanges {
     let mut list = fetched().lists()[0].clone();
     list.known = SourceRanges::new(list.known.set().clone());
-    ActiveRanges::new(vec![list], &Limits::default()).unwrap()
+    ActiveRanges::new(vec![list], &GuardLimits::default()).unwrap()
 }
 
 const ROUNDS: u32 = 1000;

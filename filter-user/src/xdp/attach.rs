@@ -18,7 +18,7 @@ use super::link::{self, link_index};
 use super::load::{Program, pin_error};
 use super::mode::AttachMode;
 use super::pins::{self, Pins};
-use super::remedy::{self, Refusal};
+use super::remedy::{self, NativeRefusal};
 use super::uplinks::Topology;
 use super::{XdpError, errno};
 use crate::config::{self, Coexist};
@@ -34,7 +34,7 @@ pub struct Attached {
     /// The interface.
     pub interface: String,
     /// The rung of the ladder.
-    pub rung: AttachMode,
+    pub mode: AttachMode,
     /// The pin that keeps it attached.
     pin: PathBuf,
     /// The link itself until it is pinned: it ends with this value, or with this process.
@@ -51,7 +51,7 @@ pub struct Attached {
 #[derive(Clone, Debug)]
 struct Moved {
     interface: Interface,
-    rung: AttachMode,
+    mode: AttachMode,
 }
 
 impl Attached {
@@ -75,7 +75,7 @@ impl Attached {
 
     /// The program that judges before ours, on a hook that takes several.
     pub(super) fn overtaken_by(&self, interface: u32) -> Option<String> {
-        if self.rung != AttachMode::Tcx {
+        if self.mode != AttachMode::Tcx {
             return None;
         }
         // A kernel that does not answer is no reason to alarm.
@@ -86,7 +86,7 @@ impl Attached {
     /// The interface has another name; its pins have followed.
     pub(super) fn rename(&mut self, name: &str, pins: &Pins) {
         name.clone_into(&mut self.interface);
-        self.pin = pins.link(self.rung, name);
+        self.pin = pins.link(self.mode, name);
     }
 
     /// From here on the link stays.
@@ -113,7 +113,7 @@ impl Attached {
         let link = open(&self.pin)?;
         let before = pins.program(&self.interface);
         let blame = |error| pin_error(&before, &error);
-        let replaced = match self.rung {
+        let replaced = match self.mode {
             AttachMode::Native | AttachMode::Generic => {
                 let xdp = Xdp::from_pin(&before, XdpAttachType::Interface);
                 update_xdp(&mut xdp.map_err(blame)?, link)
@@ -131,7 +131,7 @@ impl Attached {
 #[derive(Clone, Copy)]
 pub(super) struct AttachPoint<'a> {
     pub(super) interface: &'a Interface,
-    pub(super) settings: &'a config::Filter,
+    pub(super) settings: &'a config::FilterSettings,
     pub(super) pins: &'a Pins,
     /// What lies above and below the interface.
     pub(super) topology: &'a Topology,
@@ -151,8 +151,8 @@ pub(super) fn attach(program: &mut Program, place: &AttachPoint<'_>) -> Result<A
         Some(attached) => attached,
         None => attach_best(program, place)?,
     };
-    if attached.rung != AttachMode::Native {
-        let (interface, mode) = (&interface.name, attached.rung.name());
+    if attached.mode != AttachMode::Native {
+        let (interface, mode) = (&interface.name, attached.mode.name());
         warn!(id = "attach-mode-weaker", interface, mode, "{WEAKER}");
     }
     Ok(attached)
@@ -162,11 +162,11 @@ pub(super) fn attach(program: &mut Program, place: &AttachPoint<'_>) -> Result<A
 fn adopt(
     program: &mut Program,
     interface: &Interface,
-    settings: &config::Filter,
+    settings: &config::FilterSettings,
     pins: &Pins,
 ) -> Result<Option<Attached>, XdpError> {
-    for rung in AttachMode::ALL {
-        let pin = pins.link(rung, &interface.name);
+    for mode in AttachMode::ALL {
+        let pin = pins.link(mode, &interface.name);
         if !pin.exists() {
             continue;
         }
@@ -182,14 +182,14 @@ fn adopt(
             pins::remove(&pin)?;
             continue;
         }
-        if !rung.is_allowed(settings) {
+        if !mode.is_allowed(settings) {
             return Err(XdpError::Lower {
                 interface: interface.name.clone(),
-                rung: rung.name(),
+                mode: mode.name(),
             });
         }
 
-        let replaced = match rung {
+        let replaced = match mode {
             AttachMode::Native | AttachMode::Generic => update_xdp(program.xdp()?, link),
             AttachMode::Tcx => update_tcx(program.tcx()?, link),
         };
@@ -200,15 +200,15 @@ fn adopt(
         info!(
             id = "program-replaced",
             interface = interface.name,
-            mode = rung.label(),
+            mode = mode.label(),
             "program replaced through its pinned link"
         );
         return Ok(Some(Attached {
             interface: interface.name.clone(),
-            rung,
+            mode,
             pin,
             held: None,
-            program: program.number(rung)?,
+            program: program.number(mode)?,
             replaced: true,
             moved: Vec::new(),
         }));
@@ -249,25 +249,25 @@ fn attach_best(program: &mut Program, place: &AttachPoint<'_>) -> Result<Attache
     let mut refusal = None;
     let rungs = AttachMode::ALL
         .into_iter()
-        .filter(|rung| rung.is_allowed(settings));
-    for rung in rungs {
-        match attach_at(program, place, rung) {
+        .filter(|mode| mode.is_allowed(settings));
+    for mode in rungs {
+        match attach_at(program, place, mode) {
             Ok(link) => {
                 if let Some(refusal) = refusal {
                     // The first one: it is of the rung that was wanted most.
                     warn!(
                         id = "attach-mode-refused",
                         interface = interface.name,
-                        mode = rung.name(),
+                        mode = mode.name(),
                         "{refusal}"
                     );
                 }
                 return Ok(Attached {
                     interface: interface.name.clone(),
-                    rung,
-                    pin: pins.link(rung, &interface.name),
+                    mode,
+                    pin: pins.link(mode, &interface.name),
                     held: Some(link),
-                    program: program.number(rung)?,
+                    program: program.number(mode)?,
                     replaced: false,
                     moved,
                 });
@@ -276,7 +276,7 @@ fn attach_best(program: &mut Program, place: &AttachPoint<'_>) -> Result<Attache
                 debug!(
                     id = "attach-mode-failed",
                     interface = interface.name,
-                    mode = rung.name(),
+                    mode = mode.name(),
                     "{error}"
                 );
                 refusal.get_or_insert(error);
@@ -313,7 +313,7 @@ fn make_way(place: &AttachPoint<'_>) -> Result<Vec<Moved>, XdpError> {
         .filter(|_| interface.kind == InterfaceKind::Bond);
     let mut moved = Vec::new();
     for other in topology.stacked_on(interface).chain(ports) {
-        let Some(rung @ (AttachMode::Native | AttachMode::Generic)) = pins.linked(&other.name)
+        let Some(mode @ (AttachMode::Native | AttachMode::Generic)) = pins.linked(&other.name)
         else {
             continue;
         };
@@ -323,11 +323,11 @@ fn make_way(place: &AttachPoint<'_>) -> Result<Vec<Moved>, XdpError> {
             to = interface.name,
             "the program moves"
         );
-        pins::remove(&pins.link(rung, &other.name))?;
+        pins::remove(&pins.link(mode, &other.name))?;
         wait_for_detachment(other);
         moved.push(Moved {
             interface: other.clone(),
-            rung,
+            mode,
         });
     }
     Ok(moved)
@@ -344,11 +344,11 @@ fn wait_for_detachment(interface: &Interface) {
 
 /// Attaches the programs again that had to make way for one that does not stay.
 fn restore(moved: &[Moved], pins: &Pins) -> Result<(), XdpError> {
-    for Moved { interface, rung } in moved {
+    for Moved { interface, mode } in moved {
         wait_for_detachment(interface);
         let before = pins.program(&interface.name);
-        let pin = pins.link(*rung, &interface.name);
-        let mode = match rung {
+        let pin = pins.link(*mode, &interface.name);
+        let mode = match mode {
             AttachMode::Native => XdpMode::Driver,
             AttachMode::Generic | AttachMode::Tcx => XdpMode::Skb,
         };
@@ -371,10 +371,10 @@ fn restore(moved: &[Moved], pins: &Pins) -> Result<(), XdpError> {
 fn attach_at(
     program: &mut Program,
     place: &AttachPoint<'_>,
-    rung: AttachMode,
+    mode: AttachMode,
 ) -> Result<FdLink, XdpError> {
     let interface = place.interface;
-    let link = match rung {
+    let link = match mode {
         AttachMode::Native => attach_xdp(program, place, XdpMode::Driver, XDP_FLAGS_DRV_MODE)?,
         AttachMode::Generic => attach_xdp(program, place, XdpMode::Skb, XDP_FLAGS_SKB_MODE)?,
         AttachMode::Tcx => attach_tcx(program, interface)?,
@@ -382,7 +382,7 @@ fn attach_at(
     info!(
         id = "program-attached",
         interface = interface.name,
-        mode = rung.label(),
+        mode = mode.label(),
         "program attached"
     );
     Ok(link)
@@ -403,7 +403,7 @@ fn attach_xdp(
         Err(error) => {
             let fd = xdp.fd().map_err(XdpError::Load)?.as_fd();
             let words = netlink::why_not_attached(interface.index, fd, flags);
-            let refusal = Refusal {
+            let refusal = NativeRefusal {
                 errno: errno(&error),
                 words: words.as_deref(),
                 interface,
@@ -446,9 +446,10 @@ fn in_use(place: &AttachPoint<'_>, error: &ProgramError) -> XdpError {
     if let Some(occupant) = netlink::occupant(interface.index) {
         return XdpError::Occupied {
             interface: name,
-            hook: match occupant.is_generic {
-                true => "xdpgeneric",
-                false => "xdp",
+            hook: if occupant.is_generic {
+                "xdpgeneric"
+            } else {
+                "xdp"
             },
             program: describe(occupant),
             coexist: coexist_hint(place.settings.coexist),

@@ -8,7 +8,7 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 
 use crate::host::kernel;
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, ExitStatus};
 
 /// Why the filter could not be put into the kernel, or could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -68,14 +68,14 @@ pub enum XdpError {
     },
     /// The interface is filtered on a lower rung than the configuration allows.
     #[error(
-        "`{interface}` is filtered by {rung}, which the configuration excludes; \
+        "`{interface}` is filtered by {mode}, which the configuration excludes; \
          `pullgate unload` first"
     )]
     Lower {
         /// The interface.
         interface: String,
         /// The rung.
-        rung: &'static str,
+        mode: &'static str,
     },
     /// A pin cannot be made, read or removed.
     #[error("pin {}", path.display())]
@@ -225,6 +225,14 @@ pub enum XdpError {
     /// The kernel does not run the program on a frame.
     #[error("the kernel does not run the loaded program on a frame")]
     TestRun(#[source] ProgramError),
+    /// The twin of the loaded program returns what no version of ours counts.
+    #[error(
+        "the loaded program counts by slot {slot}, which this version does not know; restart the filter role"
+    )]
+    UnknownSlot {
+        /// The slot.
+        slot: u32,
+    },
     /// A frame cannot be built.
     #[error("such a frame cannot be built: {problem}")]
     Frame {
@@ -249,10 +257,10 @@ impl XdpError {
             Self::Attach { .. } | Self::Occupied { .. } | Self::OccupiedAbove { .. }
         )
     }
+}
 
-    /// The exit code for this error: sysexits.h.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
+impl ExitStatus for XdpError {
+    fn exit_status(&self) -> u8 {
         match self {
             Self::Capability { .. } | Self::NotPermitted { .. } => EX_NOPERM,
             Self::Pin { source, .. } if source.kind() == ErrorKind::PermissionDenied => EX_NOPERM,
@@ -283,6 +291,7 @@ impl XdpError {
             | Self::OnTrial
             | Self::NotLoaded { .. }
             | Self::TestRun(_)
+            | Self::UnknownSlot { .. }
             | Self::Frame { .. } => EX_SOFTWARE,
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
-use filter_ebpf::abi::{CREDIT, EVENT, EVENTS, EVENTS_BYTES};
+use filter_ebpf::abi::{EVENT, EVENTS, EVENTS_BYTES, SAMPLE_BUDGET};
 use filter_ebpf::nested::innermost;
 use filter_ebpf::packet::Transport;
 use filter_ebpf::verdict::Counted;
@@ -22,15 +22,15 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
-        let (ring, credit) = (take_map(ebpf, EVENTS)?, take_map(ebpf, CREDIT)?);
+        let (ring, credit) = (take_map(ebpf, EVENTS)?, take_map(ebpf, SAMPLE_BUDGET)?);
         Ok(Self {
             ring: RingBuf::try_from(ring).map_err(map_error(EVENTS))?,
-            credit: PerCpuArray::try_from(credit).map_err(map_error(CREDIT))?,
+            credit: PerCpuArray::try_from(credit).map_err(map_error(SAMPLE_BUDGET))?,
         })
     }
 
     /// Takes what was reported since the last time, and grants credit for as much again.
-    pub(super) fn take(&mut self) -> Result<Vec<Drop>, XdpError> {
+    pub(super) fn take(&mut self) -> Result<Vec<DropEvent>, XdpError> {
         let mut drops = Vec::new();
         // Bounded: the program may report while we read.
         for _ in 0..EVENTS_MAX {
@@ -38,20 +38,20 @@ impl Events {
                 break;
             };
             // A test run's frames come in by loopback, which nobody filters.
-            drops.extend(Drop::parse(&event).filter(|drop| drop.interface != LOOPBACK));
+            drops.extend(DropEvent::parse(&event).filter(|drop| drop.interface != LOOPBACK));
         }
         let cpus = nr_cpus().map_err(|(_, error)| XdpError::Cpus(error))?;
-        let granted = PerCpuValues::try_from(vec![CREDIT_GRANTED; cpus]);
+        let granted = PerCpuValues::try_from(vec![SAMPLES_GRANTED; cpus]);
         let granted = granted.map_err(XdpError::Cpus)?;
         let granted = self.credit.set(0, granted, 0);
-        granted.map_err(map_error(CREDIT))?;
+        granted.map_err(map_error(SAMPLE_BUDGET))?;
         Ok(drops)
     }
 }
 
 /// A packet that was dropped or, in monitor mode, would have been.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Drop {
+pub struct DropEvent {
     /// The interface, by index.
     pub interface: u32,
     /// Verdict, reason and family, as they are counted.
@@ -62,7 +62,7 @@ pub struct Drop {
     pub port: Option<u16>,
 }
 
-impl Drop {
+impl DropEvent {
     /// Parses an event: see [`EVENT`].
     fn parse(event: &[u8]) -> Option<Self> {
         let event: &[u8; EVENT] = event.try_into().ok()?;
@@ -108,7 +108,7 @@ pub struct TopSources {
 
 impl TopSources {
     /// Adds sampled drops, each of which stands for `weight` of them.
-    pub fn add(&mut self, drops: &[Drop], weight: u64) {
+    pub fn add(&mut self, drops: &[DropEvent], weight: u64) {
         for source in drops.iter().filter_map(|drop| drop.source) {
             let source = match source {
                 IpAddr::V4(_) => source,
@@ -141,7 +141,7 @@ impl TopSources {
 }
 
 /// Reports that the program may make on each CPU between two looks.
-const CREDIT_GRANTED: u64 = 64;
+const SAMPLES_GRANTED: u64 = 64;
 /// Reports that are taken at once: as many as the ring buffer holds.
 const EVENTS_MAX: usize = EVENTS_BYTES / EVENT;
 /// The index of the loopback interface, in every network namespace (net/core/dev.c).
@@ -166,7 +166,7 @@ mod tests {
         ]
         .concat();
 
-        let drop = Drop::parse(&event(&frame)).unwrap();
+        let drop = DropEvent::parse(&event(&frame)).unwrap();
 
         assert_eq!(drop.interface, 7);
         assert_eq!(drop.counted.reason, Reason::NotListed);
@@ -176,16 +176,16 @@ mod tests {
 
     #[test]
     fn an_event_of_another_size_is_none() {
-        assert_eq!(Drop::parse(&[]), None);
-        assert_eq!(Drop::parse(&[0; EVENT + 1]), None);
-        assert_eq!(Drop::parse(&[0xff; EVENT]), None);
+        assert_eq!(DropEvent::parse(&[]), None);
+        assert_eq!(DropEvent::parse(&[0; EVENT + 1]), None);
+        assert_eq!(DropEvent::parse(&[0xff; EVENT]), None);
     }
 
     #[test]
     fn heavy_sources_stay_among_many_light_ones() {
         let mut sources = TopSources::default();
         let drops = |source: u32| {
-            let mut drop = Drop::parse(&event(&[0; 14])).unwrap();
+            let mut drop = DropEvent::parse(&event(&[0; 14])).unwrap();
             drop.source = Some(Ipv4Addr::from_bits(source).into());
             [drop]
         };

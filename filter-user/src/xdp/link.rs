@@ -30,7 +30,7 @@ pub(super) fn link_index(link: &FdLink) -> Option<u32> {
     // An interface that was moved keeps its link, which has the index that it has there, and that may
     // be another interface's here: only the interface itself knows its program.
     let is_xdp = info.link_type().is_ok_and(|kind| kind == LinkType::Xdp);
-    let program = |index| netlink::occupant(index).map(|occupant| occupant.program);
+    let program = |of| netlink::occupant(of).map(|occupant| occupant.program);
     (!is_xdp || index == GONE || program(index) == Some(info.program_id())).then_some(index)
 }
 

@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 use super::mode::AttachMode;
-use super::pins::{self, Pins, Staging};
+use super::pins::{self, Pins, ProgramPins, Staging};
 use super::{XdpError, errno};
 use crate::config::{self, Fragments, Mode};
 use crate::host::kernel;
@@ -63,7 +63,7 @@ impl Program {
     /// Loads the program with `settings`, on the maps that `shared` names, where packets are judged
     /// by the generation `active`.
     pub(super) fn load(
-        settings: &config::Filter,
+        settings: &config::FilterSettings,
         interface: &str,
         pins: &Pins,
         active: u64,
@@ -136,25 +136,37 @@ impl Program {
         }
     }
 
+    /// The program's twin for test runs, loaded when it is first asked for.
+    fn slot(&mut self) -> Result<&mut Xdp, XdpError> {
+        let program = xdp(&mut self.ebpf, abi::PROGRAM_SLOT)?;
+        match uninterrupted(|| program.load()) {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
     /// The number that the kernel knows the program of that rung by.
-    pub(super) fn number(&mut self, rung: AttachMode) -> Result<u32, XdpError> {
-        let info = match rung {
+    pub(super) fn number(&mut self, mode: AttachMode) -> Result<u32, XdpError> {
+        let info = match mode {
             AttachMode::Native | AttachMode::Generic => self.xdp()?.info(),
             AttachMode::Tcx => self.tcx()?.info(),
         };
         Ok(info.map_err(XdpError::Load)?.id())
     }
 
-    /// Pins the program of that rung, in place of one that is there already.
-    pub(super) fn pin(&mut self, rung: AttachMode, pin: &Path) -> Result<(), XdpError> {
-        if pin.exists() {
+    /// Pins the program of that rung and its twin, in place of those that are there already.
+    pub(super) fn pin(&mut self, mode: AttachMode, pins: &ProgramPins) -> Result<(), XdpError> {
+        for pin in pins.all().into_iter().filter(|pin| pin.exists()) {
             pins::remove(pin)?;
         }
-        let pinned = match rung {
-            AttachMode::Native | AttachMode::Generic => self.xdp()?.pin(pin),
-            AttachMode::Tcx => self.tcx()?.pin(pin),
+        let ProgramPins { program, slot } = pins;
+        let pinned = match mode {
+            AttachMode::Native | AttachMode::Generic => self.xdp()?.pin(program),
+            AttachMode::Tcx => self.tcx()?.pin(program),
         };
-        pinned.map_err(|error| pin_error(pin, &error))
+        pinned.map_err(|error| pin_error(program, &error))?;
+        let twin = self.slot()?.pin(slot);
+        twin.map_err(|error| pin_error(slot, &error))
     }
 
     /// How many frames were judged so far, over all CPUs, but for those of test runs.
@@ -183,8 +195,8 @@ fn load_xdp(ebpf: &mut Ebpf) -> Result<&'static str, XdpError> {
         Err(error) if errno(&error) == Some(Errno::INVAL) => {}
         Err(error) => return Err(refused(error)),
     }
-    let program = xdp(ebpf, abi::PROGRAM_LINEAR)?;
-    match uninterrupted(|| program.load()) {
+    let linear = xdp(ebpf, abi::PROGRAM_LINEAR)?;
+    match uninterrupted(|| linear.load()) {
         Ok(()) => {
             LINEAR.call_once(|| {
                 warn!(
@@ -264,7 +276,9 @@ pub fn raise_memory_limit() {
             maximum,
         };
         // What is not granted is reported if it is missed.
-        setrlimit(Resource::Memlock, highest).ok();
+        match setrlimit(Resource::Memlock, highest) {
+            Ok(_) | Err(_) => {}
+        }
     }
 }
 
@@ -293,7 +307,7 @@ fn drop_misfits(maps: &[(&str, PathBuf)]) -> Result<(), XdpError> {
     Ok(())
 }
 
-fn flags(settings: &config::Filter) -> u32 {
+fn flags(settings: &config::FilterSettings) -> u32 {
     let mut flags = 0;
     if settings.fragments == Fragments::Pass {
         flags |= abi::SETTING_FRAGMENTS_PASS;
@@ -318,10 +332,10 @@ fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
 }
 
 /// IPv4 as IPv4-mapped IPv6.
-fn destinations(settings: &config::Filter) -> [u128; abi::DESTINATIONS_MAX] {
+fn destinations(settings: &config::FilterSettings) -> [u128; abi::DESTINATIONS_MAX] {
     let mut bits = [0; abi::DESTINATIONS_MAX];
-    for (bits, address) in bits.iter_mut().zip(&settings.destinations) {
-        *bits = match address {
+    for (slot, address) in bits.iter_mut().zip(&settings.destinations) {
+        *slot = match address {
             IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
             IpAddr::V6(address) => address.to_bits(),
         };

@@ -37,7 +37,7 @@ impl AttachMode {
         }
     }
 
-    pub(super) fn is_allowed(self, settings: &config::Filter) -> bool {
+    pub(super) fn is_allowed(self, settings: &config::FilterSettings) -> bool {
         match self {
             Self::Native => settings.attach != Attach::Generic,
             Self::Generic => settings.attach != Attach::Native,

@@ -1,8 +1,9 @@
 //! The pins: where maps, programs and links live on the BPF file system, and how they go.
 //!
 //! ```text
-//! <paths.bpf>/v2/native-eth0      the link: what keeps the program attached
+//! <paths.bpf>/v3/native-eth0      the link: what keeps the program attached
 //!                program-eth0     the program behind it
+//!                slot-eth0        its twin, which `pullgate explain` asks for the reason
 //!                counters-eth0    what the program counts
 //!                explained-eth0   what `pullgate explain` added to that
 //!                ranges_v4 …      the maps that the programs of all interfaces share
@@ -169,7 +170,7 @@ impl Pins {
         }
         self.remove_other_versions()?;
         remove_directory(&self.directory)?;
-        fs::remove_dir(&self.base).ok();
+        drop(fs::remove_dir(&self.base));
         Ok(())
     }
 
@@ -217,26 +218,31 @@ impl Pins {
 
     /// The pin of an interface's loaded program.
     pub(super) fn program(&self, interface: &str) -> PathBuf {
-        program(&self.directory, interface)
+        self.programs(interface).program
     }
 
-    /// The pin of the program that is on an interface: the pinned one, or the one on trial.
-    pub(super) fn program_in_force(&self, stay: Lifetime, interface: &str) -> PathBuf {
-        match stay {
-            Lifetime::Pinned => self.program(interface),
-            Lifetime::OnTrial => self.staging().program(interface),
+    /// The pins of an interface's loaded program and its twin.
+    pub(super) fn programs(&self, interface: &str) -> ProgramPins {
+        ProgramPins::new(&self.directory, interface)
+    }
+
+    /// The pins of what is on an interface: the pinned program, or the one on trial.
+    pub(super) fn active_programs(&self, lifetime: Lifetime, interface: &str) -> ProgramPins {
+        match lifetime {
+            Lifetime::Pinned => self.programs(interface),
+            Lifetime::OnTrial => self.staging().programs(interface),
         }
     }
 
     /// The pin of an interface's link; its name tells the rung, which the link itself does not.
-    pub(super) fn link(&self, rung: AttachMode, interface: &str) -> PathBuf {
-        let name = format!("{}-{}", rung.label(), escape(interface));
+    pub(super) fn link(&self, mode: AttachMode, interface: &str) -> PathBuf {
+        let name = format!("{}-{}", mode.label(), escape(interface));
         self.directory.join(name)
     }
 
     /// The rung on which an interface is linked, as far as the pins tell.
     pub(super) fn linked(&self, interface: &str) -> Option<AttachMode> {
-        let is_pinned = |rung: &AttachMode| self.link(*rung, interface).exists();
+        let is_pinned = |mode: &AttachMode| self.link(*mode, interface).exists();
         AttachMode::ALL.into_iter().find(is_pinned)
     }
 
@@ -248,8 +254,8 @@ impl Pins {
     ) -> Result<Vec<(String, String)>, XdpError> {
         let mut renamed = Vec::new();
         for old in self.interfaces()? {
-            let rung = self.linked(&old);
-            let linked = rung.and_then(|rung| pinned_index(&self.link(rung, &old)));
+            let mode = self.linked(&old);
+            let linked = mode.and_then(|mode| pinned_index(&self.link(mode, &old)));
             let now = interfaces
                 .iter()
                 .find(|interface| Some(interface.index) == linked);
@@ -295,8 +301,8 @@ impl Pins {
     }
 
     /// The names of the interfaces that have a program: the pinned ones, or those on trial.
-    pub(super) fn interfaces_in_force(&self, stay: Lifetime) -> Result<Vec<String>, XdpError> {
-        let mut names = match stay {
+    pub(super) fn active_interfaces(&self, lifetime: Lifetime) -> Result<Vec<String>, XdpError> {
+        let mut names = match lifetime {
             Lifetime::Pinned => self.interfaces()?,
             Lifetime::OnTrial => {
                 let pins = list(&self.staging().directory)?;
@@ -330,9 +336,32 @@ impl Staging {
         self.directory.join(map_name(name))
     }
 
-    /// As [`Pins::program`].
-    pub(super) fn program(&self, interface: &str) -> PathBuf {
-        program(&self.directory, interface)
+    /// As [`Pins::programs`].
+    pub(super) fn programs(&self, interface: &str) -> ProgramPins {
+        ProgramPins::new(&self.directory, interface)
+    }
+}
+
+/// The pins of a program and its twin.
+#[derive(Debug)]
+pub(super) struct ProgramPins {
+    /// The program that is attached.
+    pub(super) program: PathBuf,
+    /// The one that returns a counter's index.
+    pub(super) slot: PathBuf,
+}
+
+impl ProgramPins {
+    fn new(directory: &Path, interface: &str) -> Self {
+        let interface = escape(interface);
+        Self {
+            program: directory.join(format!("{PROGRAM}-{interface}")),
+            slot: directory.join(format!("slot-{interface}")),
+        }
+    }
+
+    pub(super) fn all(&self) -> [&Path; 2] {
+        [&self.program, &self.slot]
     }
 }
 
@@ -444,10 +473,6 @@ fn remove_directory(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     Ok(removed)
 }
 
-fn program(directory: &Path, interface: &str) -> PathBuf {
-    directory.join(format!("{PROGRAM}-{}", escape(interface)))
-}
-
 /// bpffs has no dots in names, and sections do; no other part of their names matters.
 fn map_name(name: &str) -> String {
     name.trim_start_matches(".data.").to_lowercase()
@@ -472,7 +497,7 @@ fn name(pin: &Path) -> &str {
 
 /// Whether a pin's name is that of a link.
 fn is_link(pin: &Path) -> bool {
-    parts(pin).is_some_and(|(kind, _)| AttachMode::ALL.iter().any(|rung| rung.label() == kind))
+    parts(pin).is_some_and(|(kind, _)| AttachMode::ALL.iter().any(|mode| mode.label() == kind))
 }
 
 /// Removes one pin: a link is detached by it.
@@ -525,7 +550,7 @@ mod tests {
 
         pins.remove_of("lan").unwrap();
         assert_eq!(
-            pins.interfaces_in_force(Lifetime::Pinned).unwrap(),
+            pins.active_interfaces(Lifetime::Pinned).unwrap(),
             ["br-lan", "br-lan.5", "lan.5"]
         );
         assert!(!pins.program("lan").exists());

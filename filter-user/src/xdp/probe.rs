@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{ProgramInfo, ProgramType, TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
 use etherparse::{EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header};
 use etherparse::{Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader};
@@ -13,7 +13,7 @@ use filter_ebpf::abi;
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
-use super::load::{map_error, pin_error, total};
+use super::load::{map_error, pin_error};
 use super::mode::Lifetime;
 use super::pins::Pins;
 
@@ -41,11 +41,12 @@ pub struct Probe<'a> {
 /// Returns [`XdpError::NotLoaded`] if there is none.
 pub fn loaded_interface(
     base: &Path,
-    stay: Lifetime,
+    lifetime: Lifetime,
     named: Option<&str>,
 ) -> Result<String, XdpError> {
     let pins = Pins::existing(base)?;
-    let interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.interfaces_in_force(stay))?;
+    let interfaces =
+        pins.map_or_else(|| Ok(Vec::new()), |pins| pins.active_interfaces(lifetime))?;
     let found = match named {
         Some(name) => interfaces.into_iter().find(|interface| interface == name),
         None => interfaces.into_iter().next(),
@@ -102,9 +103,10 @@ fn transport(probe: &Probe<'_>) -> Result<Vec<u8>, XdpError> {
 
 /// The IP packet, and its EtherType.
 fn packet(probe: &Probe<'_>, transport: &[u8]) -> Result<(EtherType, Vec<u8>), XdpError> {
-    let protocol = match probe.is_udp {
-        true => IpNumber::UDP,
-        false => IpNumber::TCP,
+    let protocol = if probe.is_udp {
+        IpNumber::UDP
+    } else {
+        IpNumber::TCP
     };
     let offset = IpFragOffset::try_new(if probe.is_fragment { FRAGMENT_AT } else { 0 });
     let offset = offset.map_err(|_too_big| invalid("the fragment's offset"))?;
@@ -155,79 +157,94 @@ fn invalid(problem: &'static str) -> XdpError {
     XdpError::Frame { problem }
 }
 
-/// Lets the loaded program of an interface judge `frame`, and returns what it counted that as; `None`
-/// if traffic hides it.
+/// What the loaded program does with a frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Probed {
+    /// Whether it drops the frame.
+    pub is_dropped: bool,
+    /// What it counts the frame as, as its twin returns it.
+    pub counted: Counted,
+}
+
+impl Probed {
+    /// Whether action and reason are of one verdict, as they are of a program and its own twin.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        self.is_dropped == (self.counted.verdict == "drop")
+    }
+}
+
+/// Lets the loaded program of an interface and its twin judge `frame`, once each: a program returns
+/// its action alone, and its twin, on the same maps and with the same settings, the counter.
 ///
-/// The program's answer is its action alone, so its counters are looked at before and after: the
-/// frame is judged so often that nothing else comes near it. What that adds to the counters is
-/// noted, so that nobody counts it.
+/// What that adds to the counters is noted, so that nobody counts it.
 ///
 /// # Errors
 ///
 /// Returns why the program cannot be asked.
 pub fn probe(
     base: &Path,
-    stay: Lifetime,
+    lifetime: Lifetime,
     interface: &str,
     frame: &[u8],
-) -> Result<Option<Counted>, XdpError> {
+) -> Result<Probed, XdpError> {
     let not_loaded = || XdpError::NotLoaded {
         interface: format!("`{interface}`"),
     };
     let pins = Pins::existing(base)?.ok_or_else(not_loaded)?;
-    let pin = pins.program_in_force(stay, interface);
-    if !pin.exists() {
+    let programs = pins.active_programs(lifetime, interface);
+    if !programs.all().iter().all(|pin| pin.exists()) {
         return Err(not_loaded());
     }
-    let counters = counters(&pins, interface)?;
-    let options = TestRunOptions {
-        data_in: Some(frame),
-        repeat: REPEATS,
-        ..TestRunOptions::new()
-    };
-
-    let before = totals(&counters)?;
-    // A classifier takes the same frames by the same call.
-    let program = Xdp::from_pin(&pin, XdpAttachType::Interface);
-    let program = program.map_err(|error| pin_error(&pin, &error))?;
-    let result = program.test_run(options);
-    result.map_err(XdpError::TestRun)?;
-    let after = totals(&counters)?;
-
-    let mut grown = after
-        .iter()
-        .zip(&before)
-        .filter_map(|((slot, after), (_, before))| {
-            (after.saturating_sub(*before) >= u64::from(REPEATS)).then_some(*slot)
-        });
-    let (Some(slot), None) = (grown.next(), grown.next()) else {
-        return Ok(None);
-    };
+    let slot = run(&programs.slot, frame)?;
+    let counted = Counted::at(slot).ok_or(XdpError::UnknownSlot { slot })?;
     let explained_pin = pins.of_interface(abi::EXPLAINED, interface);
     let explained = MapData::from_pin(&explained_pin).map_err(map_error(abi::EXPLAINED))?;
     let mut explained: Array<_, u64> =
         Array::try_from(Map::Array(explained)).map_err(map_error(abi::EXPLAINED))?;
     let noted = explained.get(&slot, 0).map_err(map_error(abi::EXPLAINED))?;
-    let noted = explained.set(slot, noted + u64::from(REPEATS), 0);
+
+    let action = run(&programs.program, frame)?;
+    let is_dropped = action == drop_action(&programs.program)?;
+    let noted = explained.set(slot, noted + 1, 0);
     noted.map_err(map_error(abi::EXPLAINED))?;
-    Ok(Counted::at(slot))
+    Ok(Probed {
+        is_dropped,
+        counted,
+    })
 }
 
-/// All counters, with their slots.
-fn totals(counters: &PerCpuArray<MapData, u64>) -> Result<Vec<(u32, u64)>, XdpError> {
-    let totals = Counted::all().map(|(slot, _)| Ok((slot, total(counters, slot)?)));
-    totals.collect()
+/// What a pinned program returns for a frame that it drops; the other hook's number for that is this
+/// one's for a frame that passes.
+fn drop_action(pin: &Path) -> Result<u32, XdpError> {
+    let info = ProgramInfo::from_pin(pin).map_err(|error| pin_error(pin, &error))?;
+    Ok(
+        if info.program_type() == ProgramType::SchedClassifier.into() {
+            TC_ACT_SHOT
+        } else {
+            XDP_DROP
+        },
+    )
 }
 
-fn counters(pins: &Pins, interface: &str) -> Result<PerCpuArray<MapData, u64>, XdpError> {
-    let pin = pins.of_interface(abi::COUNTERS, interface);
-    let map = MapData::from_pin(pin).map_err(map_error(abi::COUNTERS))?;
-    PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(map_error(abi::COUNTERS))
+/// What a pinned program returns for a frame.
+fn run(pin: &Path, frame: &[u8]) -> Result<u32, XdpError> {
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        ..TestRunOptions::new()
+    };
+    // A classifier takes the same frames by the same call.
+    let program = Xdp::from_pin(pin, XdpAttachType::Interface);
+    let program = program.map_err(|error| pin_error(pin, &error))?;
+    let result = program.test_run(options).map_err(XdpError::TestRun)?;
+    Ok(result.return_value)
 }
 
 /// Of the packet that is asked about.
 const SOURCE_PORT: u16 = 49_152;
 /// Offset of a fragment, in units of eight bytes.
 const FRAGMENT_AT: u16 = 185;
-/// How often the frame is judged: some milliseconds, in which no counter of traffic grows as much.
-const REPEATS: u32 = 1 << 17;
+/// include/uapi/linux/bpf.h.
+const XDP_DROP: u32 = 1;
+/// include/uapi/linux/pkt_cls.h.
+const TC_ACT_SHOT: u32 = 2;

@@ -103,8 +103,8 @@ impl Publisher {
         flipped.map_err(map_error(ACTIVE))?;
         self.published = Some(u64::from(next));
         let took = begun.elapsed();
-        if let Some(held) = self.held.get_mut(inactive) {
-            *held = Some(written);
+        if let Some(other) = self.held.get_mut(inactive) {
+            *other = Some(written);
         }
         // The generation that was in use is the next one to be written.
         wait_for_readers();

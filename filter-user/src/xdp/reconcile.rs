@@ -25,12 +25,12 @@ pub struct Coverage {
     /// The interface: strangers can come in by it, or the configuration names it.
     pub interface: String,
     /// Whether its frames are judged, and by what.
-    pub state: State,
+    pub state: InterfaceState,
 }
 
 /// Whether an interface's frames are judged, and by what.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum State {
+pub enum InterfaceState {
     /// By a program on it.
     Attached(AttachMode),
     /// By the program on this other interface, which carries its frames.
@@ -49,7 +49,7 @@ pub enum State {
     Refused(String),
 }
 
-impl State {
+impl InterfaceState {
     /// Whether strangers' frames are judged.
     #[must_use]
     pub fn is_covered(&self) -> bool {
@@ -78,7 +78,7 @@ impl State {
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Attached(rung) => rung.label(),
+            Self::Attached(mode) => mode.label(),
             Self::Covered(_) => "covered",
             Self::Detached
             | Self::Missing
@@ -116,9 +116,10 @@ impl Filter {
         if self.reverted {
             return Ok(Reconciled::default());
         }
-        let topology = match changed.routes {
-            true => Topology::read(),
-            false => self.topology.with_new_interfaces(),
+        let topology = if changed.routes {
+            Topology::read()
+        } else {
+            self.topology.with_new_interfaces()
         };
         let topology = topology.map_err(XdpError::Netlink)?;
         let is_new = topology != self.topology;
@@ -166,9 +167,10 @@ impl Filter {
             match self.attach_late(&interface) {
                 Ok(()) => {
                     self.failures.forget(&interface.name);
-                    let list = match was_there {
-                        true => &mut reconciled.reattached,
-                        false => &mut reconciled.found,
+                    let list = if was_there {
+                        &mut reconciled.reattached
+                    } else {
+                        &mut reconciled.found
                     };
                     list.push(interface.name);
                 }
@@ -251,22 +253,22 @@ impl Filter {
         let state = |interface: &Interface| {
             if let Some(attached) = filtered.get(&interface.index) {
                 return match attached.overtaken_by(interface.index) {
-                    Some(program) => State::Overtaken(program),
-                    None => State::Attached(attached.rung),
+                    Some(program) => InterfaceState::Overtaken(program),
+                    None => InterfaceState::Attached(attached.mode),
                 };
             }
             if let Some(lower) = topology.cover(interface, &indices) {
-                return State::Covered(lower.name.clone());
+                return InterfaceState::Covered(lower.name.clone());
             }
             if let Some(reason) = self.failures.reason(&interface.name) {
-                return State::Refused(reason.to_owned());
+                return InterfaceState::Refused(reason.to_owned());
             }
             let is_target = targets.attach.iter().any(|it| it.index == interface.index);
             let is_named = self.loaded.was_attached(&interface.name);
             match &self.settings.interfaces {
-                _ if !interface.is_ethernet => State::NotEthernet,
-                Interfaces::Named(_) if !is_target && !is_named => State::NotNamed,
-                Interfaces::Named(_) | Interfaces::Auto => State::Detached,
+                _ if !interface.is_ethernet => InterfaceState::NotEthernet,
+                Interfaces::Named(_) if !is_target && !is_named => InterfaceState::NotNamed,
+                Interfaces::Named(_) | Interfaces::Auto => InterfaceState::Detached,
             }
         };
         let mut coverage = BTreeMap::new();
@@ -284,18 +286,21 @@ impl Filter {
             .chain(exposed)
             .chain(missing)
         {
-            let state = topology.named(name).map_or(State::Missing, state);
+            let state = topology.named(name).map_or(InterfaceState::Missing, state);
             coverage.insert(name.to_owned(), state);
         }
         // A remembered uplink that is gone lets no stranger in.
         if matches!(self.settings.interfaces, Interfaces::Auto) {
-            coverage.retain(|name, state| {
-                *state != State::Missing || !self.memory.uplinks.contains(name)
+            coverage.retain(|name, found| {
+                *found != InterfaceState::Missing || !self.memory.uplinks.contains(name)
             });
         }
         let coverage = coverage.into_iter();
         Ok(coverage
-            .map(|(interface, state)| Coverage { interface, state })
+            .map(|(interface, found)| Coverage {
+                interface,
+                state: found,
+            })
             .collect())
     }
 
@@ -368,9 +373,10 @@ impl Filter {
                 continue;
             };
             // A port's bridge is the uplink, and is one by itself.
-            match is_auto && !topology.is_bridge_port(interface) {
-                true => drop(memory.uplinks.insert(name.clone())),
-                false => drop(memory.uplinks.remove(name)),
+            if is_auto && !topology.is_bridge_port(interface) {
+                memory.uplinks.insert(name.clone());
+            } else {
+                memory.uplinks.remove(name);
             }
             match interface.kind {
                 InterfaceKind::Bond
@@ -422,10 +428,8 @@ impl Filter {
             };
             let mut attached = attach::attach(program, &place)?;
             attached.pin()?;
-            program.pin(attached.rung, &pins.program(name))?;
-            loaded
-                .attached
-                .retain(|attached| attached.interface != *name);
+            program.pin(attached.mode, &pins.programs(name))?;
+            loaded.attached.retain(|other| other.interface != *name);
             loaded.attached.push(attached);
             loaded.once_attached.insert(name.clone());
         }
@@ -450,7 +454,7 @@ impl LoadedSet {
     pub(super) fn load_program(
         &mut self,
         name: &str,
-        settings: &crate::config::Filter,
+        settings: &crate::config::FilterSettings,
         pins: &Pins,
         shared: impl Fn(&str) -> PathBuf,
     ) -> Result<(), XdpError> {
@@ -481,11 +485,11 @@ impl LoadedSet {
 
 /// What keeps failing, by interface.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Failures(BTreeMap<String, Failure>);
+pub(super) struct AttachFailures(BTreeMap<String, AttachFailure>);
 
 /// An interface that could not be attached to.
 #[derive(Clone, Debug, Default)]
-struct Failure {
+struct AttachFailure {
     /// Times in a row.
     times: u32,
     /// Looks until the next attempt.
@@ -493,7 +497,7 @@ struct Failure {
     reason: String,
 }
 
-impl Failures {
+impl AttachFailures {
     pub(super) fn names(&self) -> BTreeSet<String> {
         self.0.keys().cloned().collect()
     }

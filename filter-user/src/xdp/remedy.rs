@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::host::netlink::{Interface, InterfaceKind};
 
 /// Why the kernel does not attach a program natively.
-pub(super) struct Refusal<'a> {
+pub(super) struct NativeRefusal<'a> {
     /// The number of the error.
     pub(super) errno: Option<Errno>,
     /// The kernel's own words.
@@ -20,7 +20,7 @@ pub(super) struct Refusal<'a> {
 }
 
 /// What to do, if that is known.
-pub(super) fn remedy(refusal: &Refusal<'_>) -> Option<String> {
+pub(super) fn remedy(refusal: &NativeRefusal<'_>) -> Option<String> {
     let name = &refusal.interface.name;
     let words = refusal.words.unwrap_or_default().to_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
@@ -72,7 +72,7 @@ mod tests {
     fn famous_refusals_come_with_a_remedy() {
         let card = interface(InterfaceKind::Other);
         let helps = |errno, words| {
-            let refusal = Refusal {
+            let refusal = NativeRefusal {
                 errno,
                 words,
                 interface: &card,
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_stacked_interface_names_its_parent() {
-        let refusal = Refusal {
+        let refusal = NativeRefusal {
             errno: Some(Errno::OPNOTSUPP),
             words: Some("Underlying driver does not support XDP in native mode"),
             interface: &interface(InterfaceKind::Stacked),

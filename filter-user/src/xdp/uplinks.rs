@@ -94,7 +94,11 @@ impl Topology {
     ///
     /// Under `"auto"`, an interface that once led to the internet stays a target: routes come and go
     /// with leases, and at boot they come last.
-    pub(super) fn targets(&self, settings: &config::Filter, history: History<'_>) -> Targets {
+    pub(super) fn targets(
+        &self,
+        settings: &config::FilterSettings,
+        history: History<'_>,
+    ) -> Targets {
         let mut targets = Targets::default();
         let mut wanted: Vec<&Interface> = Vec::new();
         let mut missing = |name: &String| targets.missing.push(name.clone());
@@ -133,9 +137,10 @@ impl Topology {
             if self.cover(interface, &covering).is_some() {
                 continue;
             }
-            match history.refused.contains(&interface.name) {
-                true => hidden.extend(self.stacked_on(interface)),
-                false => drop(covering.insert(interface.index)),
+            if history.refused.contains(&interface.name) {
+                hidden.extend(self.stacked_on(interface));
+            } else {
+                covering.insert(interface.index);
             }
             targets.attach.push(interface.clone());
         }
@@ -202,7 +207,7 @@ impl Topology {
         for _ in 0..DEPTH_MAX {
             let next: Vec<_> = below
                 .iter()
-                .flat_map(|upper| self.lower(upper).into_iter().chain(self.ports(upper)))
+                .flat_map(|it| self.lower(it).into_iter().chain(self.ports(it)))
                 .collect();
             if next.iter().any(|lower| lower.index == interface.index) {
                 return true;
@@ -305,7 +310,7 @@ impl Topology {
 /// # Errors
 ///
 /// Returns the interface, with its place in the configuration.
-pub fn check_kinds(settings: &config::Filter) -> Result<(), config::ConfigError> {
+pub fn check_kinds(settings: &config::FilterSettings) -> Result<(), config::ConfigError> {
     let Interfaces::Named(names) = &settings.interfaces else {
         return Ok(());
     };
@@ -326,7 +331,9 @@ pub fn check_kinds(settings: &config::Filter) -> Result<(), config::ConfigError>
 /// # Errors
 ///
 /// Returns the first name, with its place in the configuration, if none of them exists.
-pub fn check_interfaces(settings: &config::Filter) -> Result<Vec<Finding>, config::ConfigError> {
+pub fn check_interfaces(
+    settings: &config::FilterSettings,
+) -> Result<Vec<Finding>, config::ConfigError> {
     // A kernel that does not answer is no reason to warn.
     let topology = Topology::read().unwrap_or_default();
     let nothing = BTreeSet::new();
@@ -495,14 +502,14 @@ mod tests {
 
         let targets = alone.targets(&settings, nothing());
         assert_eq!(covered_by(&alone, "br0", &targets), Some("eth0"));
-        let targets = shared.targets(&settings, nothing());
-        assert_eq!(covered_by(&shared, "br0", &targets), None);
+        let of_shared = shared.targets(&settings, nothing());
+        assert_eq!(covered_by(&shared, "br0", &of_shared), None);
         // Named both, the lower comes first: the kernel takes them in no other order.
-        let targets = shared.targets(&named(&["br0", "eth0"]), nothing());
-        assert_eq!(names(&targets), ["eth0", "br0"]);
+        let of_both = shared.targets(&named(&["br0", "eth0"]), nothing());
+        assert_eq!(names(&of_both), ["eth0", "br0"]);
         // By itself the bridge is the target, lest guests are filtered too.
-        let targets = shared.targets(&auto(), nothing());
-        assert_eq!(names(&targets), ["br0"]);
+        let automatic = shared.targets(&auto(), nothing());
+        assert_eq!(names(&automatic), ["br0"]);
     }
 
     #[test]
@@ -607,18 +614,18 @@ mod tests {
         }
     }
 
-    fn auto() -> config::Filter {
+    fn auto() -> config::FilterSettings {
         filter("interfaces = \"auto\"")
     }
 
-    fn named(names: &[&str]) -> config::Filter {
+    fn named(names: &[&str]) -> config::FilterSettings {
         filter(&format!("interfaces = {names:?}"))
     }
 
-    fn filter(line: &str) -> config::Filter {
+    fn filter(line: &str) -> config::FilterSettings {
         let text = format!("[filter]\n{line}\n");
         let config = Config::parse(Path::new("pullgate.toml"), &text).unwrap();
-        config.filter.unwrap()
+        config.live.filter.unwrap()
     }
 
     fn names(targets: &Targets) -> Vec<&str> {

@@ -10,13 +10,13 @@ use toml::Spanned;
 
 use super::super::value::{duration, located};
 use super::super::{
-    Attach, Coexist, ConfigError, Filter, Fragments, Interfaces, Located, Mode, Source,
+    Attach, Coexist, ConfigError, FilterSettings, Fragments, Interfaces, Located, Mode, Source,
 };
 use crate::host::netlink::is_interface_name;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Raw {
+pub(super) struct RawFilter {
     interfaces: Spanned<RawInterfaces>,
     #[serde(default = "https")]
     ports: Spanned<Vec<RawPort>>,
@@ -80,13 +80,13 @@ impl<'de> Deserialize<'de> for RawInterfaces {
 )]
 enum RawPort {
     Number(u16),
-    Preset(Preset),
+    Preset(PortPreset),
 }
 
 /// What Cloudflare connects to: developers.cloudflare.com/fundamentals/reference/network-ports.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Preset {
+enum PortPreset {
     CloudflareTls,
     Http,
 }
@@ -95,8 +95,8 @@ impl RawPort {
     fn numbers(&self) -> &[u16] {
         match self {
             Self::Number(number) => std::slice::from_ref(number),
-            Self::Preset(Preset::CloudflareTls) => &[443, 2053, 2083, 2087, 2096, 8443],
-            Self::Preset(Preset::Http) => &[80],
+            Self::Preset(PortPreset::CloudflareTls) => &[443, 2053, 2083, 2087, 2096, 8443],
+            Self::Preset(PortPreset::Http) => &[80],
         }
     }
 }
@@ -129,8 +129,8 @@ fn interfaces(raw: Spanned<RawInterfaces>, source: &Source<'_>) -> Result<Interf
     Ok(Interfaces::Named(unique))
 }
 
-impl Raw {
-    pub(super) fn convert(self, source: &Source<'_>) -> Result<Filter, ConfigError> {
+impl RawFilter {
+    pub(super) fn convert(self, source: &Source<'_>) -> Result<FilterSettings, ConfigError> {
         let at = |span: usize, field| source.place(span, format!("filter.{field}"));
         let interfaces = interfaces(self.interfaces, source)?;
         let ports_at = at(self.ports.span().start, "ports");
@@ -150,8 +150,8 @@ impl Raw {
         }
         let udp_ports_at = at(self.udp_ports.span().start, "udp_ports");
         let udp_ports = self.udp_ports.into_inner();
-        for (ports, place) in [(&ports, &ports_at), (&udp_ports, &udp_ports_at)] {
-            if ports.contains(&0) {
+        for (named, place) in [(&ports, &ports_at), (&udp_ports, &udp_ports_at)] {
+            if named.contains(&0) {
                 return Err(place.error("port 0 does not exist; name ports from 1 to 65535"));
             }
         }
@@ -169,7 +169,7 @@ impl Raw {
             );
         }
 
-        Ok(Filter {
+        Ok(FilterSettings {
             interfaces,
             ports,
             udp_ports,

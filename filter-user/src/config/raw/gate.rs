@@ -10,20 +10,22 @@ use toml::Spanned;
 
 use super::super::gate::{check_names, check_upstreams};
 use super::super::value::{
-    Address, Rule, absolute, count, duration, is_host_name, located, parse_target, rules,
+    Address, RawNet, absolute, count, duration, is_host_name, located, parse_target, rules,
 };
 use super::super::{
-    ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, Gate, Host, KeyPair, Located, MinTls, Name,
-    OnTrustChange, ProxyProtocol, Reencryption, Resumption, Share, Source, Target, Trust, Upstream,
+    ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair,
+    Located, MinTls, Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption,
+    Source, Target, Trust, Upstream,
 };
+use super::Listening;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Raw {
+pub(super) struct RawGate {
     #[serde(default = "everywhere")]
     listen: Spanned<Vec<Address>>,
     #[serde(default)]
-    proxy_from: Vec<Spanned<Rule>>,
+    proxy_from: Vec<Spanned<RawNet>>,
     cloudflare_ca_file: Option<Spanned<PathBuf>>,
     #[serde(default = "seconds::<10>", deserialize_with = "duration")]
     handshake_timeout: Duration,
@@ -44,8 +46,11 @@ pub(super) struct Raw {
     host: Spanned<Vec<RawHost>>,
 }
 
-impl Raw {
-    pub(super) fn convert(self, source: &Source<'_>) -> Result<Gate, ConfigError> {
+impl RawGate {
+    pub(super) fn convert(
+        self,
+        source: &Source<'_>,
+    ) -> Result<(GateSettings, Listening), ConfigError> {
         if self.host.as_ref().is_empty() {
             let place = source.place(self.host.span().start, "gate.host");
             return Err(place.error("is empty; add a [[gate.host]] for each name you serve"));
@@ -67,8 +72,11 @@ impl Raw {
         }
         check_upstreams(&hosts, &listen)?;
 
-        Ok(Gate {
+        let listening = Listening {
             listen,
+            max_connections: self.max_connections,
+        };
+        let settings = GateSettings {
             proxy_from: rules(source, self.proxy_from, "gate.proxy_from")?,
             cloudflare_ca: self.cloudflare_ca_file.map(|path| {
                 located(source, path, "gate.cloudflare_ca_file").map(|path| absolute(source, path))
@@ -77,12 +85,12 @@ impl Raw {
             connect_timeout: self.connect_timeout,
             idle_timeout: self.idle_timeout,
             drain_timeout: self.drain_timeout,
-            max_connections: self.max_connections,
             max_handshakes: self.max_handshakes,
             per_source: self.per_source.convert(&PER_SOURCE),
             per_network: self.per_network.convert(&PER_NETWORK),
             hosts,
-        })
+        };
+        Ok((settings, listening))
     }
 }
 
@@ -100,9 +108,9 @@ struct RawShare {
 }
 
 impl RawShare {
-    fn convert(&self, default: &Share) -> Share {
+    fn convert(&self, default: &PeerLimit) -> PeerLimit {
         let per_second = self.handshakes_per_second;
-        Share {
+        PeerLimit {
             hellos: self.hellos.unwrap_or(default.hellos),
             connections: self.connections.unwrap_or(default.connections),
             handshakes: self.handshakes.unwrap_or(default.handshakes),
@@ -175,7 +183,7 @@ struct RawReencryption {
 }
 
 impl RawHost {
-    fn convert(self, source: &Source<'_>) -> Result<Host, ConfigError> {
+    fn convert(self, source: &Source<'_>) -> Result<HostSettings, ConfigError> {
         let at = |span: usize, field| source.place(span, format!("gate.host.{field}"));
         let names = convert_names(source, self.names)?;
         let certificates = convert_certificates(source, self.certificate, self.key)?;
@@ -224,7 +232,7 @@ impl RawHost {
             )));
         }
 
-        Ok(Host {
+        Ok(HostSettings {
             names,
             is_default: self.default,
             certificates,
@@ -269,11 +277,11 @@ fn convert_names(
                 value.escape_debug()
             )));
         }
-        let name = match parent {
+        let value = match parent {
             Some(parent) => Name::Wildcard(parent.to_owned()),
             None => Name::Exact(value),
         };
-        Ok(Located { value: name, place })
+        Ok(Located { value, place })
     });
     names.collect()
 }
@@ -298,13 +306,13 @@ fn convert_certificates(
         )));
     }
     let pairs = certificates.into_iter().zip(keys);
-    let pairs = pairs.map(|(certificate, key)| KeyPair {
+    let pairs = pairs.map(|(certificate_path, key_path)| KeyPair {
         certificate: Located {
-            value: absolute(source, certificate),
+            value: absolute(source, certificate_path),
             place: certificate_at.clone(),
         },
         key: Located {
-            value: absolute(source, key),
+            value: absolute(source, key_path),
             place: key_at.clone(),
         },
     });
@@ -366,8 +374,8 @@ fn convert_upstream(
         let tls_at = source.place(tls.span().start, "gate.host.upstream_tls");
         let RawReencryption { name, ca_file } = tls.into_inner();
         let name = name.or_else(|| {
-            names.iter().find_map(|name| match &name.value {
-                Name::Exact(name) => Some(name.clone()),
+            names.iter().find_map(|served| match &served.value {
+                Name::Exact(exact) => Some(exact.clone()),
                 Name::Wildcard(_) => None,
             })
         });
@@ -420,14 +428,14 @@ fn number<const N: usize>() -> usize {
 }
 
 /// One of Cloudflare's servers: it keeps connections alive, so it does not need many handshakes.
-const PER_SOURCE: Share = Share {
+const PER_SOURCE: PeerLimit = PeerLimit {
     hellos: 1024,
     connections: 4096,
     handshakes: 256,
     handshakes_per_second: 500,
 };
 /// A few hundred of them.
-const PER_NETWORK: Share = Share {
+const PER_NETWORK: PeerLimit = PeerLimit {
     hellos: 4096,
     connections: 8192,
     handshakes: 2048,

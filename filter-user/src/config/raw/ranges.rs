@@ -8,36 +8,36 @@ use toml::Spanned;
 use url::Url;
 
 use super::source::RawSource;
-use crate::config::value::{Rule, duration, rules};
-use crate::config::{ConfigError, FeedSource, Located, Proxy, Ranges, Source};
+use crate::config::value::{RawNet, duration, rules};
+use crate::config::{ConfigError, FeedSource, Located, Proxy, RangesSettings, Source};
 use crate::ranges::guard::Documentation;
-use crate::ranges::{Families, Feed, Limits, RangeSet};
+use crate::ranges::{Families, Feed, GuardLimits, RangeSet};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Raw {
+pub(super) struct RawRanges {
     sources: Option<Spanned<Vec<Spanned<RawSource>>>>,
     #[serde(rename = "static")]
-    fixed: Spanned<Vec<Spanned<Rule>>>,
+    static_: Spanned<Vec<Spanned<RawNet>>>,
     only: Spanned<bool>,
     proxy: Spanned<String>,
     #[serde(deserialize_with = "duration")]
     interval: Duration,
     #[serde(deserialize_with = "duration")]
     removal_grace: Duration,
-    allow: Vec<Spanned<Rule>>,
-    deny: Vec<Spanned<Rule>>,
+    allow: Vec<Spanned<RawNet>>,
+    deny: Vec<Spanned<RawNet>>,
     max_entries: Spanned<u64>,
     max_addresses_v4: Option<Spanned<u64>>,
     max_networks_v6: Option<Spanned<u64>>,
     unsafe_documentation_ranges: bool,
 }
 
-impl Default for Raw {
+impl Default for RawRanges {
     fn default() -> Self {
         Self {
             sources: None,
-            fixed: Spanned::new(0..0, Vec::new()),
+            static_: Spanned::new(0..0, Vec::new()),
             only: Spanned::new(0..0, false),
             proxy: Spanned::new(0..0, "none".to_owned()),
             interval: Duration::from_secs(6 * 3600),
@@ -52,20 +52,21 @@ impl Default for Raw {
     }
 }
 
-impl Raw {
-    pub(super) fn convert(self, source: &Source<'_>) -> Result<Ranges, ConfigError> {
+impl RawRanges {
+    pub(super) fn convert(self, source: &Source<'_>) -> Result<RangesSettings, ConfigError> {
         // Unless it is said, what Cloudflare's list needs, if that is the only one.
-        let is_alone = self.sources.is_none() && self.fixed.as_ref().is_empty();
-        let unsaid = match is_alone {
-            true => Limits::of_cloudflare(),
-            false => Limits::default(),
+        let is_alone = self.sources.is_none() && self.static_.as_ref().is_empty();
+        let unsaid = if is_alone {
+            GuardLimits::of_cloudflare()
+        } else {
+            GuardLimits::default()
         };
-        let said = |value: Option<Spanned<u64>>, unsaid| {
-            value.unwrap_or_else(|| Spanned::new(0..0, unsaid))
+        let said = |value: Option<Spanned<u64>>, default| {
+            value.unwrap_or_else(|| Spanned::new(0..0, default))
         };
         let max_addresses_v4 = said(self.max_addresses_v4, unsaid.addresses_v4);
         let max_networks_v6 = said(self.max_networks_v6, unsaid.networks_v6);
-        let limits = Limits {
+        let limits = GuardLimits {
             entries: usize::try_from(bounded(source, &self.max_entries, "max_entries", ENTRIES)?)
                 .unwrap_or(usize::MAX),
             addresses_v4: bounded(source, &max_addresses_v4, "max_addresses_v4", ADDRESSES_V4)?,
@@ -76,18 +77,19 @@ impl Raw {
                 Documentation::Refuse
             },
         };
-        let fixed_place = source.place(self.fixed.span().start, "ranges.static");
-        let fixed = rules(source, self.fixed.into_inner(), "ranges.static")?;
-        let fixed = match fixed.is_empty() {
-            true => RangeSet::default(),
+        let fixed_place = source.place(self.static_.span().start, "ranges.static");
+        let static_ = rules(source, self.static_.into_inner(), "ranges.static")?;
+        let static_ = if static_.is_empty() {
+            RangeSet::default()
+        } else {
             // The guard's rules are the same for what an operator writes as for what is fetched.
-            false => RangeSet::check(Feed::new(fixed), Families::Either, &limits)
-                .map_err(|rejection| fixed_place.error(rejection))?,
+            RangeSet::check(Feed::new(static_), Families::Either, &limits)
+                .map_err(|rejection| fixed_place.error(rejection))?
         };
 
         let only_place = source.place(self.only.span().start, "ranges.only");
         let sources = match (self.only.into_inner(), self.sources) {
-            (true, _) if fixed.is_empty() => {
+            (true, _) if static_.is_empty() => {
                 return Err(only_place.error(
                     "only the ranges in `ranges.static` would be let in, and there are none",
                 ));
@@ -106,9 +108,9 @@ impl Raw {
             (false, Some(sources)) => convert_sources(source, sources)?,
         };
 
-        Ok(Ranges {
+        Ok(RangesSettings {
             sources,
-            fixed,
+            static_,
             proxy: convert_proxy(source, &self.proxy)?,
             interval: self.interval.max(Duration::from_secs(1)),
             removal_grace: self.removal_grace,
@@ -142,9 +144,9 @@ fn convert_sources(
 ) -> Result<Vec<Located<FeedSource>>, ConfigError> {
     let place = source.place(raw.span().start, "ranges.sources");
     let mut sources: Vec<Located<FeedSource>> = Vec::new();
-    for raw in raw.into_inner() {
-        let place = source.place(raw.span().start, "ranges.sources");
-        let next = raw.into_inner().convert(source, place)?;
+    for one in raw.into_inner() {
+        let one_at = source.place(one.span().start, "ranges.sources");
+        let next = one.into_inner().convert(source, one_at)?;
         let name = &next.value.name;
         if sources.iter().any(|known| known.value.name == *name) {
             return Err(next.place.error(format_args!(
@@ -153,12 +155,13 @@ fn convert_sources(
         }
         sources.push(next);
     }
-    match sources.is_empty() {
-        true => Err(place.error(
+    if sources.is_empty() {
+        Err(place.error(
             "is empty; leave it out to use Cloudflare's own lists, or write `only = true` to let \
              in `ranges.static` alone",
-        )),
-        false => Ok(sources),
+        ))
+    } else {
+        Ok(sources)
     }
 }
 

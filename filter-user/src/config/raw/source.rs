@@ -14,7 +14,7 @@ use crate::config::value::{absolute, is_trustworthy};
 use crate::config::{
     ConfigError, Fallback, FeedSource, Located, Location, Place, Source, SourceEndpoint,
 };
-use crate::ranges::{FIXED, Families, Format};
+use crate::ranges::{Families, Format, STATIC};
 
 /// One way to a list, or several ways to the same.
 ///
@@ -35,21 +35,26 @@ impl RawSource {
         let Self(raw) = self;
         let is_cloudflare = matches!(raw.first(), Some(RawWay::Preset(CLOUDFLARE)));
         let mut ways = Vec::new();
-        let mut before = None;
-        for raw in raw {
-            for (way, way_before) in raw.convert(source, &place)? {
+        let mut fallback = None;
+        for one in raw {
+            for (way, way_fallback) in one.convert(source, &place)? {
                 ways.push(way);
-                before.get_or_insert(way_before);
+                fallback.get_or_insert(way_fallback);
             }
         }
-        let (Some(first), Some(before)) = (ways.first(), before) else {
+        let (Some(first), Some(fallback)) = (ways.first(), fallback) else {
             return Err(place.error("holds an empty list of ways to a list; name at least one"));
         };
-        let name = match is_cloudflare {
-            true => CLOUDFLARE.to_owned(),
-            false => first.name.clone(),
+        let name = if is_cloudflare {
+            CLOUDFLARE.to_owned()
+        } else {
+            first.name.clone()
         };
-        let value = FeedSource { name, ways, before };
+        let value = FeedSource {
+            name,
+            ways,
+            fallback,
+        };
         Ok(Located { value, place })
     }
 }
@@ -139,10 +144,10 @@ impl RawWay {
             CLOUDFLARE => CLOUDFLARE_WAYS.as_slice(),
             _ => &[name],
         };
-        let presets = names.iter().filter_map(|name| Preset::named(name));
+        let presets = names.iter().filter_map(|named| Preset::named(named));
         let ways = presets.map(|preset| {
             let way = preset.way().map_err(|error| place.error(error))?;
-            Ok((way, preset.before))
+            Ok((way, preset.fallback))
         });
         ways.collect()
     }
@@ -242,7 +247,7 @@ impl RawTable {
             (None, Some(preset)) => preset.format(),
             (None, None) => Format::default(),
         };
-        let before = preset.map_or(Fallback::Nothing, |preset| preset.before);
+        let fallback = preset.map_or(Fallback::Nothing, |preset| preset.fallback);
         let families = match self.families {
             Some(families) => families_of(&families, place)?,
             None => preset.map_or_else(Families::default, |preset| preset.families),
@@ -264,15 +269,15 @@ impl RawTable {
             return Err(place.error("needs two URLs: `url = [\"…/ips-v4\", \"…/ips-v6\"]`"));
         }
         let name = match self.name {
-            Some(name) if name.is_empty() || name.len() > NAME_MAX || !is_plain(&name) => {
+            Some(own) if own.is_empty() || own.len() > NAME_MAX || !is_plain(&own) => {
                 return Err(place.error(format_args!(
                     "`name` is to be a word of at most {NAME_MAX} letters, digits, dots and dashes"
                 )));
             }
-            Some(name) if name == FIXED => {
+            Some(own) if own == STATIC => {
                 return Err(place.error("`name = \"static\"` is the name of `ranges.static`"));
             }
-            Some(name) => name,
+            Some(own) => own,
             None => name,
         };
         let way = SourceEndpoint {
@@ -282,7 +287,7 @@ impl RawTable {
             families,
             size_max,
         };
-        Ok((way, before))
+        Ok((way, fallback))
     }
 }
 

@@ -20,14 +20,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::rate::RateLimiter;
-use crate::config::Share;
+use crate::config::PeerLimit;
 use crate::gate::refusal::{Limit, Quantity, Refusal};
 use crate::sync::lock;
 
 /// What clients have taken.
 pub(in crate::gate) struct Limits {
-    taken: Mutex<Taken>,
-    pace: RateLimiter,
+    taken: Mutex<InUse>,
+    rate: RateLimiter,
 }
 
 /// What clients may take.
@@ -35,12 +35,12 @@ pub(in crate::gate) struct Limits {
 pub(in crate::gate) struct Allowed {
     /// Connections in all whose handshake is not over, hello or not.
     pub(in crate::gate) handshakes: usize,
-    pub(in crate::gate) source: Share,
-    pub(in crate::gate) network: Share,
+    pub(in crate::gate) source: PeerLimit,
+    pub(in crate::gate) network: PeerLimit,
 }
 
 #[derive(Default)]
-struct Taken {
+struct InUse {
     /// Relayed or on their way to it, by scope and host.
     connections: HashMap<(IpNet, Arc<str>), usize>,
     in_flight: InFlight,
@@ -50,7 +50,7 @@ impl Limits {
     pub(in crate::gate) fn new() -> Self {
         Self {
             taken: Mutex::default(),
-            pace: RateLimiter::new(),
+            rate: RateLimiter::new(),
         }
     }
 
@@ -134,7 +134,7 @@ impl Admission<'_> {
         for (key, (_, share, what)) in charged.iter().zip(scopes) {
             let per_second = share.handshakes_per_second as u64;
             let interval = 1_000_000_000 / per_second.max(1);
-            if !self.limits.pace.admits(key, interval, per_second) {
+            if !self.limits.rate.admits(key, interval, per_second) {
                 return Err(Refusal::TooMany(what(Quantity::PerSecond)));
             }
         }
@@ -190,11 +190,11 @@ impl Drop for Admission<'_> {
 struct InFlight {
     next: u64,
     /// By age.
-    all: BTreeMap<u64, Entry>,
+    all: BTreeMap<u64, AdmissionEntry>,
     queues: HashMap<Queue, BTreeSet<u64>>,
 }
 
-struct Entry {
+struct AdmissionEntry {
     since: Instant,
     queues: Vec<Queue>,
     superseded: oneshot::Sender<Refusal>,
@@ -224,7 +224,7 @@ impl InFlight {
     }
 
     /// Makes room in a queue of so many: the oldest gives way if it has waited for long enough.
-    fn make_room(&mut self, queue: &Queue, rule: Rule) -> Result<(), Refusal> {
+    fn make_room(&mut self, queue: &Queue, rule: AdmissionRule) -> Result<(), Refusal> {
         if let Some(oldest) = self.find_room(queue, rule)? {
             let (_, _, what) = rule;
             self.dismiss(oldest, what);
@@ -236,7 +236,7 @@ impl InFlight {
     fn find_room(
         &self,
         queue: &Queue,
-        (max, patience, what): Rule,
+        (max, patience, what): AdmissionRule,
     ) -> Result<Option<u64>, Refusal> {
         if self.queues.get(queue).map_or(0, BTreeSet::len) < max {
             return Ok(None);
@@ -265,7 +265,7 @@ impl InFlight {
         let (sender, superseded) = oneshot::channel();
         self.all.insert(
             id,
-            Entry {
+            AdmissionEntry {
                 since: Instant::now(),
                 queues,
                 superseded: sender,
@@ -274,7 +274,7 @@ impl InFlight {
         Waiting { id, superseded }
     }
 
-    fn leave(&mut self, id: u64) -> Option<Entry> {
+    fn leave(&mut self, id: u64) -> Option<AdmissionEntry> {
         let entry = self.all.remove(&id)?;
         for queue in &entry.queues {
             if let Some(queued) = self.queues.get_mut(queue) {
@@ -303,19 +303,21 @@ impl InFlight {
     fn dismiss(&mut self, id: u64, what: Limit) {
         if let Some(entry) = self.leave(id) {
             // It may have ended meanwhile.
-            entry.superseded.send(Refusal::TooMany(what)).ok();
+            match entry.superseded.send(Refusal::TooMany(what)) {
+                Ok(_) | Err(_) => {}
+            }
         }
     }
 }
 
 /// How many may be in a queue, how long the oldest is spared, and what there is too much of.
-type Rule = (usize, Duration, Limit);
+type AdmissionRule = (usize, Duration, Limit);
 
 /// Whom something is charged to, what that may take, and what it takes too much of if it does.
-type Scope = (IpNet, Share, fn(Quantity) -> Limit);
+type LimitScope = (IpNet, PeerLimit, fn(Quantity) -> Limit);
 
 /// The source and the network of an address.
-fn scopes(client: IpAddr, allowed: &Allowed) -> [Scope; 2] {
+fn scopes(client: IpAddr, allowed: &Allowed) -> [LimitScope; 2] {
     let [source, network] = nets(client);
     [
         (source, allowed.source, Limit::OfSource),
@@ -514,7 +516,7 @@ mod tests {
     }
 
     fn allowed(source: usize, network: usize) -> Allowed {
-        let share = |connections| Share {
+        let share = |connections| PeerLimit {
             hellos: 100,
             connections,
             handshakes: 100,

@@ -9,10 +9,10 @@ use x509_parser::prelude::X509Name;
 pub(in crate::gate) struct CanonicalName(Vec<RelativeName>);
 
 /// The attributes of one relative distinguished name, which is a set: in an order of our own.
-type RelativeName = Vec<(Vec<u8>, Value)>;
+type RelativeName = Vec<(Vec<u8>, AttributeValue)>;
 
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Value {
+enum AttributeValue {
     Text(String),
     /// Something that is not text: its tag and content.
     Other(u32, Vec<u8>),
@@ -22,7 +22,7 @@ impl CanonicalName {
     pub(in crate::gate) fn of(name: &X509Name<'_>) -> Self {
         let relative = name.iter_rdn().map(|relative| {
             let attributes = relative.iter().map(|attribute| {
-                let value = Value::of(attribute.attr_value());
+                let value = AttributeValue::of(attribute.attr_value());
                 (attribute.attr_type().as_bytes().to_vec(), value)
             });
             let mut attributes: RelativeName = attributes.collect();
@@ -33,7 +33,7 @@ impl CanonicalName {
     }
 }
 
-impl Value {
+impl AttributeValue {
     fn of(any: &Any<'_>) -> Self {
         match text(any) {
             Some(text) => Self::Text(normalized(&text)),
@@ -83,9 +83,9 @@ mod tests {
 
     /// A name of one common name, of this string type.
     fn common_name(tag: u8, value: &[u8]) -> CanonicalName {
-        let wrapped = |tag: u8, content: &[u8]| {
+        let wrapped = |kind: u8, content: &[u8]| {
             let length = u8::try_from(content.len()).unwrap();
-            [&[tag, length], content].concat()
+            [&[kind, length], content].concat()
         };
         let attribute = [&[6, 3, 0x55, 4, 3], wrapped(tag, value).as_slice()].concat();
         let name = wrapped(0x30, &wrapped(0x31, &wrapped(0x30, &attribute)));

@@ -11,7 +11,6 @@ use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
-    UnixTime,
 };
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
@@ -19,8 +18,8 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name}
 use super::canonical_name::CanonicalName;
 use super::pem::{self, PemKind, Section};
 use super::revocation::Crl;
+use super::validity::Validity;
 use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
-use crate::gate::refusal::Refusal;
 use crate::host::accounts;
 use crate::host::file::{self, ReadError, TrustedOwner};
 
@@ -48,48 +47,6 @@ impl Authority {
     }
 }
 
-/// Seconds since the UNIX epoch, both included.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::gate) struct Validity {
-    pub(in crate::gate) not_before: i64,
-    pub(in crate::gate) not_after: i64,
-}
-
-impl Validity {
-    pub(in crate::gate) fn of(certificate: &X509Certificate<'_>) -> Self {
-        Self {
-            not_before: certificate.validity().not_before.timestamp(),
-            not_after: certificate.validity().not_after.timestamp(),
-        }
-    }
-
-    pub(in crate::gate) fn holds(self, now: UnixTime) -> bool {
-        self.refuse(now).is_none()
-    }
-
-    /// Why the time of now is not within.
-    pub(in crate::gate) fn refuse(self, now: UnixTime) -> Option<Refusal> {
-        let now = seconds(now);
-        if now < self.not_before {
-            return Some(Refusal::NotYetValid);
-        }
-        (now > self.not_after).then_some(Refusal::Expired)
-    }
-
-    /// The time in which both hold.
-    pub(in crate::gate) fn and(self, other: Self) -> Self {
-        Self {
-            not_before: self.not_before.max(other.not_before),
-            not_after: self.not_after.min(other.not_after),
-        }
-    }
-}
-
-/// Seconds since the UNIX epoch.
-pub(in crate::gate) fn seconds(time: UnixTime) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
-}
-
 /// Reads a server's certificate chain and its key.
 pub(in crate::gate) fn certified(
     pair: &KeyPair,
@@ -106,8 +63,9 @@ pub(in crate::gate) fn certified(
         value: key_path,
         place: key_place,
     } = &pair.key;
-    let key = key(key_place, key_path)?;
-    let signer = provider.key_provider.load_private_key(key);
+    let signer = provider
+        .key_provider
+        .load_private_key(key(key_place, key_path)?);
     let signer = signer.map_err(|error| {
         key_place.error(format_args!(
             "the key {} cannot be used ({error}); it must be RSA of at least 2,048 bits, ECDSA \
@@ -115,8 +73,8 @@ pub(in crate::gate) fn certified(
             key_path.display()
         ))
     })?;
-    let key = CertifiedKey::new(certificates, signer);
-    if key.keys_match().is_err() {
+    let certified = CertifiedKey::new(certificates, signer);
+    if certified.keys_match().is_err() {
         return Err(key_place.error(format_args!(
             "the key {} does not belong to the certificate {}; name the key it was made with",
             key_path.display(),
@@ -124,7 +82,7 @@ pub(in crate::gate) fn certified(
         )));
     }
     Ok(Certified {
-        key: Arc::new(key),
+        key: Arc::new(certified),
         not_after,
         names,
     })
@@ -224,8 +182,8 @@ pub(in crate::gate) fn service_groups() -> Vec<u32> {
 /// or a directory on the way to it that is root's alone or that the unit hides.
 pub(in crate::gate) fn obstacle(path: &Path, groups: &[u32]) -> Option<PathBuf> {
     let real = std::fs::canonicalize(path).ok()?;
-    let lets_in = |path: &Path, right: u32| {
-        std::fs::metadata(path).map_or(true, |found| {
+    let lets_in = |part: &Path, right: u32| {
+        std::fs::metadata(part).map_or(true, |found| {
             let is_for_group = found.mode() & right << 3 != 0 && groups.contains(&found.gid());
             found.uid() != 0 || is_for_group || found.mode() & right != 0
         })
@@ -324,7 +282,7 @@ fn authority(
     if !constraints.is_some_and(|constraints| constraints.value.ca) {
         return Err(place.error(format_args!(
             "`{}` in {} is not a CA certificate; name the CA that signed the client certificate, \
-             not the certificate itself (or pin it: `pullgate pin {}`)",
+             not the certificate itself (or pin it: `pullgate spki {}`)",
             subject.escape_debug(),
             path.display(),
             path.display()
@@ -386,17 +344,18 @@ pub(in crate::gate) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, C
     Ok(roots)
 }
 
-/// The pin of a certificate: SHA-256 of its leaf's SubjectPublicKeyInfo, as `trust` takes it.
+/// The key pin of a certificate: SHA-256 of its leaf's SubjectPublicKeyInfo, as `trust` takes it.
 ///
 /// # Errors
 ///
 /// Returns what is wrong with the file.
-pub fn pin(path: &Path) -> Result<String, ConfigError> {
+pub fn spki(path: &Path) -> Result<String, ConfigError> {
     let place = Place::nowhere();
     // It is shown, and trusted by whoever writes it down.
     let pem = file::read(path, FILE_MAX);
-    let pem = pem
-        .map_err(|error| place.error(format_args!("{} cannot be read: {error}", path.display())))?;
+    let pem = pem.map_err(|error| {
+        place.unreadable(format_args!("{} cannot be read", path.display()), error)
+    })?;
     let certificates = pem_certificates(&place, path, &pem)?;
     let leaf = parse(&place, path, &certificates[0])?;
     Ok(format!(
@@ -472,22 +431,25 @@ fn parse<'a>(
 
 /// Reads a file that says whom to trust.
 fn read(place: &Place, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    read_trusted(place, path, TrustedOwner::Nobody).map(|(content, _)| content)
+    read_trusted(place, path, TrustedOwner::RootOrSelf).map(|(content, _)| content)
 }
 
 fn read_trusted(
     place: &Place,
     path: &Path,
-    keeper: TrustedOwner,
+    owner: TrustedOwner,
 ) -> Result<(Vec<u8>, Metadata), ConfigError> {
-    file::read_trusted(path, FILE_MAX, keeper).map_err(|error| match error {
-        ReadError::Io(error) => place.error(format_args!(
-            "{} cannot be read: {error}; is the path right, and may the user {} read it?{}",
-            path.display(),
-            geteuid().as_raw(),
-            hint(path)
-        )),
-        ReadError::UntrustedFile(exposed) => place.error(exposed),
+    file::read_trusted(path, FILE_MAX, owner).map_err(|error| match error {
+        ReadError::Io(error) => {
+            let problem = format!(
+                "{} cannot be read (is the path right, and may the user {} read it?{})",
+                path.display(),
+                geteuid().as_raw(),
+                hint(path)
+            );
+            place.unreadable(problem, error)
+        }
+        ReadError::UntrustedFile(untrusted) => place.error(untrusted),
     })
 }
 

@@ -100,7 +100,7 @@ fn resembles_edge(line: &[u8]) -> bool {
     // Whatever the label is, another reader takes such a line for an edge, and what is behind it for its
     // section's.
     let mut starts = start.split('\r').map(str::trim_start);
-    if starts.any(|start| marks.iter().any(|mark| start.starts_with(mark))) {
+    if starts.any(|part| marks.iter().any(|mark| part.starts_with(mark))) {
         return true;
     }
     (begins || any(&marks)) && any(&["CERTIFICATE", "CRL", "KEY", "PARAMETERS"])
@@ -122,7 +122,7 @@ fn section(line: usize, label: &str, lines: &[&[u8]]) -> Result<Section, PemErro
         _ => PemKind::Other,
     };
     // An encrypted key has headers, which are no Base64, and its content is of no use.
-    if lines.iter().any(|line| line.contains(&b':')) {
+    if lines.iter().any(|text| text.contains(&b':')) {
         return Ok(Section {
             kind,
             label: label.to_owned(),

@@ -7,8 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
@@ -28,12 +28,13 @@ use super::revocation::{Crl, Revocation, may_sign_lists, newest};
 use super::sessions::Unexpired;
 use super::trust::{Anchor, Trusted, VerifiedChains};
 use crate::config::{
-    ClientAuth, ConfigError, Host, MinTls, Name, OnTrustChange, Resumption, Trust,
+    ClientAuth, ConfigError, HostSettings, MinTls, Name, OnTrustChange, Resumption, Trust,
 };
 use crate::digest::sha256_of_parts;
 use crate::gate::refusal::Refusal;
 use crate::gate::shutdown::Signal;
 use crate::gate::upstream::{Dialer, Encryption};
+use crate::sync::lock;
 
 /// All policies, by server name.
 #[derive(Default)]
@@ -112,16 +113,34 @@ pub struct Policy {
     names: Vec<Name>,
     is_default: bool,
     tls: Arc<ServerConfig>,
+    /// What is offered while the upstream is not known to speak HTTP/2; none where that is not
+    /// configured.
+    tls_without_h2: Option<Arc<ServerConfig>>,
+    upstream_h2: Arc<Mutex<UpstreamH2>>,
     verifier: Arc<PeerVerifier>,
     clock: Arc<dyn TimeProvider>,
     dialer: Dialer,
-    terms: TrustEpoch,
+    epoch: TrustEpoch,
     pub(in crate::gate) max_connections: u64,
     /// How many there are, those from before a reload among them.
     pub(in crate::gate) connections: Arc<AtomicU64>,
     pub(in crate::gate) on_trust_change: OnTrustChange,
     pub(in crate::gate) client_auth: ClientAuth,
     pub(in crate::gate) facts: CertFacts,
+}
+
+/// Whether an upstream speaks HTTP/2, as far as it was asked.
+#[derive(Clone, Debug, Default)]
+pub(in crate::gate) enum UpstreamH2 {
+    /// It was not asked yet.
+    #[default]
+    Unasked,
+    /// It does.
+    Spoken,
+    /// It does not.
+    NotSpoken,
+    /// It cannot be asked, for this reason.
+    Unknown(String),
 }
 
 /// What lints and metrics tell of a policy's files.
@@ -181,18 +200,18 @@ impl Policy {
     /// Reads the host's files and builds its TLS configuration; `before` is what holds of the same
     /// host until then.
     pub(in crate::gate) fn load(
-        host: &Host,
-        workshop: &TlsContext,
+        host: &HostSettings,
+        context: &TlsContext,
         before: Option<&Self>,
     ) -> Result<Self, ConfigError> {
         let blame = |problem: TlsError| host.place().error(problem);
         let certified = host.certificates.iter();
         let certified = certified
-            .map(|pair| credentials::certified(pair, &workshop.provider))
+            .map(|pair| credentials::certified(pair, &context.provider))
             .collect::<Result<Vec<_>, _>>()?;
         let mut authorities = Vec::new();
         for trust in &host.trust {
-            authorities.extend(credentials::authorities(trust, &workshop.shared)?);
+            authorities.extend(credentials::authorities(trust, &context.shared)?);
         }
         let parsed = authorities.iter().map(Authority::parsed);
         let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
@@ -200,13 +219,13 @@ impl Policy {
         let contents = contents(host, &certified, &authorities, &lists);
         let crls: Vec<_> = lists.into_iter().flatten().collect();
 
-        let terms = TrustEpoch::new(host, &authorities, &crls, before).map_err(blame)?;
-        let facts = CertFacts::new(host, &certified, &authorities, &crls, contents, workshop);
-        let trusted = trusted(host, workshop, (&authorities, &parsed), &crls)?;
+        let epoch = TrustEpoch::new(host, &authorities, &crls, before).map_err(blame)?;
+        let facts = CertFacts::new(host, &certified, &authorities, &crls, contents, context);
+        let trusted = trusted(host, context, (&authorities, &parsed), &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
         let builder = ServerConfig::builder_with_details(
-            Arc::clone(&workshop.provider),
-            Arc::clone(&workshop.clock),
+            Arc::clone(&context.provider),
+            Arc::clone(&context.clock),
         );
         let mut tls = builder
             .with_protocol_versions(versions(host.min_tls))
@@ -219,26 +238,38 @@ impl Policy {
                     .collect(),
             )));
         tls.alpn_protocols = host.alpn.iter().map(|name| name.clone().into()).collect();
-        tls.session_storage = Unexpired::new(&terms.sessions, &workshop.clock);
-        match &terms.tickets {
+        tls.session_storage = Unexpired::new(&epoch.sessions, &context.clock);
+        match &epoch.tickets {
             Some(tickets) => {
-                tls.ticketer = Unexpired::new(tickets, &workshop.clock);
+                tls.ticketer = Unexpired::new(tickets, &context.clock);
                 tls.send_tls13_tickets = TICKETS;
             }
             None => tls.send_tls13_tickets = 0,
         }
+
+        let tls_without_h2 = tls.alpn_protocols.iter().any(|name| name == H2).then(|| {
+            let mut tls = tls.clone();
+            tls.alpn_protocols.retain(|name| name != H2);
+            Arc::new(tls)
+        });
+        let dialer = dialer(host, context)?;
+        // What is known of an upstream holds until it is asked again.
+        let same = before.filter(|before| before.dialer.upstream == dialer.upstream);
+        let known = same.map_or_else(UpstreamH2::default, Self::upstream_h2);
 
         Ok(Self {
             label: host.label(),
             names: host.names.iter().map(|name| name.value.clone()).collect(),
             is_default: host.is_default,
             tls: Arc::new(tls),
+            tls_without_h2,
+            upstream_h2: Arc::new(Mutex::new(known)),
             verifier,
-            clock: Arc::clone(&workshop.clock),
-            dialer: dialer(host, workshop)?,
-            terms,
+            clock: Arc::clone(&context.clock),
+            dialer,
+            epoch,
             max_connections: host.max_connections.map_or(u64::MAX, |max| max as u64),
-            connections: before.map_or_else(Arc::default, |same| Arc::clone(&same.connections)),
+            connections: before.map_or_else(Arc::default, |old| Arc::clone(&old.connections)),
             on_trust_change: host.on_trust_change,
             client_auth: host.client_auth,
             facts,
@@ -267,33 +298,55 @@ impl Policy {
         &self.dialer
     }
 
+    /// What clients are offered: HTTP/2 only if the upstream is known to speak it.
     pub(in crate::gate) fn tls(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.tls)
+        match &self.tls_without_h2 {
+            Some(without) if !self.offers_h2() => Arc::clone(without),
+            Some(_) | None => Arc::clone(&self.tls),
+        }
     }
 
-    /// Protocols that are offered by ALPN.
-    pub(in crate::gate) fn offers(&self, protocol: &[u8]) -> bool {
-        self.tls
-            .alpn_protocols
-            .iter()
-            .any(|offered| offered == protocol)
+    /// Whether HTTP/2 is configured.
+    pub(in crate::gate) fn would_offer_h2(&self) -> bool {
+        self.tls_without_h2.is_some()
     }
 
-    /// Offers HTTP/2 to nobody, for its upstream is not known to speak it.
-    pub(in crate::gate) fn withhold_h2(&mut self) {
-        let mut tls = ServerConfig::clone(&self.tls);
-        tls.alpn_protocols.retain(|protocol| protocol != b"h2");
-        self.tls = Arc::new(tls);
+    /// Whether HTTP/2 is configured, and the upstream speaks it.
+    pub(in crate::gate) fn offers_h2(&self) -> bool {
+        self.would_offer_h2() && matches!(*lock(&self.upstream_h2), UpstreamH2::Spoken)
+    }
+
+    /// Whether the upstream has answered what it speaks.
+    pub(in crate::gate) fn has_answered_h2(&self) -> bool {
+        match *lock(&self.upstream_h2) {
+            UpstreamH2::Spoken | UpstreamH2::NotSpoken => true,
+            UpstreamH2::Unasked | UpstreamH2::Unknown(_) => false,
+        }
+    }
+
+    /// Whether the upstream speaks HTTP/2, as far as it was asked.
+    pub(in crate::gate) fn upstream_h2(&self) -> UpstreamH2 {
+        lock(&self.upstream_h2).clone()
+    }
+
+    /// Asks the upstream whether it speaks HTTP/2. Blocks, see [`Dialer::speaks_h2`].
+    pub(in crate::gate) fn ask_h2(&self) {
+        let answer = match self.dialer.speaks_h2() {
+            Ok(true) => UpstreamH2::Spoken,
+            Ok(false) => UpstreamH2::NotSpoken,
+            Err(error) => UpstreamH2::Unknown(error.to_string()),
+        };
+        *lock(&self.upstream_h2) = answer;
     }
 
     /// Whether sessions and connections of one are worth as much at the other.
-    pub(in crate::gate) fn has_terms_of(&self, other: &Self) -> bool {
-        self.terms.digest == other.terms.digest
+    pub(in crate::gate) fn has_epoch_of(&self, other: &Self) -> bool {
+        self.epoch.digest == other.epoch.digest
     }
 
     /// Where its live connections are told what concerns them all.
     pub(in crate::gate) fn shutdown(&self) -> &Arc<Signal> {
-        &self.terms.shutdown
+        &self.epoch.shutdown
     }
 
     /// Takes the peer of a finished handshake as verified, or refuses it.
@@ -309,12 +362,12 @@ impl Policy {
 
 impl CertFacts {
     fn new(
-        host: &Host,
+        host: &HostSettings,
         certified: &[Certified],
         authorities: &[Authority],
         crls: &[Arc<Crl>],
         contents: Vec<FileContent>,
-        workshop: &TlsContext,
+        context: &TlsContext,
     ) -> Self {
         let certificates = certified.iter().map(|certified| certified.not_after);
         let names = certified
@@ -336,7 +389,7 @@ impl CertFacts {
             contents,
             trusts_shared: authorities
                 .iter()
-                .any(|ca| ca.certificate == workshop.shared.certificate),
+                .any(|ca| ca.certificate == context.shared.certificate),
         }
     }
 }
@@ -344,12 +397,12 @@ impl CertFacts {
 impl TrustEpoch {
     /// The terms of before, if nothing has changed of what they depend on.
     fn new(
-        host: &Host,
+        host: &HostSettings,
         authorities: &[Authority],
         crls: &[Arc<Crl>],
         before: Option<&Policy>,
     ) -> Result<Self, TlsError> {
-        let Host {
+        let HostSettings {
             names: _,
             is_default: _,
             certificates: _,
@@ -387,7 +440,7 @@ impl TrustEpoch {
         let digest = sha256_of_parts(parts.chain([words.as_bytes()]));
 
         match before {
-            Some(before) if before.terms.digest == digest => Ok(before.terms.clone()),
+            Some(before) if before.epoch.digest == digest => Ok(before.epoch.clone()),
             Some(_) | None => Ok(Self {
                 digest,
                 tickets: match resumption {
@@ -404,14 +457,14 @@ impl TrustEpoch {
     }
 }
 
-fn has_pins(host: &Host) -> bool {
+fn has_pins(host: &HostSettings) -> bool {
     let mut trust = host.trust.iter();
     trust.any(|trust| matches!(trust.value, Trust::Pin(_)))
 }
 
 /// What was read from each of a host's files.
 fn contents(
-    host: &Host,
+    host: &HostSettings,
     certified: &[Certified],
     authorities: &[Authority],
     lists: &[Vec<Arc<Crl>>],
@@ -422,8 +475,8 @@ fn contents(
         what,
     };
     let mut contents = Vec::new();
-    for (pair, certified) in host.certificates.iter().zip(certified) {
-        let chain = certified.key.cert.len();
+    for (pair, shown) in host.certificates.iter().zip(certified) {
+        let chain = shown.key.cert.len();
         contents.push(content(&pair.certificate.value, chain, "certificate"));
         contents.push(content(&pair.key.value, 1, "key"));
     }
@@ -434,15 +487,15 @@ fn contents(
             contents.push(content(path, count, "CA"));
         }
     }
-    for (file, lists) in host.crls.iter().zip(lists) {
-        contents.push(content(&file.value, lists.len(), "revocation list"));
+    for (file, found) in host.crls.iter().zip(lists) {
+        contents.push(content(&file.value, found.len(), "revocation list"));
     }
     contents
 }
 
 /// The lists of each of the host's files; each has an effect.
 fn load_crls(
-    host: &Host,
+    host: &HostSettings,
     authorities: &[Authority],
     parsed: &[X509Certificate<'_>],
 ) -> Result<Vec<Vec<Arc<Crl>>>, ConfigError> {
@@ -483,8 +536,8 @@ fn load_crls(
 }
 
 fn trusted(
-    host: &Host,
-    workshop: &TlsContext,
+    host: &HostSettings,
+    context: &TlsContext,
     (authorities, parsed): (&[Authority], &[X509Certificate<'_>]),
     crls: &[Arc<Crl>],
 ) -> Result<Trusted, ConfigError> {
@@ -512,14 +565,14 @@ fn trusted(
         pins: pins.collect(),
         max_depth: host.max_depth,
         require_eku: host.require_client_eku,
-        shared: anchor(&workshop.shared, false)?,
+        shared: anchor(&context.shared, false)?,
         revocation,
-        algorithms: workshop.provider.signature_verification_algorithms,
+        algorithms: context.provider.signature_verification_algorithms,
         seen: VerifiedChains::default(),
     })
 }
 
-fn dialer(host: &Host, workshop: &TlsContext) -> Result<Dialer, ConfigError> {
+fn dialer(host: &HostSettings, context: &TlsContext) -> Result<Dialer, ConfigError> {
     let place = &host.upstream.place;
     let upstream = host.upstream.value.clone();
     let encryption = upstream.tls.as_ref().map(|tls| {
@@ -528,8 +581,8 @@ fn dialer(host: &Host, workshop: &TlsContext) -> Result<Dialer, ConfigError> {
         let name = ServerName::try_from(tls.name.clone());
         let name = name.map_err(|error| place.error(error))?;
         let builder = ClientConfig::builder_with_details(
-            Arc::clone(&workshop.provider),
-            Arc::clone(&workshop.clock),
+            Arc::clone(&context.provider),
+            Arc::clone(&context.clock),
         );
         let config = builder
             .with_safe_default_protocol_versions()
@@ -566,6 +619,8 @@ impl ResolvesServerCert for CertResolver {
     }
 }
 
+/// The protocol, as ALPN names it.
+const H2: &[u8] = b"h2";
 static SINCE_TLS12: [&SupportedProtocolVersion; 2] =
     [&rustls::version::TLS13, &rustls::version::TLS12];
 /// Sessions of TLS 1.2 that are kept for clients that take no tickets.

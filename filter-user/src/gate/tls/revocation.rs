@@ -18,8 +18,8 @@ use x509_parser::prelude::{
 };
 
 use super::canonical_name::CanonicalName;
-use super::credentials::seconds;
 use super::signature::is_signed_by;
+use super::validity::seconds;
 use crate::config::CrlExpired;
 use crate::digest::sha256_bytes;
 use crate::gate::refusal::Refusal;
@@ -31,7 +31,7 @@ pub(in crate::gate) struct Crl {
     issuer: CanonicalName,
     /// The key identifier of the issuer's key, if the list has it (RFC 5280 §5.2.1).
     authority_key: Option<Vec<u8>>,
-    scope: Scope,
+    scope: CrlScope,
     /// The list's number, big-endian without leading zeros; a CA need not count (RFC 5280 §5.2.3).
     number: Option<Vec<u8>>,
     /// When it was made, seconds since the UNIX epoch.
@@ -46,7 +46,7 @@ pub(in crate::gate) struct Crl {
 
 /// The part of an issuer's certificates that a list is for (RFC 5280 §5.2.5).
 #[derive(Debug, Default, Eq, PartialEq)]
-struct Scope {
+struct CrlScope {
     only_leaves: bool,
     only_authorities: bool,
     /// The distribution point's URIs: a shard; none, if the list is for all.
@@ -73,7 +73,7 @@ impl Crl {
         Ok(Self {
             issuer: CanonicalName::of(parsed.issuer()),
             authority_key: key_identifier(parsed.extensions()),
-            scope: Scope::of(parsed.extensions()),
+            scope: CrlScope::of(parsed.extensions()),
             number,
             this_update: parsed.last_update().timestamp(),
             next_update,
@@ -128,7 +128,7 @@ impl Crl {
     }
 }
 
-impl Scope {
+impl CrlScope {
     fn of(extensions: &[X509Extension<'_>]) -> Self {
         let mut parsed = extensions.iter().map(X509Extension::parsed_extension);
         let point = parsed.find_map(|extension| {
@@ -261,7 +261,7 @@ impl Revocation {
             let is_namesake = CanonicalName::of(other.subject()) == issuer;
             is_namesake && is_signed_by(authority.as_raw(), other.public_key().raw)
         });
-        let mut lists = issuers.flat_map(|issuer| self.of_issuer(issuer));
+        let mut lists = issuers.flat_map(|namesake| self.of_issuer(namesake));
         lists.any(|list| list.revokes(authority))
     }
 

@@ -18,9 +18,9 @@ fn verify(signed: &[u8], key: &[u8]) -> Option<()> {
     let (rest, algorithm) = Any::from_der(rest).ok()?;
     let (_, signature) = BitString::from_der(rest).ok()?;
 
-    let (_, key) = Any::from_der(key).ok()?;
-    let (rest, kind) = Any::from_der(key.data).ok()?;
-    let (_, key) = BitString::from_der(rest).ok()?;
+    let (_, info) = Any::from_der(key).ok()?;
+    let (bits, kind) = Any::from_der(info.data).ok()?;
+    let (_, public_key) = BitString::from_der(bits).ok()?;
 
     let all = aws_lc_rs::default_provider()
         .signature_verification_algorithms
@@ -31,7 +31,7 @@ fn verify(signed: &[u8], key: &[u8]) -> Option<()> {
     });
     fitting
         .any(|it| {
-            it.verify_signature(&key.data, message, &signature.data)
+            it.verify_signature(&public_key.data, message, &signature.data)
                 .is_ok()
         })
         .then_some(())

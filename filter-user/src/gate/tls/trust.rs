@@ -13,8 +13,9 @@ use x509_parser::asn1_rs::Any;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
 use super::canonical_name::CanonicalName;
-use super::credentials::{Authority, Validity};
+use super::credentials::Authority;
 use super::revocation::Revocation;
+use super::validity::Validity;
 use crate::digest::{sha256_bytes, sha256_of_parts};
 use crate::gate::refusal::Refusal;
 use crate::sync::lock;
@@ -211,9 +212,10 @@ impl Trusted {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let usage = match self.require_eku {
-            true => KeyUsage::required(EKU_CLIENT_AUTH),
-            false => KeyUsage::client_auth(),
+        let usage = if self.require_eku {
+            KeyUsage::required(EKU_CLIENT_AUTH)
+        } else {
+            KeyUsage::client_auth()
         };
         // webpki tries another path when one is refused, and keeps to itself why.
         let on_lists = Cell::new(None);
@@ -271,8 +273,8 @@ impl Trusted {
             .map(|certificate| X509Certificate::from_der(certificate));
         let parsed = parsed.collect::<Result<Vec<_>, _>>();
         let parsed = parsed.map_err(|_unparsed| Refusal::BadCertificate)?;
-        let path: Vec<&X509Certificate<'_>> = parsed.iter().map(|(_, parsed)| parsed).collect();
-        self.revocation.judge(&path, now)
+        let chain: Vec<_> = parsed.iter().map(|(_, parsed)| parsed).collect();
+        self.revocation.judge(&chain, now)
     }
 
     /// The time within `validity` in which no list expires.

@@ -12,15 +12,15 @@ use seccompiler::{
 use super::access::Access;
 use crate::role::Role;
 
-type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+type SyscallRules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-pub(super) fn confine(reach: &Access) -> Result<(), Error> {
-    let mut rules: Rules = COMMON.iter().map(|call| (*call, Vec::new())).collect();
+pub(super) fn confine(access: &Access) -> Result<(), Error> {
+    let mut rules: SyscallRules = COMMON.iter().map(|call| (*call, Vec::new())).collect();
     rules.extend(OLD.iter().map(|call| (*call, Vec::new())));
-    if reach.has(Role::Filter) {
+    if access.has(Role::Filter) {
         rules.insert(libc::SYS_bpf, Vec::new());
     }
-    rules.insert(libc::SYS_socket, sockets(reach)?);
+    rules.insert(libc::SYS_socket, sockets(access)?);
     rules.insert(libc::SYS_prctl, equal(0, &PRCTL)?);
     // Threads, and never a process or a namespace of their own.
     let thread = word(libc::CLONE_THREAD);
@@ -78,7 +78,7 @@ fn without(calls: &[c_long], errno: u32) -> Result<BpfProgram, Error> {
 }
 
 fn compile(
-    rules: Rules,
+    rules: SyscallRules,
     otherwise: SeccompAction,
     if_named: SeccompAction,
 ) -> Result<BpfProgram, Error> {
@@ -89,7 +89,7 @@ fn compile(
 
 /// Status sockets and the kernel's tables for all; the network for who listens or fetches, and
 /// datagrams only for who looks names up.
-fn sockets(reach: &Access) -> Result<Vec<SeccompRule>, Error> {
+fn sockets(access: &Access) -> Result<Vec<SeccompRule>, Error> {
     let mut rules = equal(0, &[libc::AF_UNIX])?;
     for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG] {
         rules.push(SeccompRule::new(vec![
@@ -98,14 +98,14 @@ fn sockets(reach: &Access) -> Result<Vec<SeccompRule>, Error> {
         ])?);
     }
     let mut kinds = Vec::new();
-    if reach.has(Role::Ranges) || !reach.bind.is_empty() {
+    if access.has(Role::Ranges) || !access.bind.is_empty() {
         // By name, for landlock knows no other protocol of streams.
         kinds.extend([
             (libc::SOCK_STREAM, 0),
             (libc::SOCK_STREAM, libc::IPPROTO_TCP),
         ]);
     }
-    if reach.has(Role::Ranges) {
+    if access.has(Role::Ranges) {
         kinds.extend([(libc::SOCK_DGRAM, 0), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)]);
     }
     for family in [libc::AF_INET, libc::AF_INET6] {

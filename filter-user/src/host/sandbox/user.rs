@@ -132,7 +132,7 @@ fn show(pins: &Path, user: &Account) -> io::Result<()> {
 /// The directory at which the file system is mounted that `path` is on.
 fn top_of_file_system(path: &Path) -> io::Result<PathBuf> {
     let device = std::fs::metadata(path)?.dev();
-    let is_on_it = |path: &&Path| std::fs::metadata(path).is_ok_and(|found| found.dev() == device);
+    let is_on_it = |part: &&Path| std::fs::metadata(part).is_ok_and(|found| found.dev() == device);
     let top = path.ancestors().take_while(is_on_it).last();
     Ok(top.unwrap_or(path).to_owned())
 }

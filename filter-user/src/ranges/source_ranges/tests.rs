@@ -33,7 +33,7 @@ fn a_list_that_goes_back_to_what_was_before_an_agreed_growth_needs_neither_grace
     let much = format!("{FOUR}\n8.0.0.0/9");
     let approved = MergePolicy {
         large_change: LargeChange::Agreed,
-        ..terms(Duration::ZERO, &LIMITS)
+        ..policy(Duration::ZERO, &LIMITS)
     };
     let grown = known(FOUR).merge(&check(&much), &approved).unwrap();
     let confirmed = merge(&grown, &much, 3600).unwrap();
@@ -70,8 +70,8 @@ fn a_vanished_range_stays_for_its_grace_and_then_goes() {
 fn a_range_that_returns_begins_its_grace_anew() {
     let gone = merge(&known(FOUR), THREE, 0).unwrap();
     let back = merge(&gone, FOUR, GRACE.as_secs() - 1).unwrap();
-    let gone = merge(&back, THREE, 10).unwrap();
-    let still = merge(&gone, THREE, GRACE.as_secs() - 1).unwrap();
+    let gone_again = merge(&back, THREE, 10).unwrap();
+    let still = merge(&gone_again, THREE, GRACE.as_secs() - 1).unwrap();
 
     assert_eq!(back.vanishing(&fourth()), None);
     assert!(still.set().has(&fourth()));
@@ -95,17 +95,17 @@ fn a_range_that_somebody_comes_from_stays_beyond_its_grace() {
     let known = merge(&known(FOUR), THREE, 0).unwrap();
     let fourth = [fourth()];
     let after = |idle| {
-        let terms = MergePolicy {
+        let policy = MergePolicy {
             idle,
-            ..terms(GRACE, &LIMITS)
+            ..policy(GRACE, &LIMITS)
         };
-        assert!(known.has_due(&terms));
-        known.merge(&check(THREE), &terms).unwrap()
+        assert!(known.has_due(&policy));
+        known.merge(&check(THREE), &policy).unwrap()
     };
 
-    assert!(after(Idle::Only(&[])).set().has(&fourth[0]));
-    assert!(!after(Idle::Only(&fourth)).set().has(&fourth[0]));
-    assert!(!after(Idle::All).set().has(&fourth[0]));
+    assert!(after(Unused::Only(&[])).set().has(&fourth[0]));
+    assert!(!after(Unused::Only(&fourth)).set().has(&fourth[0]));
+    assert!(!after(Unused::All).set().has(&fourth[0]));
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn the_oldest_vanished_range_decides_whether_somebody_has_to_be_asked() {
     let both = merge(&older, two, GRACE.as_secs() - 1).unwrap();
 
     assert_eq!(both.vanished().len(), 2);
-    assert!(!both.has_due(&terms(Duration::ZERO, &LIMITS)));
-    assert!(both.has_due(&terms(Duration::from_secs(1), &LIMITS)));
+    assert!(!both.has_due(&policy(Duration::ZERO, &LIMITS)));
+    assert!(both.has_due(&policy(Duration::from_secs(1), &LIMITS)));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_shrinking_that_was_agreed_to_still_waits_and_is_not_refused_again() {
     let half = "192.0.4.0/23\n2a00::/32";
     let approved = MergePolicy {
         large_change: LargeChange::Agreed,
-        ..terms(Duration::ZERO, &LIMITS)
+        ..policy(Duration::ZERO, &LIMITS)
     };
 
     let merged = known(FOUR).merge(&check(half), &approved).unwrap();
@@ -187,7 +187,7 @@ fn the_change_of_april_2021_goes_through_by_itself() {
 
 /// What one fetch of the source came to, in the properties below.
 #[derive(Clone, Debug)]
-struct Answer {
+struct Step {
     /// Seconds since the one before.
     after: u64,
     /// The body.
@@ -199,56 +199,53 @@ struct Answer {
 
 /// All of history, and a set of addresses: slow, and nothing but the rule.
 #[derive(Default)]
-struct Model {
+struct Naive {
     /// The lists that were taken in: when, and which blocks they held.
     taken: Vec<(u64, BTreeSet<u8>)>,
-    in_force: BTreeSet<u8>,
+    active: BTreeSet<u8>,
     /// Blocks that went with an agreed shrinking and did not come back.
     approved: BTreeSet<u8>,
     /// Blocks that were there before an agreed growth.
     before_growth: Option<BTreeSet<u8>>,
 }
 
-impl Model {
-    fn take(&mut self, now: u64, list: &BTreeSet<u8>, answer: &Answer) -> bool {
-        let (mut in_force, mut before) = (self.in_force.clone(), self.before_growth.clone());
+impl Naive {
+    fn take(&mut self, now: u64, list: &BTreeSet<u8>, answer: &Step) -> bool {
+        let (mut active, mut before) = (self.active.clone(), self.before_growth.clone());
         if let Some(growth_of) = before.clone().filter(|blocks| blocks.is_subset(list)) {
-            let added: BTreeSet<_> = in_force.difference(&growth_of).copied().collect();
+            let added: BTreeSet<_> = active.difference(&growth_of).copied().collect();
             if added.is_disjoint(list) {
-                in_force = growth_of;
+                active = growth_of;
                 before = None;
             }
         }
-        let expected: BTreeSet<_> = in_force.difference(&self.approved).copied().collect();
+        let expected: BTreeSet<_> = active.difference(&self.approved).copied().collect();
         let lost = expected.difference(list).count();
-        let grows = list.difference(&in_force).count() * 4 > in_force.len();
+        let grows = list.difference(&active).count() * 4 > active.len();
         if !answer.approved && (lost * 4 > expected.len() || grows) {
             return false;
         }
-        self.before_growth = match grows {
-            true => Some(in_force.clone()),
-            false => before,
-        };
-        self.in_force = in_force;
-        let missing: BTreeSet<_> = self.in_force.difference(list).copied().collect();
+        self.before_growth = if grows { Some(active.clone()) } else { before };
+        self.active = active;
+        let missing: BTreeSet<_> = self.active.difference(list).copied().collect();
         self.taken.push((now, list.clone()));
         for block in &missing {
             let last = self
                 .taken
                 .iter()
-                .rposition(|(_, list)| list.contains(block));
+                .rposition(|(_, taken)| taken.contains(block));
             let first_without = self.taken[last.map_or(0, |last| last + 1)].0;
             let is_over = now - first_without >= GRACE.as_secs();
             if is_over && !answer.in_use.contains(block) {
-                self.in_force.remove(block);
+                self.active.remove(block);
             }
         }
         if answer.approved {
             self.approved.extend(&missing);
         }
-        self.in_force.extend(list);
+        self.active.extend(list);
         self.approved
-            .retain(|block| !list.contains(block) && self.in_force.contains(block));
+            .retain(|block| !list.contains(block) && self.active.contains(block));
         true
     }
 }
@@ -258,7 +255,7 @@ proptest! {
     fn ranges_come_and_go_as_in_the_model(answers in answers()) {
         let first: BTreeSet<u8> = (0..BLOCKS).collect();
         let mut known = known(&text(&first));
-        let mut model = Model { in_force: first.clone(), ..Model::default() };
+        let mut model = Naive { active: first.clone(), ..Naive::default() };
         model.taken.push((0, first));
         let (mut now, mut last) = (0, 0);
         let mut listed_at = vec![0; usize::from(BLOCKS)];
@@ -268,17 +265,17 @@ proptest! {
             let before = known.clone();
             let idle = (0..BLOCKS).filter(|block| !answer.in_use.contains(block));
             let idle: Vec<_> = idle.map(range).collect();
-            let terms = MergePolicy {
+            let policy = MergePolicy {
                 passed: Duration::from_secs(now - last),
-                idle: Idle::Only(&idle),
+                idle: Unused::Only(&idle),
                 large_change: if answer.approved { LargeChange::Agreed } else { LargeChange::Refuse },
-                ..terms(Duration::ZERO, &LIMITS)
+                ..policy(Duration::ZERO, &LIMITS)
             };
             let list = Feed::parse(answer.body.as_bytes(), &Format::Cloudflare).ok();
             let list = list.and_then(|feed| RangeSet::check(feed, Families::Both, &LIMITS).ok());
             if let Some(list) = &list {
                 let blocks = blocks(list);
-                match known.merge(list, &terms) {
+                match known.merge(list, &policy) {
                     Ok(merged) => {
                         prop_assert!(model.take(now, &blocks, &answer), "taken, but not by the model");
                         known = merged;
@@ -292,7 +289,7 @@ proptest! {
             }
 
             // What the rule says, in three ways.
-            prop_assert_eq!(blocks(known.set()), model.in_force.clone());
+            prop_assert_eq!(blocks(known.set()), model.active.clone());
             for block in blocks(before.set()).difference(&blocks(known.set())) {
                 let unlisted = now - listed_at[usize::from(*block)];
                 // What a growth has added goes as it came.
@@ -309,7 +306,7 @@ proptest! {
 }
 
 /// Answers of a source that is sometimes wrong, sometimes hostile.
-fn answers() -> impl Strategy<Value = Vec<Answer>> {
+fn answers() -> impl Strategy<Value = Vec<Step>> {
     let list = prop::collection::btree_set(0..BLOCKS, 8..=usize::from(BLOCKS));
     let hostile = prop::sample::select(vec![
         "10.0.0.0/8",
@@ -340,10 +337,10 @@ fn answers() -> impl Strategy<Value = Vec<Answer>> {
     let body = prop_oneof![8 => body, 1 => Just(String::new()), 1 => Just("{}".to_owned())];
     let in_use = prop::collection::btree_set(0..BLOCKS, 0..3);
     let answer = (0..GRACE.as_secs(), body, in_use, prop::bool::weighted(0.2));
-    let answer = answer.prop_map(|(after, body, in_use, approved)| Answer {
+    let answer = answer.prop_map(|(after, answered, used, approved)| Step {
         after,
-        body,
-        in_use,
+        body: answered,
+        in_use: used,
         approved,
     });
     prop::collection::vec(answer, 1..40)
@@ -402,15 +399,15 @@ fn known(text: &str) -> SourceRanges {
 fn merge(known: &SourceRanges, fetched: &str, passed: u64) -> Result<SourceRanges, Rejection> {
     known.merge(
         &check(fetched),
-        &terms(Duration::from_secs(passed), &LIMITS),
+        &policy(Duration::from_secs(passed), &LIMITS),
     )
 }
 
-fn terms(passed: Duration, limits: &Limits) -> MergePolicy<'_> {
+fn policy(passed: Duration, limits: &GuardLimits) -> MergePolicy<'_> {
     MergePolicy {
         passed,
         grace: GRACE,
-        idle: Idle::All,
+        idle: Unused::All,
         is_published: true,
         large_change: LargeChange::Refuse,
         limits,
@@ -422,7 +419,7 @@ const FOUR: &str = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/24\n2a00
 const THREE: &str = "192.0.4.0/24\n192.0.5.0/24\n192.0.6.0/24\n192.0.7.0/25\n2a00::/32";
 const GRACE: Duration = Duration::from_secs(86_400);
 const BLOCKS: u8 = 16;
-const LIMITS: Limits = Limits {
+const LIMITS: GuardLimits = GuardLimits {
     entries: 4096,
     addresses_v4: 1 << 24,
     networks_v6: 1 << 12,

@@ -1,6 +1,6 @@
-//! What monitoring asks over HTTP: `/metrics`, `/healthz` and `/readyz`.
+//! HTTP/1 for local clients.
 //!
-//! Whoever asks is local, but no friend: what he sends is bounded in size and time, and how many ask
+//! A client is local, but not trusted: what it sends is bounded in size and time, and how many there are
 //! at once in number.
 
 use std::collections::VecDeque;
@@ -14,36 +14,37 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
-use super::Finding;
+use crate::host::socket;
 
-/// What is told.
-pub trait MetricsSource: Send + Sync + 'static {
-    /// All metrics of the moment, in the OpenMetrics text format.
-    fn metrics(&self) -> String;
-    /// What of the process does not answer; nothing, if all of it does.
-    fn ailments(&self) -> impl Future<Output = Vec<Finding>> + Send;
-    /// Why the role does not protect as it should; nothing, if it does.
-    fn reservations(&self) -> Vec<Finding>;
+/// What is served at a socket.
+pub trait Service: Send + Sync + 'static {
+    /// The answer to a request.
+    fn respond(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 }
 
-/// A socket that waits for questions.
+/// A socket that waits for requests.
 #[derive(Debug)]
 pub enum Listener {
     /// A port.
     Tcp(TcpListener),
-    /// A UNIX socket.
+    /// A UNIX socket for the role's user and group.
     Unix(UnixListener),
+    /// A UNIX socket for root and the role's user.
+    Private(UnixListener),
 }
 
 impl Listener {
@@ -58,44 +59,46 @@ impl Listener {
         Ok(Self::Tcp(TcpListener::from_std(listener)?))
     }
 
-    /// Binds a UNIX socket; one that is left behind is replaced.
+    /// Binds a UNIX socket (0660); one that is left behind is replaced.
     ///
     /// # Errors
     ///
     /// Returns the operating system's error.
     pub fn unix(path: &Path) -> io::Result<Self> {
-        // Its mode is that of a status socket: the role's user and group may ask.
-        crate::host::socket::bind(path).map(Self::Unix)
+        socket::bind(path, 0o660).map(Self::Unix)
+    }
+
+    /// Binds a UNIX socket (0600) that serves root and this process's own user alone.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error.
+    pub fn private(path: &Path) -> io::Result<Self> {
+        socket::bind(path, 0o600).map(Self::Private)
     }
 
     /// Answers every client. If there are too many, the one that has been silent for longest makes
     /// room; one that is being answered does not, and if all are, the new one has to come again.
-    pub async fn serve(self, told: Arc<impl MetricsSource>) {
+    pub async fn serve(self, service: Arc<impl Service>) {
         let mut clients: VecDeque<Client> = VecDeque::new();
         loop {
-            let accepted: io::Result<Box<dyn Stream>> = match &self {
-                Self::Tcp(listener) => listener.accept().await.map(|(it, _)| Box::new(it) as _),
-                Self::Unix(listener) => listener.accept().await.map(|(it, _)| Box::new(it) as _),
-            };
-            match accepted {
-                Ok(stream) => {
+            match self.accept().await {
+                Ok(Some(stream)) => {
                     clients.retain(|client| !client.task.is_finished());
                     if clients.len() == CLIENTS_MAX {
                         let is_silent = |client: &Client| !client.has_asked.load(Ordering::Relaxed);
                         let Some(silent) = clients.iter().position(is_silent) else {
-                            debug!(id = "metrics-busy", "too many ask for metrics at once");
+                            debug!(id = "clients-too-many", "too many clients ask at once");
                             continue;
                         };
                         clients.remove(silent);
                     }
                     let has_asked = Arc::<AtomicBool>::default();
-                    let answering = answer(stream, Arc::clone(&told), Arc::clone(&has_asked));
+                    let answering = answer(stream, Arc::clone(&service), Arc::clone(&has_asked));
+                    let patience = self.patience();
                     let task = tokio::spawn(async move {
-                        if timeout(ANSWER_TIMEOUT, answering).await.is_err() {
-                            debug!(
-                                id = "metrics-timed-out",
-                                "a question about metrics took too long"
-                            );
+                        if timeout(patience, answering).await.is_err() {
+                            debug!(id = "answer-timed-out", "an answer took too long");
                         }
                     });
                     clients.push_back(Client {
@@ -103,11 +106,41 @@ impl Listener {
                         has_asked,
                     });
                 }
+                Ok(None) => {}
                 Err(error) => {
-                    error!(id = "metrics-socket-failed", %error, "metrics socket");
+                    error!(id = "socket-failed", %error, "a socket of this role does not accept clients");
                     tokio::time::sleep(ANSWER_TIMEOUT).await;
                 }
             }
+        }
+    }
+
+    /// A client's connection; none, if the client may not ask here.
+    async fn accept(&self) -> io::Result<Option<Box<dyn LocalStream>>> {
+        match self {
+            Self::Tcp(listener) => Ok(Some(Box::new(listener.accept().await?.0))),
+            Self::Unix(listener) => Ok(Some(Box::new(listener.accept().await?.0))),
+            Self::Private(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Its mode lets in no other; of whoever may change that, the kernel knows the user.
+                let user = stream.peer_cred()?.uid();
+                if user == 0 || user == geteuid().as_raw() {
+                    return Ok(Some(Box::new(stream)));
+                }
+                warn!(
+                    id = "instruction-forbidden",
+                    user, "another user may not instruct this role"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// For a request and its answer together.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => ANSWER_TIMEOUT,
+            Self::Private(_) => INSTRUCTION_TIMEOUT,
         }
     }
 }
@@ -119,19 +152,19 @@ struct Client {
     has_asked: Arc<AtomicBool>,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+trait LocalStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> LocalStream for S {}
 
 async fn answer(
-    stream: Box<dyn Stream>,
-    told: Arc<impl MetricsSource>,
+    stream: Box<dyn LocalStream>,
+    service: Arc<impl Service>,
     has_asked: Arc<AtomicBool>,
 ) {
     let service = service_fn(|request| {
         has_asked.store(true, Ordering::Relaxed);
-        let told = Arc::clone(&told);
-        async move { Ok::<_, Infallible>(reply(&request, &*told).await) }
+        let service = Arc::clone(&service);
+        async move { Ok::<_, Infallible>(service.respond(request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -140,58 +173,18 @@ async fn answer(
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
-        debug!(id = "metrics-not-served", %error, "a question about metrics");
+        debug!(id = "client-not-answered", %error, "a client was not answered");
     }
 }
 
-async fn reply(request: &Request<Incoming>, told: &impl MetricsSource) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return say(
-            StatusCode::METHOD_NOT_ALLOWED,
-            PLAIN,
-            "GET or HEAD only\n".to_owned(),
-        );
-    }
-    match request.uri().path() {
-        "/metrics" => say(StatusCode::OK, OPEN_METRICS, told.metrics()),
-        "/healthz" => judge(&told.ailments().await),
-        "/readyz" => judge(&told.reservations()),
-        _ => say(
-            StatusCode::NOT_FOUND,
-            PLAIN,
-            "/metrics, /healthz or /readyz\n".to_owned(),
-        ),
-    }
-}
-
-fn judge(findings: &[Finding]) -> Response<Full<Bytes>> {
-    match findings {
-        [] => say(StatusCode::OK, PLAIN, "ok\n".to_owned()),
-        findings => {
-            let lines = findings.iter().map(|finding| format!("{finding}\n"));
-            let text = lines.collect();
-            say(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
-        }
-    }
-}
-
-fn say(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    let kind = hyper::header::HeaderValue::from_static(kind);
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
-}
-
-const PLAIN: &str = "text/plain; charset=utf-8";
-/// The OpenMetrics specification, version 1.0.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Bytes of a request's head; what hyper takes at least.
 const HEAD_MAX: usize = 8192;
 /// Connections at once.
 const CLIENTS_MAX: usize = 16;
 /// For a question and its answer together.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
+/// For an instruction until it is done: a client has less patience.
+const INSTRUCTION_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
@@ -201,25 +194,17 @@ mod tests {
 
     use super::*;
 
-    /// Takes its time with `/healthz`: as long as there is no permit.
+    /// Takes its time: as long as there is no permit.
     struct Slow {
         begun: Arc<Semaphore>,
         released: Arc<Semaphore>,
     }
 
-    impl MetricsSource for Slow {
-        fn metrics(&self) -> String {
-            String::new()
-        }
-
-        async fn ailments(&self) -> Vec<Finding> {
+    impl Service for Slow {
+        async fn respond(&self, _: Request<Incoming>) -> Response<Full<Bytes>> {
             self.begun.add_permits(1);
             drop(self.released.acquire().await);
-            Vec::new()
-        }
-
-        fn reservations(&self) -> Vec<Finding> {
-            Vec::new()
+            Response::default()
         }
     }
 
@@ -231,11 +216,11 @@ mod tests {
             panic!("a port");
         };
         let address = socket.local_addr().unwrap();
-        let told = Arc::new(Slow {
+        let slow = Arc::new(Slow {
             begun: Arc::clone(&begun),
             released: Arc::clone(&released),
         });
-        let serving = tokio::spawn(listener.serve(told));
+        let serving = tokio::spawn(listener.serve(slow));
         let connect = || TcpStream::connect(address);
         let ask = async |path: &str| {
             let mut stream = connect().await.unwrap();
@@ -246,7 +231,7 @@ mod tests {
         let answer = async |mut stream: TcpStream| {
             let mut text = String::new();
             // One that was let go is reset.
-            stream.read_to_string(&mut text).await.ok();
+            drop(stream.read_to_string(&mut text).await);
             text
         };
 

@@ -1,0 +1,293 @@
+//! What the filter says of itself: one look at the kernel, for status and metrics alike.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use filter_ebpf::verdict::Counted;
+
+use super::tally::Tally;
+use super::{FilterRole, FilterState};
+use crate::config::{FilterSettings, Mode};
+use crate::control::protocol::{
+    DropStatus, FilterStatus, FramesStatus, InterfaceStatus, SourceStatus,
+};
+use crate::host::netlink;
+use crate::observe::{Attachment, FilterSample, Finding, FrameLabels};
+use crate::report::chain;
+use crate::roles::findings::{monitor, no_interface};
+use crate::roles::role_report::RoleReport;
+use crate::sync::lock;
+use crate::xdp::{AttachMode, Coverage, Filter, InterfaceState};
+
+impl FilterRole {
+    /// Looks at the filter in the kernel, and at what it was seen to do.
+    pub(in crate::roles) fn report(&self) -> RoleReport {
+        let (state, tally) = (self.state(), lock(&self.tally));
+        let filter = &state.filter;
+        let settings = filter.settings();
+        let mut findings = findings(&state);
+        let (interfaces, are_filtered) = interfaces(filter, &mut findings);
+        let counted = filter.frames().unwrap_or_else(|error| {
+            let text = format!("counters not readable: {}", chain(&error));
+            findings.push(Finding::warning("counters-unreadable", text));
+            BTreeMap::new()
+        });
+        let is_enforcing = settings.mode == Mode::Enforce;
+        let sample = FilterSample {
+            is_enforcing,
+            attached: attachments(&interfaces),
+            frames: counters(&counted),
+        };
+        let details = interfaces.iter().filter(|(status, _)| status.filtered);
+        let mut details: Vec<_> = details.map(|(status, _)| attached(status)).collect();
+        details.extend(ports(settings));
+        let status = FilterStatus {
+            mode: match settings.mode {
+                Mode::Enforce => "enforce".to_owned(),
+                Mode::Monitor => "monitor".to_owned(),
+            },
+            on_trial: filter.is_on_trial(),
+            interfaces: interfaces.into_iter().map(|(status, _)| status).collect(),
+            frames: frames(&counted, &tally),
+            drops: drops(&tally),
+            top_sources: sources(&tally),
+        };
+        RoleReport {
+            findings,
+            details,
+            is_enforcing: is_enforcing && are_filtered,
+            filter: Some((status, sample)),
+            ..RoleReport::default()
+        }
+    }
+}
+
+/// What is not right about the filter itself.
+fn findings(state: &FilterState) -> Vec<Finding> {
+    let FilterState {
+        filter,
+        config: _,
+        published: _,
+        unpublished,
+        saved: _,
+        amnesia,
+        tampered,
+        unpinned,
+        has_ended: _,
+    } = state;
+    let mut findings = Vec::new();
+    if filter.settings().mode == Mode::Monitor {
+        findings.push(monitor());
+    }
+    if let Some(at) = tampered {
+        let text = format!(
+            "another process changed the ranges in the kernel; they were published again {} s ago",
+            at.elapsed().as_secs()
+        );
+        findings.push(Finding::error("kernel-ranges-tampered", text));
+    }
+    if let Some(error) = unpublished {
+        let text = format!(
+            "packets are judged by older ranges: the active ones cannot be published ({error}); trying \
+             again"
+        );
+        findings.push(Finding::error("ranges-not-published", text));
+    }
+    findings.extend(unpinned.iter().map(|pin| {
+        let text = format!(
+            "another process removed {}: the filter goes on, and `explain` does not find it",
+            pin.display()
+        );
+        Finding::error("pin-removed", text).remedy("restart the filter role")
+    }));
+    if filter.is_on_trial() {
+        findings.push(
+            Finding::warning("on-trial", "the filter is on trial")
+                .remedy("`pullgate confirm` lets it stay"),
+        );
+    }
+    if let Some(error) = amnesia {
+        let text = format!("uplinks are not remembered across boots: {error}");
+        findings.push(Finding::warning("uplinks-not-remembered", text));
+    }
+    findings
+}
+
+/// How each interface fares, with the label of its state, and whether all strangers' frames are judged.
+fn interfaces(
+    filter: &Filter,
+    findings: &mut Vec<Finding>,
+) -> (Vec<(InterfaceStatus, &'static str)>, bool) {
+    let coverage = match filter.coverage() {
+        Ok(coverage) => coverage,
+        Err(error) => {
+            let text = format!("interfaces not readable: {}", chain(&error));
+            findings.push(Finding::error("interfaces-unreadable", text));
+            return (Vec::new(), false);
+        }
+    };
+    if coverage.is_empty() {
+        findings.push(no_interface());
+    }
+    let all_covered = coverage.iter().all(|it| it.state.is_covered());
+    let is_protected = all_covered && !coverage.is_empty();
+    let mut interfaces = Vec::new();
+    for Coverage { interface, state } in coverage {
+        findings.extend(shortfall(&interface, &state));
+        let status = InterfaceStatus {
+            name: interface,
+            mode: state.label().to_owned(),
+            filtered: state.is_covered(),
+            covered_by: state.covered_by().map(str::to_owned),
+        };
+        interfaces.push((status, state.label()));
+    }
+    for (upper, lower) in filter.bystanders() {
+        let text = format!(
+            "`{upper}` shares `{lower}` with an uplink, so its clients are filtered as well"
+        );
+        findings.push(Finding::warning("neighbours-filtered", text).remedy(
+            "to spare them, list them in `ranges.allow`, or the uplink's addresses in \
+             `filter.destinations`",
+        ));
+    }
+    (interfaces, is_protected)
+}
+
+/// The same for metrics; a filter without an interface is one too.
+fn attachments(interfaces: &[(InterfaceStatus, &'static str)]) -> Vec<Attachment> {
+    if interfaces.is_empty() {
+        return vec![Attachment {
+            iface: "none".to_owned(),
+            mode: "none",
+            is_filtered: false,
+        }];
+    }
+    let attachments = interfaces.iter().map(|(status, mode)| Attachment {
+        iface: status.name.clone(),
+        mode,
+        is_filtered: status.filtered,
+    });
+    attachments.collect()
+}
+
+/// What is wrong with how an interface is filtered.
+fn shortfall(interface: &str, state: &InterfaceState) -> Option<Finding> {
+    let why = match state {
+        InterfaceState::Attached(AttachMode::Native) | InterfaceState::Covered(_) => return None,
+        InterfaceState::Attached(mode) => {
+            let text = format!("`{interface}` is filtered by {} only", mode.name());
+            return Some(Finding::warning("attach-mode-weaker", text));
+        }
+        InterfaceState::Detached => "no program of ours is attached to it".to_owned(),
+        InterfaceState::Missing => "it does not exist, or is a bond without ports".to_owned(),
+        InterfaceState::NotEthernet => {
+            "a route to the internet leads there, and its frames are not Ethernet frames".to_owned()
+        }
+        InterfaceState::NotNamed => {
+            "a route to the internet leads there, so strangers can come in, and \
+                            `filter.interfaces` does not name it; add it"
+                .to_owned()
+        }
+        InterfaceState::Overtaken(program) => {
+            let text = format!(
+                "`{interface}` is not surely filtered: another TCX program ({program}) judges before \
+                 ours, and may let pass what ours would drop"
+            );
+            return Some(
+                Finding::error("tcx-program-before", text).remedy("attach it behind ours"),
+            );
+        }
+        InterfaceState::Refused(reason) => reason.clone(),
+    };
+    let text = format!("`{interface}` is not filtered: {why}");
+    Some(Finding::error("interface-not-filtered", text))
+}
+
+fn attached(interface: &InterfaceStatus) -> (String, String) {
+    let how = match &interface.covered_by {
+        Some(lower) => format!("covered by {lower}"),
+        None => interface.mode.clone(),
+    };
+    let text = format!("{} ({how})", interface.name);
+    ("attached".to_owned(), text)
+}
+
+fn ports(settings: &FilterSettings) -> impl Iterator<Item = (String, String)> {
+    let numbers = |ports: &[u16]| {
+        let numbers: Vec<_> = ports.iter().map(u16::to_string).collect();
+        numbers.join(" ")
+    };
+    let tcp = ("TCP ports".to_owned(), numbers(&settings.ports));
+    let udp = ("UDP ports".to_owned(), numbers(&settings.udp_ports));
+    let has_udp = !settings.udp_ports.is_empty();
+    [tcp].into_iter().chain(has_udp.then_some(udp))
+}
+
+/// All that the kernel has counted.
+fn counters(all: &BTreeMap<String, Vec<(Counted, u64)>>) -> Vec<(FrameLabels, u64)> {
+    let mut counters = Vec::new();
+    for (iface, frames) in all {
+        for &(counted, total) in frames {
+            let labels = FrameLabels {
+                iface: iface.clone(),
+                family: counted.family.label(),
+                verdict: counted.verdict,
+                reason: counted.reason.label(),
+            };
+            counters.push((labels, total));
+        }
+    }
+    counters
+}
+
+/// The same for people: nothing that is zero, and how fast it grows.
+fn frames(all: &BTreeMap<String, Vec<(Counted, u64)>>, tally: &Tally) -> Vec<FramesStatus> {
+    let mut shown = Vec::new();
+    for (iface, frames) in all {
+        for &(counted, total) in frames.iter().filter(|(_, total)| *total != 0) {
+            shown.push(FramesStatus {
+                iface: iface.clone(),
+                family: counted.family.label().to_owned(),
+                verdict: counted.verdict.to_owned(),
+                reason: counted.reason.label().to_owned(),
+                total,
+                per_second: tally.rate(iface, counted),
+            });
+        }
+    }
+    shown
+}
+
+fn drops(tally: &Tally) -> Vec<DropStatus> {
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let name_of = |index| {
+        let found = interfaces.iter().find(|interface| interface.index == index);
+        found.map_or_else(|| format!("#{index}"), |found| found.name.clone())
+    };
+    let drops = tally.drops.iter().map(|(at, drop)| DropStatus {
+        seconds_ago: seconds_since(*at),
+        iface: name_of(drop.interface),
+        source: drop.source,
+        port: drop.port,
+        verdict: drop.counted.verdict.to_owned(),
+        reason: drop.counted.reason.label().to_owned(),
+    });
+    drops.collect()
+}
+
+fn sources(tally: &Tally) -> Vec<SourceStatus> {
+    let sources = tally.sources.top(TOP_SHOWN).into_iter();
+    sources
+        .map(|(source, about)| SourceStatus { source, about })
+        .collect()
+}
+
+/// Zero for a time in the future: the clock was set back.
+fn seconds_since(time: SystemTime) -> u64 {
+    let ago = SystemTime::now().duration_since(time);
+    ago.unwrap_or_default().as_secs()
+}
+
+/// Sources of drops that are shown.
+const TOP_SHOWN: usize = 10;

@@ -1,0 +1,165 @@
+//! Verifies the control sockets: who may instruct a role, that an instruction is answered when it is
+//! done, and that no reload keeps a role from being stopped.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use tests::gate::{host, shop};
+use tests::net::Host;
+use tests::upstream::{Manner, Upstream};
+use tests::{Rig, daemon};
+
+#[test]
+fn a_role_takes_instructions_from_root_and_its_own_user_alone() {
+    let rig = Rig::with_shop("");
+    let home = rig.network.path("run/gate");
+    let socket = home.join("control.sock");
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&home.join("status.sock")), 0o660);
+    assert_eq!(mode(&socket), 0o600);
+    let post = |user: &str| {
+        let mut command = rig.network.command(Host::Origin, "setpriv");
+        command.args([
+            "--reuid",
+            user,
+            "--clear-groups",
+            "curl",
+            "--silent",
+            "--fail",
+        ]);
+        command.args(["--request", "POST", "--unix-socket"]);
+        let output = command.arg(&socket).arg("http://pullgate/reload").output();
+        output.unwrap().status.success()
+    };
+    assert!(post("0"));
+    assert!(!post("1"));
+
+    // Whatever becomes of the modes, the kernel knows who asks.
+    for path in [
+        &rig.network.path(""),
+        &rig.network.path("run"),
+        &home,
+        &socket,
+    ] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let mark = rig.gate().mark();
+    let before = rig.gate().reloads();
+    assert!(!post("1"));
+    let event = rig.gate().event(mark, "it is logged", |event| {
+        event["id"] == "instruction-forbidden"
+    });
+    assert_eq!(event["user"], 1);
+    assert_eq!(rig.gate().reloads(), before);
+}
+
+#[test]
+fn what_is_no_instruction_is_refused_and_changes_nothing() {
+    let rig = Rig::with_shop("");
+    let home = rig.network.path("run/gate");
+    let control = home.join("control.sock");
+    let ask = |socket: &Path, request: &str| {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        // A role that has heard enough closes.
+        match stream.write_all(request.as_bytes()) {
+            Ok(()) | Err(_) => {}
+        }
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Ok(_) | Err(_) => {}
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        answer.get(9..12).unwrap_or_default().to_owned()
+    };
+    let long = format!(
+        "POST /approve HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n{}",
+        "x".repeat(1 << 20)
+    );
+
+    for (request, code) in [
+        ("GET /reload HTTP/1.1\r\nHost: x\r\n\r\n", "405"),
+        ("POST /everything HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
+        ("POST /confirm HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
+        (
+            "POST /approve HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{",
+            "400",
+        ),
+        ("reload\r\n\r\n", "400"),
+        (&long, "400"),
+    ] {
+        assert_eq!(
+            ask(&control, request),
+            code,
+            "{}",
+            &request[..20.min(request.len())]
+        );
+    }
+    let status = home.join("status.sock");
+    assert_eq!(
+        ask(&status, "POST /reload HTTP/1.1\r\nHost: x\r\n\r\n"),
+        "405"
+    );
+    assert_eq!(
+        ask(&status, "GET /reload HTTP/1.1\r\nHost: x\r\n\r\n"),
+        "404"
+    );
+
+    assert_eq!(rig.gate().reloads(), 0);
+    let findings = rig.gate().get("/findings");
+    assert_eq!(findings, rig.gate().status()["findings"]);
+}
+
+#[test]
+fn a_stop_is_heard_while_a_reload_waits_for_upstreams_that_hang() {
+    let mut rig = Rig::new();
+    let alpn = "trust = [\"@PKI@/ours-ca.pem\"]\nalpn = [\"h2\", \"http/1.1\"]";
+    let names: Vec<_> = (0..10).map(|n| format!("{n}.shop.example")).collect();
+    rig.pki.write_server(
+        "many",
+        &names.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+    let _upstream = Upstream::start(&rig.network, Manner::Hang);
+    let hosts: Vec<_> = names
+        .iter()
+        .map(|name| host(&[name], "many", alpn))
+        .collect();
+    let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
+    rig.start("", &hosts);
+    let gate = rig.gate.take().unwrap();
+    let mark = gate.mark();
+    fs::write(&rig.config, fs::read_to_string(&rig.config).unwrap()).unwrap();
+
+    gate.signal(Signal::SIGHUP);
+    gate.signal(Signal::SIGTERM);
+    gate.event(mark, "it stops", |event| event["id"] == "stopping");
+
+    let ids: Vec<_> = gate.events()[mark..]
+        .iter()
+        .map(|event| event["id"].to_string())
+        .collect();
+    assert!(
+        !ids.contains(&"\"configuration-reloaded\"".to_owned()),
+        "{ids:?}"
+    );
+    assert_eq!(gate.stop(), Some(0));
+}
+
+#[test]
+fn one_that_is_stopped_by_an_instruction_ends_as_by_a_signal() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let mut gate = rig.gate.take().unwrap();
+    let mark = gate.mark();
+    let socket = rig.network.path("run/gate/control.sock");
+
+    // The end of the connection is the answer.
+    let answer = daemon::http(&socket, "POST", "/stop", "");
+
+    assert!(answer.is_err(), "{answer:?}");
+    gate.event(mark, "it stops", |event| event["id"] == "stopping");
+    tests::eventually("it ends", || (!gate.is_running()).then_some(()));
+}
