@@ -163,3 +163,39 @@ fn one_that_is_stopped_by_an_instruction_ends_as_by_a_signal() {
     gate.event(mark, "it stops", |event| event["id"] == "stopping");
     tests::eventually("it ends", || (!gate.is_running()).then_some(()));
 }
+
+#[test]
+fn a_reload_whose_client_leaves_comes_to_its_end() {
+    let mut rig = Rig::new();
+    let alpn = "alpn = [\"h2\", \"http/1.1\"]";
+    let _upstream = Upstream::start(&rig.network, Manner::Hang);
+    rig.start("", &[&shop(alpn)]);
+    let gate = rig.gate();
+    let before = gate.reloads();
+    let mark = gate.mark();
+    let mut client = UnixStream::connect(rig.network.path("run/gate/control.sock")).unwrap();
+    client
+        .write_all(b"POST /reload HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    gate.event(mark, "it has begun", |event| event["id"] == "instructed");
+
+    drop(client);
+
+    gate.event(mark, "it is over", |event| {
+        event["id"] == "configuration-reloaded"
+    });
+    gate.wait_for_reload(before);
+}
+
+#[test]
+fn a_signal_that_means_nothing_ends_nothing() {
+    let rig = Rig::with_shop("");
+
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
+        rig.gate().signal(signal);
+    }
+
+    // It comes behind them.
+    assert!(rig.reload());
+    assert!(rig.gate().is_answering());
+}

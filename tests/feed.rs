@@ -540,7 +540,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// The lab as at its start: the feed good, Cloudflare's ranges in force, none kept.
+    /// The lab as at its start: the feed good, Cloudflare's active ranges, none kept.
     fn take() -> Self {
         static LAB: OnceLock<Mutex<Lab>> = OnceLock::new();
         let lab = LAB.get_or_init(|| {
@@ -649,7 +649,7 @@ impl Rig {
         assert_eq!(reply.brief(), "200");
     }
 
-    /// The ranges in force, as everybody reads them from disk.
+    /// The active ranges, as everybody reads them from disk.
     fn ranges(&self) -> BTreeSet<String> {
         let output = self.lab.pullgate(&["ranges", "export", "text"]);
         let text = String::from_utf8(output.stdout).unwrap();

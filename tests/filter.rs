@@ -1,6 +1,7 @@
 //! Verifies how the filter is attached, changed, asked and put on trial.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
@@ -256,7 +257,7 @@ fn an_uplink_is_remembered_and_filtered_before_it_has_a_route() {
     ]);
     let memory = lab.network.path("state-filter/uplinks.json");
     eventually("it is remembered", || {
-        let text = std::fs::read_to_string(&memory).ok()?;
+        let text = fs::read_to_string(&memory).ok()?;
         text.contains(INTERFACE).then_some(())
     });
 
@@ -281,8 +282,8 @@ fn remembered_uplinks_that_others_could_write_are_not_believed() {
     lab.unload();
     let memory = lab.network.path("state-filter/uplinks.json");
     let text = r#"{"version":1,"interfaces":{"uplinks":["wan0"],"software":[]}}"#;
-    std::fs::write(&memory, text).unwrap();
-    std::fs::set_permissions(&memory, std::fs::Permissions::from_mode(0o666)).unwrap();
+    fs::write(&memory, text).unwrap();
+    fs::set_permissions(&memory, fs::Permissions::from_mode(0o666)).unwrap();
 
     lab.configure("interfaces = \"auto\"");
     lab.start_filter();
@@ -589,7 +590,7 @@ fn a_bridge_over_an_uplink_takes_the_program_over_and_guests_are_spared() {
     assert_eq!(lab.filter().status()["enforcing"], true);
     let memory = lab.network.path("state-filter/uplinks.json");
     eventually("the next boot knows the bridge", || {
-        let text = std::fs::read_to_string(&memory).unwrap();
+        let text = fs::read_to_string(&memory).unwrap();
         (text.contains("br0") && !text.contains(INTERFACE)).then_some(())
     });
 }
@@ -600,8 +601,8 @@ fn a_memory_that_cannot_be_written_is_in_status() {
     let namespace = lab.network.namespace(Host::Origin);
     lab.unload();
     let directory = lab.network.path("state-filter");
-    std::fs::remove_dir_all(&directory).unwrap();
-    std::fs::write(&directory, "").unwrap();
+    fs::remove_dir_all(&directory).unwrap();
+    fs::write(&directory, "").unwrap();
     ip(&[
         "-n", &namespace, "route", "add", "default", "dev", INTERFACE,
     ]);
@@ -704,7 +705,7 @@ fn pins_of_another_version_are_taken_over_through_their_links() {
     lab.filter.take().unwrap().kill();
     let ours = lab.pin("");
     let theirs = lab.network.path("bpf/pullgate/v1");
-    std::fs::rename(&ours, &theirs).unwrap();
+    fs::rename(&ours, &theirs).unwrap();
 
     lab.start_filter();
 
@@ -901,6 +902,33 @@ fn a_trial_that_is_confirmed_stays_and_one_that_is_killed_opens() {
 }
 
 #[test]
+fn explain_asks_the_program_that_a_killed_trial_has_left() {
+    let mut lab = monitored_before();
+    lab.configure("mode = \"enforce\"");
+
+    start_trial(&lab, "1h").kill();
+
+    assert_eq!(explain(&lab, &["198.51.100.7"])["verdict"], "drop");
+}
+
+#[test]
+fn an_unload_that_looks_elsewhere_reports_what_is_still_attached() {
+    let lab = Lab::start(&Plan::default());
+    // What others may write does not say where the pins are.
+    let mode = |mode| fs::set_permissions(&lab.config, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o666);
+
+    let refused = lab.pullgate(&["unload"]);
+
+    mode(0o600);
+    assert_eq!(refused.status.code(), Some(78), "{}", error(&refused));
+    let words = format!("a filter is still attached to {INTERFACE}");
+    assert!(error(&refused).contains(&words), "{}", error(&refused));
+    assert!(lab.has_pins());
+    assert!(lab.pullgate(&["unload"]).status.success());
+}
+
+#[test]
 fn a_trial_ends_though_its_terminal_is_gone_and_its_filter_was_there_before() {
     let mut lab = monitored_before();
     let link = link_id(&lab, "native");
@@ -927,7 +955,7 @@ fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
 
     // The role's own look at its links comes each second, also between the end of the trial and of
     // the process.
-    let text = std::fs::read_to_string(&lab.config).unwrap();
+    let text = fs::read_to_string(&lab.config).unwrap();
     let config = Config::parse(&lab.config, &text).unwrap();
     let in_force = snapshot::load(&config.boot.paths.snapshot(), &config.live.ranges).unwrap();
     let rules = config.live.ranges.rules(in_force.set());
@@ -1024,7 +1052,7 @@ fn a_broken_file_stands_between_nobody_and_the_way_back() {
     let unloaded = lab.pullgate(&["unload"]);
 
     let shown = String::from_utf8(status.stdout).unwrap();
-    // What is in force is not undone by what is on disk.
+    // What is active is not undone by what is on disk.
     assert_eq!(status.status.code(), Some(0));
     assert!(shown.starts_with("PROTECTED, but:"), "{shown}");
     assert!(shown.contains("unknown field `prots`"), "{shown}");
@@ -1038,11 +1066,11 @@ fn an_ordinary_user_is_told_that_he_is_one() {
     let lab = Lab::start(&Plan::default());
     // Only the directories of the lab itself are in his way.
     for path in ["", "bpf", "run"] {
-        let permissions = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(lab.network.path(path), permissions).unwrap();
+        let permissions = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(lab.network.path(path), permissions).unwrap();
     }
     let pullgate = lab.network.path("pullgate");
-    std::fs::copy(daemon::binary(), &pullgate).unwrap();
+    fs::copy(daemon::binary(), &pullgate).unwrap();
 
     for words in [
         &["explain", "198.51.100.7"][..],
@@ -1144,7 +1172,7 @@ fn add_second_card(namespace: &str) {
 /// Takes away what a boot does: processes and pins, but no file.
 fn reboot(lab: &mut Lab) {
     lab.filter.take().unwrap().kill();
-    std::fs::remove_dir_all(lab.network.path("bpf/pullgate")).unwrap();
+    fs::remove_dir_all(lab.network.path("bpf/pullgate")).unwrap();
 }
 
 fn attached(lab: &Lab, interface: &str) -> bool {

@@ -1,4 +1,4 @@
-//! Verifies reloads: nothing is lost, nothing that is bad comes into force, and what
+//! Verifies reloads: nothing is lost, nothing that is bad takes effect, and what
 //! was granted by older terms is worth nothing.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustls::version::{TLS12, TLS13};
 use tests::Rig;
 use tests::client::{Client, connect};
-use tests::gate::{PLENTY, blog, origin, shop};
+use tests::gate::{PLENTY, blog, host, origin, shop};
 use tests::net::Host;
 use tests::pki::{self, SHOP};
 use tests::upstream::{Manner, Upstream};
@@ -200,6 +200,39 @@ fn a_host_whose_file_is_broken_keeps_its_policy_and_the_others_go_on() {
 }
 
 #[test]
+fn a_host_that_is_kept_gives_up_the_name_that_is_anothers_by_now() {
+    let mut rig = Rig::new();
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let names = ["a.example", "b.example", "moved.example"];
+    rig.pki.write_server("all", &names);
+    let ours = "trust = [\"@PKI@/ours-ca.pem\"]";
+    let others = "trust = [\"@PKI@/other-ca.pem\"]";
+    rig.start(
+        "",
+        &[
+            &host(&["b.example"], "all", others),
+            &host(&["a.example", "moved.example"], "all", ours),
+        ],
+    );
+    let other = Client::new(&rig.pki, Some(&rig.pki.other.client()));
+    assert_eq!(rig.tell(&rig.edge(), "moved.example"), "200, Relayed");
+
+    let broken = "trust = [\"@PKI@/gone.pem\"]";
+    assert!(!rig.reconfigure(
+        "",
+        &[
+            &host(&["b.example", "moved.example"], "all", others),
+            &host(&["a.example"], "all", broken),
+        ],
+    ));
+
+    assert_eq!(rig.tell(&rig.edge(), "a.example"), "200, Relayed");
+    assert_eq!(rig.tell(&other, "moved.example"), "200, Relayed");
+    let refused = "alert UnknownCA, UnknownIssuer";
+    assert_eq!(rig.tell(&rig.edge(), "moved.example"), refused);
+}
+
+#[test]
 fn a_bad_file_at_the_start_is_refused_before_any_port_is_bound() {
     let rig = Rig::new();
     let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
@@ -269,7 +302,7 @@ fn a_certificate_that_is_replaced_is_shown_without_a_signal() {
     assert_eq!(shown(), before);
     let mark = rig.gate().mark();
     fs::rename(rig.pki.path("new.key"), rig.pki.path("shop.example.key")).unwrap();
-    rig.gate().event(mark, "the new pair is in force", |event| {
+    rig.gate().event(mark, "the new pair is active", |event| {
         event["id"] == "files-reloaded"
     });
 

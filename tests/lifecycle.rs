@@ -40,7 +40,7 @@ fn one_process_can_play_all_roles() {
     assert_eq!(code, Some(0));
     assert!(
         lab.pin("native-wan0").exists(),
-        "a stop leaves the filter in force"
+        "a stop leaves the filter active"
     );
 }
 

@@ -315,7 +315,7 @@ fn several_sources_are_one_set_and_each_range_knows_its_own() {
         "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }, \
          { file = \"@DIR@/own\", families = [\"ipv4\"] }]\nstatic = [\"64.9.0.0/24\"]",
     );
-    eventually("both sources are in force", || {
+    eventually("both sources are active", || {
         (exported(&lab).len() == 15 + 7 + 2).then_some(())
     });
 
@@ -331,7 +331,7 @@ fn several_sources_are_one_set_and_each_range_knows_its_own() {
 
     // A file is watched, and takes nothing of the others with it.
     fs::write(&file, "64.0.0.0/24\n64.0.1.0/24\n").unwrap();
-    eventually("the file's new range is in force", || {
+    eventually("the file's new range is active", || {
         exported(&lab)
             .contains(&"64.0.1.0/24".to_owned())
             .then_some(())
@@ -344,7 +344,7 @@ fn several_sources_are_one_set_and_each_range_knows_its_own() {
     assert_eq!(refused["source"], file.display().to_string());
     assert_eq!(exported(&lab).len(), 15 + 7 + 3);
 
-    // A source that is configured no more is not in force any more.
+    // A source that is configured no more is not active any more.
     reload(
         &mut lab,
         "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }]",
@@ -369,7 +369,7 @@ fn what_another_source_lists_needs_nobodys_word_to_leave_a_list() {
     );
     let sources = || json(&lab, &["ranges", "show", "64.0.0.1"])["rule"]["sources"].clone();
     let both_list_it = serde_json::json!(["one", "other"]);
-    eventually("both are in force", || {
+    eventually("both are active", || {
         (sources() == both_list_it).then_some(())
     });
 
@@ -528,7 +528,7 @@ fn mirrors_of_other_lists_are_read_as_they_are_written() {
          { url = \"@FEED@/jdcloud\", ca_file = \"@CA@\", like = \"cloudflare-jdcloud\" }]",
     );
 
-    eventually("all three are in force", || {
+    eventually("all three are active", || {
         (exported(&lab)
             == [
                 "64.1.0.0/24",
@@ -857,7 +857,7 @@ fn half() -> String {
     api_answer_of(&v4, &IPS_V6.lines().collect::<Vec<_>>())
 }
 
-/// The ranges in force, as everybody reads them from disk.
+/// The active ranges, as everybody reads them from disk.
 fn exported(lab: &Lab) -> Vec<String> {
     let output = lab.pullgate(&["ranges", "export", "text"]);
     text(&output).lines().map(str::to_owned).collect()

@@ -263,7 +263,7 @@ impl Run {
         tokio::task::yield_now().await;
     }
 
-    /// The set in force, as everybody reads it from disk.
+    /// The active set, as everybody reads it from disk.
     fn in_force(&self) -> BTreeSet<&'static str> {
         in_force(&self.snapshot, &self.config.borrow())
     }

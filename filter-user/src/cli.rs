@@ -44,7 +44,7 @@ pub enum Command {
         #[arg(long, value_parser = roles())]
         only: Option<Role>,
     },
-    /// Let a running role read its configuration again, and wait until that is in force.
+    /// Let a running role read its configuration again, and wait until that is active.
     Reload {
         /// Which one.
         #[arg(long, value_parser = roles())]
@@ -58,7 +58,7 @@ pub enum Command {
     },
     /// Ask the loaded filter what it does with a packet, and why.
     Explain(Explain),
-    /// Look at the ranges that are in force, and at what becomes of them.
+    /// Look at the ranges that are active, and at what becomes of them.
     Ranges {
         /// What to do with them; `list`, if nothing is said.
         #[command(subcommand)]
@@ -119,7 +119,7 @@ pub struct RunArgs {
 /// What to do with the ranges.
 #[derive(Clone, Debug, Subcommand)]
 pub enum RangesCommand {
-    /// List the ranges in force, and where each came from.
+    /// List the active ranges, and where each came from.
     List,
     /// Tell whether an address may enter, and by which range or rule.
     Show {
@@ -138,7 +138,7 @@ pub enum RangesCommand {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Write the ranges in force in another program's words.
+    /// Write the active ranges in another program's words.
     Export {
         /// For whom.
         #[arg(value_parser = languages())]

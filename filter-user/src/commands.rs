@@ -22,7 +22,6 @@ use crate::gate;
 use crate::observe::log::LogFormat;
 use crate::report::{Failure, chain};
 use crate::roles::{self, OwnConnection, Power};
-use crate::xdp::Lifetime;
 
 /// Does what the command line asks for.
 ///
@@ -40,18 +39,16 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Command::Explain(packet) => {
             let config = load(&cli.config)?;
-            let lifetime = if client::shows_trial(&config.boot.paths) {
-                Lifetime::OnTrial
-            } else {
-                Lifetime::Pinned
-            };
-            let explanation = explain::explain(&config, packet, lifetime)?;
+            let explanation = explain::explain(&config, packet)?;
             show(&explanation, packet.json)?;
         }
         Command::Check { only } => return check::execute(&cli.config, *only),
         Command::Reload { only } => {
-            client::reload(&paths(&cli.config), *only)?;
-            say(&format!("{}: applied", cli.config.display()))?;
+            let waiting = client::reload(&paths(&cli.config), *only)?;
+            for finding in waiting {
+                complain(&format!("warning: {finding}"));
+            }
+            say(&format!("{}: reloaded", only.label()))?;
         }
         Command::Status { json } => return status::execute(&cli.config, *json),
         Command::Ranges { command, json } => {
@@ -84,11 +81,14 @@ fn paths(file: &Path) -> Paths {
     match load(file) {
         Ok(config) => config.boot.paths.clone(),
         Err(error) => {
+            let paths = salvage_paths(file);
             complain(&format!(
-                "pullgate: {}; its [paths] are used, unless others may write them",
-                chain(&error)
+                "pullgate: {}; looking in {} and {}",
+                chain(&error),
+                paths.bpf.display(),
+                paths.run.display()
             ));
-            salvage_paths(file)
+            paths
         }
     }
 }

@@ -5,8 +5,7 @@
 //! configuration names turns out to be unusable.
 
 use std::collections::BTreeMap;
-use std::fmt::{Debug, Display, Formatter};
-use std::io;
+use std::fmt::{Debug, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
+pub use self::error::{ConfigError, ConfigErrorKind, Place};
 pub use self::gate::{
     ClientAuth, CrlExpired, CrlFile, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair, MinTls,
     Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption, Target, Trust,
@@ -26,9 +26,9 @@ pub use self::load::{LoadError, load, salvage_paths};
 pub use self::source::{Fallback, FeedSource, Location, SourceEndpoint, redacted};
 pub(crate) use self::value::is_loopback;
 use crate::ranges::{GuardLimits, RangeSet, Rules};
-use crate::report::{EX_CONFIG, EX_NOPERM, ExitStatus};
 use crate::role::Role;
 
+mod error;
 mod gate;
 mod load;
 mod raw;
@@ -71,26 +71,45 @@ pub struct Live {
 }
 
 impl Boot {
-    /// The settings that differ, by their names.
+    /// The settings of these roles that differ, by their names.
     #[must_use]
-    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+    pub fn differences(&self, other: &Self, roles: &[Role]) -> Vec<&'static str> {
         let Self {
             paths,
             metrics,
             listen,
             max_connections,
         } = self;
+        let is_gate = roles.contains(&Role::Gate);
+        let is_elsewhere = |role: &Role| metrics.get(role) != other.metrics.get(role);
         let differs = [
             ("paths", *paths != other.paths),
-            ("metrics", *metrics != other.metrics),
-            ("gate.listen", *listen != other.listen),
+            ("metrics", roles.iter().any(is_elsewhere)),
+            ("gate.listen", is_gate && *listen != other.listen),
             (
                 "gate.max_connections",
-                *max_connections != other.max_connections,
+                is_gate && *max_connections != other.max_connections,
             ),
         ];
         let differing = differs.into_iter().filter(|(_, differs)| *differs);
         differing.map(|(setting, _)| setting).collect()
+    }
+
+    /// What these roles work with once this is read: what they were started with, and where another
+    /// role will be.
+    #[must_use]
+    pub fn keeping(&self, started: &Self, roles: &[Role]) -> Self {
+        let of_gate = if roles.contains(&Role::Gate) {
+            started
+        } else {
+            self
+        };
+        Self {
+            paths: started.paths.clone(),
+            metrics: started.metrics.clone(),
+            listen: of_gate.listen.clone(),
+            max_connections: of_gate.max_connections,
+        }
     }
 }
 
@@ -183,7 +202,7 @@ pub struct FilterSettings {
     pub mode: Mode,
     /// What to do with strangers' later TCP fragments.
     pub fragments: Fragments,
-    /// Which rungs of the attach ladder may be used.
+    /// Which modes of the attach ladder may be used.
     pub attach: Attach,
     /// What to do where another program holds the XDP hook.
     pub coexist: Coexist,
@@ -256,7 +275,7 @@ pub enum Fragments {
     Pass,
 }
 
-/// Which rungs of the attach ladder may be used.
+/// Which modes of the attach ladder may be used.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attach {
@@ -272,7 +291,7 @@ pub enum Attach {
 /// `[ranges]`: where the ranges come from, and the operator's own rules.
 #[derive(Clone, Debug)]
 pub struct RangesSettings {
-    /// Sources; the ranges in force are the union of their lists.
+    /// Sources; the active ranges are the union of their lists.
     pub sources: Vec<Located<FeedSource>>,
     /// Ranges that stand in the configuration, and count like a source's.
     pub static_: RangeSet,
@@ -340,116 +359,6 @@ impl<T: PartialEq> PartialEq for Located<T> {
 }
 
 impl<T: Eq> Eq for Located<T> {}
-
-/// A place in the configuration.
-#[derive(Clone)]
-pub struct Place {
-    file: Arc<Path>,
-    line: usize,
-    field: String,
-}
-
-impl Place {
-    /// The error that something here is wrong.
-    pub fn error(&self, problem: impl Display) -> ConfigError {
-        ConfigError {
-            place: self.clone(),
-            problem: problem.to_string(),
-            source: None,
-        }
-    }
-
-    /// The error that a file that is named here cannot be read.
-    pub(crate) fn unreadable(&self, problem: impl Display, source: io::Error) -> ConfigError {
-        ConfigError {
-            source: Some(source),
-            ..self.error(problem)
-        }
-    }
-
-    /// No place: what is wrong does not come from a configuration.
-    pub(crate) fn nowhere() -> Self {
-        Self {
-            file: Arc::from(Path::new("")),
-            line: 0,
-            field: String::new(),
-        }
-    }
-
-    /// The same line, but another field.
-    pub(crate) fn of(&self, field: &str) -> Self {
-        Self {
-            field: field.to_owned(),
-            ..self.clone()
-        }
-    }
-
-    /// Line number, from 1.
-    #[must_use]
-    pub fn line(&self) -> usize {
-        self.line
-    }
-}
-
-impl Debug for Place {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        Display::fmt(self, f)
-    }
-}
-
-impl Display for Place {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        if self.line > 0 {
-            write!(f, "{}:{}: ", self.file.display(), self.line)?;
-        }
-        match self.field.as_str() {
-            "" => Ok(()),
-            field => write!(f, "`{field}`: "),
-        }
-    }
-}
-
-/// Why a configuration cannot be used: one sentence that names file, line and field.
-#[derive(Debug, thiserror::Error)]
-#[error("{place}{problem}")]
-pub struct ConfigError {
-    place: Place,
-    /// Finished prose: it may quote the TOML parser or a rule of ours.
-    problem: String,
-    /// Why a file cannot be read, if that is what is wrong.
-    source: Option<io::Error>,
-}
-
-/// What kind of error a [`ConfigError`] is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum ConfigErrorKind {
-    /// This user may not read a file.
-    Forbidden,
-    /// The configuration, or a file that it names, cannot be used by any user.
-    Unusable,
-}
-
-impl ConfigError {
-    /// What kind of error it is.
-    #[must_use]
-    pub fn kind(&self) -> ConfigErrorKind {
-        match &self.source {
-            Some(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                ConfigErrorKind::Forbidden
-            }
-            Some(_) | None => ConfigErrorKind::Unusable,
-        }
-    }
-}
-
-impl ExitStatus for ConfigError {
-    fn exit_status(&self) -> u8 {
-        match self.kind() {
-            ConfigErrorKind::Forbidden => EX_NOPERM,
-            ConfigErrorKind::Unusable => EX_CONFIG,
-        }
-    }
-}
 
 /// A configuration file's name and text.
 struct Source<'a> {

@@ -11,5 +11,7 @@
 pub mod client;
 pub mod error;
 pub mod http;
+pub mod instruction;
 pub mod protocol;
 pub mod server;
+mod text;

@@ -42,9 +42,10 @@ pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
 pub use self::refusal::{Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
 use self::shutdown::{Order, Signal};
 pub use self::tls::credentials::{is_shared_authority, service_group, spki};
+pub use self::tls::facts::FileContent;
 pub use self::tls::peer::VerifiedPeer;
 use self::tls::policy::TlsContext;
-pub use self::tls::policy::{FileContent, Policies, Policy};
+pub use self::tls::policy::{Policies, Policy};
 pub use self::tls::trust::Identity;
 use crate::config::{self, ConfigError, OnTrustChange};
 use crate::observe::log::Budget;
@@ -353,13 +354,13 @@ pub fn load(
                     is_served: known.is_some(),
                 });
                 match known {
-                    Some(known) => policies.push(Arc::clone(known)),
+                    Some(known) => policies.push((host, Arc::clone(known))),
                     None => unavailable.extend(host.names.iter().map(|name| name.value.clone())),
                 }
                 continue;
             }
         };
-        policies.push(Arc::new(policy));
+        policies.push((host, Arc::new(policy)));
     }
     if policies.is_empty() && !broken.is_empty() {
         return Err(broken.remove(0).error);

@@ -4,6 +4,8 @@ mod findings;
 pub mod journal;
 pub mod log;
 mod metrics;
+mod sample;
 
 pub use self::findings::{Finding, Severity};
-pub use self::metrics::{Attachment, FilterSample, FrameLabels, Metrics, RangesSample, Sample};
+pub use self::metrics::Metrics;
+pub use self::sample::{Attachment, FilterSample, FrameLabels, RangesSample, Sample};

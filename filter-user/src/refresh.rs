@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
@@ -103,6 +103,7 @@ impl Refresher {
             unmended: None,
         };
         work.reconfigure();
+        work.watch().await;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -115,6 +116,7 @@ impl Refresher {
                 Ok(()) = self.config.changed() => {
                     work.config = Arc::clone(&self.config.borrow_and_update());
                     work.reconfigure();
+                    work.watch().await;
                     info!(id = "refresh-configured", "configuration taken over, refreshing");
                     work.jobs.iter_mut().for_each(Job::ask_again);
                 }
@@ -123,11 +125,7 @@ impl Refresher {
                     work.jobs.iter_mut().for_each(Job::ask_again);
                 }
                 Some(Approval { ids, outcome }) = self.approvals.recv() => {
-                    let mut taken = Ok(());
-                    for job in &mut work.jobs {
-                        let this = self.take_approved(job, &ids, &mut work.active, &work.config);
-                        taken = taken.and(this.await);
-                    }
+                    let taken = self.approve(&mut work, ids).await;
                     self.tell(&work.jobs);
                     // The operator may not have waited.
                     drop(outcome.send(taken));
@@ -137,7 +135,7 @@ impl Refresher {
                     // A source that is never answered for would never be asked again.
                     Err(error) => resume_unwind(error.into_panic()),
                 },
-                _ = look.tick() => self.mend(&mut work),
+                _ = look.tick() => self.mend(&mut work).await,
                 () = changed(&mut work.files) => {
                     let local = work.jobs.iter_mut().filter(|job| job.source.is_local());
                     local.for_each(Job::ask_again);
@@ -201,14 +199,19 @@ impl Refresher {
     }
 
     /// Writes the snapshot anew if somebody has removed or spoilt it.
-    fn mend(&self, work: &mut Work) {
-        let (active, limits) = (&work.active, &work.config.live.ranges.limits);
-        if !active.was_fetched() || snapshot::is_whole(&self.snapshot, limits) {
-            work.unmended = None;
-            return;
-        }
-        match snapshot::save(&self.snapshot, active, limits) {
-            Ok(()) => {
+    async fn mend(&self, work: &mut Work) {
+        let (path, active) = (self.snapshot.clone(), work.active.clone());
+        let config = Arc::clone(&work.config);
+        let mending = unblocked(move || {
+            let limits = &config.live.ranges.limits;
+            if !active.was_fetched() || snapshot::is_whole(&path, limits) {
+                return Ok(false);
+            }
+            snapshot::save(&path, &active, limits).map(|()| true)
+        });
+        match mending.await {
+            Ok(false) => work.unmended = None,
+            Ok(true) => {
                 warn!(
                     id = "snapshot-rewritten",
                     "the snapshot was gone or spoilt, and is written anew"
@@ -228,21 +231,35 @@ impl Refresher {
         }
     }
 
-    /// Takes in what is held, if it is what was approved and no other list that came since; returns why
-    /// it is still held.
+    /// Takes in the lists with these IDs; returns which are held no more, or why one still is.
+    async fn approve(&self, work: &mut Work, mut ids: Vec<String>) -> Result<(), String> {
+        let mut taken = Ok(());
+        for job in &mut work.jobs {
+            let Some(id) = job.progress.held.as_ref().map(|held| held.id.clone()) else {
+                continue;
+            };
+            if ids.contains(&id) {
+                ids.retain(|other| *other != id);
+                let this = self.take_approved(job, &mut work.active, &work.config);
+                taken = taken.and(this.await);
+            }
+        }
+        if ids.is_empty() {
+            return taken;
+        }
+        Err(format!("no longer held: {}", ids.join(" ")))
+    }
+
+    /// Takes in what is held; returns why it still is.
     async fn take_approved(
         &self,
         job: &mut Job,
-        approved: &[String],
         active: &mut ActiveRanges,
         config: &Arc<Config>,
     ) -> Result<(), String> {
-        let Some(Held { id, fetched, .. }) = job.progress.held.clone() else {
+        let Some(Held { fetched, .. }) = job.progress.held.clone() else {
             return Ok(());
         };
-        if !approved.contains(&id) {
-            return Ok(());
-        }
         // Whatever is under way may be about the same list.
         job.give_up();
         let ranges = &config.live.ranges;
@@ -273,7 +290,7 @@ impl Refresher {
         }
     }
 
-    /// Puts a list in force and saves it, or leaves everything as it is.
+    /// Puts a list into use and saves it, or leaves everything as it is.
     async fn take(
         &self,
         job: &mut Job,
@@ -321,8 +338,13 @@ impl Refresher {
             .with(taken, &ranges.limits)
             .map_err(RefreshError::Rejected)?;
         // What does not fit into the table would keep the other roles from starting.
-        Table::compile(&ranges.rules(fresh.set())).map_err(RefreshError::Full)?;
-        snapshot::save(&self.snapshot, &fresh, &ranges.limits).map_err(RefreshError::Snapshot)?;
+        let (path, saved, now) = (self.snapshot.clone(), fresh.clone(), Arc::clone(config));
+        let saving = unblocked(move || {
+            let settings = &now.live.ranges;
+            Table::compile(&settings.rules(saved.set())).map_err(RefreshError::Full)?;
+            snapshot::save(&path, &saved, &settings.limits).map_err(RefreshError::Snapshot)
+        });
+        saving.await?;
 
         let (added, removed) = fresh.set().diff(active.set());
         let kept = fresh.vanished().len();
@@ -428,6 +450,14 @@ impl Refresher {
     }
 }
 
+/// Lets what may block do so in a thread of its own.
+async fn unblocked<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(f).await {
+        Ok(done) => done,
+        Err(panic) => resume_unwind(panic.into_panic()),
+    }
+}
+
 /// Judges a list by itself.
 fn check(
     feed: Feed,
@@ -449,17 +479,22 @@ impl Work {
                 None => Job::new(source.clone()),
             });
         }
-        self.files = watch_files(ranges);
         match snapshot::compose(ranges, self.active.lists().to_vec()) {
             Ok(active) => self.active = active,
             Err(error) => {
                 error!(
                     id = "list-refused",
                     error = %chain(&error),
-                    "ranges refused, those in force stay"
+                    "ranges refused, the active ones stay"
                 );
             }
         }
+    }
+
+    /// Watches the files that are sources by now.
+    async fn watch(&mut self) {
+        let config = Arc::clone(&self.config);
+        self.files = unblocked(move || watch_files(&config.live.ranges)).await;
     }
 
     /// Asks every source that is due, by the way that is its turn.

@@ -40,7 +40,7 @@ use self::preflight::Ancestors;
 pub use self::preflight::OwnConnection;
 use self::reporter::Reporter;
 use self::running::{Prepared, StartContext};
-use self::signals::{Blocked, Signals};
+use self::signals::Blocked;
 use self::sockets::{RoleSockets, SocketPaths};
 use self::supervisor::{Parts, Supervisor};
 use self::tasks::Tasks;
@@ -134,18 +134,24 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
         Power::AsGiven => None,
     };
     let runtime = Runtime::new().map_err(|source| StartError::Workers { source })?;
-    let outcome = runtime.block_on(async {
-        let signals = blocked.handle();
-        let signals = signals.map_err(|source| StartError::Signals { source })?;
-        let process = Process {
-            file: &file,
-            config,
-            confined,
-            ancestors: &ancestors,
-            options,
-        };
-        process.serve(prepared, signals).await
-    });
+    // What is started needs it, and blocks: it is no task of its own.
+    let entered = runtime.enter();
+    let signals = blocked.handle();
+    let signals = signals.map_err(|source| StartError::Signals { source })?;
+    let tasks = Tasks::default();
+    let mut paths = SocketPaths::default();
+    let process = Process {
+        file: &file,
+        config,
+        confined,
+        ancestors: &ancestors,
+        options,
+    };
+    let outcome = process
+        .start(prepared, &mut paths, &tasks)
+        .and_then(|supervisor| runtime.block_on(supervisor.run(signals, options, &tasks)));
+    drop(paths);
+    drop(entered);
     // A name that is being looked up is not waited for.
     runtime.shutdown_background();
     outcome
@@ -161,8 +167,13 @@ struct Process<'a> {
 }
 
 impl Process<'_> {
-    /// Binds, attaches and serves until the end.
-    async fn serve(self, prepared: Vec<Prepared>, signals: Signals) -> Result<(), StartError> {
+    /// Binds, attaches and serves.
+    fn start(
+        self,
+        prepared: Vec<Prepared>,
+        paths: &mut SocketPaths,
+        tasks: &Tasks,
+    ) -> Result<Arc<Supervisor>, StartError> {
         let Self {
             file,
             config,
@@ -170,14 +181,12 @@ impl Process<'_> {
             ancestors,
             options,
         } = self;
-        let tasks = Tasks::default();
         let boot = Arc::clone(&config.boot);
         let config = watch::Sender::new(Arc::new(config));
-        let mut paths = SocketPaths::default();
         // The sockets first: a second instance must not get any further.
         let mut sockets = Vec::new();
         for role in &prepared {
-            sockets.push(RoleSockets::bind(role.role(), &boot, &mut paths)?);
+            sockets.push(RoleSockets::bind(role.role(), &boot, paths)?);
         }
         let mut bound = Vec::new();
         for role in prepared {
@@ -193,30 +202,30 @@ impl Process<'_> {
             active: follower.subscribe(),
             own: (options.own_connection, ancestors),
             metrics: &metrics,
-            tasks: &tasks,
+            tasks,
         };
         let mut roles = Vec::new();
         for role in bound {
             roles.push(role.start(&with)?);
         }
-        let supervisor = Arc::new(Supervisor::new(Parts {
+        let parts = Parts {
             file: file.to_owned(),
             active: follower.subscribe(),
             snapshot_refused: follower.refused(),
+            followed: follower.followed(),
             config,
             roles: roles.clone(),
             confined,
             metrics: metrics.clone(),
-        }));
+        };
+        let supervisor = Supervisor::start(parts, tasks);
         for (of_role, role) in sockets.into_iter().zip(roles) {
             let disabled = of_role.metrics_disabled();
             let reporter = Reporter::new(role, Arc::clone(&supervisor), disabled);
-            of_role.serve(reporter, &tasks);
+            of_role.serve(reporter, tasks);
         }
         tasks.spawn(follower.run());
-        let outcome = supervisor.run(signals, options, &tasks).await;
-        drop(paths);
-        outcome
+        Ok(supervisor)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::ranges::{
 };
 use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, ExitStatus, chain};
 
-/// The ranges that are in force without a snapshot: those of the configuration, and the embedded
+/// The ranges that are active without a snapshot: those of the configuration, and the embedded
 /// ones for sources that they are the baseline of.
 ///
 /// # Errors
@@ -36,7 +36,7 @@ pub fn baseline(ranges: &RangesSettings) -> Result<ActiveRanges, SnapshotError> 
     compose(ranges, Vec::new())
 }
 
-/// The ranges in force by the snapshot at `path`, if there is one.
+/// The active ranges by the snapshot at `path`, if there is one.
 ///
 /// # Errors
 ///
@@ -46,7 +46,7 @@ pub fn load(path: &Path, ranges: &RangesSettings) -> Result<ActiveRanges, Snapsh
     compose(ranges, lists.unwrap_or_default())
 }
 
-/// Of some lists, those of sources that are still configured, and what else is in force.
+/// Of some lists, those of sources that are still configured, and what else is active.
 ///
 /// # Errors
 ///

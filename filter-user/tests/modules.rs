@@ -6,9 +6,11 @@
     reason = "a source that does not parse stops the test"
 )]
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use proc_macro2::{TokenStream, TokenTree};
 
@@ -106,8 +108,8 @@ fn a_library_is_named_by_one_part() {
 #[test]
 fn no_type_has_the_name_of_another() {
     let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for path in files(&root) {
+    let root = sources::root();
+    for path in sources::files(&root) {
         let text = fs::read_to_string(&path).unwrap();
         let mut names = Vec::new();
         define(text.parse().unwrap(), &mut names);
@@ -139,7 +141,7 @@ fn define(tokens: TokenStream, names: &mut Vec<String>) {
 
 /// Each file's part, and the pairs of words that paths in it begin with.
 fn read_sources() -> Vec<(String, BTreeSet<(String, String)>)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = sources::root();
     let read = |path: PathBuf| {
         let part = path.strip_prefix(&root).unwrap().iter().next().unwrap();
         let part = part.to_str().unwrap().trim_end_matches(".rs").to_owned();
@@ -150,7 +152,7 @@ fn read_sources() -> Vec<(String, BTreeSet<(String, String)>)> {
         collect(text.parse().unwrap(), &mut named);
         (part, named)
     };
-    files(&root).into_iter().map(read).collect()
+    sources::files(&root).into_iter().map(read).collect()
 }
 
 fn collect(tokens: TokenStream, named: &mut BTreeSet<(String, String)>) {
@@ -195,20 +197,4 @@ fn heads(next: &TokenTree) -> Vec<String> {
         }
         TokenTree::Punct(_) | TokenTree::Literal(_) => Vec::new(),
     }
-}
-
-/// All source files below a directory.
-fn files(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).unwrap();
-    let below = |path: PathBuf| {
-        if path.is_dir() {
-            files(&path)
-        } else {
-            vec![path]
-        }
-    };
-    entries
-        .flat_map(|entry| below(entry.unwrap().path()))
-        .filter(|path| !path.ends_with("tests.rs"))
-        .collect()
 }

@@ -132,7 +132,7 @@ fn nft(family: &str, hook: &str, interface: &str, ranges: &[&str]) -> String {
     )
 }
 
-/// A firewall in force; gone when dropped.
+/// An active firewall; gone when dropped.
 pub struct Rules<'a> {
     firewall: Firewall,
     network: &'a Network,

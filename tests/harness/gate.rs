@@ -87,7 +87,7 @@ impl Rig {
         self.gate.as_ref().unwrap()
     }
 
-    /// Lets the gate read its configuration again; whether it is in force.
+    /// Lets the gate read its configuration again; whether it is active.
     #[must_use]
     pub fn reload(&self) -> bool {
         let gate = self.gate();

@@ -67,7 +67,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `pullgate ranges diff` says of the source, where nothing but the baseline is in force.
+/// What `pullgate ranges diff` says of the source, where nothing but the baseline is active.
 fn diff(source: &str) -> anyhow::Result<String> {
     let directory = root().join("target/ranges-baseline");
     fs::create_dir_all(&directory).context("target/ranges-baseline")?;

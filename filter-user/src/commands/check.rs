@@ -59,7 +59,12 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     roles::join_groups(&groups);
     sandbox::drop_privileges(&roles)?;
     let loaded = roles::examine(config, &roles)?;
-    let loaded = loaded.map(Loaded::whole).transpose()?;
+    // A role serves the other hosts; whoever asks for one asks whether it would.
+    let loaded = if only.is_some() {
+        loaded
+    } else {
+        loaded.map(Loaded::whole).transpose()?
+    };
     // A role waits for an interface that does not exist; to an operator it is a typo.
     let mut found = Vec::new();
     if let (Some(filter), true) = (&config.live.filter, roles.contains(&Role::Filter)) {
@@ -85,6 +90,8 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let mut failures = Vec::new();
     if let (Some(gate), Some(loaded)) = (&config.live.gate, &loaded) {
         loaded.ask_upstreams();
+        let broken = loaded.broken().iter().map(ToString::to_string);
+        found.extend(broken.map(|text| Finding::error("files-unusable", text)));
         found.extend(loaded.lints(gate));
         found.extend(roles::exposures(gate));
         failures.extend(unreadable_files(gate));

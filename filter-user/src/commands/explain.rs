@@ -18,7 +18,7 @@ use crate::config::{Config, Mode};
 use crate::ranges::{ActiveRanges, Table, TableFull};
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus};
 use crate::snapshot::{self, SnapshotError};
-use crate::xdp::{self, Lifetime, Probe, XdpError};
+use crate::xdp::{self, Probe, XdpError};
 
 /// What becomes of a packet, and why.
 #[derive(Debug, Serialize)]
@@ -54,14 +54,9 @@ pub struct Explanation {
 /// # Errors
 ///
 /// Returns why it cannot be asked.
-pub fn explain(
-    config: &Config,
-    packet: &Explain,
-    lifetime: Lifetime,
-) -> Result<Explanation, ExplainError> {
+pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, ExplainError> {
     let settings = config.live.filter.as_ref().ok_or(ExplainError::NoFilter)?;
-    let interface =
-        xdp::loaded_interface(&config.boot.paths.bpf, lifetime, packet.iface.as_deref())?;
+    let interface = xdp::loaded_interface(&config.boot.paths.bpf, packet.iface.as_deref())?;
     let destination = packet.to.unwrap_or_else(|| {
         let family = |address: &&IpAddr| address.is_ipv4() == packet.source.is_ipv4();
         let protected = settings.destinations.iter().find(family).copied();
@@ -87,7 +82,7 @@ pub fn explain(
         Mode::Enforce => expected.slot(),
         Mode::Monitor => expected.slot().monitored(),
     };
-    let probed = xdp::probe(&config.boot.paths.bpf, lifetime, &interface, &frame)?;
+    let probed = xdp::probe(&config.boot.paths.bpf, &interface, &frame)?;
     let counted = probed.counted;
     let disagreement = match Counted::at(slot.0).filter(|by_disk| *by_disk != counted) {
         _ if !probed.is_consistent() => Some(format!(

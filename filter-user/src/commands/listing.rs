@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::config::RangesSettings;
 use crate::ranges::ActiveRanges;
 
-/// A range that is in force.
+/// A range that is active.
 #[derive(Debug, Serialize)]
 pub struct ListedRange {
     /// The range.
@@ -47,7 +47,7 @@ impl Display for ListedRange {
     }
 }
 
-/// All ranges in force, IPv4 first.
+/// All active ranges, IPv4 first.
 #[must_use]
 pub fn list(active: &ActiveRanges) -> Vec<ListedRange> {
     let ranges = active.set().iter();
@@ -65,7 +65,7 @@ pub struct ShownAddress {
     pub enters: bool,
     /// The rule that says so; none if no rule holds the address.
     pub rule: Option<Rule>,
-    /// All ranges in force that hold it.
+    /// All active ranges that hold it.
     pub ranges: Vec<ListedRange>,
 }
 

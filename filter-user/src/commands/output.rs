@@ -26,10 +26,7 @@ pub(super) fn say(text: &str) -> io::Result<()> {
 
 /// Who has read enough closes the pipe; what was to be done is done all the same.
 pub(super) fn print(text: &str) -> io::Result<()> {
-    // A role that was taken over must not steer the terminal of who asks it.
-    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    let text = text.replace(is_odd, "\u{fffd}");
-    match io::stdout().write_all(text.as_bytes()) {
+    match io::stdout().write_all(harmless(text).as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome,
     }
@@ -37,6 +34,12 @@ pub(super) fn print(text: &str) -> io::Result<()> {
 
 /// Writes a line to standard error.
 pub fn complain(text: &str) {
-    // Nobody is left to tell if this fails.
-    drop(writeln!(io::stderr(), "{text}"));
+    // Nothing can be done if this fails.
+    drop(writeln!(io::stderr(), "{}", harmless(text)));
+}
+
+/// A role that was taken over must not steer the terminal of a client.
+fn harmless(text: &str) -> String {
+    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    text.replace(is_odd, "\u{fffd}")
 }

@@ -58,7 +58,7 @@ fn status(config: &Config) -> Result<HostStatus, ControlError> {
     Ok(report)
 }
 
-/// Asks the roles that run, where the configuration cannot tell which should: what they have in force
+/// Asks the roles that run, where the configuration cannot tell which should: what is active
 /// is not undone by what is on disk.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use super::output::say;
 use crate::config::Paths;
 use crate::control::client;
 use crate::host::file;
-use crate::report::{EX_SOFTWARE, ExitStatus, Failure};
+use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
 
 /// Detaches the filter and removes its pins.
@@ -16,18 +16,41 @@ pub(super) fn execute(paths: &Paths) -> Result<(), Failure> {
         say("the filter that was on trial is gone, and its role has ended")?;
     }
     let removed = xdp::unload(&paths.bpf)?;
+    for pin in &removed {
+        say(&format!("removed {}", pin.display()))?;
+    }
     if removed.is_empty() {
-        say("nothing was loaded")?
-    } else {
-        for pin in removed {
-            say(&format!("removed {}", pin.display()))?;
+        let interfaces = xdp::interfaces_with_our_program();
+        if !interfaces.is_empty() {
+            let (bpf, interfaces) = (paths.bpf.clone(), interfaces.join(", "));
+            return Err(StillAttached { bpf, interfaces }.into());
         }
+        say("nothing was loaded")?;
+    } else {
         say("the filter is detached: strangers' packets reach this host again")?;
     }
     // Else the next boot would filter what may lead elsewhere by then.
     let path = paths.uplinks();
     file::remove(&path).map_err(|source| UplinksKept { path, source })?;
     Ok(())
+}
+
+/// A program of ours is attached that no pin below this directory holds.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a filter is still attached to {interfaces}, and no pin of it is below {}: name the configuration \
+     that it was started with (`--config`), or stop the role that has it on trial",
+    bpf.display()
+)]
+struct StillAttached {
+    bpf: PathBuf,
+    interfaces: String,
+}
+
+impl ExitStatus for StillAttached {
+    fn exit_status(&self) -> u8 {
+        EX_CONFIG
+    }
 }
 
 /// Uplinks are remembered although nothing is loaded any more.

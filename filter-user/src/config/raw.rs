@@ -93,7 +93,7 @@ impl RawConfig {
         let ranges = ranges.unwrap_or_default().convert(source)?;
         let gate = gate.map(|gate| gate.convert(source)).transpose()?;
         let (gate, listening) = gate.unzip();
-        let Listening {
+        let RawListening {
             listen,
             max_connections,
         } = listening.unwrap_or_default();
@@ -123,7 +123,7 @@ impl RawConfig {
 
 /// What of `[gate]` takes effect at a start.
 #[derive(Default)]
-struct Listening {
+struct RawListening {
     listen: Vec<SocketAddr>,
     max_connections: usize,
 }

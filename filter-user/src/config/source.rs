@@ -14,7 +14,7 @@ pub struct FeedSource {
     pub name: String,
     /// Tried in this order until one yields a list that may be taken in.
     pub ways: Vec<SourceEndpoint>,
-    /// What is in force before the list was ever fetched.
+    /// What is active before the list was ever fetched.
     pub fallback: Fallback,
 }
 
@@ -27,7 +27,7 @@ impl FeedSource {
     }
 }
 
-/// What is in force before a list was ever fetched.
+/// What is active before a list was ever fetched.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fallback {
     /// Cloudflare's ranges, as they are embedded.

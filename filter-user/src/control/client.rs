@@ -2,6 +2,7 @@
 //! to do.
 
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -12,15 +13,20 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::geteuid;
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ControlError;
-use super::protocol::{Declined, Instruction, RangeUseStatus, RefreshStatus, Status};
+use super::instruction::{Declined, EXIT_STATUS, Instruction};
+use super::protocol::{RangeUseStatus, RefreshStatus, Status};
 use crate::config::{Config, Paths};
+use crate::observe::Finding;
+use crate::report::EX_SOFTWARE;
 use crate::role::Role;
 
 /// Confirms a filter that is on trial, and returns when it is.
@@ -32,8 +38,8 @@ pub fn confirm(paths: &Paths) -> Result<(), ControlError> {
     match instruct(paths, Role::Filter, &Instruction::Confirm, CONFIRM_TIMEOUT) {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(Declined::Nothing(_) | Declined::NotMine)) => Err(ControlError::NothingOnTrial),
-        Ok(Err(Declined::Unusable(error) | Declined::Failed(error))) => {
-            Err(ControlError::NotConfirmed { error })
+        Ok(Err(Declined::Unusable { text, .. } | Declined::Failed(text))) => {
+            Err(ControlError::NotConfirmed { error: text })
         }
         Err(Unanswered::Absent(_)) => Err(ControlError::NothingOnTrial),
         // The role was faster: the time was over.
@@ -46,19 +52,29 @@ pub fn confirm(paths: &Paths) -> Result<(), ControlError> {
     }
 }
 
-/// Lets a running role read its configuration again, and returns when that is done.
+/// Lets a running role read its configuration again, and returns when that is done: with what waits for
+/// a restart.
 ///
 /// # Errors
 ///
 /// Returns why the role cannot be told, what of the configuration is not used, or that it does not come
 /// to an end.
-pub fn reload(paths: &Paths, role: Role) -> Result<(), ControlError> {
+pub fn reload(paths: &Paths, role: Role) -> Result<Vec<Finding>, ControlError> {
     match instruct(paths, role, &Instruction::Reload, RELOAD_TIMEOUT) {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(declined)) => Err(ControlError::NotReloaded {
-            role,
-            error: declined.into_parts().1,
-        }),
+        Ok(Ok(_)) => {
+            let status = status_if_permitted(paths, role)?;
+            let mut findings = status.map(|status| status.findings).unwrap_or_default();
+            findings.retain(|finding| finding.id == "restart-needed");
+            Ok(findings)
+        }
+        Ok(Err(declined)) => {
+            let (_, error, status) = declined.into_parts();
+            Err(ControlError::NotReloaded {
+                role,
+                error,
+                status: status.unwrap_or(EX_SOFTWARE),
+            })
+        }
         Err(unanswered) => Err(unanswered.into_error(paths, role)),
     }
 }
@@ -69,14 +85,14 @@ pub fn reload(paths: &Paths, role: Role) -> Result<(), ControlError> {
 ///
 /// Returns why the role cannot be told, or that it does not end.
 pub fn end_trial(paths: &Paths) -> Result<bool, ControlError> {
-    if !is_on_trial(paths)? {
-        return Ok(false);
-    }
-    match instruct(paths, Role::Filter, &Instruction::Stop, STOP_TIMEOUT) {
+    match instruct(paths, Role::Filter, &Instruction::EndTrial, STOP_TIMEOUT) {
         // The role ends its connections when it looks after its links no more.
-        Ok(Ok(_)) | Err(Unanswered::Interrupted(_) | Unanswered::Absent(_)) => Ok(true),
+        Ok(Ok(_)) | Err(Unanswered::Interrupted(_)) => Ok(true),
+        Ok(Err(Declined::Nothing(_) | Declined::NotMine)) => Ok(false),
+        // No role of ours stands between an operator and the way back.
+        Err(Unanswered::Absent(_) | Unanswered::Broken(_)) => Ok(false),
         Ok(Err(_)) | Err(Unanswered::Late) => Err(ControlError::TrialGoesOn),
-        Err(unanswered) => Err(unanswered.into_error(paths, Role::Filter)),
+        Err(unanswered @ Unanswered::Forbidden) => Err(unanswered.into_error(paths, Role::Filter)),
     }
 }
 
@@ -125,6 +141,10 @@ pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, Control
         return Err(ControlError::NothingHeld);
     }
     let found: Vec<_> = ids_of(&held).collect();
+    if !found.iter().all(|id| is_id(id)) {
+        let source = io::Error::new(ErrorKind::InvalidData, "an ID of a list is none");
+        return Err(ControlError::NoRangesRole { source });
+    }
     if !ids.iter().all(|id| found.contains(&id.as_str())) {
         return Err(ControlError::OtherHeld {
             ids: found.join(" "),
@@ -137,6 +157,10 @@ pub fn held(paths: &Paths, ids: &[String]) -> Result<Vec<RefreshStatus>, Control
         });
     }
     Ok(held)
+}
+
+fn is_id(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn ids_of(held: &[RefreshStatus]) -> impl Iterator<Item = &str> {
@@ -160,19 +184,6 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), ControlError
         }),
         Err(unanswered) => Err(unanswered.of_ranges_role(paths)),
     }
-}
-
-/// Whether what is active is on trial, as far as this user may know.
-#[must_use]
-pub fn shows_trial(paths: &Paths) -> bool {
-    is_on_trial(paths).unwrap_or(false)
-}
-
-fn is_on_trial(paths: &Paths) -> Result<bool, ControlError> {
-    let status = status_if_permitted(paths, Role::Filter)?;
-    // Otherwise the role does not run, or just ends.
-    let filter = status.ok().and_then(|status| status.filter);
-    Ok(filter.is_some_and(|filter| filter.on_trial))
 }
 
 /// What a role says, or why it does not; that this user may not ask is another matter.
@@ -202,7 +213,7 @@ async fn get<T: serde::de::DeserializeOwned>(
         let stream = connect(paths, role, &socket).await?;
         exchange(stream, Method::GET, path, Vec::new()).await
     };
-    let (status, body) = timeout(ANSWER_TIMEOUT, asking).await??;
+    let (status, _, body) = timeout(ANSWER_TIMEOUT, asking).await??;
     if status != StatusCode::OK {
         let text = String::from_utf8_lossy(&body).trim_end().to_owned();
         return Err(io::Error::other(text));
@@ -219,6 +230,11 @@ fn instruct(
 ) -> Result<Result<Vec<RefreshStatus>, Declined>, Unanswered> {
     let socket = paths.control_socket(role);
     let asking = async {
+        // A role that hangs would be waited for as long as one that works.
+        let answering = get::<Vec<RangeUseStatus>>(paths, role, "/range-usage").await;
+        if answering.is_err_and(|error| error.kind() == ErrorKind::TimedOut) {
+            return Err(Unanswered::Late);
+        }
         let connecting = timeout(ANSWER_TIMEOUT, connect(paths, role, &socket));
         let stream = connecting.await.map_err(|_elapsed| Unanswered::Late)?;
         let stream = stream.map_err(Unanswered::of_connect)?;
@@ -228,7 +244,7 @@ fn instruct(
         answer.map_err(Unanswered::Interrupted)
     };
     let answer = block_on(async { Ok(asking.await) }).map_err(Unanswered::Broken)?;
-    let (status, body) = answer?;
+    let (status, exit_status, body) = answer?;
     if status == StatusCode::OK {
         let refreshed = serde_json::from_slice(&body);
         return Ok(Ok(
@@ -236,7 +252,7 @@ fn instruct(
         ));
     }
     let text = String::from_utf8_lossy(&body).trim_end().to_owned();
-    Ok(Err(Declined::from_parts(status, text)))
+    Ok(Err(Declined::from_parts(status, text, exit_status)))
 }
 
 /// Why there is no answer to an instruction.
@@ -294,16 +310,32 @@ fn no_ranges_role(text: String) -> ControlError {
 }
 
 async fn connect(paths: &Paths, role: Role, socket: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect(socket).await?;
-    check_peer(paths, role, &stream)?;
+    let place = socket.to_owned();
+    let opened = spawn_blocking(move || open_socket(&place));
+    let opened = opened.await.map_err(io::Error::other)??;
+    // By its descriptor: nothing else can be put in its place meanwhile.
+    let stream = UnixStream::connect(format!("/proc/self/fd/{}", opened.as_raw_fd())).await?;
+    let peer = stream.peer_cred()?.uid();
+    let paths = paths.clone();
+    let checked = spawn_blocking(move || check_peer(&paths, role, peer));
+    checked.await.map_err(io::Error::other)??;
     Ok(stream)
+}
+
+/// Opens the socket itself. A role that was taken over must not lead root to another one by a link.
+fn open_socket(path: &Path) -> io::Result<OwnedFd> {
+    let opened = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+    let found = rustix::fs::fstat(&opened)?;
+    if FileType::from_raw_mode(found.st_mode) == FileType::Socket {
+        return Ok(opened);
+    }
+    Err(io::Error::other("there is something else than a socket"))
 }
 
 /// No other process answers in the place of a role while that is not there: it may be asked to confirm
 /// or to approve. The role is the one whose directory the socket is in, if none but root could have made
 /// that.
-fn check_peer(paths: &Paths, role: Role, stream: &UnixStream) -> io::Result<()> {
-    let peer = stream.peer_cred()?.uid();
+fn check_peer(paths: &Paths, role: Role, peer: u32) -> io::Result<()> {
     let ourselves = geteuid().as_raw();
     if [0, ourselves].contains(&peer) {
         return Ok(());
@@ -324,7 +356,7 @@ async fn exchange(
     method: Method,
     path: &str,
     body: Vec<u8>,
-) -> io::Result<(StatusCode, Bytes)> {
+) -> io::Result<(StatusCode, Option<u8>, Bytes)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
@@ -338,10 +370,12 @@ async fn exchange(
     let answer = sender.send_request(request).await;
     let answer = answer.map_err(io::Error::other)?;
     let status = answer.status();
+    let exit_status = answer.headers().get(EXIT_STATUS);
+    let exit_status = exit_status.and_then(|value| value.to_str().ok()?.parse().ok());
     let content = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
     let content = content.map_err(io::Error::other)?.to_bytes();
     drop(connection);
-    Ok((status, content))
+    Ok((status, exit_status, content))
 }
 
 /// A command waits for its answer.
@@ -366,7 +400,7 @@ const WATCH_MIN: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixListener;
     use std::thread;
 
@@ -409,7 +443,12 @@ mod tests {
         let paths = paths_in(directory.path());
         std::fs::create_dir_all(paths.home(Role::Gate)).unwrap();
         let listener = UnixListener::bind(paths.socket(Role::Gate)).unwrap();
-        let answering = thread::spawn(move || answer(&mut listener.accept().unwrap().0));
+        let answering = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).unwrap(), 0);
+            answer(&mut stream);
+        });
 
         let error = block_on(get::<Status>(&paths, Role::Gate, "/status")).unwrap_err();
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, ExitStatus};
+use crate::report::{EX_NOPERM, EX_SOFTWARE, EX_TEMPFAIL, EX_USAGE, ExitStatus};
 use crate::role::Role;
 
 /// Why a running role cannot be asked, or does not do what it is asked for.
@@ -69,19 +69,21 @@ pub enum ControlError {
         role: Role,
     },
     /// A reload was refused, as a whole or in parts.
-    #[error("{} not reloaded: {error}", role.label())]
+    #[error("reload of the {}: {error}", role.label())]
     NotReloaded {
         /// The role.
         role: Role,
         /// Why.
         error: String,
+        /// The exit code for that.
+        status: u8,
     },
 }
 
 impl ExitStatus for ControlError {
     fn exit_status(&self) -> u8 {
         match self {
-            Self::NotReloaded { .. } => EX_CONFIG,
+            Self::NotReloaded { status, .. } => *status,
             Self::SocketForbidden { .. } => EX_NOPERM,
             Self::NotConfirmed { .. } | Self::NotDone { .. } => EX_TEMPFAIL,
             Self::NothingHeld | Self::OtherHeld { .. } | Self::NothingOnTrial => EX_USAGE,

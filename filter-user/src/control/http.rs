@@ -83,15 +83,19 @@ impl Listener {
         let mut clients: VecDeque<Client> = VecDeque::new();
         loop {
             match self.accept().await {
-                Ok(Some(stream)) => {
+                Ok(Some((stream, user))) => {
                     clients.retain(|client| !client.task.is_finished());
                     if clients.len() == CLIENTS_MAX {
                         let is_silent = |client: &Client| !client.has_asked.load(Ordering::Relaxed);
-                        let Some(silent) = clients.iter().position(is_silent) else {
+                        let silent = clients.iter().position(is_silent);
+                        // Others cannot keep root from being answered.
+                        let gives_way = |client: &Client| user == User::Ours && client.user != user;
+                        let other = || clients.iter().position(gives_way);
+                        let Some(one) = silent.or_else(other) else {
                             debug!(id = "clients-too-many", "too many clients ask at once");
                             continue;
                         };
-                        clients.remove(silent);
+                        clients.remove(one);
                     }
                     let has_asked = Arc::<AtomicBool>::default();
                     let answering = answer(stream, Arc::clone(&service), Arc::clone(&has_asked));
@@ -104,6 +108,7 @@ impl Listener {
                     clients.push_back(Client {
                         task: AbortOnDropHandle::new(task),
                         has_asked,
+                        user,
                     });
                 }
                 Ok(None) => {}
@@ -116,16 +121,23 @@ impl Listener {
     }
 
     /// A client's connection; none, if the client may not ask here.
-    async fn accept(&self) -> io::Result<Option<Box<dyn LocalStream>>> {
+    async fn accept(&self) -> io::Result<Option<(Box<dyn LocalStream>, User)>> {
         match self {
-            Self::Tcp(listener) => Ok(Some(Box::new(listener.accept().await?.0))),
-            Self::Unix(listener) => Ok(Some(Box::new(listener.accept().await?.0))),
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Some((Box::new(stream), User::Other)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let user = User::new(stream.peer_cred()?.uid());
+                Ok(Some((Box::new(stream), user)))
+            }
             Self::Private(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Its mode lets in no other; of whoever may change that, the kernel knows the user.
+                // Its mode lets in no other; whoever has changed that, the kernel knows the user.
                 let user = stream.peer_cred()?.uid();
-                if user == 0 || user == geteuid().as_raw() {
-                    return Ok(Some(Box::new(stream)));
+                if User::new(user) == User::Ours {
+                    return Ok(Some((Box::new(stream), User::Ours)));
                 }
                 warn!(
                     id = "instruction-forbidden",
@@ -150,6 +162,26 @@ struct Client {
     task: AbortOnDropHandle<()>,
     /// Whether its request has come.
     has_asked: Arc<AtomicBool>,
+    user: User,
+}
+
+/// Who a client is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum User {
+    /// Root, or the user of this process.
+    Ours,
+    /// Any other, or not known.
+    Other,
+}
+
+impl User {
+    fn new(id: u32) -> Self {
+        if id == 0 || id == geteuid().as_raw() {
+            Self::Ours
+        } else {
+            Self::Other
+        }
+    }
 }
 
 trait LocalStream: AsyncRead + AsyncWrite + Send + Unpin {}

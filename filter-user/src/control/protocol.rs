@@ -1,108 +1,13 @@
-//! What passes through the sockets of a role: its status, and what it can be instructed to do.
+//! What a role says of itself at its status socket.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Formatter, Write as _};
 use std::net::IpAddr;
 
-use hyper::StatusCode;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::observe::Finding;
-use crate::report::span;
 use crate::role::Role;
-
-/// What a role can be instructed to do. It answers when that is done.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Instruction {
-    /// `/approve`: take in the lists that are held and have these IDs, a JSON array.
-    Approve(Vec<String>),
-    /// `/confirm`: let the filter stay that is on trial.
-    Confirm,
-    /// `/refresh`: ask every source of ranges now.
-    Refresh,
-    /// `/reload`: read the configuration again.
-    Reload,
-    /// `/stop`: end, as by SIGTERM. The end of the connection is the answer.
-    Stop,
-}
-
-impl Instruction {
-    /// The path that it is posted to.
-    #[must_use]
-    pub fn path(&self) -> &'static str {
-        match self {
-            Self::Approve(_) => "/approve",
-            Self::Confirm => "/confirm",
-            Self::Refresh => "/refresh",
-            Self::Reload => "/reload",
-            Self::Stop => "/stop",
-        }
-    }
-
-    /// The body that is posted.
-    #[must_use]
-    pub fn body(&self) -> Vec<u8> {
-        match self {
-            // An array of strings has nothing in it that could fail.
-            Self::Approve(ids) => serde_json::to_vec(ids).unwrap_or_default(),
-            Self::Confirm | Self::Refresh | Self::Reload | Self::Stop => Vec::new(),
-        }
-    }
-
-    /// The instruction that was posted; none, if there is none by that path.
-    ///
-    /// # Errors
-    ///
-    /// Returns what is wrong with the body.
-    pub fn parse(path: &str, body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
-        Ok(Some(match path {
-            "/approve" => Self::Approve(serde_json::from_slice(body)?),
-            "/confirm" => Self::Confirm,
-            "/refresh" => Self::Refresh,
-            "/reload" => Self::Reload,
-            "/stop" => Self::Stop,
-            _ => return Ok(None),
-        }))
-    }
-}
-
-/// Why a role does not do what it is instructed to.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Declined {
-    /// 404: another role does that.
-    NotMine,
-    /// 409: there is nothing to do it to.
-    Nothing(String),
-    /// 422: what it should work with cannot be used; all goes on as before, or as the text says.
-    Unusable(String),
-    /// 500: it was tried.
-    Failed(String),
-}
-
-impl Declined {
-    /// How HTTP says it.
-    #[must_use]
-    pub fn into_parts(self) -> (StatusCode, String) {
-        match self {
-            Self::NotMine => (StatusCode::NOT_FOUND, "another role does that".to_owned()),
-            Self::Nothing(text) => (StatusCode::CONFLICT, text),
-            Self::Unusable(text) => (StatusCode::UNPROCESSABLE_ENTITY, text),
-            Self::Failed(text) => (StatusCode::INTERNAL_SERVER_ERROR, text),
-        }
-    }
-
-    /// What a status of HTTP other than success says.
-    #[must_use]
-    pub fn from_parts(status: StatusCode, text: String) -> Self {
-        match status {
-            StatusCode::NOT_FOUND => Self::NotMine,
-            StatusCode::CONFLICT => Self::Nothing(text),
-            StatusCode::UNPROCESSABLE_ENTITY => Self::Unusable(text),
-            _ => Self::Failed(text),
-        }
-    }
-}
 
 /// What a running role says of itself.
 #[derive(Debug, Deserialize, Serialize)]
@@ -157,27 +62,16 @@ pub enum Admits {
     Unknown,
 }
 
-impl Display for Admits {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Account => "only your Cloudflare account",
-            Self::DefaultSite => {
-                "only your Cloudflare account, by the web server's default site; its other sites \
-                 were not asked"
-            }
-            Self::Cloudflare => "Cloudflare, for any of its customers",
-            Self::Unknown => "Cloudflare; whether for any of its customers is not known",
-        })
-    }
-}
-
 /// What became of reloads of the configuration.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct ReloadStatus {
     /// How many came to an end since the start of the process.
     pub count: u64,
-    /// Why the last was refused, if it was.
+    /// What of the last cannot be used, if anything.
     pub error: Option<String>,
+    /// Whether nothing of it is used for that.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// What the filter does.
@@ -202,7 +96,7 @@ pub struct FilterStatus {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// The rung: `native`, `generic` or `tcx`; `covered` by another's program, or `none`.
+    /// The mode: `native`, `generic` or `tcx`; `covered` by another's program, or `none`.
     pub mode: String,
     /// Whether it is filtered at this moment.
     pub filtered: bool,
@@ -358,156 +252,5 @@ impl HostStatus {
         self.protected &= status.enforcing;
         self.admits = self.admits.or(status.admits);
         self.roles.push(status);
-    }
-}
-
-impl Display for HostStatus {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.protected, self.findings.is_empty()) {
-            (true, true) => "PROTECTED\n",
-            (true, false) => "PROTECTED, but:\n",
-            (false, _) => "NOT PROTECTED:\n",
-        })?;
-        if let (true, Some(admits)) = (self.protected, self.admits) {
-            writeln!(f, "  admits {admits}")?;
-        }
-        for finding in &self.findings {
-            writeln!(f, "  ! {finding}")?;
-        }
-        for role in &self.roles {
-            writeln!(
-                f,
-                "\n{} (pid {}, pullgate {})",
-                role.role.label(),
-                role.pid,
-                role.version
-            )?;
-            writeln!(f, "  {:<12} {}", "ranges", role.ranges)?;
-            for (name, value) in &role.details {
-                writeln!(f, "  {name:<12} {value}")?;
-            }
-            for refresh in &role.refresh {
-                writeln!(f, "  {:<12} {refresh}", "refresh")?;
-            }
-            if let Some(filter) = &role.filter {
-                write!(f, "{filter}")?;
-            }
-            for (name, value) in shown(role) {
-                writeln!(f, "  {value:>12} {name}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Display for FilterStatus {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if !self.frames.is_empty() {
-            writeln!(f, "  {:>14} {:>10}  frames", "total", "per second")?;
-        }
-        for frames in &self.frames {
-            let FramesStatus {
-                iface,
-                family,
-                verdict,
-                reason,
-                total,
-                per_second,
-            } = frames;
-            writeln!(
-                f,
-                "  {total:>14} {per_second:>10}  {verdict:<10} {reason:<16} {family:<4} {iface}"
-            )?;
-        }
-        if !self.drops.is_empty() {
-            writeln!(f, "  last drops, of a sample")?;
-        }
-        for drop in &self.drops {
-            let source = drop
-                .source
-                .map_or_else(|| "?".to_owned(), |ip| ip.to_string());
-            let port = drop
-                .port
-                .map_or_else(|| "-".to_owned(), |port| port.to_string());
-            let DropStatus {
-                seconds_ago,
-                iface,
-                verdict,
-                reason,
-                ..
-            } = drop;
-            writeln!(
-                f,
-                "  {seconds_ago:>12} s ago  {verdict:<10} {reason:<16} {source} to port {port} on \
-                 {iface}"
-            )?;
-        }
-        if !self.top_sources.is_empty() {
-            writeln!(f, "  top sources of drops, about")?;
-        }
-        for SourceStatus { source, about } in &self.top_sources {
-            writeln!(f, "  {about:>14}  {source}")?;
-        }
-        Ok(())
-    }
-}
-
-/// The counters of a role that say something at a glance.
-fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
-    let families: &[&str] = match role.role {
-        Role::Filter => &["pullgate_filter_reattached_total"],
-        Role::Gate => &[
-            "pullgate_gate_connections_total",
-            "pullgate_gate_would_refuse_total",
-        ],
-        Role::Ranges => &["pullgate_ranges_refresh_total"],
-    };
-    let is_shown = |name: &str| families.iter().any(|family| name.starts_with(family));
-    let counters = role.metrics.iter();
-    let counters = counters.filter(move |(name, value)| **value != 0.0 && is_shown(name));
-    counters.map(|(name, value)| (name.as_str(), *value))
-}
-
-impl Display for RangesStatus {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let mut text = format!("{} IPv4 and {} IPv6, {}", self.v4, self.v6, self.source);
-        if let Some(age) = self.age_seconds {
-            write!(text, ", {} old", span(age))?;
-        }
-        if self.kept != 0 {
-            write!(text, ", {} vanished and kept", self.kept)?;
-        }
-        f.write_str(&text)
-    }
-}
-
-impl Display for RefreshStatus {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let next = span(self.next_in_seconds);
-        match (&self.outcome, self.seconds_ago) {
-            (Some(outcome), Some(ago)) => {
-                let (source, ago) = (&self.source, span(ago));
-                write!(f, "{source}: {outcome}, {ago} ago, again in {next}")
-            }
-            (_, _) => write!(f, "{}: the first is under way", self.source),
-        }?;
-        let Some(held) = &self.held else {
-            return match &self.error {
-                Some(error) => write!(f, "\n    {error}"),
-                None => Ok(()),
-            };
-        };
-        write!(
-            f,
-            "\n    held, {} by {}: {}",
-            held.id, held.way, held.reason
-        )?;
-        for range in &held.added {
-            write!(f, "\n    + {range}")?;
-        }
-        for range in &held.removed {
-            write!(f, "\n    - {range}")?;
-        }
-        Ok(())
     }
 }

@@ -7,11 +7,13 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
-use tokio::task::spawn_blocking;
+use tokio::sync::{AcquireError, Semaphore};
+use tokio::task::{JoinError, spawn_blocking};
 use tracing::{info, warn};
 
 use super::http::Service;
-use super::protocol::{Declined, Instruction, RangeUseStatus, RefreshStatus, Status};
+use super::instruction::{Declined, EXIT_STATUS, Instruction};
+use super::protocol::{RangeUseStatus, RefreshStatus, Status};
 use crate::observe::Finding;
 use crate::role::Role;
 
@@ -36,8 +38,52 @@ pub trait Answers: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<RefreshStatus>, Declined>> + Send;
 }
 
+/// A role, and how many of its looks at the host there may be at once: a client that leaves ends none.
+pub struct Looks<A> {
+    answers: Arc<A>,
+    permits: Arc<Semaphore>,
+}
+
+impl<A> Clone for Looks<A> {
+    fn clone(&self) -> Self {
+        Self {
+            answers: Arc::clone(&self.answers),
+            permits: Arc::clone(&self.permits),
+        }
+    }
+}
+
+impl<A: Answers> Looks<A> {
+    /// No look is under way.
+    #[must_use]
+    pub fn new(answers: Arc<A>) -> Self {
+        let permits = Arc::new(Semaphore::new(LOOKS_MAX));
+        Self { answers, permits }
+    }
+
+    /// Looks, when it is this one's turn.
+    async fn look<T: Send + 'static>(&self, look: fn(&A) -> T) -> Result<T, LookError> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await?;
+        let answers = Arc::clone(&self.answers);
+        let looking = spawn_blocking(move || {
+            let _permit = permit;
+            look(&answers)
+        });
+        Ok(looking.await?)
+    }
+}
+
+/// Why a look came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Closed(#[from] AcquireError),
+    #[error(transparent)]
+    Failed(#[from] JoinError),
+}
+
 /// What monitoring asks for.
-pub struct MetricsService<A>(pub Arc<A>);
+pub struct MetricsService<A>(pub Looks<A>);
 
 impl<A: Answers> Service for MetricsService<A> {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -46,14 +92,12 @@ impl<A: Answers> Service for MetricsService<A> {
         }
         match request.uri().path() {
             "/metrics" => {
-                let answers = Arc::clone(&self.0);
-                let text = spawn_blocking(move || answers.metrics()).await;
+                let text = self.0.look(A::metrics).await;
                 text.map_or_else(failed, |text| respond(StatusCode::OK, OPEN_METRICS, text))
             }
-            "/healthz" => judge(&self.0.health().await),
+            "/healthz" => judge(&self.0.answers.health().await),
             "/readyz" => {
-                let answers = Arc::clone(&self.0);
-                let findings = spawn_blocking(move || answers.readiness()).await;
+                let findings = self.0.look(A::readiness).await;
                 findings.map_or_else(failed, |findings| judge(&findings))
             }
             _ => unknown("/metrics, /healthz or /readyz"),
@@ -62,24 +106,23 @@ impl<A: Answers> Service for MetricsService<A> {
 }
 
 /// What anybody asks for who may.
-pub struct StatusService<A>(pub Arc<A>);
+pub struct StatusService<A>(pub Looks<A>);
 
 impl<A: Answers> Service for StatusService<A> {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if let Some(refusal) = read_only(&request) {
             return refusal;
         }
-        let answers = Arc::clone(&self.0);
         match request.uri().path() {
             "/status" => {
-                let status = spawn_blocking(move || answers.status()).await;
+                let status = self.0.look(A::status).await;
                 status.map_or_else(failed, |status| json(&status))
             }
             "/findings" => {
-                let status = spawn_blocking(move || answers.status()).await;
+                let status = self.0.look(A::status).await;
                 status.map_or_else(failed, |status| json(&status.findings))
             }
-            "/range-usage" => json(&answers.range_usage()),
+            "/range-usage" => json(&self.0.answers.range_usage()),
             _ => unknown("/status, /findings or /range-usage"),
         }
     }
@@ -101,7 +144,9 @@ impl<A: Answers> Service for ControlService<A> {
         let path = head.uri.path();
         let instruction = match Instruction::parse(path, &body) {
             Ok(Some(instruction)) => instruction,
-            Ok(None) => return unknown("/reload, /confirm, /refresh, /approve or /stop"),
+            Ok(None) => {
+                return unknown("/reload, /confirm, /end-trial, /refresh, /approve or /stop");
+            }
             Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
         };
         let role = self.0.role().label();
@@ -109,7 +154,7 @@ impl<A: Answers> Service for ControlService<A> {
         match self.0.follow(instruction).await {
             Ok(refreshed) => json(&refreshed),
             Err(declined) => {
-                let (status, text) = declined.into_parts();
+                let (status, text, exit_status) = declined.into_parts();
                 warn!(
                     id = "instruction-declined",
                     role,
@@ -117,7 +162,12 @@ impl<A: Answers> Service for ControlService<A> {
                     reason = text,
                     "declined"
                 );
-                plain(status, text)
+                let mut response = plain(status, text);
+                if let Some(exit_status) = exit_status {
+                    let headers = response.headers_mut();
+                    headers.insert(EXIT_STATUS, HeaderValue::from(u16::from(exit_status)));
+                }
+                response
             }
         }
     }
@@ -173,5 +223,7 @@ const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain; charset=utf-8";
 /// The OpenMetrics specification, version 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Looks at once.
+const LOOKS_MAX: usize = 2;
 /// Bytes of an instruction: IDs of lists.
 const BODY_MAX: usize = 64 << 10;

@@ -2,6 +2,8 @@
 
 pub(super) mod canonical_name;
 pub(super) mod credentials;
+pub(super) mod epoch;
+pub(super) mod facts;
 pub(super) mod peer;
 pub(super) mod pem;
 pub(super) mod policy;

@@ -3,16 +3,16 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream as StdTcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError, StreamOwned,
 };
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -104,27 +104,24 @@ impl Dialer {
     /// Asks the upstream, with no client's word, whether it speaks HTTP/2 as a client that was
     /// offered `h2` would begin it: at once (RFC 9113 §3.3), or agreed on by ALPN.
     ///
-    /// Blocks for [`PROBE_TIMEOUT`] at most for each step.
+    /// Blocks for [`PROBE_TIMEOUT`] at most, however slowly it answers.
     ///
     /// # Errors
     ///
     /// Returns why it cannot be asked; then nothing is known.
     pub(super) fn speaks_h2(&self) -> io::Result<bool> {
+        let deadline = Instant::now() + PROBE_TIMEOUT;
         let mut stream: Box<dyn Duplex> = match &self.upstream.target {
             Target::Tcp(address) => {
                 let stream = StdTcpStream::connect_timeout(address, PROBE_TIMEOUT)?;
-                stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
-                stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
-                Box::new(stream)
+                Box::new(DeadlineStream { stream, deadline })
             }
             Target::Unix(path) => {
                 // A listener whose queue is full holds connect(2) up.
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)?;
                 let stream = StdUnixStream::from(OwnedFd::from(socket));
-                stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
-                stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
-                Box::new(stream)
+                Box::new(DeadlineStream { stream, deadline })
             }
         };
         match self.proxy_protocol {
@@ -146,6 +143,43 @@ impl Dialer {
             Err(error) if is_alpn_refused(&error) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// A connection that ends at a deadline, however slowly it answers.
+struct DeadlineStream<S> {
+    stream: S,
+    deadline: Instant,
+}
+
+impl<S: AsFd> DeadlineStream<S> {
+    /// Limits the next step to the time that is left.
+    fn limit(&self) -> io::Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let socket = SockRef::from(&self.stream);
+        socket.set_read_timeout(Some(left))?;
+        socket.set_write_timeout(Some(left))
+    }
+}
+
+impl<S: AsFd + Read> Read for DeadlineStream<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.limit()?;
+        self.stream.read(buffer)
+    }
+}
+
+impl<S: AsFd + Write> Write for DeadlineStream<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.limit()?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Confined {
     held: CapabilitySet,
     /// Whether the user's number is 0.
     is_root: bool,
-    /// The landlock ABI that is in force; 0 where the kernel has none.
+    /// The landlock ABI that is active; 0 where the kernel has none.
     landlock: u8,
 }
 

@@ -9,16 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
-use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::sample::Sample;
 use crate::role::Role;
 
 /// The metrics of this process; cheap to clone, all clones count together.
@@ -288,155 +287,9 @@ impl Inner {
     }
 }
 
-/// What a role sees when it is asked for its metrics.
-#[derive(Clone, Debug, Default)]
-pub struct Sample {
-    /// The active ranges.
-    pub ranges: RangesSample,
-    /// What the filter sees in the kernel, if the role is the filter.
-    pub filter: Option<FilterSample>,
-}
-
-/// The active ranges.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RangesSample {
-    /// IPv4 ranges.
-    pub v4: usize,
-    /// IPv6 ranges.
-    pub v6: usize,
-    /// Seconds since they were fetched; none for the baseline.
-    pub age_seconds: Option<u64>,
-}
-
-/// What the filter sees in the kernel.
-#[derive(Clone, Debug)]
-pub struct FilterSample {
-    /// Whether strangers' packets are dropped.
-    pub is_enforcing: bool,
-    /// Interface by interface.
-    pub attached: Vec<Attachment>,
-    /// Frames of each kind, since the counters began.
-    pub frames: Vec<(FrameLabels, u64)>,
-}
-
-/// Whether an interface is filtered, and how.
-#[derive(Clone, Debug)]
-pub struct Attachment {
-    /// Its name.
-    pub iface: String,
-    /// The attach mode, or why there is none.
-    pub mode: &'static str,
-    /// Whether it is filtered.
-    pub is_filtered: bool,
-}
-
-impl Collector for Sample {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Self { ranges, filter } = self;
-        let counts = [("ipv4", ranges.v4), ("ipv6", ranges.v6)];
-        let counts = counts.map(|(family, count)| (FamilyLabels { family }, whole(count)));
-        gauges(&mut encoder, "ranges", "Active ranges", &counts)?;
-        let age = ranges.age_seconds.map_or(-1, whole);
-        let help = "Seconds since the active ranges were fetched, -1 for the baseline";
-        gauge(&mut encoder, "ranges_age_seconds", help, age)?;
-        match filter {
-            Some(filter) => filter.encode(&mut encoder),
-            None => Ok(()),
-        }
-    }
-}
-
-impl FilterSample {
-    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "1 where strangers' packets are dropped, 0 in monitor mode";
-        gauge(
-            encoder,
-            "filter_enforcing",
-            help,
-            i64::from(self.is_enforcing),
-        )?;
-        let attached = self.attached.iter().map(|attachment| {
-            let Attachment {
-                iface,
-                mode,
-                is_filtered,
-            } = attachment;
-            let (iface, mode) = (iface.clone(), *mode);
-            (AttachedLabels { iface, mode }, i64::from(*is_filtered))
-        });
-        let attached: Vec<_> = attached.collect();
-        gauges(
-            encoder,
-            "filter_attached",
-            "1 where the program is attached",
-            &attached,
-        )?;
-        let kind = MetricType::Counter;
-        let mut metric = encoder.encode_descriptor("filter_frames", "Frames judged", None, kind)?;
-        for (labels, total) in &self.frames {
-            let mut metric = metric.encode_family(labels)?;
-            metric.encode_counter::<NoLabels, _, u64>(total, None)?;
-        }
-        Ok(())
-    }
-}
-
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    metric.encode_gauge(&value)
-}
-
-fn gauges(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    values: &[(impl EncodeLabelSet, i64)],
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in values {
-        metric.encode_family(labels)?.encode_gauge(value)?;
-    }
-    Ok(())
-}
-
-/// What exemplars would be labelled by.
-type NoLabels = [(&'static str, &'static str); 0];
-
-/// A number as a gauge has it.
-fn whole<T>(number: T) -> i64
-where
-    i64: TryFrom<T>,
-{
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// What a frame is counted under.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub struct FrameLabels {
-    /// The interface.
-    pub iface: String,
-    /// `ipv4`, `ipv6` or `none`.
-    pub family: &'static str,
-    /// `pass`, `drop` or `would_drop`.
-    pub verdict: &'static str,
-    /// Why.
-    pub reason: &'static str,
-}
-
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct InterfaceLabels {
     iface: String,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct AttachedLabels {
-    iface: String,
-    mode: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct FamilyLabels {
-    family: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -477,6 +330,7 @@ const HANDSHAKE_BUCKETS: [f64; 8] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample::{FilterSample, FrameLabels, RangesSample};
     use super::*;
 
     #[test]

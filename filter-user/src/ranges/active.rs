@@ -1,4 +1,4 @@
-//! The ranges in force: the lists of all sources, and their union.
+//! The active ranges: the lists of all sources, and their union.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::guard::{GuardLimits, Rejection};
 use super::{Feed, RangeSet, SourceRanges};
 
-/// The ranges in force: what each source has told, and the union that the guard let through.
+/// The active ranges: what each source has told, and the union that the guard let through.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ActiveRanges {
     lists: Vec<List>,

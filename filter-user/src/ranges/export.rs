@@ -1,4 +1,4 @@
-//! The ranges in force in other programs' words, for those who keep other tools.
+//! The active ranges in other programs' words, for those who keep other tools.
 
 use super::RangeSet;
 

@@ -89,7 +89,7 @@ impl Families {
 }
 
 impl RangeSet {
-    /// Judges a list by itself, whatever is in force.
+    /// Judges a list by itself, whatever is active.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl RangeSet {
         }
     }
 
-    /// Judges all that is to be in force together, which may be nothing at all.
+    /// Judges all that is to be active together, which may be nothing at all.
     ///
     /// # Errors
     ///

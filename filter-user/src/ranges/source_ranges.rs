@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::guard::{self, GuardLimits, Rejection};
 use super::{Feed, RangeSet};
 
-/// The ranges of one source that are in force.
+/// The ranges of one source that are active.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SourceRanges {
     set: RangeSet,
@@ -116,7 +116,7 @@ impl SourceRanges {
         self.before_growth.as_ref()
     }
 
-    /// All ranges in force, the vanished ones as well.
+    /// All active ranges, the vanished ones as well.
     #[must_use]
     pub fn set(&self) -> &RangeSet {
         &self.set

@@ -205,7 +205,7 @@ impl Job {
             outcome,
             error,
             %again_in,
-            "ranges not refreshed, those in force stay"
+            "ranges not refreshed, the active ones stay"
         );
         self.conclude(outcome, Some(error), pause);
     }

@@ -23,9 +23,9 @@ pub struct Preview {
     pub outcome: &'static str,
     /// Why it would be refused or held.
     pub error: Option<String>,
-    /// Ranges that the list holds and that are not in force.
+    /// Ranges that the list holds and that are not active.
     pub added: Vec<IpNet>,
-    /// Ranges that are in force and that the list does not hold.
+    /// Ranges that are active and that the list does not hold.
     pub removed: Vec<IpNet>,
 }
 

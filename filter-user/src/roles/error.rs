@@ -196,6 +196,9 @@ impl ExitStatus for StartError {
                 let code = status.code().and_then(|code| u8::try_from(code).ok());
                 code.filter(|code| *code != 0).unwrap_or(EX_SOFTWARE)
             }
+            Self::Directory { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                EX_NOPERM
+            }
             Self::OwnConnection { .. }
             | Self::NotDescribed { .. }
             | Self::ListenFd { .. }
@@ -254,7 +257,31 @@ pub enum ReloadError {
         /// Which, how they are served, and why.
         hosts: String,
     },
+    /// The ranges cannot be compiled by its rules.
+    #[error(
+        "peers are still judged by the ranges and rules of before; `pullgate status` shows why"
+    )]
+    RangesKept,
     /// The role is about to end.
     #[error("this role is about to end")]
     Ending,
+    /// It was not read to its end.
+    #[error("the reload has failed; the log shows why")]
+    Failed,
+}
+
+impl ExitStatus for ReloadError {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Load(error) => error.exit_status(),
+            Self::Config(error) => error.exit_status(),
+            Self::Ranges(error) => error.exit_status(),
+            Self::Xdp(error) => error.exit_status(),
+            Self::NotDescribed { .. } | Self::OutOfReach { .. } | Self::HostsKept { .. } => {
+                EX_CONFIG
+            }
+            Self::Ending => EX_TEMPFAIL,
+            Self::RangesKept | Self::Failed => EX_SOFTWARE,
+        }
+    }
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio::task::spawn_blocking;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
@@ -19,7 +19,7 @@ use super::error::{ReloadError, StartError};
 use super::preflight::{self, Ancestors, OwnConnection};
 use super::tasks::Tasks;
 use crate::config::{Config, FilterSettings};
-use crate::control::protocol::Declined;
+use crate::control::instruction::Declined;
 use crate::host::netlink;
 use crate::host::systemd;
 use crate::host::uplinks::{self, Memory};
@@ -102,6 +102,7 @@ impl PreparedFilter {
             metrics: metrics.clone(),
             reconciled: Arc::default(),
             trial: self.trial,
+            checks: Arc::new(Semaphore::new(1)),
         };
         role.remember_uplinks();
         tasks.spawn(role.clone().look_after(active, watch));
@@ -118,6 +119,8 @@ pub(super) struct FilterRole {
     /// Notified after each reconciliation.
     reconciled: Arc<Notify>,
     trial: Option<Duration>,
+    /// Checks of the health that are under way.
+    checks: Arc<Semaphore>,
 }
 
 /// The filter, and what it was made from.
@@ -145,14 +148,14 @@ impl FilterRole {
     /// `filter.interface_timeout`: at boot, drivers load while we start, and the service manager holds
     /// the network back for as long.
     pub(super) async fn wait_until_ready(&self) {
-        let (awaited, patience) = {
-            let state = self.state();
+        let awaiting = |state: &mut FilterState| {
             let filter = &state.filter;
             (filter.awaited(), filter.settings().interface_timeout)
         };
-        if awaited.is_empty() {
-            return;
-        }
+        let (awaited, patience) = match self.on_state(awaiting).await {
+            Ok((awaited, patience)) if !awaited.is_empty() => (awaited, patience),
+            Ok(_) | Err(_) => return,
+        };
         let interfaces = awaited.join(", ");
         warn!(
             id = "interfaces-awaited",
@@ -164,14 +167,15 @@ impl FilterRole {
         let arrival = async {
             loop {
                 let reconciled = self.reconciled.notified();
-                if self.state().filter.awaited().is_empty() {
-                    return;
+                match self.on_state(|state| state.filter.awaited()).await {
+                    Ok(left) if !left.is_empty() => reconciled.await,
+                    Ok(_) | Err(_) => return,
                 }
-                reconciled.await;
             }
         };
         if timeout(patience, arrival).await.is_err() {
-            let missing = self.state().filter.awaited().join(", ");
+            let left = self.on_state(|state| state.filter.awaited()).await;
+            let missing = left.unwrap_or_default().join(", ");
             error!(
                 id = "interfaces-missing",
                 interfaces = missing,
@@ -181,28 +185,50 @@ impl FilterRole {
         }
     }
 
-    /// Returns when the time to confirm is over and the filter was not confirmed.
+    /// Returns when the time to confirm is over, the filter was not confirmed, and what was before is
+    /// active again.
     pub(super) async fn wait_for_failure(&self) -> StartError {
-        if let Some(trial) = self.trial {
-            warn!(
-                id = "trial-started",
-                seconds = trial.as_secs(),
-                "on trial: `pullgate confirm` lets the filter stay, else what was before comes back"
-            );
-            tokio::time::sleep(trial).await;
-            if self.state().filter.is_on_trial() {
-                return StartError::NotConfirmed;
-            }
+        let Some(trial) = self.trial else {
+            return std::future::pending().await;
+        };
+        warn!(
+            id = "trial-started",
+            seconds = trial.as_secs(),
+            "on trial: `pullgate confirm` lets the filter stay, else what was before comes back"
+        );
+        tokio::time::sleep(trial).await;
+        let is_over = self.on_state(FilterState::revert_trial).await;
+        if is_over.unwrap_or(false) {
+            StartError::NotConfirmed
+        } else {
+            std::future::pending().await
         }
-        std::future::pending().await
+    }
+
+    /// Whether the filter waits to be confirmed.
+    pub(super) async fn is_on_trial(&self) -> bool {
+        let is_on_trial = self.on_state(|state| state.filter.is_on_trial()).await;
+        is_on_trial.unwrap_or(false)
+    }
+
+    /// Does something with the state, which may be held for long, in a thread that may wait.
+    async fn on_state<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut FilterState) -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        let role = self.clone();
+        spawn_blocking(move || f(&mut role.state())).await
     }
 
     /// What does not answer in time.
     pub(super) async fn health(&self) -> Option<Finding> {
-        let role = self.clone();
-        // Whoever publishes, reloads or counts holds the state, and must let go of it again.
-        let free = spawn_blocking(move || drop(role.state()));
-        let is_free = matches!(timeout(HEALTH_TIMEOUT, free).await, Ok(Ok(())));
+        let checking = async {
+            // One at a time: a client that leaves ends none.
+            let permit = Arc::clone(&self.checks).acquire_owned().await;
+            // To publish, to reload or to count holds the state, and must let go of it again.
+            self.on_state(move |_| drop(permit)).await
+        };
+        let is_free = matches!(timeout(HEALTH_TIMEOUT, checking).await, Ok(Ok(())));
         (!is_free).then(|| {
             Finding::error(
                 "filter-hangs",
@@ -236,6 +262,9 @@ impl FilterRole {
     /// Lets what is on trial stay.
     pub(super) fn confirm(&self) -> Result<(), Declined> {
         let mut state = self.state();
+        if state.has_ended {
+            return Err(Declined::failed("its time was over"));
+        }
         if !state.filter.is_on_trial() {
             return Err(Declined::Nothing("no filter is on trial".to_owned()));
         }
@@ -256,22 +285,9 @@ impl FilterRole {
     /// returns whether there was one.
     pub(super) fn end(&self) -> bool {
         let mut state = self.state();
+        let was_on_trial = state.revert_trial();
         state.has_ended = true;
-        if !state.filter.is_on_trial() {
-            return false;
-        }
-        match state.filter.revert() {
-            Ok(()) => warn!(
-                id = "trial-reverted",
-                "not confirmed: what was active before is so again"
-            ),
-            Err(error) => error!(
-                id = "trial-not-reverted",
-                error = %chain(&error),
-                "what was before is not restored"
-            ),
-        }
-        true
+        was_on_trial
     }
 
     /// Leaves the pins to a successor.
@@ -283,6 +299,28 @@ impl FilterRole {
     fn state(&self) -> MutexGuard<'_, FilterState> {
         // A panic while publishing leaves the old generation in use, which is still right.
         lock(&self.state)
+    }
+}
+
+impl FilterState {
+    /// Ends a trial that was not confirmed, and lets go of the filter; returns whether there was one.
+    fn revert_trial(&mut self) -> bool {
+        if self.has_ended || !self.filter.is_on_trial() {
+            return false;
+        }
+        self.has_ended = true;
+        match self.filter.revert() {
+            Ok(()) => warn!(
+                id = "trial-reverted",
+                "not confirmed: what was active before is so again"
+            ),
+            Err(error) => error!(
+                id = "trial-not-reverted",
+                error = %chain(&error),
+                "what was before is not restored"
+            ),
+        }
+        true
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
     if config.live.ranges.limits.documentation == Documentation::Accept {
         of_role.push(Finding::warning(
             "documentation-ranges",
-            "documentation ranges are accepted (a test bed)",
+            "`unsafe_documentation_ranges` is on (test setups only)",
         ));
     }
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.live.filter) {

@@ -1,6 +1,7 @@
 //! The gate as a role: looked at, bound, started with a thread per core, reloaded and drained.
 
 mod files;
+mod listen;
 mod report;
 
 use std::convert::Infallible;
@@ -9,13 +10,10 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::{Shutdown, shutdown};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::CapabilitySet;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +21,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
 use self::files::file_ids;
+use self::listen::{Listening, check_bind_capability, raise_descriptor_limit};
 pub(crate) use self::report::exposures;
 use super::HEALTH_TIMEOUT;
 use super::error::{ReloadError, StartError};
@@ -35,7 +34,6 @@ use crate::observe::{Finding, Metrics};
 use crate::ranges::Compiled;
 use crate::role::Role;
 use crate::sync::lock;
-use crate::xdp::XdpError;
 
 /// Reads all that a configuration names for the gate, and changes nothing.
 pub(super) fn examine(config: &Config) -> Result<Loaded, StartError> {
@@ -81,52 +79,12 @@ impl PreparedGate {
         let Self {
             loaded,
             read,
-            mut inherited,
+            inherited,
         } = self;
-        let mut sockets = Vec::new();
-        let mut without_ipv6 = Vec::new();
-        let mut bound = Vec::new();
-        for address in &boot.listen {
-            let found = inherited.iter().position(|it| it.address == *address);
-            if let Some(index) = found {
-                info!(id = "socket-inherited", %address, "the listening socket was handed over");
-                sockets.push(inherited.swap_remove(index).socket);
-                continue;
-            }
-            let socket = match gate::bind(*address) {
-                Ok(socket) => socket,
-                Err(source) if is_without_ipv6(address, &source) => {
-                    warn!(
-                        id = "ipv6-missing",
-                        %address,
-                        "this kernel has no IPv6, so nothing can come in there"
-                    );
-                    without_ipv6.push(*address);
-                    continue;
-                }
-                Err(source) => {
-                    let address = *address;
-                    return Err(StartError::Bind { address, source });
-                }
-            };
-            bound.push(socket.try_clone().map_err(|source| StartError::Bind {
-                address: *address,
-                source,
-            })?);
-            sockets.push(socket);
-        }
-        if let (true, Some(address)) = (sockets.is_empty(), without_ipv6.first()) {
-            return Err(StartError::NoIpv6 { address: *address });
-        }
-        inherited.retain(|it| !boot.listen.contains(&it.address));
-        let unanswered = inherited.iter().filter_map(leave).collect();
-        systemd::store(&bound);
         Ok(BoundGate {
             loaded,
             read,
-            sockets,
-            unanswered,
-            without_ipv6,
+            listening: listen::bind(&boot.listen, inherited)?,
         })
     }
 }
@@ -135,9 +93,7 @@ impl PreparedGate {
 pub(super) struct BoundGate {
     loaded: Loaded,
     read: Vec<Option<FileId>>,
-    sockets: Vec<TcpListener>,
-    unanswered: Vec<SocketAddr>,
-    without_ipv6: Vec<SocketAddr>,
+    listening: Listening,
 }
 
 impl BoundGate {
@@ -152,10 +108,13 @@ impl BoundGate {
         let Self {
             loaded,
             read,
+            listening,
+        } = self;
+        let Listening {
             sockets,
             unanswered,
             without_ipv6,
-        } = self;
+        } = listening;
         let now = Arc::clone(&config.borrow());
         let settings = settings(&now).ok_or(NOT_DESCRIBED)?;
         let configured = now.boot.max_connections;
@@ -272,7 +231,7 @@ impl GateRole {
         let asking = self.gate.ask_upstreams(Upstreams::All);
         // One that takes longer is answered in its own time.
         drop(timeout(UPSTREAM_PATIENCE, asking).await);
-        self.warn_of_news();
+        self.warn_of_news_aside().await;
     }
 
     /// What does not answer in time.
@@ -295,11 +254,11 @@ impl GateRole {
         let role = Role::Gate;
         let settings = settings(config).ok_or(ReloadError::NotDescribed { role })?;
         let turn = lock(&self.turn);
-        let loaded = self.load(settings)?;
+        let files = self.load(settings)?;
         Ok(StagedGate {
             role: self,
             settings: settings.clone(),
-            loaded,
+            files,
             _turn: turn,
         })
     }
@@ -310,14 +269,19 @@ impl GateRole {
     }
 
     /// Reads the files of a configuration; what is active is kept as far as it is the same.
-    fn load(&self, settings: &GateSettings) -> Result<Loaded, ConfigError> {
-        *lock(&self.read) = file_ids(settings);
-        self.gate
-            .with_policies(|before| load(settings, Some(before)))
+    fn load(&self, settings: &GateSettings) -> Result<ReadFiles, ConfigError> {
+        // What changes while it is read is read again.
+        let ids = file_ids(settings);
+        let loaded = self
+            .gate
+            .with_policies(|before| load(settings, Some(before)))?;
+        Ok(ReadFiles { ids, loaded })
     }
 
     /// Applies what was loaded; returns what of it cannot be used.
-    fn apply(&self, settings: &GateSettings, loaded: Loaded) -> Option<String> {
+    fn apply(&self, settings: &GateSettings, files: ReadFiles) -> Option<String> {
+        let ReadFiles { ids, loaded } = files;
+        *lock(&self.read) = ids;
         let broken = sentence(&loaded);
         self.gate.apply(settings, loaded);
         self.warn_of_news();
@@ -328,6 +292,12 @@ impl GateRole {
         self.unusable.send_replace(broken.clone());
         self.metrics.gate_reloaded(outcome);
         broken
+    }
+
+    /// [`Self::warn_of_news`], which looks at files.
+    async fn warn_of_news_aside(&self) {
+        let role = self.clone();
+        drop(spawn_blocking(move || role.warn_of_news()).await);
     }
 
     /// Logs what could be better since the last time: files that were read, or time that has passed.
@@ -366,12 +336,18 @@ impl GateRole {
     }
 }
 
+/// What was read, and what the files were like.
+struct ReadFiles {
+    ids: Vec<Option<FileId>>,
+    loaded: Loaded,
+}
+
 /// A changed configuration, read, that the gate can apply.
 #[must_use]
 pub(super) struct StagedGate<'a> {
     role: &'a GateRole,
     settings: GateSettings,
-    loaded: Loaded,
+    files: ReadFiles,
     _turn: MutexGuard<'a, ()>,
 }
 
@@ -379,39 +355,8 @@ impl StagedGate<'_> {
     /// Applies it; returns the hosts that are served as before, or not, because a file of theirs cannot
     /// be used.
     pub(super) fn apply(self) -> Option<String> {
-        self.role.apply(&self.settings, self.loaded)
+        self.role.apply(&self.settings, self.files)
     }
-}
-
-/// Hangs up a socket that `gate.listen` does not name, and that was kept for us; returns the address of
-/// any other.
-fn leave(inherited: &Inherited) -> Option<SocketAddr> {
-    let address = inherited.address;
-    if !inherited.is_ours {
-        // A socket unit would take it for a failure of its own if we hung up.
-        warn!(
-            id = "socket-unanswered",
-            %address,
-            "a socket was handed over that `gate.listen` does not name: clients that connect there \
-             hang; take it out of `pullgate-gate.socket`"
-        );
-        return Some(address);
-    }
-    warn!(
-        id = "socket-closed",
-        %address,
-        "a socket was handed over that `gate.listen` does not name, and is closed"
-    );
-    // As it hangs up by this, the service manager lets go of it (sd_notify(3), FDPOLL).
-    if let Err(error) = shutdown(&inherited.socket, Shutdown::Both) {
-        warn!(
-            id = "socket-not-closed",
-            %error,
-            %address,
-            "a listening socket cannot be closed"
-        );
-    }
-    None
 }
 
 /// Reads what the gate needs, by this host's clock.
@@ -460,61 +405,6 @@ fn work(
     });
 }
 
-fn check_bind_capability(listen: &[SocketAddr], inherited: &[Inherited]) -> Result<(), StartError> {
-    // Namespaces and hosts may have moved the border, ip-sysctl.
-    let border = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
-    let border = border.ok().and_then(|text| text.trim().parse().ok());
-    let border: u16 = border.unwrap_or(1024);
-    let is_bound = |address: &SocketAddr| inherited.iter().any(|it| it.address == *address);
-    let mut to_bind = listen.iter().filter(|address| !is_bound(address));
-    let privileged = to_bind.find(|address| address.port() < border);
-    let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
-        source: errno.into(),
-    })?;
-    match privileged {
-        Some(address) if !held.effective.contains(CapabilitySet::NET_BIND_SERVICE) => {
-            Err(StartError::BindCapability { address: *address })
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// Whether an address cannot be served because the kernel has no IPv6 (`ipv6.disable=1`).
-fn is_without_ipv6(address: &SocketAddr, error: &std::io::Error) -> bool {
-    address.is_ipv6() && Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
-}
-
-/// A relayed connection takes two descriptors; most hosts grant 1,024 unless asked for more. Returns
-/// how many connections there is room for, if not for all: what is accepted beyond would be dropped
-/// after its handshake, for want of a descriptor for the upstream.
-fn raise_descriptor_limit(connections: usize) -> Option<usize> {
-    let wanted = 2 * connections as u64 + SPARE_DESCRIPTORS;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let granted = maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    if current.is_some_and(|current| current < granted) {
-        let raised = Rlimit {
-            current: Some(granted),
-            maximum,
-        };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            warn!(id = "file-limit-not-raised", %error, "the limit of open files cannot be raised");
-        }
-    }
-    if granted < wanted {
-        let affordable = usize::try_from(granted.saturating_sub(SPARE_DESCRIPTORS) / 2);
-        let affordable = affordable.unwrap_or(connections).max(1);
-        warn!(
-            id = "file-limit-low",
-            granted,
-            wanted,
-            affordable,
-            "the limit of open files is too low for `max_connections`; raise LimitNOFILE"
-        );
-        return Some(affordable);
-    }
-    None
-}
-
 const NOT_DESCRIBED: StartError = StartError::NotDescribed { role: Role::Gate };
 /// How long a start or a reload waits for upstreams to be asked what they speak.
 const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
@@ -525,5 +415,3 @@ const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(3);
 /// How long connections may take to end that are told to end at once.
 const ABORT: Duration = Duration::from_secs(2);
-/// For listeners, sockets and files besides the connections.
-const SPARE_DESCRIPTORS: u64 = 64;

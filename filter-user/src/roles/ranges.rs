@@ -10,7 +10,8 @@ use super::role_report::RoleReport;
 use super::tasks::Tasks;
 use crate::config::{Config, ConfigError, Located, RangesSettings};
 use crate::control::client;
-use crate::control::protocol::{Declined, HeldStatus, RefreshStatus};
+use crate::control::instruction::Declined;
+use crate::control::protocol::{HeldStatus, RefreshStatus};
 use crate::feed;
 use crate::observe::{Finding, Metrics};
 use crate::ranges::{ActiveRanges, Compiled, RangeSet};
@@ -120,7 +121,8 @@ impl RangesRole {
             // A source that is configured no more is not waited for.
             now.iter().all(|now| {
                 let mut before = before.iter().filter(|(source, _)| *source == now.source);
-                before.all(|(_, attempts)| now.attempts > *attempts)
+                // One that is configured otherwise by now counts from zero.
+                before.all(|(_, attempts)| now.attempts > *attempts || now.attempts + 1 < *attempts)
             })
         };
         let done = progress.wait_for(is_done).await;

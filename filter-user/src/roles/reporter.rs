@@ -10,12 +10,11 @@ use super::role_report::RoleReport;
 use super::running::Running;
 use super::supervisor::Supervisor;
 use crate::config::Config;
-use crate::control::protocol::{
-    Declined, Instruction, ListStatus, RangeUseStatus, RangesStatus, RefreshStatus, Status,
-};
+use crate::control::instruction::{Declined, Instruction};
+use crate::control::protocol::{ListStatus, RangeUseStatus, RangesStatus, RefreshStatus, Status};
 use crate::control::server::Answers;
 use crate::host::sandbox::{Confined, NETWORK_ABI};
-use crate::observe::{Finding, RangesSample, Sample};
+use crate::observe::{Finding, RangesSample, Sample, Severity};
 use crate::ranges::{ActiveRanges, BASELINE_DATE, Freshness, List, Origin};
 use crate::role::Role;
 use crate::sync::lock;
@@ -100,12 +99,11 @@ impl Reporter {
             let text = format!("the snapshot is not used: {error}");
             findings.push(Finding::warning("snapshot-refused", text));
         }
-        if let Some(error) = supervisor.reloads().error {
+        let reload = supervisor.reloads();
+        // A host whose files cannot be used is reported by the gate.
+        if let Some(error) = reload.error.filter(|_| reload.refused) {
             let text = format!("the configuration was not reloaded: {error}");
-            findings.push(
-                Finding::warning("configuration-not-reloaded", text)
-                    .remedy("reload it when mended"),
-            );
+            findings.push(Finding::warning("configuration-not-reloaded", text));
         }
         findings.extend(lists(config, active));
         findings.extend(self.metrics_disabled.clone());
@@ -150,7 +148,10 @@ impl Answers for Reporter {
         }
         let status = self.status();
         if !status.enforcing {
-            findings.extend(status.findings);
+            // What is only a warning is no reason.
+            let mut reasons = status.findings;
+            reasons.retain(|finding| finding.severity == Severity::Error);
+            findings.extend(reasons);
         }
         findings.extend(self.role.shortcomings());
         findings

@@ -19,7 +19,8 @@ use super::ranges::RangesRole;
 use super::role_report::RoleReport;
 use super::tasks::Tasks;
 use crate::config::{Boot, Config};
-use crate::control::protocol::{Declined, Instruction, RangeUseStatus, RefreshStatus};
+use crate::control::instruction::{Declined, Instruction};
+use crate::control::protocol::{RangeUseStatus, RefreshStatus};
 use crate::observe::{Finding, Metrics};
 use crate::ranges::Compiled;
 use crate::role::Role;
@@ -217,19 +218,36 @@ impl Running {
         &self,
         instruction: Instruction,
     ) -> Result<Vec<RefreshStatus>, Declined> {
-        match (self, instruction) {
-            (Self::Filter(filter), Instruction::Confirm) => {
+        match instruction {
+            Instruction::Confirm => {
+                let Self::Filter(filter) = self else {
+                    return Err(Declined::NotMine);
+                };
                 let filter = filter.clone();
                 let confirmed = spawn_blocking(move || filter.confirm()).await;
                 confirmed.map_err(|error| Declined::Failed(error.to_string()))??;
                 Ok(Vec::new())
             }
-            (Self::Ranges(ranges), Instruction::Refresh) => ranges.refresh().await,
-            (Self::Ranges(ranges), Instruction::Approve(ids)) => {
-                ranges.approve(ids).await?;
-                Ok(Vec::new())
+            Instruction::Refresh => match self {
+                Self::Ranges(ranges) => ranges.refresh().await,
+                Self::Filter(_) | Self::Gate(_) => Err(Declined::NotMine),
+            },
+            Instruction::Approve(ids) => match self {
+                Self::Ranges(ranges) => ranges.approve(ids).await.map(|()| Vec::new()),
+                Self::Filter(_) | Self::Gate(_) => Err(Declined::NotMine),
+            },
+            // What concerns all roles of a process is the supervisor's.
+            Instruction::EndTrial | Instruction::Reload | Instruction::Stop => {
+                Err(Declined::NotMine)
             }
-            (Self::Filter(_) | Self::Ranges(_) | Self::Gate(_), _) => Err(Declined::NotMine),
+        }
+    }
+
+    /// Whether it waits to be confirmed.
+    pub(super) async fn is_on_trial(&self) -> bool {
+        match self {
+            Self::Filter(filter) => filter.is_on_trial().await,
+            Self::Ranges(_) | Self::Gate(_) => false,
         }
     }
 

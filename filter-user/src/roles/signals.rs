@@ -3,7 +3,7 @@
 use std::io;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SIGHUP, SIGINT, SIGTERM, SigSet};
+use nix::sys::signal::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SigSet};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The signals, blocked: one that comes before there is a handler is queued, and does not kill.
@@ -15,6 +15,9 @@ impl Blocked {
     pub(super) fn block() -> Result<Self, Errno> {
         let signals = SigSet::from_iter([SIGTERM, SIGINT, SIGHUP]);
         signals.thread_block()?;
+        // What another program means by these must not end a filter on trial: blocked for good, they
+        // are never delivered.
+        SigSet::from_iter([SIGUSR1, SIGUSR2, SIGALRM]).thread_block()?;
         Ok(Self(signals))
     }
 

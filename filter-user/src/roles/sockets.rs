@@ -13,7 +13,7 @@ use super::reporter::Reporter;
 use super::tasks::Tasks;
 use crate::config::{Boot, Target};
 use crate::control::http::Listener;
-use crate::control::server::{ControlService, MetricsService, StatusService};
+use crate::control::server::{ControlService, Looks, MetricsService, StatusService};
 use crate::host::file::{self, FileId};
 use crate::observe::Finding;
 use crate::role::Role;
@@ -67,12 +67,13 @@ impl RoleSockets {
     /// Serves what a role answers.
     pub(super) fn serve(self, reporter: Reporter, tasks: &Tasks) {
         let reporter = Arc::new(reporter);
-        let status = Arc::new(StatusService(Arc::clone(&reporter)));
+        let looks = Looks::new(Arc::clone(&reporter));
+        let status = Arc::new(StatusService(looks.clone()));
         tasks.spawn(self.status.serve(status));
-        let control = Arc::new(ControlService(Arc::clone(&reporter)));
+        let control = Arc::new(ControlService(reporter));
         tasks.spawn(self.control.serve(control));
         if let Some(Ok(listener)) = self.metrics {
-            tasks.spawn(listener.serve(Arc::new(MetricsService(reporter))));
+            tasks.spawn(listener.serve(Arc::new(MetricsService(looks))));
         }
     }
 }

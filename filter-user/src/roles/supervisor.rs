@@ -1,11 +1,12 @@
 //! The supervisor: holds the running roles of a process, reloads them, and brings them to their end.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_all};
-use tokio::sync::{Mutex as Turn, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -19,12 +20,13 @@ use super::signals::{ProcessSignal, Signals};
 use super::tasks::Tasks;
 use super::{FAREWELL, Options};
 use crate::config::{Config, load};
-use crate::control::protocol::{Declined, Instruction, RefreshStatus, ReloadStatus};
+use crate::control::instruction::{Declined, Instruction};
+use crate::control::protocol::{RefreshStatus, ReloadStatus};
 use crate::host::sandbox::Confined;
 use crate::host::systemd;
 use crate::observe::{Finding, Metrics};
 use crate::ranges::Compiled;
-use crate::report::chain;
+use crate::report::{ExitStatus as _, chain};
 use crate::role::Role;
 use crate::snapshot;
 use crate::sync::lock;
@@ -35,10 +37,15 @@ pub(super) struct Supervisor {
     reloads: watch::Sender<ReloadStatus>,
     /// Settings of the file that wait for a restart.
     restart_needed: Mutex<Vec<&'static str>>,
-    /// Reloads come one after the other.
-    turn: Turn<()>,
+    /// Who waits for a reload.
+    requests: mpsc::Sender<Answer>,
     stop: CancellationToken,
+    /// Whether the service manager was told that we are ready.
+    is_ready: AtomicBool,
 }
+
+/// Where what became of a reload is sent.
+type Answer = oneshot::Sender<Result<(), Declined>>;
 
 /// What a supervisor is made from.
 pub(super) struct Parts {
@@ -47,20 +54,27 @@ pub(super) struct Parts {
     pub(super) active: watch::Receiver<Arc<Compiled>>,
     /// What is wrong with the snapshot.
     pub(super) snapshot_refused: watch::Receiver<Option<String>>,
+    /// The configuration that is in `active`, as far as it can be.
+    pub(super) followed: watch::Receiver<Arc<Config>>,
     pub(super) roles: Vec<Running>,
     pub(super) confined: Option<Confined>,
     pub(super) metrics: Metrics,
 }
 
 impl Supervisor {
-    pub(super) fn new(parts: Parts) -> Self {
-        Self {
+    /// Takes the roles over, and serves requests to reload.
+    pub(super) fn start(parts: Parts, tasks: &Tasks) -> Arc<Self> {
+        let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
+        let supervisor = Arc::new(Self {
             parts,
             reloads: watch::Sender::default(),
             restart_needed: Mutex::default(),
-            turn: Turn::new(()),
+            requests,
             stop: CancellationToken::new(),
-        }
+            is_ready: AtomicBool::new(false),
+        });
+        tasks.spawn(Arc::clone(&supervisor).serve_reloads(waiting));
+        supervisor
     }
 
     /// Serves until a signal or an instruction to stop, or until a part fails; then lets connections
@@ -83,27 +97,24 @@ impl Supervisor {
         let failures = select_all(failures.map(Box::pin));
         let outcome = tokio::select! {
             () = self.report_ready(options) => Ok(()),
-            () = self.follow_signals(&mut signals, tasks) => Ok(()),
+            () = self.follow_signals(&mut signals) => Ok(()),
             () = self.stop.cancelled() => Ok(()),
             () = tasks.failed() => Err(StartError::TaskEnded),
             (failure, ..) = failures => Err(failure),
         };
-        // First of all: whoever is locked out waits for it.
-        let roles = self.parts.roles.clone();
-        let ended = spawn_blocking(move || roles.iter().filter(|role| role.end()).count() > 0);
-        let was_on_trial = ended.await.unwrap_or(false);
-        info!(id = "stopping", "stopping");
-        tasks.stop();
-        self.parts.roles.iter().for_each(Running::make_way);
         let drain_timeout = self.drain_timeout();
         systemd::stopping(drain_timeout + FAREWELL);
-        join_all(
-            self.parts
-                .roles
-                .iter()
-                .map(|role| role.drain(drain_timeout)),
-        )
-        .await;
+        // First of all: a client that is locked out waits for it.
+        let was_on_trial = self.on_each(Running::end).await.contains(&true);
+        info!(id = "stopping", "stopping");
+        tasks.stop();
+        self.on_each(Running::make_way).await;
+        let draining = self
+            .parts
+            .roles
+            .iter()
+            .map(|role| role.drain(drain_timeout));
+        join_all(draining).await;
         tasks.wait().await;
         match (outcome, was_on_trial) {
             (Ok(()), true) => Err(StartError::StoppedOnTrial),
@@ -111,9 +122,17 @@ impl Supervisor {
         }
     }
 
+    /// Does something that may block with each role, one after the other.
+    async fn on_each<T: Send + 'static>(&self, f: fn(&Running) -> T) -> Vec<T> {
+        let roles = self.parts.roles.clone();
+        let done = spawn_blocking(move || roles.iter().map(f).collect());
+        done.await.unwrap_or_default()
+    }
+
     async fn report_ready(&self, options: &Options) {
         join_all(self.parts.roles.iter().map(Running::wait_until_ready)).await;
         info!(id = "ready", roles = self.parts.roles.len(), "ready");
+        self.is_ready.store(true, Ordering::Relaxed);
         systemd::ready();
         if options.child_of.is_some() {
             children::tell_ready();
@@ -122,68 +141,87 @@ impl Supervisor {
     }
 
     /// Returns at SIGTERM or SIGINT; SIGHUP reloads, beside this loop.
-    async fn follow_signals(self: &Arc<Self>, signals: &mut Signals, tasks: &Tasks) {
+    async fn follow_signals(&self, signals: &mut Signals) {
         while signals.next().await == ProcessSignal::Reload {
-            let this = Arc::clone(self);
-            tasks.spawn_short(async move {
-                // The log and status have what became of it.
-                drop(this.reload().await);
-            });
+            // The log and status have what became of it; if so many wait, one more changes nothing.
+            drop(self.requests.try_send(oneshot::channel().0));
         }
     }
 
     /// Does what a role is instructed to do, and returns when that is done.
     pub(super) async fn follow(
-        self: &Arc<Self>,
+        &self,
         role: &Running,
         instruction: Instruction,
     ) -> Result<Vec<RefreshStatus>, Declined> {
         match instruction {
             Instruction::Reload => {
-                self.reload().await.map_err(Declined::Unusable)?;
+                let (answer, outcome) = oneshot::channel();
+                let sent = self.requests.send(answer).await;
+                sent.map_err(|_stopping| Declined::failed("this role is about to end"))?;
+                let outcome = outcome.await;
+                outcome.map_err(|_stopping| Declined::failed("this role is about to end"))??;
                 Ok(Vec::new())
             }
-            Instruction::Stop => {
+            Instruction::EndTrial if !role.is_on_trial().await => {
+                Err(Declined::Nothing("no filter is on trial".to_owned()))
+            }
+            Instruction::EndTrial | Instruction::Stop => {
                 self.stop.cancel();
                 // The end of the connection is the answer.
                 std::future::pending().await
             }
-            instruction @ (Instruction::Approve(_)
-            | Instruction::Confirm
-            | Instruction::Refresh) => role.follow(instruction).await,
+            Instruction::Approve(_) | Instruction::Confirm | Instruction::Refresh => {
+                role.follow(instruction).await
+            }
+        }
+    }
+
+    /// Reloads, one after the other, whoever waits for it or has gone.
+    async fn serve_reloads(self: Arc<Self>, mut waiting: mpsc::Receiver<Answer>) {
+        while let Some(answer) = waiting.recv().await {
+            let is_ready = self.is_ready.load(Ordering::Relaxed);
+            if is_ready {
+                systemd::reloading();
+            }
+            let outcome = Arc::clone(&self).reload().await;
+            if is_ready {
+                systemd::ready();
+            }
+            drop(answer.send(outcome));
         }
     }
 
     /// Reads the configuration again and applies it; one that cannot be used changes nothing. Returns
     /// when connections and packets are judged by it, or what of it cannot be used.
-    async fn reload(self: &Arc<Self>) -> Result<(), String> {
-        let _turn = self.turn.lock().await;
-        systemd::reloading();
-        let this = Arc::clone(self);
+    async fn reload(self: Arc<Self>) -> Result<(), Declined> {
+        let this = Arc::clone(&self);
         let reloading = spawn_blocking(move || this.try_reload());
-        let (outcome, is_refused) = match reloading.await {
-            Ok(Ok(())) => (Ok(()), false),
-            // The gate reports its hosts itself.
-            Ok(Err(error @ ReloadError::HostsKept { .. })) => (Err(chain(&error)), false),
-            Ok(Err(error)) => (Err(chain(&error)), true),
-            Err(panic) => (Err(panic.to_string()), true),
+        let mut outcome = match reloading.await {
+            Ok(outcome) => outcome,
+            Err(_panic) => Err(ReloadError::Failed),
         };
-        match &outcome {
-            Ok(()) => {
-                self.wait_until_applied().await;
-                info!(id = "configuration-reloaded", "configuration reloaded");
-            }
-            Err(error) => error!(
+        if matches!(outcome, Ok(()) | Err(ReloadError::HostsKept { .. })) {
+            outcome = self.wait_until_applied().await.and(outcome);
+        }
+        let error = outcome.as_ref().err().map(|error| chain(error));
+        match &error {
+            None => info!(id = "configuration-reloaded", "configuration reloaded"),
+            Some(error) => error!(
                 id = "configuration-not-reloaded",
                 error, "configuration not reloaded, or not all of it"
             ),
         }
+        let is_partly_used = matches!(outcome, Err(ReloadError::HostsKept { .. }));
         self.reloads.send_modify(|reloads| {
             reloads.count += 1;
-            reloads.error = outcome.clone().err().filter(|_| is_refused);
+            reloads.refused = error.is_some() && !is_partly_used;
+            reloads.error = error;
         });
-        systemd::ready();
-        outcome
+        outcome.map_err(|refusal| Declined::Unusable {
+            status: refusal.exit_status(),
+            text: chain(&refusal),
+        })
     }
 
     fn try_reload(&self) -> Result<(), ReloadError> {
@@ -206,7 +244,8 @@ impl Supervisor {
     fn stage(&self) -> Result<(Arc<Config>, Vec<Staged<'_>>), ReloadError> {
         let new = load(&self.parts.file)?;
         let old = Arc::clone(&self.parts.config.borrow());
-        let restart_needed = new.boot.differences(&old.boot);
+        let roles: Vec<_> = self.parts.roles.iter().map(Running::role).collect();
+        let restart_needed = new.boot.differences(&old.boot, &roles);
         for setting in &restart_needed {
             warn!(
                 id = "restart-needed",
@@ -215,7 +254,7 @@ impl Supervisor {
         }
         *lock(&self.restart_needed) = restart_needed;
         let config = Arc::new(Config {
-            boot: Arc::clone(&old.boot),
+            boot: Arc::new(new.boot.keeping(&old.boot, &roles)),
             live: new.live,
         });
         self.check_reach(&self.parts.file, &config)?;
@@ -252,14 +291,17 @@ impl Supervisor {
     }
 
     /// Returns when the gate judges its peers by the new rules, and upstreams were asked what they speak.
-    async fn wait_until_applied(&self) {
-        let config = Arc::clone(&self.parts.config.borrow());
+    async fn wait_until_applied(&self) -> Result<(), ReloadError> {
+        let config = self.config();
+        let mut followed = self.parts.followed.clone();
+        let is_followed = followed.wait_for(|now| Arc::ptr_eq(now, &config));
+        let is_followed = matches!(timeout(APPLIED_TIMEOUT, is_followed).await, Ok(Ok(_)));
         let ranges = &config.live.ranges;
-        let mut active = self.parts.active.clone();
-        let has_rules = |now: &Arc<Compiled>| now.has_rules(&ranges.allow, &ranges.deny);
-        // What the follower refuses it reports itself.
-        drop(timeout(APPLIED_TIMEOUT, active.wait_for(has_rules)).await);
+        if !is_followed || !self.active().has_rules(&ranges.allow, &ranges.deny) {
+            return Err(ReloadError::RangesKept);
+        }
         join_all(self.parts.roles.iter().map(Running::finish_reload)).await;
+        Ok(())
     }
 
     /// What connections get at the end.
@@ -321,3 +363,5 @@ impl Supervisor {
 
 /// For a follower to compile what is active by other rules.
 const APPLIED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reloads that are asked for while one is under way.
+const REQUESTS_MAX: usize = 16;

@@ -23,17 +23,6 @@ impl Tasks {
         });
     }
 
-    /// Spawns a task that ends by itself, or is dropped at [`Self::stop`].
-    pub(super) fn spawn_short(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tracker.spawn(async move {
-            tokio::select! {
-                () = task => {}
-                () = stop.cancelled() => {}
-            }
-        });
-    }
-
     /// Spawns a task that itself ends soon after [`Self::stop`].
     pub(super) fn spawn_until(&self, task: impl Future<Output = ()> + Send + 'static) {
         let alarm = Alarm {

@@ -46,7 +46,7 @@ struct Gone {
 }
 
 impl Document {
-    /// The lists in force as they are written to disk: those that were fetched.
+    /// The active lists as they are written to disk: those that were fetched.
     pub(super) fn text(active: &ActiveRanges) -> serde_json::Result<Vec<u8>> {
         let sources = active.lists().iter().filter_map(SourceEntry::new).collect();
         let document = Self {

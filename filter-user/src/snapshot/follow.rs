@@ -1,11 +1,13 @@
 //! Following the snapshot: every change is judged again, compiled once, and handed to all who judge by
 //! it.
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tracing::{debug, error, info};
 
 use super::{Problem, SnapshotError, baseline, compile, compose, load, read};
@@ -21,6 +23,8 @@ pub struct Follower {
     config: watch::Receiver<Arc<Config>>,
     watch: FileWatch,
     active: watch::Sender<Arc<Compiled>>,
+    /// The configuration that `active` was last compiled by, as far as it can be.
+    followed: watch::Sender<Arc<Config>>,
     /// What is wrong with the snapshot. Logged once: a file that stays as it is is read every minute.
     refused: watch::Sender<Option<String>>,
 }
@@ -59,6 +63,7 @@ impl Follower {
             config,
             watch,
             active: watch::Sender::new(Arc::new(active)),
+            followed: watch::Sender::new(now),
             refused: watch::Sender::new(refused),
         })
     }
@@ -67,6 +72,12 @@ impl Follower {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<Compiled>> {
         self.active.subscribe()
+    }
+
+    /// The configuration that is followed, now and from now on: by then, what it changes is passed on.
+    #[must_use]
+    pub fn followed(&self) -> watch::Receiver<Arc<Config>> {
+        self.followed.subscribe()
     }
 
     /// What is wrong with the snapshot, now and from now on.
@@ -87,26 +98,8 @@ impl Follower {
                 () = self.active.closed() => return,
             }
             let config = Arc::clone(&self.config.borrow_and_update());
-            let ranges = &config.live.ranges;
-            let current = || self.active.borrow().ranges().lists().to_vec();
-            let read = read(&self.path, &ranges.limits).and_then(|lists| {
-                self.check_growth(lists.as_deref().unwrap_or_default())?;
-                Ok(lists)
-            });
-            let (lists, refused) = match read {
-                Ok(Some(lists)) => (lists, None),
-                // Removed by hand, or about to be renamed into place: what is in force stays.
-                Ok(None) => (current(), None),
-                Err(error) => (current(), Some(error)),
-            };
-            let compiled = compose(ranges, lists).and_then(|active| compile(ranges, active));
-            let refused = match compiled {
-                Ok(active) => {
-                    self.pass_on(active);
-                    refused
-                }
-                Err(error) => Some(error),
-            };
+            let refused = self.follow(&config).await.err();
+            self.followed.send_replace(config);
             let refused = refused.map(|error| chain(&error));
             self.refused.send_if_modified(|known| {
                 let is_new = *known != refused;
@@ -119,6 +112,60 @@ impl Follower {
                 *known = refused;
                 is_new
             });
+        }
+    }
+
+    /// Reads the snapshot, and passes on what is active by it; returns what is wrong with it.
+    async fn follow(&self, config: &Arc<Config>) -> Result<(), SnapshotError> {
+        let (path, now) = (self.path.clone(), Arc::clone(config));
+        let reading = spawn_blocking(move || read(&path, &now.live.ranges.limits));
+        let read = match reading.await {
+            Ok(read) => read,
+            Err(panic) => resume_unwind(panic.into_panic()),
+        };
+        let read = read.and_then(|lists| {
+            self.check_growth(lists.as_deref().unwrap_or_default())?;
+            Ok(lists)
+        });
+        let of_file = match read {
+            Ok(Some(lists)) => self.compile(config, lists).await,
+            // Removed by hand, or about to be renamed into place: what is active stays.
+            Ok(None) => return self.keep(config).await,
+            Err(error) => Err(error),
+        };
+        match of_file {
+            Ok(active) => {
+                self.pass_on(active);
+                Ok(())
+            }
+            Err(error) => {
+                // Its rules count all the same.
+                self.keep(config).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Passes on the lists that are active, by another configuration.
+    async fn keep(&self, config: &Arc<Config>) -> Result<(), SnapshotError> {
+        let lists = self.active.borrow().ranges().lists().to_vec();
+        self.pass_on(self.compile(config, lists).await?);
+        Ok(())
+    }
+
+    async fn compile(
+        &self,
+        config: &Arc<Config>,
+        lists: Vec<List>,
+    ) -> Result<Compiled, SnapshotError> {
+        let config = Arc::clone(config);
+        let compiling = spawn_blocking(move || {
+            let ranges = &config.live.ranges;
+            compile(ranges, compose(ranges, lists)?)
+        });
+        match compiling.await {
+            Ok(compiled) => compiled,
+            Err(panic) => resume_unwind(panic.into_panic()),
         }
     }
 

@@ -33,7 +33,7 @@ use crate::report::chain;
 pub struct Attached {
     /// The interface.
     pub interface: String,
-    /// The rung of the ladder.
+    /// The mode of the ladder.
     pub mode: AttachMode,
     /// The pin that keeps it attached.
     pin: PathBuf,
@@ -237,7 +237,7 @@ fn update_tcx(tcx: &mut SchedClassifier, link: FdLink) -> Result<(), ProgramErro
     tcx.take_link(id).map(drop)
 }
 
-/// Attaches on the highest rung that the interface and the configuration allow.
+/// Attaches on the highest mode that the interface and the configuration allow.
 fn attach_best(program: &mut Program, place: &AttachPoint<'_>) -> Result<Attached, XdpError> {
     let AttachPoint {
         interface,
@@ -247,14 +247,14 @@ fn attach_best(program: &mut Program, place: &AttachPoint<'_>) -> Result<Attache
     } = *place;
     let moved = make_way(place)?;
     let mut refusal = None;
-    let rungs = AttachMode::ALL
+    let modes = AttachMode::ALL
         .into_iter()
         .filter(|mode| mode.is_allowed(settings));
-    for mode in rungs {
+    for mode in modes {
         match attach_at(program, place, mode) {
             Ok(link) => {
                 if let Some(refusal) = refusal {
-                    // The first one: it is of the rung that was wanted most.
+                    // The first one: it is of the mode that was wanted most.
                     warn!(
                         id = "attach-mode-refused",
                         interface = interface.name,

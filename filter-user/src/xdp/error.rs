@@ -66,7 +66,7 @@ pub enum XdpError {
         /// The directory.
         path: PathBuf,
     },
-    /// The interface is filtered on a lower rung than the configuration allows.
+    /// The interface is filtered on a lower mode than the configuration allows.
     #[error(
         "`{interface}` is filtered by {mode}, which the configuration excludes; \
          `pullgate unload` first"
@@ -74,7 +74,7 @@ pub enum XdpError {
     Lower {
         /// The interface.
         interface: String,
-        /// The rung.
+        /// The mode.
         mode: &'static str,
     },
     /// A pin cannot be made, read or removed.
@@ -205,7 +205,7 @@ pub enum XdpError {
     /// Somebody has unloaded the filter.
     #[error("the filter was unloaded, so there is nothing to change; restart its role")]
     Unloaded,
-    /// What is in force is on trial.
+    /// What is active is on trial.
     #[error(
         "the filter is on trial; `pullgate confirm` lets it stay, and other changes go on then"
     )]
@@ -225,6 +225,16 @@ pub enum XdpError {
     /// The kernel does not run the program on a frame.
     #[error("the kernel does not run the loaded program on a frame")]
     TestRun(#[source] ProgramError),
+    /// The twin of the loaded program is not there.
+    #[error(
+        "{} is not there, which gives the reason: the filter was started by an older version, or its log \
+         says why; restart the filter role",
+        pin.display()
+    )]
+    NoTwin {
+        /// Its pin.
+        pin: PathBuf,
+    },
     /// The twin of the loaded program returns what no version of ours counts.
     #[error(
         "the loaded program counts by slot {slot}, which this version does not know; restart the filter role"
@@ -291,6 +301,7 @@ impl ExitStatus for XdpError {
             | Self::OnTrial
             | Self::NotLoaded { .. }
             | Self::TestRun(_)
+            | Self::NoTwin { .. }
             | Self::UnknownSlot { .. }
             | Self::Frame { .. } => EX_SOFTWARE,
         }

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkType, PinnedLink};
+use aya::programs::{ProgramInfo, ProgramType, loaded_programs};
+use filter_ebpf::abi;
 
 use super::hook;
 use crate::host::netlink;
@@ -20,6 +22,37 @@ pub(super) fn pinned(pin: &Path) -> Option<FdLink> {
 /// The number of the program that a link is to.
 pub(super) fn program(link: &FdLink) -> Option<u32> {
     link.info().ok().map(|info| info.program_id())
+}
+
+/// The number of a pinned program.
+pub(super) fn pinned_program(pin: &Path) -> Option<u32> {
+    ProgramInfo::from_pin(pin).ok().map(|info| info.id())
+}
+
+/// Whether a pinned program is a classifier.
+pub(super) fn is_classifier(pin: &Path) -> bool {
+    let info = ProgramInfo::from_pin(pin);
+    info.is_ok_and(|info| info.program_type() == ProgramType::SchedClassifier.into())
+}
+
+/// The interfaces of this namespace that a program of ours is attached to by XDP, whatever pins say.
+#[must_use]
+pub fn interfaces_with_our_program() -> Vec<String> {
+    let programs = loaded_programs().filter_map(Result::ok);
+    let is_ours = |info: &ProgramInfo| {
+        info.name_as_str()
+            .is_some_and(|name| name.starts_with(abi::PROGRAM))
+    };
+    let ours: Vec<_> = programs.filter(is_ours).map(|info| info.id()).collect();
+    let mut interfaces = netlink::interfaces().unwrap_or_default();
+    interfaces.retain(|interface| {
+        let occupant = netlink::occupant(interface.index);
+        occupant.is_some_and(|occupant| ours.contains(&occupant.program))
+    });
+    interfaces
+        .into_iter()
+        .map(|interface| interface.name)
+        .collect()
 }
 
 /// The index of the interface of this namespace that a link is attached to; 0 if the interface is

@@ -21,6 +21,7 @@ use super::{XdpError, errno};
 use crate::config::{self, Fragments, Mode};
 use crate::host::kernel;
 use crate::ranges::Table;
+use crate::report::chain;
 
 /// Loads the object for its maps: all that the programs of the interfaces share, empty.
 pub(super) fn shared_maps(staging: &Staging, table: &Table) -> Result<Ebpf, XdpError> {
@@ -55,6 +56,8 @@ pub(super) struct Program {
     variant: &'static str,
     counters: PerCpuArray<MapData, u64>,
     explained: Array<MapData, u64>,
+    /// Whether its twin was pinned beside it.
+    has_twin: bool,
     /// What the program logs, in builds for debugging.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
 }
@@ -109,6 +112,7 @@ impl Program {
             variant,
             counters,
             explained,
+            has_twin: false,
         })
     }
 
@@ -145,7 +149,7 @@ impl Program {
         }
     }
 
-    /// The number that the kernel knows the program of that rung by.
+    /// The number that the kernel knows the program of that mode by.
     pub(super) fn number(&mut self, mode: AttachMode) -> Result<u32, XdpError> {
         let info = match mode {
             AttachMode::Native | AttachMode::Generic => self.xdp()?.info(),
@@ -154,7 +158,7 @@ impl Program {
         Ok(info.map_err(XdpError::Load)?.id())
     }
 
-    /// Pins the program of that rung and its twin, in place of those that are there already.
+    /// Pins the program of that mode and its twin, in place of those that are there already.
     pub(super) fn pin(&mut self, mode: AttachMode, pins: &ProgramPins) -> Result<(), XdpError> {
         for pin in pins.all().into_iter().filter(|pin| pin.exists()) {
             pins::remove(pin)?;
@@ -165,8 +169,28 @@ impl Program {
             AttachMode::Tcx => self.tcx()?.pin(program),
         };
         pinned.map_err(|error| pin_error(program, &error))?;
-        let twin = self.slot()?.pin(slot);
-        twin.map_err(|error| pin_error(slot, &error))
+        if let Err(error) = self.pin_twin(slot) {
+            warn!(
+                id = "twin-not-pinned",
+                error = %chain(&error),
+                "`pullgate explain` cannot give reasons: its program is not loaded"
+            );
+        }
+        Ok(())
+    }
+
+    /// What protects does not depend on it.
+    fn pin_twin(&mut self, pin: &Path) -> Result<(), XdpError> {
+        self.has_twin = false;
+        let pinned = self.slot()?.pin(pin);
+        pinned.map_err(|error| pin_error(pin, &error))?;
+        self.has_twin = true;
+        Ok(())
+    }
+
+    /// Whether its twin is pinned beside it.
+    pub(super) fn has_twin(&self) -> bool {
+        self.has_twin
     }
 
     /// How many frames were judged so far, over all CPUs, but for those of test runs.
@@ -386,7 +410,7 @@ pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> XdpError {
 
 /// A pin's error, of whatever type.
 pub(super) fn pin_error(pin: &Path, error: &dyn std::error::Error) -> XdpError {
-    pins::blame(pin)(io::Error::other(crate::report::chain(error)))
+    pins::blame(pin)(io::Error::other(chain(error)))
 }
 
 /// Once a process: every interface has a program.

@@ -2,7 +2,7 @@
 
 use crate::config::{self, Attach, Coexist};
 
-/// A rung of the attach ladder, highest first.
+/// a mode of the attach ladder, highest first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AttachMode {
     /// XDP in the driver, before an skb exists.
@@ -14,7 +14,7 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
-    /// Every rung, highest first.
+    /// Every mode, highest first.
     pub const ALL: [Self; 3] = [Self::Native, Self::Generic, Self::Tcx];
 
     /// The word in metrics, status and pin names.

@@ -22,10 +22,10 @@ use rustix::io::Errno;
 use tracing::{info, warn};
 
 use super::XdpError;
-use super::link::{GONE, pinned_index};
-use super::mode::{AttachMode, Lifetime};
+use super::link::{self, GONE, pinned_index};
+use super::mode::AttachMode;
 use crate::host::accounts;
-use crate::host::netlink::Interface;
+use crate::host::netlink::{self, Interface};
 use crate::role::Role;
 
 /// The pin directory of this version.
@@ -131,7 +131,7 @@ impl Pins {
         self.directory.is_dir()
     }
 
-    /// An empty directory for the pins of a load that is to come into force.
+    /// An empty directory for the pins of a load that is to take effect.
     pub(super) fn stage(&self) -> Result<Staging, XdpError> {
         let staging = self.staging();
         self.discard(&staging)?;
@@ -145,7 +145,7 @@ impl Pins {
         }
     }
 
-    /// Removes the pins of a load that does not come into force.
+    /// Removes the pins of a load that does not take effect.
     pub(super) fn discard(&self, staging: &Staging) -> Result<(), XdpError> {
         if staging.directory.exists() {
             remove_directory(&staging.directory)?;
@@ -153,7 +153,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Puts the staged pins in the place of those in force.
+    /// Puts the staged pins in the place of the active ones.
     pub(super) fn commit(&self, staging: &Staging) -> Result<(), XdpError> {
         for pin in list(&staging.directory)? {
             let place = self.directory.join(pin.file_name().unwrap_or_default());
@@ -226,21 +226,37 @@ impl Pins {
         ProgramPins::new(&self.directory, interface)
     }
 
-    /// The pins of what is on an interface: the pinned program, or the one on trial.
-    pub(super) fn active_programs(&self, lifetime: Lifetime, interface: &str) -> ProgramPins {
-        match lifetime {
-            Lifetime::Pinned => self.programs(interface),
-            Lifetime::OnTrial => self.staging().programs(interface),
+    /// The pins of the program that an interface runs: the committed ones or, while a filter is on trial
+    /// and after one that was killed, the staged ones. The kernel knows which.
+    pub(super) fn active_programs(&self, interface: &str) -> ProgramPins {
+        let staged = self.staging().programs(interface);
+        let link = self.linked(interface);
+        let link = link.and_then(|mode| link::pinned(&self.link(mode, interface)));
+        let runs = match link {
+            Some(link) => link::program(&link),
+            // The link of a trial is in no pin.
+            None => netlink::index(interface)
+                .and_then(netlink::occupant)
+                .map(|occupant| occupant.program),
+        };
+        let committed = self.programs(interface);
+        let is_staged = runs.is_some() && runs == link::pinned_program(&staged.program);
+        // Of a classifier on trial the interface itself knows nothing.
+        let is_alone = !committed.program.exists() && link::is_classifier(&staged.program);
+        if is_staged || is_alone {
+            staged
+        } else {
+            committed
         }
     }
 
-    /// The pin of an interface's link; its name tells the rung, which the link itself does not.
+    /// The pin of an interface's link; its name holds the mode, which the link itself does not.
     pub(super) fn link(&self, mode: AttachMode, interface: &str) -> PathBuf {
         let name = format!("{}-{}", mode.label(), escape(interface));
         self.directory.join(name)
     }
 
-    /// The rung on which an interface is linked, as far as the pins tell.
+    /// The mode on which an interface is linked, as far as the pins tell.
     pub(super) fn linked(&self, interface: &str) -> Option<AttachMode> {
         let is_pinned = |mode: &AttachMode| self.link(*mode, interface).exists();
         AttachMode::ALL.into_iter().find(is_pinned)
@@ -300,18 +316,18 @@ impl Pins {
         Ok(true)
     }
 
-    /// The names of the interfaces that have a program: the pinned ones, or those on trial.
-    pub(super) fn active_interfaces(&self, lifetime: Lifetime) -> Result<Vec<String>, XdpError> {
-        let mut names = match lifetime {
-            Lifetime::Pinned => self.interfaces()?,
-            Lifetime::OnTrial => {
-                let pins = list(&self.staging().directory)?;
-                let parts = pins.iter().filter_map(|pin| parts(pin));
-                let programs = parts.filter(|(kind, _)| *kind == PROGRAM);
-                programs.map(|(_, interface)| interface).collect()
-            }
-        };
+    /// The names of the interfaces that have a program, committed or staged.
+    pub(super) fn programmed_interfaces(&self) -> Result<Vec<String>, XdpError> {
+        let mut pins = list(&self.directory)?;
+        let staging = self.staging().directory;
+        if staging.is_dir() {
+            pins.extend(list(&staging)?);
+        }
+        let parts = pins.iter().filter_map(|pin| parts(pin));
+        let programs = parts.filter(|(kind, interface)| *kind == PROGRAM && interface != SPARE);
+        let mut names: Vec<_> = programs.map(|(_, interface)| interface).collect();
         names.sort_unstable();
+        names.dedup();
         Ok(names)
     }
 
@@ -324,7 +340,7 @@ impl Pins {
     }
 }
 
-/// Where the pins of a load are until it is in force.
+/// Where the pins of a load are until it is active.
 #[derive(Debug)]
 pub(super) struct Staging {
     directory: PathBuf,
@@ -550,7 +566,7 @@ mod tests {
 
         pins.remove_of("lan").unwrap();
         assert_eq!(
-            pins.active_interfaces(Lifetime::Pinned).unwrap(),
+            pins.programmed_interfaces().unwrap(),
             ["br-lan", "br-lan.5", "lan.5"]
         );
         assert!(!pins.program("lan").exists());

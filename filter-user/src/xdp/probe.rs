@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData};
-use aya::programs::{ProgramInfo, ProgramType, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
 use etherparse::{EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header};
 use etherparse::{Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader};
@@ -13,8 +13,8 @@ use filter_ebpf::abi;
 use filter_ebpf::verdict::Counted;
 
 use super::XdpError;
+use super::link::is_classifier;
 use super::load::{map_error, pin_error};
-use super::mode::Lifetime;
 use super::pins::Pins;
 
 /// A packet to ask about.
@@ -39,14 +39,9 @@ pub struct Probe<'a> {
 /// # Errors
 ///
 /// Returns [`XdpError::NotLoaded`] if there is none.
-pub fn loaded_interface(
-    base: &Path,
-    lifetime: Lifetime,
-    named: Option<&str>,
-) -> Result<String, XdpError> {
+pub fn loaded_interface(base: &Path, named: Option<&str>) -> Result<String, XdpError> {
     let pins = Pins::existing(base)?;
-    let interfaces =
-        pins.map_or_else(|| Ok(Vec::new()), |pins| pins.active_interfaces(lifetime))?;
+    let interfaces = pins.map_or_else(|| Ok(Vec::new()), |pins| pins.programmed_interfaces())?;
     let found = match named {
         Some(name) => interfaces.into_iter().find(|interface| interface == name),
         None => interfaces.into_iter().next(),
@@ -182,19 +177,17 @@ impl Probed {
 /// # Errors
 ///
 /// Returns why the program cannot be asked.
-pub fn probe(
-    base: &Path,
-    lifetime: Lifetime,
-    interface: &str,
-    frame: &[u8],
-) -> Result<Probed, XdpError> {
+pub fn probe(base: &Path, interface: &str, frame: &[u8]) -> Result<Probed, XdpError> {
     let not_loaded = || XdpError::NotLoaded {
         interface: format!("`{interface}`"),
     };
     let pins = Pins::existing(base)?.ok_or_else(not_loaded)?;
-    let programs = pins.active_programs(lifetime, interface);
-    if !programs.all().iter().all(|pin| pin.exists()) {
+    let programs = pins.active_programs(interface);
+    if !programs.program.exists() {
         return Err(not_loaded());
+    }
+    if !programs.slot.exists() {
+        return Err(XdpError::NoTwin { pin: programs.slot });
     }
     let slot = run(&programs.slot, frame)?;
     let counted = Counted::at(slot).ok_or(XdpError::UnknownSlot { slot })?;
@@ -205,7 +198,7 @@ pub fn probe(
     let noted = explained.get(&slot, 0).map_err(map_error(abi::EXPLAINED))?;
 
     let action = run(&programs.program, frame)?;
-    let is_dropped = action == drop_action(&programs.program)?;
+    let is_dropped = action == drop_action(&programs.program);
     let noted = explained.set(slot, noted + 1, 0);
     noted.map_err(map_error(abi::EXPLAINED))?;
     Ok(Probed {
@@ -216,15 +209,12 @@ pub fn probe(
 
 /// What a pinned program returns for a frame that it drops; the other hook's number for that is this
 /// one's for a frame that passes.
-fn drop_action(pin: &Path) -> Result<u32, XdpError> {
-    let info = ProgramInfo::from_pin(pin).map_err(|error| pin_error(pin, &error))?;
-    Ok(
-        if info.program_type() == ProgramType::SchedClassifier.into() {
-            TC_ACT_SHOT
-        } else {
-            XDP_DROP
-        },
-    )
+fn drop_action(pin: &Path) -> u32 {
+    if is_classifier(pin) {
+        TC_ACT_SHOT
+    } else {
+        XDP_DROP
+    }
 }
 
 /// What a pinned program returns for a frame.

@@ -25,7 +25,7 @@ pub fn a_new_range_opens_the_way(lab: &Lab) -> Vec<Row> {
         };
         rows.push(attempt.outcome(lab, "NoCertificate", || {
             // The refresh is over, but each role learns of the snapshot by itself.
-            eventually("the new range is in force", || {
+            eventually("the new range is active", || {
                 let (reply, _) = client.get(&lab.network, Host::Stranger, origin, SHOP);
                 matches!(reply, Reply::Alert(_)).then(|| reply.to_string())
             })

@@ -17,7 +17,7 @@ use super::super::{
     Located, MinTls, Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption,
     Source, Target, Trust, Upstream,
 };
-use super::Listening;
+use super::RawListening;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,7 +50,7 @@ impl RawGate {
     pub(super) fn convert(
         self,
         source: &Source<'_>,
-    ) -> Result<(GateSettings, Listening), ConfigError> {
+    ) -> Result<(GateSettings, RawListening), ConfigError> {
         if self.host.as_ref().is_empty() {
             let place = source.place(self.host.span().start, "gate.host");
             return Err(place.error("is empty; add a [[gate.host]] for each name you serve"));
@@ -72,7 +72,7 @@ impl RawGate {
         }
         check_upstreams(&hosts, &listen)?;
 
-        let listening = Listening {
+        let listening = RawListening {
             listen,
             max_connections: self.max_connections,
         };

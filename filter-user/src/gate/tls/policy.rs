@@ -5,32 +5,25 @@
 //! Both are made anew whenever the host's [`TrustEpoch`] change: older sessions are then worth nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::{self, Display, Formatter};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::ServerName;
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, ServerConfig,
-    ServerConnection, ServerSessionMemoryCache, StoresServerSessions,
-};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig, ServerConnection};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
 use x509_parser::prelude::X509Certificate;
 
 use super::credentials::{self, Authority, Certified};
+use super::epoch::{TrustEpoch, has_pins};
+use super::facts::{CertFacts, contents};
 use super::peer::{PeerVerifier, VerifiedPeer};
-use super::revocation::{Crl, Revocation, may_sign_lists, newest};
+use super::revocation::{Crl, Revocation, may_sign_lists};
 use super::sessions::Unexpired;
 use super::trust::{Anchor, Trusted, VerifiedChains};
-use crate::config::{
-    ClientAuth, ConfigError, HostSettings, MinTls, Name, OnTrustChange, Resumption, Trust,
-};
-use crate::digest::sha256_of_parts;
+use crate::config::{ClientAuth, ConfigError, HostSettings, MinTls, Name, OnTrustChange, Trust};
 use crate::gate::refusal::Refusal;
 use crate::gate::shutdown::Signal;
 use crate::gate::upstream::{Dialer, Encryption};
@@ -47,17 +40,23 @@ pub struct Policies {
 }
 
 impl Policies {
-    pub(in crate::gate) fn new(policies: Vec<Arc<Policy>>, broken: HashSet<Name>) -> Self {
+    /// These policies, for the names that the configuration of now gives to their hosts: a host whose
+    /// new files cannot be used keeps its policy, but no name or default that is another's by now.
+    pub(in crate::gate) fn new(
+        policies: Vec<(&HostSettings, Arc<Policy>)>,
+        broken: HashSet<Name>,
+    ) -> Self {
         let mut by_name = HashMap::new();
-        for (index, policy) in policies.iter().enumerate() {
-            for name in &policy.names {
+        for (index, (host, policy)) in policies.iter().enumerate() {
+            let names = host.names.iter().map(|name| &name.value);
+            for name in names.filter(|name| policy.names.contains(name)) {
                 by_name.insert(name.clone(), index);
             }
         }
         Self {
             by_name,
-            default: policies.iter().position(|policy| policy.is_default),
-            all: policies,
+            default: policies.iter().position(|(host, _)| host.is_default),
+            all: policies.into_iter().map(|(_, policy)| policy).collect(),
             broken,
         }
     }
@@ -111,12 +110,11 @@ impl Policies {
 pub struct Policy {
     label: String,
     names: Vec<Name>,
-    is_default: bool,
     tls: Arc<ServerConfig>,
     /// What is offered while the upstream is not known to speak HTTP/2; none where that is not
     /// configured.
     tls_without_h2: Option<Arc<ServerConfig>>,
-    upstream_h2: Arc<Mutex<UpstreamH2>>,
+    upstream_h2: Mutex<UpstreamH2>,
     verifier: Arc<PeerVerifier>,
     clock: Arc<dyn TimeProvider>,
     dialer: Dialer,
@@ -141,51 +139,6 @@ pub(in crate::gate) enum UpstreamH2 {
     NotSpoken,
     /// It cannot be asked, for this reason.
     Unknown(String),
-}
-
-/// What lints and metrics tell of a policy's files.
-pub(in crate::gate) struct CertFacts {
-    /// When the first of its certificates expires, seconds since the UNIX epoch.
-    pub(in crate::gate) certificate_expires: i64,
-    /// When the first of its CAs expires; of none, if it goes by pins alone.
-    pub(in crate::gate) authority_expires: Option<i64>,
-    /// When the last of its CAs expires, if there is no pin besides: nobody gets in from then on.
-    pub(in crate::gate) trust_ends: Option<i64>,
-    /// When that of its revocation lists was made that expires first, and when it does.
-    pub(in crate::gate) crl_valid: Option<(i64, i64)>,
-    /// The names that its certificates are for.
-    pub(in crate::gate) certificate_names: Vec<String>,
-    /// What was read from which file.
-    pub(in crate::gate) contents: Vec<FileContent>,
-    /// Whether Cloudflare's shared CA is trusted, under whatever name.
-    trusts_shared: bool,
-}
-
-/// How many of what was read from a file.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct FileContent {
-    path: PathBuf,
-    count: usize,
-    what: &'static str,
-}
-
-impl Display for FileContent {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { path, count, what } = self;
-        let plural = if *count == 1 { "" } else { "s" };
-        write!(f, "{}: {count} {what}{plural}", path.display())
-    }
-}
-
-/// What holds as long as a host's terms are the same, and no longer.
-#[derive(Clone)]
-struct TrustEpoch {
-    /// Digest of everything that decides who is let in.
-    digest: [u8; 32],
-    tickets: Option<Arc<dyn ProducesTickets>>,
-    sessions: Arc<dyn StoresServerSessions>,
-    /// Where its live connections are told to end.
-    shutdown: Arc<Signal>,
 }
 
 /// What policies are built with.
@@ -219,34 +172,19 @@ impl Policy {
         let contents = contents(host, &certified, &authorities, &lists);
         let crls: Vec<_> = lists.into_iter().flatten().collect();
 
-        let epoch = TrustEpoch::new(host, &authorities, &crls, before).map_err(blame)?;
-        let facts = CertFacts::new(host, &certified, &authorities, &crls, contents, context);
+        let epoch = TrustEpoch::new(host, &authorities, &crls, before.map(|it| &it.epoch))
+            .map_err(blame)?;
+        let facts = CertFacts::new(
+            host,
+            &certified,
+            &authorities,
+            &crls,
+            contents,
+            &context.shared,
+        );
         let trusted = trusted(host, context, (&authorities, &parsed), &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
-        let builder = ServerConfig::builder_with_details(
-            Arc::clone(&context.provider),
-            Arc::clone(&context.clock),
-        );
-        let mut tls = builder
-            .with_protocol_versions(versions(host.min_tls))
-            .map_err(blame)?
-            .with_client_cert_verifier(Arc::clone(&verifier) as _)
-            .with_cert_resolver(Arc::new(CertResolver(
-                certified
-                    .into_iter()
-                    .map(|certified| certified.key)
-                    .collect(),
-            )));
-        tls.alpn_protocols = host.alpn.iter().map(|name| name.clone().into()).collect();
-        tls.session_storage = Unexpired::new(&epoch.sessions, &context.clock);
-        match &epoch.tickets {
-            Some(tickets) => {
-                tls.ticketer = Unexpired::new(tickets, &context.clock);
-                tls.send_tls13_tickets = TICKETS;
-            }
-            None => tls.send_tls13_tickets = 0,
-        }
-
+        let tls = server_config(host, context, &verifier, certified, &epoch).map_err(blame)?;
         let tls_without_h2 = tls.alpn_protocols.iter().any(|name| name == H2).then(|| {
             let mut tls = tls.clone();
             tls.alpn_protocols.retain(|name| name != H2);
@@ -260,10 +198,9 @@ impl Policy {
         Ok(Self {
             label: host.label(),
             names: host.names.iter().map(|name| name.value.clone()).collect(),
-            is_default: host.is_default,
             tls: Arc::new(tls),
             tls_without_h2,
-            upstream_h2: Arc::new(Mutex::new(known)),
+            upstream_h2: Mutex::new(known),
             verifier,
             clock: Arc::clone(&context.clock),
             dialer,
@@ -360,139 +297,6 @@ impl Policy {
     }
 }
 
-impl CertFacts {
-    fn new(
-        host: &HostSettings,
-        certified: &[Certified],
-        authorities: &[Authority],
-        crls: &[Arc<Crl>],
-        contents: Vec<FileContent>,
-        context: &TlsContext,
-    ) -> Self {
-        let certificates = certified.iter().map(|certified| certified.not_after);
-        let names = certified
-            .iter()
-            .flat_map(|certified| certified.names.clone());
-        Self {
-            certificate_expires: certificates.min().unwrap_or(i64::MAX),
-            authority_expires: authorities.iter().map(|ca| ca.validity.not_after).min(),
-            trust_ends: authorities
-                .iter()
-                .map(|ca| ca.validity.not_after)
-                .max()
-                .filter(|_| !has_pins(host)),
-            crl_valid: newest(crls.iter())
-                .iter()
-                .map(|crl| (crl.this_update, crl.next_update))
-                .min_by_key(|(_, next_update)| *next_update),
-            certificate_names: names.collect(),
-            contents,
-            trusts_shared: authorities
-                .iter()
-                .any(|ca| ca.certificate == context.shared.certificate),
-        }
-    }
-}
-
-impl TrustEpoch {
-    /// The terms of before, if nothing has changed of what they depend on.
-    fn new(
-        host: &HostSettings,
-        authorities: &[Authority],
-        crls: &[Arc<Crl>],
-        before: Option<&Policy>,
-    ) -> Result<Self, TlsError> {
-        let HostSettings {
-            names: _,
-            is_default: _,
-            certificates: _,
-            trust,
-            client_auth,
-            crls: _,
-            crl_expired,
-            min_tls,
-            max_depth,
-            require_client_eku,
-            resumption,
-            on_trust_change: _,
-            alpn: _,
-            upstream: _,
-            proxy_protocol: _,
-            proxy_tlvs: _,
-            max_connections: _,
-        } = host;
-        let words = (
-            client_auth,
-            crl_expired,
-            min_tls,
-            max_depth,
-            require_client_eku,
-            resumption,
-        );
-        let words = format!("{words:?}");
-        let authorities = authorities.iter().map(|ca| ca.certificate.as_ref());
-        let pins = trust.iter().filter_map(|trust| match &trust.value {
-            Trust::Pin(pin) => Some(pin.as_slice()),
-            Trust::Cloudflare | Trust::CaFile(_) => None,
-        });
-        let crls = crls.iter().map(|crl| crl.der.as_ref());
-        let parts = authorities.chain(pins).chain(crls);
-        let digest = sha256_of_parts(parts.chain([words.as_bytes()]));
-
-        match before {
-            Some(before) if before.epoch.digest == digest => Ok(before.epoch.clone()),
-            Some(_) | None => Ok(Self {
-                digest,
-                tickets: match resumption {
-                    Resumption::Verified => Some(Ticketer::new()?),
-                    Resumption::Off => None,
-                },
-                sessions: match resumption {
-                    Resumption::Verified => ServerSessionMemoryCache::new(SESSIONS),
-                    Resumption::Off => Arc::new(NoServerSessionStorage {}),
-                },
-                shutdown: Arc::default(),
-            }),
-        }
-    }
-}
-
-fn has_pins(host: &HostSettings) -> bool {
-    let mut trust = host.trust.iter();
-    trust.any(|trust| matches!(trust.value, Trust::Pin(_)))
-}
-
-/// What was read from each of a host's files.
-fn contents(
-    host: &HostSettings,
-    certified: &[Certified],
-    authorities: &[Authority],
-    lists: &[Vec<Arc<Crl>>],
-) -> Vec<FileContent> {
-    let content = |path: &Path, count, what| FileContent {
-        path: path.to_owned(),
-        count,
-        what,
-    };
-    let mut contents = Vec::new();
-    for (pair, shown) in host.certificates.iter().zip(certified) {
-        let chain = shown.key.cert.len();
-        contents.push(content(&pair.certificate.value, chain, "certificate"));
-        contents.push(content(&pair.key.value, 1, "key"));
-    }
-    for trust in &host.trust {
-        if let Trust::CaFile(path) = &trust.value {
-            let label = path.display().to_string();
-            let count = authorities.iter().filter(|ca| ca.label == label).count();
-            contents.push(content(path, count, "CA"));
-        }
-    }
-    for (file, found) in host.crls.iter().zip(lists) {
-        contents.push(content(&file.value, found.len(), "revocation list"));
-    }
-    contents
-}
-
 /// The lists of each of the host's files; each has an effect.
 fn load_crls(
     host: &HostSettings,
@@ -572,6 +376,35 @@ fn trusted(
     })
 }
 
+/// What rustls does with a client of the host.
+fn server_config(
+    host: &HostSettings,
+    context: &TlsContext,
+    verifier: &Arc<PeerVerifier>,
+    certified: Vec<Certified>,
+    epoch: &TrustEpoch,
+) -> Result<ServerConfig, TlsError> {
+    let builder = ServerConfig::builder_with_details(
+        Arc::clone(&context.provider),
+        Arc::clone(&context.clock),
+    );
+    let keys = certified.into_iter().map(|certified| certified.key);
+    let mut tls = builder
+        .with_protocol_versions(versions(host.min_tls))?
+        .with_client_cert_verifier(Arc::clone(verifier) as _)
+        .with_cert_resolver(Arc::new(CertResolver(keys.collect())));
+    tls.alpn_protocols = host.alpn.iter().map(|name| name.clone().into()).collect();
+    tls.session_storage = Unexpired::new(&epoch.sessions, &context.clock);
+    match &epoch.tickets {
+        Some(tickets) => {
+            tls.ticketer = Unexpired::new(tickets, &context.clock);
+            tls.send_tls13_tickets = TICKETS;
+        }
+        None => tls.send_tls13_tickets = 0,
+    }
+    Ok(tls)
+}
+
 fn dialer(host: &HostSettings, context: &TlsContext) -> Result<Dialer, ConfigError> {
     let place = &host.upstream.place;
     let upstream = host.upstream.value.clone();
@@ -623,7 +456,5 @@ impl ResolvesServerCert for CertResolver {
 const H2: &[u8] = b"h2";
 static SINCE_TLS12: [&SupportedProtocolVersion; 2] =
     [&rustls::version::TLS13, &rustls::version::TLS12];
-/// Sessions of TLS 1.2 that are kept for clients that take no tickets.
-const SESSIONS: usize = 1024;
 /// Tickets per full handshake of TLS 1.3: a client that needs more is given one at each.
 const TICKETS: usize = 1;

@@ -78,12 +78,15 @@ impl FilterRole {
         let mut state = self.state();
         let FilterState {
             filter,
+            config,
             published,
             unpublished,
             has_ended,
             ..
         } = &mut *state;
-        if *has_ended {
+        let rules = &config.live.ranges;
+        // What was compiled by the rules of before a reload is compiled again.
+        if *has_ended || !now.has_rules(&rules.allow, &rules.deny) {
             return;
         }
         if now.judges_like(published) {

@@ -20,7 +20,7 @@ impl GateRole {
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             self.gate.ask_upstreams(Upstreams::Unanswered).await;
-            self.warn_of_news();
+            self.warn_of_news_aside().await;
         }
     }
 
@@ -31,7 +31,9 @@ impl GateRole {
             let Some(settings) = settings(&now) else {
                 return;
             };
-            let mut watch = watch_files(settings);
+            let watching = settings.clone();
+            let watching = spawn_blocking(move || watch_files(&watching)).await;
+            let mut watch = watching.unwrap_or_default();
             loop {
                 tokio::select! {
                     changed = config.changed() => match changed {
@@ -63,9 +65,12 @@ impl GateRole {
         if file_ids(settings) == *lock(&self.read) {
             return false;
         }
-        let loaded = match self.load(settings) {
-            Ok(loaded) => loaded,
+        let ids = file_ids(settings);
+        let files = match self.load(settings) {
+            Ok(files) => files,
             Err(error) => {
+                // Not again until something changes.
+                *lock(&self.read) = ids;
                 self.note_refusal();
                 let error = chain(&error);
                 let text = format!("what is on disk is not what is active: {error}");
@@ -77,7 +82,7 @@ impl GateRole {
                 return false;
             }
         };
-        match self.apply(settings, loaded) {
+        match self.apply(settings, files) {
             Some(error) => error!(
                 id = "files-partly-reloaded",
                 error, "files of some hosts not used, the others' are read again"

@@ -1,0 +1,175 @@
+//! The status of a host as people read it.
+
+use std::fmt::{self, Display, Formatter, Write as _};
+
+use super::protocol::{
+    Admits, DropStatus, FilterStatus, FramesStatus, HostStatus, RangesStatus, RefreshStatus,
+    SourceStatus, Status,
+};
+use crate::report::span;
+use crate::role::Role;
+
+impl Display for HostStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.protected, self.findings.is_empty()) {
+            (true, true) => "PROTECTED\n",
+            (true, false) => "PROTECTED, but:\n",
+            (false, _) => "NOT PROTECTED:\n",
+        })?;
+        if let (true, Some(admits)) = (self.protected, self.admits) {
+            writeln!(f, "  admits {admits}")?;
+        }
+        for finding in &self.findings {
+            writeln!(f, "  ! {finding}")?;
+        }
+        for role in &self.roles {
+            writeln!(
+                f,
+                "\n{} (pid {}, pullgate {})",
+                role.role.label(),
+                role.pid,
+                role.version
+            )?;
+            writeln!(f, "  {:<12} {}", "ranges", role.ranges)?;
+            for (name, value) in &role.details {
+                writeln!(f, "  {name:<12} {value}")?;
+            }
+            for refresh in &role.refresh {
+                writeln!(f, "  {:<12} {refresh}", "refresh")?;
+            }
+            if let Some(filter) = &role.filter {
+                write!(f, "{filter}")?;
+            }
+            for (name, value) in shown(role) {
+                writeln!(f, "  {value:>12} {name}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Display for FilterStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if !self.frames.is_empty() {
+            writeln!(f, "  {:>14} {:>10}  frames", "total", "per second")?;
+        }
+        for frames in &self.frames {
+            let FramesStatus {
+                iface,
+                family,
+                verdict,
+                reason,
+                total,
+                per_second,
+            } = frames;
+            writeln!(
+                f,
+                "  {total:>14} {per_second:>10}  {verdict:<10} {reason:<16} {family:<4} {iface}"
+            )?;
+        }
+        if !self.drops.is_empty() {
+            writeln!(f, "  last drops, of a sample")?;
+        }
+        for drop in &self.drops {
+            let source = drop
+                .source
+                .map_or_else(|| "?".to_owned(), |ip| ip.to_string());
+            let port = drop
+                .port
+                .map_or_else(|| "-".to_owned(), |port| port.to_string());
+            let DropStatus {
+                seconds_ago,
+                iface,
+                verdict,
+                reason,
+                ..
+            } = drop;
+            writeln!(
+                f,
+                "  {seconds_ago:>12} s ago  {verdict:<10} {reason:<16} {source} to port {port} on \
+                 {iface}"
+            )?;
+        }
+        if !self.top_sources.is_empty() {
+            writeln!(f, "  top sources of drops, about")?;
+        }
+        for SourceStatus { source, about } in &self.top_sources {
+            writeln!(f, "  {about:>14}  {source}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The counters of a role that say something at a glance.
+fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
+    let families: &[&str] = match role.role {
+        Role::Filter => &["pullgate_filter_reattached_total"],
+        Role::Gate => &[
+            "pullgate_gate_connections_total",
+            "pullgate_gate_would_refuse_total",
+        ],
+        Role::Ranges => &["pullgate_ranges_refresh_total"],
+    };
+    let is_shown = |name: &str| families.iter().any(|family| name.starts_with(family));
+    let counters = role.metrics.iter();
+    let counters = counters.filter(move |(name, value)| **value != 0.0 && is_shown(name));
+    counters.map(|(name, value)| (name.as_str(), *value))
+}
+
+impl Display for RangesStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut text = format!("{} IPv4 and {} IPv6, {}", self.v4, self.v6, self.source);
+        if let Some(age) = self.age_seconds {
+            write!(text, ", {} old", span(age))?;
+        }
+        if self.kept != 0 {
+            write!(text, ", {} vanished and kept", self.kept)?;
+        }
+        f.write_str(&text)
+    }
+}
+
+impl Display for RefreshStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let next = span(self.next_in_seconds);
+        match (&self.outcome, self.seconds_ago) {
+            (Some(outcome), Some(ago)) => {
+                let (source, ago) = (&self.source, span(ago));
+                write!(f, "{source}: {outcome}, {ago} ago, again in {next}")
+            }
+            (_, _) => write!(f, "{}: the first is under way", self.source),
+        }?;
+        let Some(held) = &self.held else {
+            return match &self.error {
+                Some(error) => write!(f, "\n    {error}"),
+                None => Ok(()),
+            };
+        };
+        write!(
+            f,
+            "\n    held, {} by {}: {}",
+            held.id, held.way, held.reason
+        )?;
+        for range in &held.added {
+            write!(f, "\n    + {range}")?;
+        }
+        for range in &held.removed {
+            write!(f, "\n    - {range}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Admits {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Account => "only your Cloudflare account",
+            Self::DefaultSite => {
+                "only your Cloudflare account, by the web server's default site; its other sites \
+                 were not asked"
+            }
+            Self::Cloudflare => "Cloudflare, for any of its customers",
+            Self::Unknown => "Cloudflare; whether for any of its customers is not known",
+        })
+    }
+}
