@@ -51,7 +51,7 @@ fn a_reload_changes_settings_and_rules_without_detaching() {
 }
 
 #[test]
-fn a_bad_file_leaves_what_was_in_force_and_status_says_so() {
+fn a_bad_file_leaves_what_was_active_and_status_says_so() {
     let mut lab = Lab::start(&Plan::default());
 
     lab.configure("ports = [443, \"https\"]");
@@ -957,8 +957,8 @@ fn a_trial_that_is_over_takes_nothing_back_when_it_is_looked_after_once_more() {
     // the process.
     let text = fs::read_to_string(&lab.config).unwrap();
     let config = Config::parse(&lab.config, &text).unwrap();
-    let in_force = snapshot::load(&config.boot.paths.snapshot(), &config.live.ranges).unwrap();
-    let rules = config.live.ranges.rules(in_force.set());
+    let active = snapshot::load(&config.boot.paths.snapshot(), &config.live.ranges).unwrap();
+    let rules = config.live.ranges.rules(active.set());
     let table = Table::compile(&rules).unwrap();
     lab.network.on(Host::Origin, || {
         let settings = config.live.filter.as_ref().unwrap();

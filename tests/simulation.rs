@@ -58,7 +58,7 @@ fn a_wall_clock_that_is_set_back_and_forth_takes_nothing_from_the_grace() {
             };
             WALL_CLOCK.store(years, Ordering::Relaxed);
             let attempt = run.advance().await;
-            let is_kept = run.in_force().contains(LOST);
+            let is_kept = run.active_set().contains(LOST);
             assert_eq!(
                 is_kept,
                 attempt.elapsed - first < HOUR * 24,
@@ -85,7 +85,7 @@ fn restarts_while_the_wall_clock_jumps_end_no_grace() {
         on_paused_time(&network, async {
             let mut run = Run::start(config);
             run.attempt().await;
-            assert!(run.in_force().contains(LOST), "{round}");
+            assert!(run.active_set().contains(LOST), "{round}");
         });
     }
 }
@@ -127,13 +127,11 @@ fn a_snapshot_that_somebody_removes_or_spoils_is_written_anew() {
         let aside = run.snapshot.with_extension("json.corrupt");
 
         std::fs::remove_file(&run.snapshot).unwrap();
-        run.wait_for_a_look().await;
-        assert_eq!(std::fs::read(&run.snapshot).unwrap(), whole);
+        run.look_until_snapshot_is(&whole).await;
         assert!(!aside.exists());
 
         std::fs::write(&run.snapshot, "{").unwrap();
-        run.wait_for_a_look().await;
-        assert_eq!(std::fs::read(&run.snapshot).unwrap(), whole);
+        run.look_until_snapshot_is(&whole).await;
         assert_eq!(std::fs::read(aside).unwrap(), b"{");
     });
 }
@@ -162,7 +160,7 @@ async fn simulate(feed: &Feed, config: Config, seed: u64) -> (usize, usize) {
                 refused += 1;
             }
         }
-        assert_eq!(run.in_force(), model.set(), "{}", attempt.outcome);
+        assert_eq!(run.active_set(), model.set(), "{}", attempt.outcome);
         if attempt.next > HOUR * 72 {
             break;
         }
@@ -176,7 +174,7 @@ async fn simulate(feed: &Feed, config: Config, seed: u64) -> (usize, usize) {
     right.insert(GAINED);
     right.remove(LOST);
     assert!(right.contains(LOST_OF_LATE));
-    let mut set = run.in_force();
+    let mut set = run.active_set();
     // There or not, as the dice fell; the model has said which.
     set.remove(FLAPPING);
     assert_eq!(set, right);
@@ -257,15 +255,20 @@ impl Run {
         self.attempt().await
     }
 
-    /// Lets the time pass in which the task looks at the snapshot.
-    async fn wait_for_a_look(&self) {
+    /// Lets the time pass in which the task looks at the snapshot, and waits for what a thread
+    /// writes then.
+    async fn look_until_snapshot_is(&self, whole: &[u8]) {
         tokio::time::advance(Duration::from_secs(61)).await;
-        tokio::task::yield_now().await;
+        let start = std::time::Instant::now();
+        while std::fs::read(&self.snapshot).ok().as_deref() != Some(whole) {
+            assert!(start.elapsed() < PATIENCE);
+            tokio::task::yield_now().await;
+        }
     }
 
     /// The active set, as everybody reads it from disk.
-    fn in_force(&self) -> BTreeSet<&'static str> {
-        in_force(&self.snapshot, &self.config.borrow())
+    fn active_set(&self) -> BTreeSet<&'static str> {
+        active_set(&self.snapshot, &self.config.borrow())
     }
 }
 
@@ -372,10 +375,10 @@ impl Model {
     }
 }
 
-fn in_force(snapshot: &Path, config: &Config) -> BTreeSet<&'static str> {
-    let in_force = snapshot::load(snapshot, &config.live.ranges).unwrap();
+fn active_set(snapshot: &Path, config: &Config) -> BTreeSet<&'static str> {
+    let active_set = snapshot::load(snapshot, &config.live.ranges).unwrap();
     let known: BTreeSet<_> = published().into_iter().chain([GAINED, FLAPPING]).collect();
-    let nets = in_force.set().iter().map(|net| {
+    let nets = active_set.set().iter().map(|net| {
         let text = net.to_string();
         let known = known.iter().find(|known| ***known == text);
         assert!(known.is_some(), "{text} was let in");

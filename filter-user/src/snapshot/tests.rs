@@ -22,7 +22,7 @@ fn what_was_saved_is_loaded() {
 }
 
 #[test]
-fn without_a_snapshot_the_baseline_is_in_force() {
+fn without_a_snapshot_the_baseline_is_active() {
     let directory = tempfile::tempdir().unwrap();
 
     let active = load(
@@ -51,7 +51,7 @@ fn a_source_without_a_baseline_lets_nobody_in_before_it_was_asked() {
 }
 
 #[test]
-fn a_source_that_is_configured_no_more_is_not_in_force_any_more() {
+fn a_source_that_is_configured_no_more_is_not_active_any_more() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ranges.json");
     save(&path, &fetched(), &GuardLimits::default()).unwrap();
