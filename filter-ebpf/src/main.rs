@@ -80,7 +80,7 @@ mod program {
         let wanted = ctx.len().min(PULLED);
         if ctx.data_end() - ctx.data() < wanted as usize {
             // If it fails there is less to look at, which is no way around us.
-            ctx.pull_data(wanted).ok();
+            let _shorter = ctx.pull_data(wanted);
         }
         match judge(&ctx) {
             Action::Drop => TC_ACT_SHOT,
