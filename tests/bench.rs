@@ -20,11 +20,11 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 struct Options {
     #[command(subcommand)]
-    what: Limit,
+    subject: Subject,
 }
 
 #[derive(Subcommand)]
-enum Limit {
+enum Subject {
     /// The packet filter.
     Filter {
         /// Where to write the numbers, besides `target/bench/filter.json`.
@@ -49,9 +49,9 @@ enum Limit {
 }
 
 fn main() {
-    match Options::parse().what {
-        Limit::Filter { json } => filter::run(json.as_deref()),
-        Limit::Gate {
+    match Options::parse().subject {
+        Subject::Filter { json } => filter::run(json.as_deref()),
+        Subject::Gate {
             json,
             only,
             rounds,

@@ -2,7 +2,7 @@
 
 use tests::net::Host;
 use tests::pki::SHOP;
-use tests::web::Kind;
+use tests::web::Software;
 use tests::{Lab, Plan, assert_matched, scenarios};
 
 #[test]
@@ -14,14 +14,14 @@ fn the_edge_with_its_certificate_is_served_by_nginx() {
 
 #[test]
 fn the_edge_with_its_certificate_is_served_by_apache() {
-    if !tests::web::is_installed(Kind::Apache) {
+    if !tests::web::is_installed(Software::Apache) {
         return tests::skip(
             "the_edge_with_its_certificate_is_served_by_apache",
             "no apache2",
         );
     }
     let lab = Lab::start(&Plan {
-        web: Kind::Apache,
+        web: Software::Apache,
         ..Plan::default()
     });
 

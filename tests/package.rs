@@ -16,13 +16,13 @@ use tests::gate::{StopAtTheEnd, origin};
 use tests::manual::Manual;
 use tests::net::{Host, Network};
 use tests::pki::{Pki, SHOP};
-use tests::web::{Kind, Web};
+use tests::web::{Software, Web};
 
 #[test]
 fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let network = Network::new();
     let pki = Pki::new(&network.path("pki"));
-    let _web = Web::start(&network, Kind::Nginx);
+    let _web = Web::start(&network, Software::Nginx);
     let mut debian = Debian::new(&network);
     let manual = Manual::read();
     debian.receive(1, manual.package);

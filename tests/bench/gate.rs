@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::net::{Host, Network};
 use tests::pki::Pki;
-use tests::proxies::{Kind, Proxy};
+use tests::proxies::{Peer, Proxy};
 use tests::web;
 
 use crate::load::Load;
@@ -85,7 +85,7 @@ impl Account {
     }
 
     fn label(&self) -> &'static str {
-        self.proxy.kind().label()
+        self.proxy.peer().label()
     }
 
     /// Microseconds of CPU time that all its processes have used.
@@ -146,15 +146,15 @@ pub(crate) fn run(options: &Options) {
     let identity = pki.write_rsa_authority("rsa-ca.pem");
     let many = idle_connections();
     let _web = web::plain(&network, BODY);
-    let kinds = Kind::ALL.into_iter().filter(|kind| {
-        let wanted = kind.label().contains(&options.only) || *kind == Kind::Pullgate;
-        if wanted && !kind.is_installed() {
-            println!("SKIPPED {}: not installed", kind.label());
+    let peers = Peer::ALL.into_iter().filter(|peer| {
+        let wanted = peer.label().contains(&options.only) || *peer == Peer::Pullgate;
+        if wanted && !peer.is_installed() {
+            println!("SKIPPED {}: not installed", peer.label());
         }
-        wanted && kind.is_installed()
+        wanted && peer.is_installed()
     });
-    let mut accounts: Vec<_> = kinds
-        .map(|kind| Account::new(Proxy::start(&network, &pki, kind)))
+    let mut accounts: Vec<_> = peers
+        .map(|peer| Account::new(Proxy::start(&network, &pki, peer)))
         .collect();
 
     let load = Load::new(&pki, &identity);
@@ -167,7 +167,7 @@ pub(crate) fn run(options: &Options) {
             // Whoever comes behind a costly one tidies up after it: not always the same.
             fastrand::shuffle(&mut accounts);
         }
-        accounts.sort_by_key(|account| account.proxy.kind() as u8);
+        accounts.sort_by_key(|account| account.proxy.peer() as u8);
         if options.part.covers(Part::Idle) {
             for account in &mut accounts {
                 hold(account, &load, [FEW, many]);
@@ -251,7 +251,7 @@ fn idle_connections() -> u32 {
 fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
     let (ours, peers): (Vec<_>, Vec<_>) = accounts
         .iter()
-        .partition(|account| account.proxy.kind() == Kind::Pullgate);
+        .partition(|account| account.proxy.peer() == Peer::Pullgate);
     let [ours] = ours[..] else { return Vec::new() };
     let best = |values: &dyn Fn(&Account) -> Option<f64>| {
         let peers = peers.iter().filter_map(|peer| values(peer));

@@ -64,7 +64,7 @@ pub type Session = StreamOwned<ClientConnection, TcpStream>;
 #[derive(Clone)]
 pub struct Client {
     config: Arc<ClientConfig>,
-    shown: Arc<Shown>,
+    shown: Arc<CertResolver>,
 }
 
 impl Client {
@@ -89,7 +89,7 @@ impl Client {
         roots.add(pki.web.der.clone()).unwrap();
         let builder = ClientConfig::builder_with_protocol_versions(versions);
         let builder = builder.with_root_certificates(roots);
-        let shown = Arc::new(Shown(Mutex::new(identity.map(certified))));
+        let shown = Arc::new(CertResolver(Mutex::new(identity.map(certified))));
         let mut config = builder.with_client_cert_resolver(Arc::clone(&shown) as _);
         // An attacker does not care for which host he was given a session.
         config.resumption = Resumption::store(Arc::new(AnyName::default()));
@@ -289,9 +289,9 @@ const SYN_PATIENCE: Duration = Duration::from_millis(700);
 
 /// The certificate that a client presents, if it has one.
 #[derive(Debug)]
-struct Shown(Mutex<Option<Arc<CertifiedKey>>>);
+struct CertResolver(Mutex<Option<Arc<CertifiedKey>>>);
 
-impl ResolvesClientCert for Shown {
+impl ResolvesClientCert for CertResolver {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.0.lock().unwrap().clone()
     }

@@ -20,13 +20,13 @@ use crate::daemon::{self, Pullgate};
 use crate::feed::{Answer, Feed, api_answer};
 use crate::net::{DIRECT, Host, INTERFACE, Network};
 use crate::pki::{BLOG, Pki, SHOP};
-use crate::web::{self, Kind, Web};
+use crate::web::{self, Software, Web};
 
 /// What a lab is made of.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The web server.
-    pub web: Kind,
+    pub web: Software,
     /// Lines for `[filter]` beyond the interfaces.
     pub filter: &'static str,
     /// Lines for `[ranges]` beyond the sources and the schedule.
@@ -47,7 +47,7 @@ pub struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         Self {
-            web: Kind::Nginx,
+            web: Software::Nginx,
             filter: "",
             ranges: "",
             sources: "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\", like = \"cloudflare\" }]",

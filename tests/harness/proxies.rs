@@ -17,7 +17,7 @@ use crate::web::{spawn, within};
 
 /// Which proxy, and how it relays.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
+pub enum Peer {
     /// Ours.
     Pullgate,
     /// nginx's stream module.
@@ -34,7 +34,7 @@ pub enum Kind {
     Stunnel,
 }
 
-impl Kind {
+impl Peer {
     /// All of them.
     pub const ALL: [Self; 7] = [
         Self::Pullgate,
@@ -114,34 +114,34 @@ impl Kind {
 /// A running proxy in the origin; it stops when dropped.
 pub struct Proxy {
     child: Child,
-    kind: Kind,
+    peer: Peer,
 }
 
 impl Proxy {
     /// Starts a proxy in front of the web server at [`crate::web::ADDRESS`].
     #[must_use]
-    pub fn start(network: &Network, pki: &Pki, kind: Kind) -> Self {
-        let directory = network.path(kind.label().replace(' ', "-"));
+    pub fn start(network: &Network, pki: &Pki, peer: Peer) -> Self {
+        let directory = network.path(peer.label().replace(' ', "-"));
         fs::create_dir(&directory).unwrap();
         let pem = |name: &str| fs::read_to_string(pki.path(name)).unwrap();
         let both = format!("{}.pem", SHOP);
         let both = format!("{}{}", pem(&both), pem(&format!("{SHOP}.key")));
         pki.write("both.pem", &both);
         let file = directory.join("proxy.conf");
-        let text = within(kind.configuration(), &directory.display().to_string())
+        let text = within(peer.configuration(), &directory.display().to_string())
             .replace("@PKI@", &pki.path("").display().to_string())
-            .replace("@PORT@", &kind.port().to_string())
+            .replace("@PORT@", &peer.port().to_string())
             .replace("@NAME@", SHOP)
             .replace("@IP@", "127.0.0.1");
         fs::write(&file, text).unwrap();
-        let words = kind.words().iter();
-        let mut command = network.command(Host::Origin, kind.program());
+        let words = peer.words().iter();
+        let mut command = network.command(Host::Origin, peer.program());
         command
             .args(words.map(|word| word.replace("@FILE@", &file.display().to_string())))
             .env("PULLGATE_LOG", "warn");
         let child = spawn(&mut command, &directory.join("output.log"));
-        let proxy = Self { child, kind };
-        eventually(kind.label(), || {
+        let proxy = Self { child, peer };
+        eventually(peer.label(), || {
             network.on(Host::Origin, || TcpStream::connect(proxy.address()).ok())
         });
         proxy
@@ -149,14 +149,14 @@ impl Proxy {
 
     /// Which one it is.
     #[must_use]
-    pub fn kind(&self) -> Kind {
-        self.kind
+    pub fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.kind.port()))
+        SocketAddr::from(([127, 0, 0, 1], self.peer.port()))
     }
 
     /// Its processes: itself, and those that it has started.

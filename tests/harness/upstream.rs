@@ -99,16 +99,16 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
     stream.set_read_timeout(Some(crate::PATIENCE))?;
     match manner {
         Manner::Answer => {
-            let mut told = Told::read(&mut stream)?;
-            while !told.rest.windows(4).any(|window| window == b"\r\n\r\n") {
+            let mut header = ProxyHeader::read(&mut stream)?;
+            while !header.rest.windows(4).any(|window| window == b"\r\n\r\n") {
                 let mut more = [0; 4096];
                 let read = stream.read(&mut more)?;
                 if read == 0 {
                     return Ok(());
                 }
-                told.rest.extend(&more[..read]);
+                header.rest.extend(&more[..read]);
             }
-            let body = format!("{}\n", told.json());
+            let body = format!("{}\n", header.json());
             write!(
                 stream,
                 "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -122,7 +122,7 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
         }
         Manner::Close => Ok(()),
         Manner::HalfClose => {
-            Told::read(&mut stream)?;
+            ProxyHeader::read(&mut stream)?;
             stream.write_all(b"early")?;
             stream.shutdown(Shutdown::Write)?;
             let mut all = Vec::new();
@@ -135,8 +135,8 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
             stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\n\r\n")
         }
         Manner::Echo => {
-            let told = Told::read(&mut stream)?;
-            stream.write_all(&told.rest)?;
+            let header = ProxyHeader::read(&mut stream)?;
+            stream.write_all(&header.rest)?;
             let mut buffer = [0; 16 << 10];
             loop {
                 let read = stream.read(&mut buffer)?;
@@ -154,7 +154,7 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
 
 /// What a PROXY header says.
 #[derive(Default)]
-struct Told {
+struct ProxyHeader {
     version: u8,
     client: String,
     local: String,
@@ -164,7 +164,7 @@ struct Told {
     rest: Vec<u8>,
 }
 
-impl Told {
+impl ProxyHeader {
     fn read(stream: &mut TcpStream) -> io::Result<Self> {
         let mut bytes = vec![0; 16];
         stream.read_exact(&mut bytes)?;

@@ -14,7 +14,7 @@ use crate::net::{Host, Network};
 
 /// Which web server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
+pub enum Software {
     /// nginx.
     Nginx,
     /// Apache httpd.
@@ -24,7 +24,7 @@ pub enum Kind {
 /// A running web server; it stops when dropped.
 pub struct Web {
     _server: Server,
-    kind: Kind,
+    software: Software,
     /// How often the counters were asked for, which they count as well.
     asked: AtomicU64,
 }
@@ -32,12 +32,12 @@ pub struct Web {
 impl Web {
     /// Starts a server on the origin's loopback, which answers with what it saw.
     #[must_use]
-    pub fn start(network: &Network, kind: Kind) -> Self {
+    pub fn start(network: &Network, software: Software) -> Self {
         let directory = network.path("web");
         fs::create_dir(&directory).unwrap();
-        let server = match kind {
-            Kind::Nginx => Server::start(network, "nginx", &[], NGINX),
-            Kind::Apache => {
+        let server = match software {
+            Software::Nginx => Server::start(network, "nginx", &[], NGINX),
+            Software::Apache => {
                 fs::create_dir(directory.join("htdocs")).unwrap();
                 fs::write(directory.join("htdocs/index.html"), APACHE_PAGE).unwrap();
                 Server::start(network, "apache2", &["-DFOREGROUND", "-f"], APACHE)
@@ -45,7 +45,7 @@ impl Web {
         };
         Self {
             _server: server,
-            kind,
+            software,
             asked: AtomicU64::new(0),
         }
     }
@@ -55,7 +55,7 @@ impl Web {
     /// Each that carries no byte counts too, so that "nothing reached it" can be shown.
     #[must_use]
     pub fn accepted(&self, network: &Network) -> u64 {
-        assert_eq!(self.kind, Kind::Nginx, "only nginx counts");
+        assert_eq!(self.software, Software::Nginx, "only nginx counts");
         let url = format!("http://{STATUS_ADDRESS}/");
         let output = network.output(Host::Origin, &["curl", "--silent", "--max-time", "5", &url]);
         let text = String::from_utf8(output.stdout).unwrap();
@@ -146,10 +146,10 @@ pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
 
 /// Whether the server is installed.
 #[must_use]
-pub fn is_installed(kind: Kind) -> bool {
-    let path = match kind {
-        Kind::Nginx => "/usr/sbin/nginx",
-        Kind::Apache => "/usr/sbin/apache2",
+pub fn is_installed(software: Software) -> bool {
+    let path = match software {
+        Software::Nginx => "/usr/sbin/nginx",
+        Software::Apache => "/usr/sbin/apache2",
     };
     Path::new(path).exists()
 }

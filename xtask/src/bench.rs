@@ -13,11 +13,11 @@ use crate::setup;
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(subcommand)]
-    what: What,
+    subject: Subject,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Subject {
     /// The packet filter: time per packet, packets per second, time to publish.
     Filter {
         /// Write the numbers here as well as to `target/bench/filter.json`.
@@ -36,11 +36,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
     exec(&mut with_object(&["build", "--workspace", "--release"])?)?;
     let mut bench = as_root(Command::new(root().join("target/release/bench")));
-    let (what, json) = match &options.what {
-        What::Filter { json } => ("filter", json),
-        What::Gate { json } => ("gate", json),
+    let (subject, json) = match &options.subject {
+        Subject::Filter { json } => ("filter", json),
+        Subject::Gate { json } => ("gate", json),
     };
-    bench.arg(what);
+    bench.arg(subject);
     if let Some(json) = json {
         bench.arg("--json").arg(json);
     }
