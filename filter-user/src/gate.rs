@@ -65,7 +65,7 @@ pub struct Gate {
     refusals: Budget,
     sampling: RateLimiter,
     ids: Ids,
-    /// Where live connections are told to end, those of a replaced trust among them.
+    /// Signals live connections to end, those of a replaced trust among them.
     endings: Mutex<Vec<Weak<Signal>>>,
 }
 

@@ -539,17 +539,14 @@ fn watch_files(ranges: &RangesSettings) -> Option<FileWatch> {
     if files.is_empty() {
         return None;
     }
-    match FileWatch::new(&files) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            warn!(
-                id = "lists-not-watched",
-                %error,
-                "files are not watched, only looked at when they are due"
-            );
-            None
-        }
-    }
+    let unwatched = |error: &_| {
+        warn!(
+            id = "lists-not-watched",
+            %error,
+            "files are not watched, only looked at when they are due"
+        );
+    };
+    FileWatch::new(&files).inspect_err(unwatched).ok()
 }
 
 async fn changed(files: &mut Option<FileWatch>) {

@@ -307,7 +307,7 @@ fn listen(socket: &UnixDatagram, told: &Weak<Mutex<Vec<String>>>) {
 ///
 /// # Errors
 ///
-/// Returns why there is none: nobody listens, or what is said instead.
+/// Returns why there is none: no process listens, or the other answer.
 pub fn http(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -59,7 +59,7 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     roles::join_groups(&groups);
     sandbox::drop_privileges(&roles)?;
     let loaded = roles::examine(config, &roles)?;
-    // A role serves the other hosts; whoever asks for one asks whether it would.
+    // A role with a broken host serves the others, so that `--only` reports the host as a warning.
     let loaded = if only.is_some() {
         loaded
     } else {

@@ -57,7 +57,7 @@ pub fn confirm(paths: &Paths) -> Result<(), ControlError> {
 ///
 /// # Errors
 ///
-/// Returns why the role cannot be told, what of the configuration is not used, or that it does not come
+/// Returns why the role cannot be reached, what of the configuration is not used, or that it does not come
 /// to an end.
 pub fn reload(paths: &Paths, role: Role) -> Result<Vec<Finding>, ControlError> {
     match instruct(paths, role, &Instruction::Reload, RELOAD_TIMEOUT) {

@@ -134,7 +134,7 @@ impl Listener {
             }
             Self::Private(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Its mode lets in no other; whoever has changed that, the kernel knows the user.
+                // The socket's mode admits no other user; the kernel's answer holds if the mode was changed.
                 let user = stream.peer_cred()?.uid();
                 if User::new(user) == User::Ours {
                     return Ok(Some((Box::new(stream), User::Ours)));

@@ -161,7 +161,7 @@ pub struct RangesStatus {
     pub v6: usize,
     /// Ranges that no source lists any more, and that are kept for their grace.
     pub kept: usize,
-    /// What each source has told.
+    /// The list of each source.
     pub lists: Vec<ListStatus>,
 }
 

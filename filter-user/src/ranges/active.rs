@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::guard::{GuardLimits, Rejection};
 use super::{Feed, RangeSet, SourceRanges};
 
-/// The active ranges: what each source has told, and the union that the guard let through.
+/// The active ranges: the list of each source, and the union that the guard let through.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ActiveRanges {
     lists: Vec<List>,
@@ -124,7 +124,7 @@ impl ActiveRanges {
         &self.set
     }
 
-    /// What each source has told.
+    /// The list of each source.
     #[must_use]
     pub fn lists(&self) -> &[List] {
         &self.lists

@@ -413,5 +413,5 @@ const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
 /// An answer that pauses for longer is dropped, so it must not be short; connections to come wait for
 /// it, so it must not be long.
 const QUIET: Duration = Duration::from_secs(3);
-/// How long connections may take to end that are told to end at once.
+/// How long connections may take to end after a signal to end at once.
 const ABORT: Duration = Duration::from_secs(2);

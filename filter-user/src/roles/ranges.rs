@@ -110,7 +110,7 @@ impl RangesRole {
     /// Asks every source, and returns what became of each when it is done.
     pub(super) async fn refresh(&self) -> Result<Vec<RefreshStatus>, Declined> {
         let mut progress = self.progress.clone();
-        // What is under way may have begun before whatever made somebody ask.
+        // A fetch under way may have begun before the change that this refresh is for.
         let before: Vec<_> = progress
             .borrow()
             .iter()

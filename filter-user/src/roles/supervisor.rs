@@ -40,7 +40,7 @@ pub(super) struct Supervisor {
     /// Who waits for a reload.
     requests: mpsc::Sender<Answer>,
     stop: CancellationToken,
-    /// Whether the service manager was told that we are ready.
+    /// Whether READY was sent to the service manager.
     is_ready: AtomicBool,
 }
 
@@ -177,7 +177,7 @@ impl Supervisor {
         }
     }
 
-    /// Reloads, one after the other, whoever waits for it or has gone.
+    /// Reloads, one after the other, whether or not the client still waits.
     async fn serve_reloads(self: Arc<Self>, mut waiting: mpsc::Receiver<Answer>) {
         while let Some(answer) = waiting.recv().await {
             let is_ready = self.is_ready.load(Ordering::Relaxed);

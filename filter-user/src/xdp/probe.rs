@@ -172,7 +172,7 @@ impl Probed {
 /// Lets the loaded program of an interface and its twin judge `frame`, once each: a program returns
 /// its action alone, and its twin, on the same maps and with the same settings, the counter.
 ///
-/// What that adds to the counters is noted, so that nobody counts it.
+/// What these runs add to the counters is recorded, so that metrics leave it out.
 ///
 /// # Errors
 ///

@@ -21,7 +21,7 @@ pub(super) struct TrustEpoch {
     pub(super) digest: [u8; 32],
     pub(super) tickets: Option<Arc<dyn ProducesTickets>>,
     pub(super) sessions: Arc<dyn StoresServerSessions>,
-    /// Where its live connections are told to end.
+    /// Signals its live connections to end.
     pub(super) shutdown: Arc<Signal>,
 }
 

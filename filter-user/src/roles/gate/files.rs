@@ -103,17 +103,16 @@ pub(super) fn file_ids(settings: &GateSettings) -> Vec<Option<FileId>> {
 }
 
 fn watch_files(settings: &GateSettings) -> Option<FileWatch> {
-    match FileWatch::new(&settings.files()) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            warn!(
-                id = "files-not-watched",
-                %error,
-                "the gate's files are not watched: send SIGHUP when they change"
-            );
-            None
-        }
-    }
+    let unwatched = |error: &_| {
+        warn!(
+            id = "files-not-watched",
+            %error,
+            "the gate's files are not watched: send SIGHUP when they change"
+        );
+    };
+    FileWatch::new(&settings.files())
+        .inspect_err(unwatched)
+        .ok()
 }
 
 /// Returns when files have changed, and no other has for [`SETTLE`]: a certificate and its key are
