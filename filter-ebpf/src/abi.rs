@@ -16,6 +16,18 @@ pub const PROGRAM_TCX: &str = "pullgate_tcx";
 /// The same, and returns the counter's index instead of an action: for test runs. It counts nothing.
 pub const PROGRAM_SLOT: &str = "pullgate_slot";
 
+/// The `sk_lookup` program, in an object of its own, with [`SETTINGS`], [`TCP_PORTS`] and
+/// [`DESTINATIONS`] of its own.
+pub const PROGRAM_STEER: &str = "pullgate_steer";
+/// The gate's listening sockets, at [`SOCKET_V4`] and [`SOCKET_V6`]: a socket map.
+pub const GATE_SOCKETS: &str = "GATE_SOCKETS";
+/// Sockets in [`GATE_SOCKETS`].
+pub const SOCKET_SLOTS: usize = 2;
+/// Where the gate's socket for IPv4 is.
+pub const SOCKET_V4: u32 = 0;
+/// Where the gate's socket for IPv6 is.
+pub const SOCKET_V6: u32 = 1;
+
 /// One `u64`: the generation of the range maps that packets are judged by, 0 or 1.
 pub const ACTIVE: &str = ".data.active";
 /// The global that is in [`ACTIVE`]. Every load writes it, so it must be told what is there.

@@ -18,6 +18,7 @@ pub mod abi;
 pub mod cases;
 pub mod nested;
 pub mod packet;
+pub mod steering;
 pub mod table;
 pub mod verdict;
 

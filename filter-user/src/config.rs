@@ -20,7 +20,7 @@ pub use self::error::{ConfigError, ConfigErrorKind, Place};
 pub use self::gate::{
     ClientAuth, CrlExpired, CrlFile, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair, MinTls,
     Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption, Target, Trust,
-    Upstream,
+    Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
 };
 pub use self::load::{LoadError, load, salvage_paths};
 pub use self::source::{Fallback, FeedSource, Location, SourceEndpoint, redacted};
@@ -55,6 +55,9 @@ pub struct Boot {
     pub metrics: BTreeMap<Role, Located<Target>>,
     /// `gate.listen`: the addresses that the gate listens on; none without a gate.
     pub listen: Vec<SocketAddr>,
+    /// `gate.steer`: whether the gate hands its listening sockets to the filter, which steers connections
+    /// to them.
+    pub steer: bool,
     /// `gate.max_connections`: connections at once.
     pub max_connections: usize,
 }
@@ -78,6 +81,7 @@ impl Boot {
             paths,
             metrics,
             listen,
+            steer,
             max_connections,
         } = self;
         let is_gate = roles.contains(&Role::Gate);
@@ -86,6 +90,7 @@ impl Boot {
             ("paths", *paths != other.paths),
             ("metrics", roles.iter().any(is_elsewhere)),
             ("gate.listen", is_gate && *listen != other.listen),
+            ("gate.steer", is_gate && *steer != other.steer),
             (
                 "gate.max_connections",
                 is_gate && *max_connections != other.max_connections,
@@ -108,6 +113,7 @@ impl Boot {
             paths: started.paths.clone(),
             metrics: started.metrics.clone(),
             listen: of_gate.listen.clone(),
+            steer: of_gate.steer,
             max_connections: of_gate.max_connections,
         }
     }
@@ -174,6 +180,12 @@ impl Paths {
         self.home(role).join("control.sock")
     }
 
+    /// The socket at which the filter takes the gate's listening sockets, from the gate's user alone.
+    #[must_use]
+    pub fn handover_socket(&self) -> PathBuf {
+        self.home(Role::Filter).join("handover.sock")
+    }
+
     /// The snapshot of the last known good ranges.
     #[must_use]
     pub fn snapshot(&self) -> PathBuf {
@@ -194,6 +206,8 @@ pub struct FilterSettings {
     pub interfaces: Interfaces,
     /// Protected TCP ports.
     pub ports: Vec<u16>,
+    /// Those of them whose connections are steered to the gate.
+    pub steered_ports: Vec<u16>,
     /// Protected UDP ports.
     pub udp_ports: Vec<u16>,
     /// Protected addresses; empty protects all.

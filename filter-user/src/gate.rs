@@ -340,6 +340,7 @@ pub fn load(
         provider: Arc::new(aws_lc_rs::default_provider()),
         clock: Arc::clone(clock),
         shared,
+        steered_ports: config.steered_ports.clone(),
     };
     let mut policies = Vec::new();
     let (mut broken, mut unavailable) = (Vec::new(), HashSet::new());

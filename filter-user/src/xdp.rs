@@ -14,6 +14,7 @@ mod probe;
 mod publish;
 mod reconcile;
 mod remedy;
+mod steer;
 mod uplinks;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub use self::pins::{check_bpffs, is_loaded, prepare, unload};
 pub use self::probe::{Probe, Probed, frame, loaded_interface, probe};
 use self::reconcile::AttachFailures;
 pub use self::reconcile::{Coverage, InterfaceState, Reconciled};
+use self::steer::Steering;
+pub use self::steer::{GateSocket, SteerState};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self};
@@ -55,6 +58,8 @@ pub struct Filter {
     pins: Pins,
     settings: config::FilterSettings,
     loaded: LoadedSet,
+    /// What assigns connections to the gate, if it is configured.
+    steering: Option<Steering>,
     /// The network as of the last look.
     topology: Topology,
     /// What the next boot is to know of interfaces.
@@ -131,7 +136,8 @@ impl Filter {
             uplinks: &memory.uplinks,
             accept,
         };
-        let loaded = match LoadedSet::load(&loading, rules, table, &mut failures) {
+        let loaded = load_all(&loading, rules, table, &mut failures);
+        let (loaded, steering) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 pins.remove_unless_linked()?;
@@ -142,6 +148,7 @@ impl Filter {
             pins,
             settings: settings.clone(),
             loaded,
+            steering,
             topology,
             memory,
             trial: Some(staging),
@@ -169,6 +176,10 @@ impl Filter {
         for attached in &mut self.loaded.attached {
             attached.pin()?;
         }
+        match &mut self.steering {
+            Some(steering) => steering.pin()?,
+            None => steer::remove(&self.pins)?,
+        }
         if let Some(staging) = self.trial.take() {
             self.pins.commit(&staging)?;
             let kept: Vec<_> = self.loaded.programs.keys().map(String::as_str).collect();
@@ -188,7 +199,9 @@ impl Filter {
     pub fn revert(&mut self) -> Result<(), XdpError> {
         let staging = self.trial.take();
         self.reverted = true;
-        let outcome = self.loaded.revert(&self.pins);
+        let steering = self.steering.take();
+        let steering = steering.map_or(Ok(()), Steering::revert);
+        let outcome = self.loaded.revert(&self.pins).and(steering);
         if let Some(staging) = staging {
             self.pins.discard(&staging)?;
         }
@@ -229,7 +242,7 @@ impl Filter {
                 Accept::Whole
             },
         };
-        self.loaded = LoadedSet::load(&loading, rules, table, &mut failures)?;
+        (self.loaded, self.steering) = load_all(&loading, rules, table, &mut failures)?;
         self.settings = settings.clone();
         self.topology = topology;
         self.failures = failures;
@@ -285,8 +298,29 @@ impl Filter {
                 .then_some(programs.slot);
             maps.into_iter().chain([programs.program]).chain(twin)
         });
-        let all = shared.into_iter().chain(own);
+        let steering = self.steering.iter();
+        let steering =
+            steering.flat_map(|_| [self.pins.steer_program(), self.pins.steer_sockets()]);
+        let all = shared.into_iter().chain(own).chain(steering);
         all.filter(|pin| !pin.exists()).collect()
+    }
+
+    /// Steers connections to these sockets of the gate from now on.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`XdpError::NotSteering`], or why the kernel does not take a socket.
+    pub fn steer_to(&mut self, sockets: &[GateSocket]) -> Result<(), XdpError> {
+        if !self.is_on_trial() && !self.pins.exist() {
+            return Err(XdpError::Unloaded);
+        }
+        let steering = self.steering.as_mut().ok_or(XdpError::NotSteering)?;
+        steering.steer_to(sockets)
+    }
+
+    /// Whether connections are steered, and to what; none, if they are not to be.
+    pub fn steer_state(&mut self) -> Option<SteerState> {
+        self.steering.as_mut().map(Steering::state)
     }
 
     /// Publishes the table that is active again, whatever the maps hold.
@@ -335,6 +369,22 @@ impl Filter {
             .map(|(interface, program)| Ok((interface.clone(), program.frames()?)))
             .collect()
     }
+}
+
+/// Loads and attaches all of it, or nothing. Connections are steered last: strangers are dropped by then.
+fn load_all(
+    loading: &Loading<'_>,
+    rules: &Rules<'_>,
+    table: &Table,
+    failures: &mut AttachFailures,
+) -> Result<(LoadedSet, Option<Steering>), XdpError> {
+    let mut steering = Steering::load(loading.settings, loading.pins)?;
+    let mut loaded = LoadedSet::load(loading, rules, table, failures)?;
+    if let Some(Err(error)) = steering.as_mut().map(Steering::attach) {
+        loaded.revert(loading.pins)?;
+        return Err(error);
+    }
+    Ok((loaded, steering))
 }
 
 /// How many frames of each kind an interface has had.

@@ -20,6 +20,7 @@ pub mod oracle;
 pub mod pki;
 pub mod proxies;
 pub mod scenarios;
+pub mod steered;
 pub mod traffic;
 pub mod upstream;
 pub mod web;
@@ -33,6 +34,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 pub use self::gate::Rig;
 pub use self::lab::{Lab, Plan};
+pub use self::steered::Steered;
 
 /// Waits until `condition` yields a value, and gives up with `what` after [`PATIENCE`].
 ///

@@ -19,6 +19,8 @@ use time::OffsetDateTime;
 pub const SHOP: &str = "shop.example";
 /// A host whose policy trusts [`Pki::other`].
 pub const BLOG: &str = "blog.example";
+/// One more host, which a lab may serve.
+pub const WIKI: &str = "wiki.example";
 
 /// The CAs, and the directory their files are in.
 pub struct Pki {
@@ -53,9 +55,8 @@ impl Pki {
         ] {
             pki.write(&format!("{name}-ca.pem"), &authority.pem);
         }
-        for name in [SHOP, BLOG] {
-            let server = pki.web.sign(&params(name, &[name]));
-            pki.write_identity(name, &server);
+        for name in [SHOP, BLOG, WIKI] {
+            pki.renew(name);
         }
         let feeds = ["127.0.0.1", "127.0.0.2"];
         pki.write_identity("feed", &pki.web.sign(&params("feed", &feeds)));
@@ -66,6 +67,11 @@ impl Pki {
         pki.write_identity("feed-untrusted", &pki.other.sign(&params("feed", &feeds)));
         pki.write_identity("feed-expired", &pki.web.expired_server("127.0.0.1"));
         pki
+    }
+
+    /// Makes a server another certificate and key.
+    pub fn renew(&self, name: &str) {
+        self.write_identity(name, &self.web.sign(&params(name, &[name])));
     }
 
     /// The path of a file.

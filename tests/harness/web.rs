@@ -56,14 +56,19 @@ impl Web {
     #[must_use]
     pub fn accepted(&self, network: &Network) -> u64 {
         assert_eq!(self.software, Software::Nginx, "only nginx counts");
-        let url = format!("http://{STATUS_ADDRESS}/");
-        let output = network.output(Host::Origin, &["curl", "--silent", "--max-time", "5", &url]);
-        let text = String::from_utf8(output.stdout).unwrap();
-        // "server accepts handled requests", then the three numbers; the question is one of them.
-        let numbers = text.lines().nth(2).unwrap();
-        let accepts: u64 = numbers.split_whitespace().next().unwrap().parse().unwrap();
-        accepts - (self.asked.fetch_add(1, Ordering::Relaxed) + 1)
+        accepted(network) - (self.asked.fetch_add(1, Ordering::Relaxed) + 1)
     }
+}
+
+/// Connections that nginx has accepted so far, those to ask for them among them.
+#[must_use]
+pub(crate) fn accepted(network: &Network) -> u64 {
+    let url = format!("http://{STATUS_ADDRESS}/");
+    let output = network.output(Host::Origin, &["curl", "--silent", "--max-time", "5", &url]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    // "server accepts handled requests", then the three numbers.
+    let numbers = text.lines().nth(2).unwrap();
+    numbers.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Starts a plain nginx for benchmarks: a small page, and a big one of so many bytes at `/big`.
@@ -114,6 +119,14 @@ impl Server {
             network.on(Host::Origin, || TcpStream::connect(address).ok())
         });
         server
+    }
+}
+
+impl Server {
+    /// Lets it read its files again.
+    pub fn reload(&self) {
+        let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        kill(pid, Signal::SIGHUP).unwrap();
     }
 }
 

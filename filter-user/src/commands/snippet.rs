@@ -135,7 +135,12 @@ impl Site {
             authority,
             min_tls: host.min_tls,
             max_depth: host.max_depth,
-            target: host.upstream.value.target.clone(),
+            target: host
+                .upstream
+                .value
+                .fixed()
+                .cloned()
+                .unwrap_or_else(example_target),
             suffix: String::new(),
             proxy_protocol: host.proxy_protocol,
         })
@@ -150,7 +155,7 @@ impl Site {
             authority: CLOUDFLARE_CA.to_owned(),
             min_tls: MinTls::default(),
             max_depth: DEFAULT_DEPTH,
-            target: Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            target: example_target(),
             suffix: String::new(),
             proxy_protocol: ProxyProtocol::default(),
         }
@@ -225,8 +230,18 @@ impl Site {
     }
 }
 
+fn example_target() -> Target {
+    Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 8080)))
+}
+
 /// Looks for what the server does not understand of what the gate says.
 fn can_be_behind(server: Server, host: &HostSettings) -> Result<(), ConfigError> {
+    let Some(target) = host.upstream.value.fixed() else {
+        return Err(host.place().of("gate.host.upstream").error(
+            "is the web server as it is, to which connections are steered back (`gate.steer`): it \
+             needs no other configuration",
+        ));
+    };
     if host.upstream.value.tls.is_some() {
         return Err(host.place().of("gate.host.upstream_tls").error(
             "the gate speaks TLS to this upstream, for which there is no snippet; a web server on \
@@ -239,7 +254,7 @@ fn can_be_behind(server: Server, host: &HostSettings) -> Result<(), ConfigError>
              host say \"none\"",
         ));
     }
-    match (server, &host.upstream.value.target) {
+    match (server, target) {
         (Server::Apache, Target::Unix(_)) => Err(host
             .upstream
             .place

@@ -32,6 +32,8 @@ pub struct GateSettings {
     pub per_source: PeerLimit,
     /// What a network may take: an IPv4 /24, or an IPv6 /48.
     pub per_network: PeerLimit,
+    /// The TCP ports whose connections are steered to the gate; none, if it listens on them itself.
+    pub steered_ports: Vec<u16>,
     /// The policies, one per `[[gate.host]]`.
     pub hosts: Vec<HostSettings>,
 }
@@ -115,7 +117,11 @@ impl HostSettings {
     pub fn files(&self) -> Vec<(&Place, &Path)> {
         let pairs = self.certificates.iter();
         let own = pairs.flat_map(|pair| [&pair.certificate, &pair.key]);
-        let upstream = self.upstream.value.tls.iter().map(|tls| &tls.ca_file);
+        let upstream = self.upstream.value.tls.iter();
+        let upstream = upstream.filter_map(|tls| match &tls.trust {
+            UpstreamTrust::CaFile(path) => Some(path),
+            UpstreamTrust::Shown => None,
+        });
         let files = own.chain(&self.crls).chain(upstream);
         let files = files.map(|Located { value, place }| (place, value.as_path()));
         let trusted = self.trust.iter().filter_map(|trust| match &trust.value {
@@ -239,12 +245,33 @@ pub enum OnTrustChange {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Upstream {
     /// Where.
-    pub target: Target,
-    /// Encrypted anew, if it is.
+    pub target: UpstreamTarget,
+    /// Encrypted again, if it is.
     pub tls: Option<Reencryption>,
 }
 
 /// Where accepted connections are relayed to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UpstreamTarget {
+    /// Loopback, of the family and at the port that the client connected to: the web server that listens
+    /// there while connections are steered.
+    SamePort,
+    /// There.
+    Fixed(Target),
+}
+
+impl Upstream {
+    /// Where it is, unless that depends on the connection.
+    #[must_use]
+    pub fn fixed(&self) -> Option<&Target> {
+        match &self.target {
+            UpstreamTarget::SamePort => None,
+            UpstreamTarget::Fixed(target) => Some(target),
+        }
+    }
+}
+
+/// A stream socket of this host.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Target {
     /// A TCP address.
@@ -256,10 +283,28 @@ pub enum Target {
 /// How an upstream's certificate is verified.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Reencryption {
-    /// The name that it must be for, which is sent as server name.
-    pub name: String,
-    /// PEM file of the CAs that it may come from.
-    pub ca_file: Located<PathBuf>,
+    /// The name that is sent as server name.
+    pub name: UpstreamName,
+    /// Whose certificate it is.
+    pub trust: UpstreamTrust,
+}
+
+/// The server name that an upstream is asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UpstreamName {
+    /// This one.
+    Fixed(String),
+    /// That which the client names.
+    Clients,
+}
+
+/// What an upstream's certificate must be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum UpstreamTrust {
+    /// For the name, and from a CA in this PEM file.
+    CaFile(Located<PathBuf>),
+    /// One of those that the gate itself shows for the host.
+    Shown,
 }
 
 impl Display for Target {
@@ -273,9 +318,13 @@ impl Display for Target {
 
 impl Display for Upstream {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        Display::fmt(&self.target, f)?;
-        match &self.tls {
-            Some(tls) => write!(f, " (TLS, {})", tls.name),
+        match &self.target {
+            UpstreamTarget::SamePort => f.write_str("the same port of loopback")?,
+            UpstreamTarget::Fixed(target) => Display::fmt(target, f)?,
+        }
+        match self.tls.as_ref().map(|tls| &tls.name) {
+            Some(UpstreamName::Fixed(name)) => write!(f, " (TLS, {name})"),
+            Some(UpstreamName::Clients) => f.write_str(" (TLS)"),
             None => Ok(()),
         }
     }
@@ -323,7 +372,7 @@ pub(super) fn check_upstreams(
     listen: &[SocketAddr],
 ) -> Result<(), ConfigError> {
     for Located { value, place } in hosts.iter().map(|host| &host.upstream) {
-        let Target::Tcp(upstream) = value.target else {
+        let Some(Target::Tcp(upstream)) = value.fixed() else {
             continue;
         };
         let reaches = |address: &SocketAddr| {

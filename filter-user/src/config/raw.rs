@@ -9,7 +9,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::value::{absolute, parse_target};
-use super::{Boot, Config, ConfigError, Live, Located, Paths, Source, Target};
+use super::{
+    Boot, Config, ConfigError, FilterSettings, Live, Located, Paths, Place, Source, Target,
+};
 use crate::role::Role;
 
 mod filter;
@@ -89,18 +91,26 @@ impl RawConfig {
         } = self;
         let has_ranges = ranges.is_some();
         let paths = paths.convert(source);
-        let filter = filter.map(|filter| filter.convert(source)).transpose()?;
+        let mut filter = filter.map(|filter| filter.convert(source)).transpose()?;
         let ranges = ranges.unwrap_or_default().convert(source)?;
         let gate = gate.map(|gate| gate.convert(source)).transpose()?;
-        let (gate, listening) = gate.unzip();
+        let (mut gate, listening) = gate.unzip();
         let RawListening {
             listen,
+            steer,
             max_connections,
         } = listening.unwrap_or_default();
+        if let (Some(gate), Some(place)) = (&mut gate, &steer) {
+            gate.steered_ports = steered_ports(filter.as_ref(), place)?;
+            if let Some(filter) = &mut filter {
+                filter.steered_ports.clone_from(&gate.steered_ports);
+            }
+        }
         let boot = Boot {
             paths,
             metrics: metrics.convert(source)?,
             listen,
+            steer: steer.is_some(),
             max_connections,
         };
         refuse_taken(&boot)?;
@@ -125,8 +135,32 @@ impl RawConfig {
 #[derive(Default)]
 struct RawListening {
     listen: Vec<SocketAddr>,
+    /// Where it stands that connections are steered, if they are.
+    steer: Option<Place>,
     max_connections: usize,
 }
+
+/// The protected ports whose connections are steered to the gate: all on which TLS is spoken.
+fn steered_ports(filter: Option<&FilterSettings>, place: &Place) -> Result<Vec<u16>, ConfigError> {
+    let Some(filter) = filter else {
+        return Err(place.error(
+            "needs a [filter] section, whose program steers the connections; add one, or leave \
+             this out and let the gate listen on the port itself",
+        ));
+    };
+    let mut ports = filter.ports.clone();
+    ports.retain(|port| !HTTP_PORTS.contains(port));
+    if ports.is_empty() {
+        return Err(place.error(
+            "has no port to steer: `filter.ports` names none on which TLS is spoken; name one, such \
+             as 443",
+        ));
+    }
+    Ok(ports)
+}
+
+/// Where Cloudflare speaks HTTP without TLS: developers.cloudflare.com/fundamentals/reference/network-ports.
+const HTTP_PORTS: [u16; 7] = [80, 8080, 8880, 2052, 2082, 2086, 2095];
 
 /// Refuses metrics where something else of ours is told or served.
 fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {
@@ -147,9 +181,10 @@ fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {
                 is_same && served.port() == address.port()
             }),
             Target::Unix(path) => {
-                let mut sockets = Role::ALL.iter().flat_map(|other| {
+                let sockets = Role::ALL.iter().flat_map(|other| {
                     [boot.paths.socket(*other), boot.paths.control_socket(*other)]
                 });
+                let mut sockets = sockets.chain([boot.paths.handover_socket()]);
                 sockets.any(|socket| socket == *path)
             }
         };

@@ -293,7 +293,7 @@ fn an_unknown_field_is_named_with_its_line() {
     assert_eq!(
         error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),
         "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`, expected \
-         one of `listen`, `proxy_from`, `cloudflare_ca_file`, `handshake_timeout`, \
+         one of `listen`, `steer`, `proxy_from`, `cloudflare_ca_file`, `handshake_timeout`, \
          `connect_timeout`, `idle_timeout`, `drain_timeout`, `max_connections`, \
          `max_handshakes`, `per_source`, `per_network`, `host`"
     );
@@ -443,3 +443,50 @@ const MINIMAL: &str = "[filter]\ninterfaces = [\"eth0\"]\n[gate]\n[[gate.host]]\
     trust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
 const HOST: &str = "[[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"cert.pem\"\n\
     key = \"key.pem\"\ntrust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";
+
+#[test]
+fn with_steering_the_web_server_is_the_upstream_by_itself() {
+    let text = "[filter]\ninterfaces = \"auto\"\nports = [80, 443, 8443]\n[gate]\nsteer = true\n\
+        [[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"a.pem\"\nkey = \"a.key\"\n\
+        trust = [\"cloudflare\"]\n";
+    let config = parse_text(text).unwrap();
+    let gate = config.live.gate.unwrap();
+    let host = &gate.hosts[0];
+
+    // HTTP without TLS is no business of the gate's.
+    assert_eq!(gate.steered_ports, [443, 8443]);
+    assert_eq!(config.live.filter.unwrap().steered_ports, [443, 8443]);
+    let listen: Vec<_> = config.boot.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["127.0.0.1:44300", "[::1]:44300"]);
+    assert_eq!(host.upstream.value.target, UpstreamTarget::SamePort);
+    assert_eq!(
+        host.upstream.value.tls,
+        Some(Reencryption {
+            name: UpstreamName::Clients,
+            trust: UpstreamTrust::Shown,
+        })
+    );
+    assert_eq!(host.proxy_protocol, ProxyProtocol::None);
+    assert_eq!(host.alpn, ["h2", "http/1.1"]);
+
+    for (change, expected) in [
+        (
+            ("steer = true", "steer = false"),
+            "`gate.host.upstream`: is missing",
+        ),
+        (
+            (
+                "[filter]\ninterfaces = \"auto\"\nports = [80, 443, 8443]\n",
+                "",
+            ),
+            "`gate.steer`: needs a [filter] section",
+        ),
+        (
+            ("80, 443, 8443", "80, 8080"),
+            "`gate.steer`: has no port to steer",
+        ),
+    ] {
+        let error = error(&text.replace(change.0, change.1));
+        assert!(error.contains(expected), "{error}");
+    }
+}

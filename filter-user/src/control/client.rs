@@ -3,7 +3,6 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +13,6 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::geteuid;
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
@@ -23,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ControlError;
 use super::instruction::{Declined, EXIT_STATUS, Instruction};
+use super::peer::is_user_of;
 use super::protocol::{RangeUseStatus, RefreshStatus, Status};
 use crate::config::{Config, Paths};
 use crate::observe::Finding;
@@ -333,17 +332,9 @@ fn open_socket(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// No other process answers in the place of a role while that is not there: it may be asked to confirm
-/// or to approve. The role is the one whose directory the socket is in, if none but root could have made
-/// that.
+/// or to approve.
 fn check_peer(paths: &Paths, role: Role, peer: u32) -> io::Result<()> {
-    let ourselves = geteuid().as_raw();
-    if [0, ourselves].contains(&peer) {
-        return Ok(());
-    }
-    let above = std::fs::metadata(&paths.run)?;
-    let is_exclusive = [0, ourselves].contains(&above.uid()) && above.mode() & 0o022 == 0;
-    let home = std::fs::symlink_metadata(paths.home(role))?;
-    if is_exclusive && home.is_dir() && home.uid() == peer {
+    if is_user_of(paths, role, peer)? {
         return Ok(());
     }
     let text = format!("user {peer} answers there, who has no business to");

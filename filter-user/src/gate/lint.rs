@@ -44,7 +44,7 @@ fn h2(host: &HostSettings, policy: &Policy) -> Option<Finding> {
 
 /// An upstream that answers at other addresses than loopback as well.
 fn exposure(host: &HostSettings, listening: &[SocketAddr]) -> Option<Finding> {
-    let Target::Tcp(upstream) = host.upstream.value.target else {
+    let Target::Tcp(upstream) = host.upstream.value.fixed()? else {
         return None;
     };
     let is_exposed = |socket: &&SocketAddr| {
@@ -331,7 +331,7 @@ fn open_upstream(host: &HostSettings) -> Option<Finding> {
     if upstream.tls.is_some() {
         return None;
     }
-    let address = match &upstream.target {
+    let address = match upstream.fixed()? {
         Target::Tcp(address) => address,
         Target::Unix(path) => {
             let (directory, who) = file::who_may_create(path)?;

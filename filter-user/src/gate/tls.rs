@@ -9,6 +9,7 @@ pub(super) mod pem;
 pub(super) mod policy;
 pub(super) mod revocation;
 pub(super) mod sessions;
+mod shown;
 pub(super) mod signature;
 pub(super) mod trust;
 pub(super) mod validity;

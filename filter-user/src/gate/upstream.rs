@@ -1,8 +1,10 @@
 //! The upstream: dialled only for a [`VerifiedPeer`], told who the client is by a PROXY header,
 //! spoken to in TLS if the policy says so.
+//!
+//! Sessions of TLS are resumed: all configurations that [`Encryption::offering`] makes share one store.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream as StdTcpStream;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use super::endpoint::Endpoint;
 use super::proxy::{self, ProxyInfo};
 use super::refusal::{Refusal, UpstreamFault};
 use super::tls::peer::VerifiedPeer;
-use crate::config::{ProxyProtocol, Target, Upstream};
+use crate::config::{ProxyProtocol, Target, Upstream, UpstreamTarget};
 
 /// A connection to the upstream.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
@@ -35,11 +37,16 @@ pub(super) struct Dialer {
     /// Whether a header of version 2 says more than the addresses.
     pub(super) proxy_tlvs: bool,
     pub(super) encryption: Option<Encryption>,
+    /// The ports that an upstream on the same port has: the first is asked what it speaks.
+    pub(super) steered_ports: Vec<u16>,
 }
 
 /// How an upstream is spoken to in TLS.
 pub(super) struct Encryption {
-    pub(super) name: ServerName<'static>,
+    /// The server name, unless it is that which the client names.
+    pub(super) name: Option<ServerName<'static>>,
+    /// Names that clients may say, to ask what the upstream speaks for them.
+    pub(super) asked_names: Vec<ServerName<'static>>,
     /// Offers no protocol by ALPN; what the client agreed on is offered instead.
     pub(super) config: ClientConfig,
 }
@@ -50,6 +57,14 @@ impl Encryption {
         let mut config = self.config.clone();
         config.alpn_protocols = alpn.map(<[u8]>::to_vec).into_iter().collect();
         Arc::new(config)
+    }
+
+    /// The server name to send for a client that has said `named`. Of an address, none is sent (RFC 6066
+    /// §3): a client that named no host is passed on as such.
+    fn name_for(&self, named: Option<&str>) -> ServerName<'static> {
+        let clients = || named.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+        let name = self.name.clone().or_else(clients);
+        name.unwrap_or_else(|| ServerName::IpAddress(Ipv4Addr::LOCALHOST.into()))
     }
 }
 
@@ -72,7 +87,7 @@ impl Dialer {
             }
         };
         let unreachable = failed(UpstreamFault::Unreachable);
-        let mut stream = match &self.upstream.target {
+        let mut stream = match self.target(info.addresses.local) {
             Target::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(unreachable)?;
                 stream.set_nodelay(true).map_err(unreachable)?;
@@ -96,13 +111,21 @@ impl Dialer {
             return Ok(Endpoint::clear(stream));
         };
         let connector = TlsConnector::from(encryption.offering(info.alpn));
-        let stream = connector.connect(encryption.name.clone(), stream).await;
+        let name = encryption.name_for(info.authority);
+        let stream = connector.connect(name, stream).await;
         let (stream, session) = stream.map_err(failed(UpstreamFault::Tls))?.into_inner();
+        // A client that has agreed on HTTP/2 would be answered in another protocol.
+        if info.alpn == Some(H2) && session.alpn_protocol() != Some(H2) {
+            let text = "it no longer speaks HTTP/2 for this name";
+            return Err(failed(UpstreamFault::Tls)(io::Error::other(text)));
+        }
         Ok(Endpoint::encrypted(stream, Connection::from(session)).until_its_end())
     }
 
     /// Asks the upstream, with no client's word, whether it speaks HTTP/2 as a client that was
     /// offered `h2` would begin it: at once (RFC 9113 §3.3), or agreed on by ALPN.
+    ///
+    /// An upstream in TLS has to speak it for each of the names that clients may say.
     ///
     /// Blocks for [`PROBE_TIMEOUT`] at most, however slowly it answers.
     ///
@@ -111,15 +134,60 @@ impl Dialer {
     /// Returns why it cannot be asked; then nothing is known.
     pub(super) fn speaks_h2(&self) -> io::Result<bool> {
         let deadline = Instant::now() + PROBE_TIMEOUT;
-        let mut stream: Box<dyn Duplex> = match &self.upstream.target {
+        let Some(encryption) = &self.encryption else {
+            return ask_for_settings(&mut self.open(deadline)?);
+        };
+        for name in &encryption.asked_names {
+            let mut stream = self.open(deadline)?;
+            let config = encryption.offering(Some(H2));
+            let session = ClientConnection::new(config, name.clone());
+            let mut session = session.map_err(io::Error::other)?;
+            let speaks_it = match session.complete_io(&mut stream) {
+                Ok(_) if session.alpn_protocol() == Some(H2) => {
+                    ask_for_settings(&mut StreamOwned::new(session, stream))?
+                }
+                Ok(_) => false,
+                Err(error) if is_alpn_refused(&error) => false,
+                Err(error) => return Err(error),
+            };
+            if !speaks_it {
+                return Ok(false);
+            }
+        }
+        Ok(!encryption.asked_names.is_empty())
+    }
+
+    /// Where a connection that came to `local` is relayed to.
+    fn target(&self, local: SocketAddr) -> Target {
+        match &self.upstream.target {
+            UpstreamTarget::Fixed(target) => target.clone(),
+            UpstreamTarget::SamePort => {
+                let loopback = match local.ip().to_canonical() {
+                    IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                    IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+                };
+                // A load balancer's header may name any port.
+                let mut ports = self.steered_ports.iter().copied();
+                let first = self.steered_ports.first().copied().unwrap_or_default();
+                let port = ports.find(|port| *port == local.port()).unwrap_or(first);
+                Target::Tcp(SocketAddr::new(loopback, port))
+            }
+        }
+    }
+
+    /// Connects to the upstream with no client's word.
+    fn open(&self, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut stream: Box<dyn Duplex> = match self.target(anywhere) {
             Target::Tcp(address) => {
-                let stream = StdTcpStream::connect_timeout(address, PROBE_TIMEOUT)?;
+                let stream = StdTcpStream::connect_timeout(&address, left)?;
                 Box::new(DeadlineStream { stream, deadline })
             }
             Target::Unix(path) => {
                 // A listener whose queue is full holds connect(2) up.
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-                socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)?;
+                socket.connect_timeout(&SockAddr::unix(path)?, left)?;
                 let stream = StdUnixStream::from(OwnedFd::from(socket));
                 Box::new(DeadlineStream { stream, deadline })
             }
@@ -129,20 +197,7 @@ impl Dialer {
             ProxyProtocol::V1 => stream.write_all(proxy::V1_UNKNOWN)?,
             ProxyProtocol::V2 => stream.write_all(&proxy::V2_LOCAL)?,
         }
-        let Some(encryption) = &self.encryption else {
-            return ask_for_settings(&mut stream);
-        };
-        let config = encryption.offering(Some(b"h2"));
-        let session = ClientConnection::new(config, encryption.name.clone());
-        let mut session = session.map_err(io::Error::other)?;
-        match session.complete_io(&mut stream) {
-            Ok(_) if session.alpn_protocol() == Some(b"h2") => {
-                ask_for_settings(&mut StreamOwned::new(session, stream))
-            }
-            Ok(_) => Ok(false),
-            Err(error) if is_alpn_refused(&error) => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(stream)
     }
 }
 
@@ -211,6 +266,8 @@ fn is_alpn_refused(error: &io::Error) -> bool {
     source.and_then(|source| source.downcast_ref::<TlsError>()) == Some(&refused)
 }
 
+/// The protocol, as ALPN names it.
+const H2: &[u8] = b"h2";
 /// RFC 9113 §3.4, with an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// The frame type, RFC 9113 §6.5.

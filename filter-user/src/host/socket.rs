@@ -1,13 +1,31 @@
-//! UNIX sockets of ours: bound where no other instance answers.
+//! UNIX sockets of ours, bound where no other instance answers; and sockets that others hand to us.
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use socket2::{Protocol, SockRef};
 use tokio::net::UnixListener;
 
 use super::file;
+
+/// Where a descriptor of which nothing is known listens.
+///
+/// # Errors
+///
+/// Returns that it is no listening TCP socket.
+pub fn listening_address(descriptor: &impl AsFd) -> io::Result<SocketAddr> {
+    let reference = SockRef::from(descriptor);
+    let is_listener = reference.is_listener()? && reference.protocol()? == Some(Protocol::TCP);
+    let address = reference.local_addr()?.as_socket();
+    address.filter(|_| is_listener).ok_or_else(|| {
+        let text = "it is no listening TCP socket";
+        io::Error::new(ErrorKind::InvalidInput, text)
+    })
+}
 
 /// Binds the socket with these permissions; one left behind by a process that is gone is replaced.
 ///

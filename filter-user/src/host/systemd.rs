@@ -16,6 +16,8 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use socket2::SockRef;
 use tracing::warn;
 
+use super::socket;
+
 /// Tells that all roles are up.
 pub fn ready() {
     tell(b"READY=1", &[]);
@@ -161,15 +163,8 @@ pub fn inherited(named: &[RawFd]) -> Result<Vec<Inherited>, (RawFd, io::Error)> 
 fn take(descriptor: RawFd) -> io::Result<(TcpListener, SocketAddr)> {
     let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket: OwnedFd = pidfd_getfd(ourselves, descriptor, PidfdGetfdFlags::empty())?;
-    let reference = SockRef::from(&socket);
-    let (true, Some(address)) = (
-        reference.is_listener()?,
-        reference.local_addr()?.as_socket(),
-    ) else {
-        let text = "it is no listening TCP socket";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    };
-    reference.set_nonblocking(true)?;
+    let address = socket::listening_address(&socket)?;
+    SockRef::from(&socket).set_nonblocking(true)?;
     Ok((TcpListener::from(socket), address))
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, GateSettings, Location, Proxy, RangesSettings, Target};
+use crate::config::{
+    Config, GateSettings, Location, Proxy, RangesSettings, Target, UpstreamTarget,
+};
 use crate::host::file;
 use crate::host::sandbox::{Access, Ports};
 use crate::role::Role;
@@ -79,14 +81,13 @@ fn relays(reach: &mut Access, listen: &[SocketAddr], gate: &GateSettings) {
         reads(reach, &path);
     }
     reach.bind.extend(listen.iter().map(SocketAddr::port));
-    let ports = gate
-        .hosts
-        .iter()
-        .filter_map(|host| match &host.upstream.value.target {
-            Target::Tcp(address) => Some(address.port()),
-            Target::Unix(_) => None,
-        });
-    connects(reach, ports.collect());
+    for host in &gate.hosts {
+        match &host.upstream.value.target {
+            UpstreamTarget::SamePort => connects(reach, gate.steered_ports.iter().copied()),
+            UpstreamTarget::Fixed(Target::Tcp(address)) => connects(reach, [address.port()]),
+            UpstreamTarget::Fixed(Target::Unix(_)) => {}
+        }
+    }
 }
 
 /// A file, whatever is put in its place: its directory, and where links lead by now.
@@ -104,7 +105,7 @@ fn writes(reach: &mut Access, directory: &Path) {
         .extend(existing.and_then(|path| path.canonicalize().ok()));
 }
 
-fn connects(reach: &mut Access, more: BTreeSet<u16>) {
+fn connects(reach: &mut Access, more: impl IntoIterator<Item = u16>) {
     if let Ports::These(ports) = &mut reach.connect {
         ports.extend(more);
     }

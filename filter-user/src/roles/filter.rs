@@ -1,5 +1,6 @@
 //! The filter as a role: looked at, started, kept as the network and the ranges change, and ended.
 
+mod handover;
 mod report;
 mod tally;
 mod upkeep;
@@ -18,7 +19,8 @@ use super::HEALTH_TIMEOUT;
 use super::error::{ReloadError, StartError};
 use super::preflight::{self, Ancestors, OwnConnection};
 use super::tasks::Tasks;
-use crate::config::{Config, FilterSettings};
+use crate::config::{Boot, Config, FilterSettings};
+use crate::control::handover::HandoverListener;
 use crate::control::instruction::Declined;
 use crate::host::netlink;
 use crate::host::systemd;
@@ -43,6 +45,12 @@ pub(super) struct PreparedFilter {
     trial: Option<Duration>,
 }
 
+/// A filter that the gate can hand its sockets to.
+pub(super) struct BoundFilter {
+    trial: Option<Duration>,
+    handover: HandoverListener,
+}
+
 impl PreparedFilter {
     pub(super) fn new(config: &Config, trial: Option<Duration>) -> Result<Self, StartError> {
         examine(config)?;
@@ -50,6 +58,18 @@ impl PreparedFilter {
         Ok(Self { trial })
     }
 
+    /// Binds the socket at which the gate's are taken: the gate waits there until [`BoundFilter::start`].
+    pub(super) fn bind(self, boot: &Boot) -> Result<BoundFilter, StartError> {
+        let path = boot.paths.handover_socket();
+        let handover = HandoverListener::bind(&path);
+        Ok(BoundFilter {
+            trial: self.trial,
+            handover: handover.map_err(|error| StartError::socket(&path, error))?,
+        })
+    }
+}
+
+impl BoundFilter {
     /// Loads and attaches, and goes on looking after it.
     pub(super) fn start(
         self,
@@ -103,9 +123,11 @@ impl PreparedFilter {
             reconciled: Arc::default(),
             trial: self.trial,
             checks: Arc::new(Semaphore::new(1)),
+            steering: watch::Sender::default(),
         };
         role.remember_uplinks();
         tasks.spawn(role.clone().look_after(active, watch));
+        tasks.spawn(role.clone().take_sockets(self.handover, paths.clone()));
         Ok(role)
     }
 }
@@ -121,6 +143,8 @@ pub(super) struct FilterRole {
     trial: Option<Duration>,
     /// Checks of the health that are under way.
     checks: Arc<Semaphore>,
+    /// Changes when connections are steered by other settings, or no longer.
+    steering: watch::Sender<()>,
 }
 
 /// The filter, and what it was made from.
@@ -351,6 +375,7 @@ impl StagedFilter<'_> {
         state.config = config;
         state.published = compiled;
         state.unpublished = None;
+        role.steering.send_replace(());
         role.metrics.reloaded("Reloaded");
         info!(id = "filter-reloaded", "the filter is reloaded");
         Ok(())

@@ -50,7 +50,9 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
 
 /// Ports of the gate that the filter lets everybody reach.
 fn unprotected_ports(config: &Config, filter: &FilterSettings) -> Vec<Finding> {
-    let listen = config.boot.listen.iter();
+    // What is steered comes to the ports that the filter names.
+    let is_clients = |address: &&SocketAddr| !(config.boot.steer && address.ip().is_loopback());
+    let listen = config.boot.listen.iter().filter(is_clients);
     let mut ports: BTreeSet<_> = listen.map(SocketAddr::port).collect();
     ports.retain(|port| !filter.ports.contains(port));
     let tell = |port| {

@@ -1,6 +1,7 @@
 //! The gate as a role: looked at, bound, started with a thread per core, reloaded and drained.
 
 mod files;
+mod handover;
 mod listen;
 mod report;
 
@@ -21,6 +22,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
 use self::files::file_ids;
+use self::handover::Steered;
 use self::listen::{Listening, check_bind_capability, raise_descriptor_limit};
 pub(crate) use self::report::exposures;
 use super::HEALTH_TIMEOUT;
@@ -140,6 +142,7 @@ impl BoundGate {
             known: Arc::new(Mutex::new(known)),
             turn: Arc::default(),
             workers: Arc::default(),
+            steered: Arc::new(watch::Sender::new(Steered::NotAsked)),
         };
         let watched = Arc::clone(&role.gate);
         tasks.spawn(async move { watched.range_usage().follow().await });
@@ -149,8 +152,13 @@ impl BoundGate {
         tasks.spawn(role.clone().follow_files(config));
         let workers = role.start_workers(&sockets, tasks);
         role.workers = Arc::new(workers.map_err(|source| StartError::Workers { source })?);
-        // The workers have them, and close them when they stop.
-        drop(sockets);
+        // The workers have them, and close them when they stop; so has what hands them over.
+        if now.boot.steer {
+            role.steered.send_replace(Steered::Pending);
+            tasks.spawn(role.clone().hand_over(now.boot.paths.clone(), sockets));
+        } else {
+            drop(sockets);
+        }
         info!(
             id = "gate-listening",
             listen = role.addresses,
@@ -181,6 +189,8 @@ pub(super) struct GateRole {
     known: Arc<Mutex<Vec<Finding>>>,
     /// Each thread's runtime.
     workers: Arc<Vec<Handle>>,
+    /// Whether connections are steered to it.
+    steered: Arc<watch::Sender<Steered>>,
     /// Held from reading files until what was read is applied, so that the last reading counts.
     turn: Arc<Mutex<()>>,
 }
@@ -231,6 +241,7 @@ impl GateRole {
         let asking = self.gate.ask_upstreams(Upstreams::All);
         // One that takes longer is answered in its own time.
         drop(timeout(UPSTREAM_PATIENCE, asking).await);
+        self.wait_until_steered().await;
         self.warn_of_news_aside().await;
     }
 

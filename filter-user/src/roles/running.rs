@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::error::{ReloadError, StartError};
-use super::filter::{FilterRole, PreparedFilter, StagedFilter};
+use super::filter::{BoundFilter, FilterRole, PreparedFilter, StagedFilter};
 use super::gate::{BoundGate, GateRole, PreparedGate, StagedGate};
 use super::preflight::{Ancestors, OwnConnection};
 use super::ranges::RangesRole;
@@ -62,7 +62,7 @@ impl Prepared {
     /// Binds its listening sockets: a port that is taken must be known before anything is attached.
     pub(super) fn bind(self, boot: &Boot) -> Result<Bound, StartError> {
         Ok(match self {
-            Self::Filter(filter) => Bound::Filter(filter),
+            Self::Filter(filter) => Bound::Filter(filter.bind(boot)?),
             Self::Ranges => Bound::Ranges,
             Self::Gate(gate) => Bound::Gate(Box::new(gate.bind(boot)?)),
         })
@@ -71,8 +71,8 @@ impl Prepared {
 
 /// A role whose clients, if it has any, wait for it.
 pub(super) enum Bound {
-    /// Has none.
-    Filter(PreparedFilter),
+    /// See [`BoundFilter`].
+    Filter(BoundFilter),
     /// Has none.
     Ranges,
     /// See [`BoundGate`].

@@ -80,7 +80,7 @@ impl Attached {
         }
         // A kernel that does not answer is no reason to alarm.
         let first = hook::tcx_programs(interface).ok()?.first().copied()?;
-        (first != self.program).then(|| format!("id {first}{}", name_of(first)))
+        (first != self.program).then(|| link::describe(first))
     }
 
     /// The interface has another name; its pins have followed.
@@ -441,7 +441,7 @@ fn in_use(place: &AttachPoint<'_>, error: &ProgramError) -> XdpError {
     let name = interface.name.clone();
     let describe = |occupant: Occupant| {
         let number = occupant.program;
-        format!(" (id {number}{})", name_of(number))
+        format!(" ({})", link::describe(number))
     };
     if let Some(occupant) = netlink::occupant(interface.index) {
         return XdpError::Occupied {
@@ -505,14 +505,6 @@ fn attach_tcx(program: &mut Program, interface: &Interface) -> Result<FdLink, Xd
     })?;
     let link = tcx.take_link(id).map_err(XdpError::Load)?;
     FdLink::try_from(link).map_err(|_not_a_link| XdpError::NoLinks)
-}
-
-/// `, name …` of a loaded program, if it can be found out.
-fn name_of(program: u32) -> String {
-    let mut programs = aya::programs::loaded_programs();
-    let found = programs.find_map(|info| info.ok().filter(|info| info.id() == program));
-    let name = found.and_then(|info| info.name_as_str().map(str::to_owned));
-    name.map_or_else(String::new, |name| format!(", name {name}"))
 }
 
 const WEAKER: &str = "the verdicts are the same, but each packet costs many times as much";

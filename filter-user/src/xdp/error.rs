@@ -213,6 +213,22 @@ pub enum XdpError {
     /// The kernel has no BPF links for XDP (before 5.9).
     #[error("the kernel cannot link XDP programs; Linux 5.9 or later is needed")]
     NoLinks,
+    /// The kernel has no `sk_lookup` programs (before 5.9).
+    #[error(
+        "Linux {} cannot steer connections to the gate, 5.9 or later is needed; leave `gate.steer` \
+         out, and let the gate listen on the port itself",
+        kernel::release()
+    )]
+    NoSteering,
+    /// The program that steers cannot be put on the network namespace.
+    #[error("connections cannot be steered to the gate")]
+    Steer {
+        /// Why not.
+        source: io::Error,
+    },
+    /// No connection is steered, so there is no use for a socket.
+    #[error("the filter steers no connections: its configuration has no `gate.steer = true`")]
+    NotSteering,
     /// Nothing is loaded that could be asked.
     #[error(
         "no filter is loaded on {interface}; `pullgate status` names those that it is on, \
@@ -296,6 +312,9 @@ impl ExitStatus for XdpError {
             | Self::Occupied { .. }
             | Self::OccupiedAbove { .. }
             | Self::NoLinks
+            | Self::NoSteering
+            | Self::Steer { .. }
+            | Self::NotSteering
             | Self::NoWayBack { .. }
             | Self::Unloaded
             | Self::OnTrial

@@ -35,6 +35,15 @@ pub(super) fn is_classifier(pin: &Path) -> bool {
     info.is_ok_and(|info| info.program_type() == ProgramType::SchedClassifier.into())
 }
 
+/// A loaded program by its number, and its name if that can be found out.
+pub(super) fn describe(program: u32) -> String {
+    let mut programs = loaded_programs();
+    let found = programs.find_map(|info| info.ok().filter(|info| info.id() == program));
+    let name = found.and_then(|info| info.name_as_str().map(str::to_owned));
+    let name = name.map_or_else(String::new, |name| format!(", name {name}"));
+    format!("id {program}{name}")
+}
+
 /// The interfaces of this namespace that a program of ours is attached to by XDP, whatever pins say.
 #[must_use]
 pub fn interfaces_with_our_program() -> Vec<String> {
@@ -59,7 +68,7 @@ pub fn interfaces_with_our_program() -> Vec<String> {
 /// gone, none if it is in another namespace.
 pub(super) fn link_index(link: &FdLink) -> Option<u32> {
     let info = link.info().ok()?;
-    let index = hook::link_interface(link).ok()?;
+    let index = hook::link_target(link).ok()?;
     // An interface that was moved keeps its link, which has the index that it has there, and that may
     // be another interface's here: only the interface itself knows its program.
     let is_xdp = info.link_type().is_ok_and(|kind| kind == LinkType::Xdp);

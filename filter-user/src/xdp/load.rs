@@ -268,10 +268,18 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, XdpErr
 }
 
 fn load(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, XdpError> {
-    if OBJECT.is_empty() {
+    load_object(loader, OBJECT)
+}
+
+/// Loads an object, which is empty in builds without it.
+pub(super) fn load_object(
+    loader: &mut EbpfLoader<'_>,
+    object: &'static [u8],
+) -> Result<Ebpf, XdpError> {
+    if object.is_empty() {
         return Err(XdpError::NoProgram);
     }
-    loader.load(OBJECT).map_err(|source| {
+    loader.load(object).map_err(|source| {
         let (errno, source) = (errno(&source), Box::new(source));
         lacks_memory(errno).map_or(XdpError::Object(source), |limit_kib| {
             XdpError::LockedMemory { limit_kib }
@@ -331,7 +339,7 @@ fn drop_misfits(maps: &[(&str, PathBuf)]) -> Result<(), XdpError> {
     Ok(())
 }
 
-fn flags(settings: &config::FilterSettings) -> u32 {
+pub(super) fn flags(settings: &config::FilterSettings) -> u32 {
     let mut flags = 0;
     if settings.fragments == Fragments::Pass {
         flags |= abi::SETTING_FRAGMENTS_PASS;
@@ -347,7 +355,7 @@ fn flags(settings: &config::FilterSettings) -> u32 {
     flags | destinations << abi::SETTING_DESTINATIONS_SHIFT
 }
 
-fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
+pub(super) fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
     let mut bitmap = [0; abi::PORT_BITMAP];
     for port in ports {
         bitmap[usize::from(port >> 3)] |= 1 << (port & 7);
@@ -356,7 +364,7 @@ fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {
 }
 
 /// IPv4 as IPv4-mapped IPv6.
-fn destinations(settings: &config::FilterSettings) -> [u128; abi::DESTINATIONS_MAX] {
+pub(super) fn destinations(settings: &config::FilterSettings) -> [u128; abi::DESTINATIONS_MAX] {
     let mut bits = [0; abi::DESTINATIONS_MAX];
     for (slot, address) in bits.iter_mut().zip(&settings.destinations) {
         *slot = match address {
@@ -368,7 +376,7 @@ fn destinations(settings: &config::FilterSettings) -> [u128; abi::DESTINATIONS_M
 }
 
 /// The verifier's log goes to the log, where its hundreds of lines belong; its last words say why.
-fn refused(error: ProgramError) -> XdpError {
+pub(super) fn refused(error: ProgramError) -> XdpError {
     let ProgramError::LoadError {
         io_error,
         verifier_log,

@@ -9,6 +9,7 @@
 //!                ranges_v4 …      the maps that the programs of all interfaces share
 //!                counters-%spare  counters of the program that waits for the next interface
 //!                next/            the same, of a load that is not yet active
+//!                steer_link …     see `steer`
 //! ```
 
 use std::fs::{self, DirBuilder, File};
@@ -86,7 +87,7 @@ impl Pins {
         for version in self.other_versions()? {
             for pin in list(&version)? {
                 let name = name(&pin);
-                if !name.contains('-') {
+                if !name.contains('-') && !name.starts_with(STEER) {
                     continue;
                 }
                 let ours = self.directory.join(name);
@@ -165,7 +166,7 @@ impl Pins {
     /// Removes everything if no link is pinned: whatever is left serves nothing. The directory itself
     /// may be out of a role's reach to remove, and is empty then.
     pub(super) fn remove_unless_linked(&self) -> Result<(), XdpError> {
-        if !self.interfaces()?.is_empty() {
+        if !self.interfaces()?.is_empty() || self.steer_link().exists() {
             return Ok(());
         }
         self.remove_other_versions()?;
@@ -262,6 +263,21 @@ impl Pins {
         AttachMode::ALL.into_iter().find(is_pinned)
     }
 
+    /// The pin of the link that steers.
+    pub(super) fn steer_link(&self) -> PathBuf {
+        self.directory.join(STEER_LINK)
+    }
+
+    /// The pin of the program that steers.
+    pub(super) fn steer_program(&self) -> PathBuf {
+        self.directory.join("steer_program")
+    }
+
+    /// The pin of the map of the gate's sockets.
+    pub(super) fn steer_sockets(&self) -> PathBuf {
+        self.directory.join("steer_sockets")
+    }
+
     /// Lets the pins of interfaces that were renamed follow them: a link stays with its interface.
     /// Returns the old names, with the new ones.
     pub(super) fn follow_renames(
@@ -335,6 +351,7 @@ impl Pins {
     pub(super) fn interfaces(&self) -> Result<Vec<String>, XdpError> {
         let pins = list(&self.directory)?;
         let links = pins.iter().filter(|pin| is_link(pin));
+        // That of steering is on no interface.
         let parts = links.filter_map(|link| parts(link));
         Ok(parts.map(|(_, interface)| interface).collect())
     }
@@ -513,7 +530,11 @@ fn name(pin: &Path) -> &str {
 
 /// Whether a pin's name is that of a link.
 fn is_link(pin: &Path) -> bool {
-    parts(pin).is_some_and(|(kind, _)| AttachMode::ALL.iter().any(|mode| mode.label() == kind))
+    let is_of_interface = |(kind, _): (&str, String)| {
+        let mut modes = AttachMode::ALL.iter();
+        modes.any(|mode| mode.label() == kind)
+    };
+    name(pin) == STEER_LINK || parts(pin).is_some_and(is_of_interface)
 }
 
 /// Removes one pin: a link is detached by it.
@@ -535,6 +556,9 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     paths.collect()
 }
 
+/// How the pins of steering begin.
+const STEER: &str = "steer_";
+const STEER_LINK: &str = "steer_link";
 /// What the pins of programs are called.
 const PROGRAM: &str = "program";
 /// In the place of an interface's name, for the program that waits for the next one: no interface

@@ -12,6 +12,7 @@ use super::attach::{self, Attached};
 use super::load::Program;
 use super::mode::AttachMode;
 use super::pins::{Pins, SPARE};
+use super::steer::Steering;
 use super::uplinks::{History, Targets, Topology};
 use super::{Filter, LoadedSet, XdpError};
 use crate::config::Interfaces;
@@ -103,6 +104,8 @@ pub struct Reconciled {
     pub missing: Vec<String>,
     /// Another process has unloaded the filter; only a restart brings it back.
     pub unloaded: bool,
+    /// Connections were not steered to the gate, and are again; or why they are not.
+    pub steered_again: Option<Result<(), XdpError>>,
 }
 
 impl Filter {
@@ -116,31 +119,17 @@ impl Filter {
         if self.reverted {
             return Ok(Reconciled::default());
         }
-        let topology = if changed.routes {
-            Topology::read()
-        } else {
-            self.topology.with_new_interfaces()
-        };
-        let topology = topology.map_err(XdpError::Netlink)?;
-        let is_new = topology != self.topology;
-        if is_new {
-            self.failures.retry_now();
-        } else if changed.links {
-            self.failures.retry_soon();
-        }
-        self.topology = topology;
-        let is_loaded = self.pins.exist();
-        if is_loaded && !self.is_on_trial() {
-            if is_new {
-                self.follow_renames()?;
-            }
-            self.note();
-        }
+        let is_loaded = self.look_again(changed)?;
         let targets = self.targets();
         let mut reconciled = Reconciled {
             missing: targets.missing,
             ..Reconciled::default()
         };
+        if is_loaded && !self.is_on_trial() {
+            let steering = self.steering.as_mut();
+            let steered = steering.map_or(Ok(false), Steering::reconcile);
+            reconciled.steered_again = steered.map(|again| again.then_some(())).transpose();
+        }
         let all = self.topology.interfaces();
         // An interface that is gone has no frames left to judge. On trial, what was there before it
         // must come back, whatever is seen of it meanwhile.
@@ -185,6 +174,32 @@ impl Filter {
         self.note();
         self.prepare_spare();
         Ok(reconciled)
+    }
+
+    /// Looks at the network as it is now; returns whether the pins are there, as they are until the filter
+    /// is unloaded.
+    fn look_again(&mut self, changed: Changed) -> Result<bool, XdpError> {
+        let topology = if changed.routes {
+            Topology::read()
+        } else {
+            self.topology.with_new_interfaces()
+        };
+        let topology = topology.map_err(XdpError::Netlink)?;
+        let is_new = topology != self.topology;
+        if is_new {
+            self.failures.retry_now();
+        } else if changed.links {
+            self.failures.retry_soon();
+        }
+        self.topology = topology;
+        let is_loaded = self.pins.exist();
+        if is_loaded && !self.is_on_trial() {
+            if is_new {
+                self.follow_renames()?;
+            }
+            self.note();
+        }
+        Ok(is_loaded)
     }
 
     /// Under `"auto"`, detaches from uplinks that have become ports of a bridge, once the bridge itself is

@@ -172,6 +172,8 @@ impl RawFilter {
         Ok(FilterSettings {
             interfaces,
             ports,
+            // The gate's section says which.
+            steered_ports: Vec::new(),
             udp_ports,
             destinations: self.destinations.into_inner(),
             mode: self.mode,

@@ -15,15 +15,15 @@ use super::super::value::{
 use super::super::{
     ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair,
     Located, MinTls, Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption,
-    Source, Target, Trust, Upstream,
+    Source, Target, Trust, Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
 };
 use super::RawListening;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawGate {
-    #[serde(default = "everywhere")]
-    listen: Spanned<Vec<Address>>,
+    listen: Option<Spanned<Vec<Address>>>,
+    steer: Option<Spanned<bool>>,
     #[serde(default)]
     proxy_from: Vec<Spanned<RawNet>>,
     cloudflare_ca_file: Option<Spanned<PathBuf>>,
@@ -55,13 +55,22 @@ impl RawGate {
             let place = source.place(self.host.span().start, "gate.host");
             return Err(place.error("is empty; add a [[gate.host]] for each name you serve"));
         }
+        let steer = self.steer.filter(|steer| *steer.as_ref());
+        let steer = steer.map(|steer| source.place(steer.span().start, "gate.steer"));
+        let is_steered = steer.is_some();
         let hosts = self.host.into_inner().into_iter();
         let hosts = hosts
-            .map(|host| host.convert(source))
+            .map(|host| host.convert(source, is_steered))
             .collect::<Result<Vec<_>, _>>()?;
         check_names(&hosts)?;
-        let listen_at = source.place(self.listen.span().start, "gate.listen");
-        let addresses = self.listen.into_inner().into_iter();
+        let otherwise = if is_steered {
+            beside_the_web_server
+        } else {
+            everywhere
+        };
+        let named = self.listen.unwrap_or_else(otherwise);
+        let listen_at = source.place(named.span().start, "gate.listen");
+        let addresses = named.into_inner().into_iter();
         let listen: Vec<_> = addresses.map(|Address(address)| address).collect();
         let twice = (1..listen.len()).any(|n| listen[..n].contains(&listen[n]));
         if listen.is_empty() || twice || listen.iter().any(|address| address.port() == 0) {
@@ -74,6 +83,7 @@ impl RawGate {
 
         let listening = RawListening {
             listen,
+            steer,
             max_connections: self.max_connections,
         };
         let settings = GateSettings {
@@ -88,6 +98,8 @@ impl RawGate {
             max_handshakes: self.max_handshakes,
             per_source: self.per_source.convert(&PER_SOURCE),
             per_network: self.per_network.convert(&PER_NETWORK),
+            // Those of the filter's section.
+            steered_ports: Vec::new(),
             hosts,
         };
         Ok((settings, listening))
@@ -144,14 +156,12 @@ struct RawHost {
     resumption: Resumption,
     #[serde(default)]
     on_trust_change: OnTrustChange,
-    #[serde(default = "http")]
-    alpn: Spanned<Vec<String>>,
-    upstream: Spanned<String>,
+    alpn: Option<Spanned<Vec<String>>>,
+    upstream: Option<Spanned<String>>,
     upstream_tls: Option<Spanned<RawReencryption>>,
     #[serde(default)]
     unsafe_upstream: bool,
-    #[serde(default)]
-    proxy_protocol: ProxyProtocol,
+    proxy_protocol: Option<ProxyProtocol>,
     #[serde(default = "yes")]
     proxy_tlvs: bool,
     #[serde(default, deserialize_with = "some_count")]
@@ -179,11 +189,11 @@ impl OneOrMore {
 #[serde(deny_unknown_fields)]
 struct RawReencryption {
     name: Option<String>,
-    ca_file: Spanned<PathBuf>,
+    ca_file: Option<Spanned<PathBuf>>,
 }
 
 impl RawHost {
-    fn convert(self, source: &Source<'_>) -> Result<HostSettings, ConfigError> {
+    fn convert(self, source: &Source<'_>, is_steered: bool) -> Result<HostSettings, ConfigError> {
         let at = |span: usize, field| source.place(span, format!("gate.host.{field}"));
         let names = convert_names(source, self.names)?;
         let certificates = convert_certificates(source, self.certificate, self.key)?;
@@ -206,21 +216,17 @@ impl RawHost {
                 )),
             );
         }
-        let alpn_at = at(self.alpn.span().start, "alpn");
-        let alpn = self.alpn.into_inner();
-        if let Some(name) = alpn
-            .iter()
-            .find(|name| !["h2", "http/1.1"].contains(&name.as_str()))
-        {
-            return Err(alpn_at.error(format_args!(
-                "`{}` is no protocol that Cloudflare speaks to origins over TLS; write \
-                 \"http/1.1\" or \"h2\"",
-                name.escape_debug()
-            )));
-        }
+        let upstream = match &self.upstream {
+            Some(upstream) => convert_upstream(source, upstream, self.upstream_tls, &names)?,
+            None if is_steered => web_server(source, self.upstream_tls, &names)?,
+            None => return Err(no_upstream(source, &names)),
+        };
+        let is_fixed = upstream.value.fixed().is_some();
+        // What the web server speaks is asked; one behind a fixed address may be any program.
+        let otherwise = if is_fixed { http } else { any_http };
+        let alpn = convert_alpn(source, self.alpn.unwrap_or_else(otherwise))?;
 
-        let upstream = convert_upstream(source, &self.upstream, self.upstream_tls, &names)?;
-        if let Target::Tcp(address) = upstream.value.target
+        if let Some(Target::Tcp(address)) = upstream.value.fixed()
             && !address.ip().to_canonical().is_loopback()
             && upstream.value.tls.is_none()
             && !self.unsafe_upstream
@@ -247,7 +253,11 @@ impl RawHost {
             on_trust_change: self.on_trust_change,
             alpn,
             upstream,
-            proxy_protocol: self.proxy_protocol,
+            proxy_protocol: self.proxy_protocol.unwrap_or(if is_fixed {
+                ProxyProtocol::V2
+            } else {
+                ProxyProtocol::None
+            }),
             proxy_tlvs: self.proxy_tlvs,
             max_connections: self.max_connections,
         })
@@ -383,17 +393,87 @@ fn convert_upstream(
             tls_at.error("`name` is missing or no host name; name whom the certificate is for")
         })?;
         Ok(Reencryption {
-            name,
-            ca_file: located(source, ca_file, "gate.host.upstream_tls.ca_file")
-                .map(|path| absolute(source, path)),
+            name: UpstreamName::Fixed(name),
+            trust: upstream_trust(source, ca_file),
         })
     });
     Ok(Located {
         value: Upstream {
-            target,
+            target: UpstreamTarget::Fixed(target),
             tls: tls.transpose()?,
         },
         place,
+    })
+}
+
+fn convert_alpn(
+    source: &Source<'_>,
+    alpn: Spanned<Vec<String>>,
+) -> Result<Vec<String>, ConfigError> {
+    let place = source.place(alpn.span().start, "gate.host.alpn");
+    let names = alpn.into_inner();
+    let mut strange = names.iter();
+    match strange.find(|name| !["h2", "http/1.1"].contains(&name.as_str())) {
+        Some(name) => Err(place.error(format_args!(
+            "`{}` is no protocol that Cloudflare speaks to origins over TLS; write \"http/1.1\" or \
+             \"h2\"",
+            name.escape_debug()
+        ))),
+        None => Ok(names),
+    }
+}
+
+fn no_upstream(source: &Source<'_>, names: &[Located<Name>]) -> ConfigError {
+    let place = names
+        .first()
+        .map(|name| name.place.of("gate.host.upstream"));
+    let place = place.unwrap_or_else(|| source.place(0, "gate.host.upstream"));
+    place.error(
+        "is missing; name the web server, such as \"127.0.0.1:8080\" or \"unix:/path\" (with \
+         `gate.steer = true` it is found by itself)",
+    )
+}
+
+/// The web server that listens where clients connect to, as they would reach it without the gate.
+fn web_server(
+    source: &Source<'_>,
+    tls: Option<Spanned<RawReencryption>>,
+    names: &[Located<Name>],
+) -> Result<Located<Upstream>, ConfigError> {
+    let place = names
+        .first()
+        .map(|name| name.place.of("gate.host.upstream"));
+    let place = place.unwrap_or_else(|| source.place(0, "gate.host.upstream"));
+    let (name, ca_file) = match tls {
+        None => (None, None),
+        Some(tls) => {
+            let tls_at = source.place(tls.span().start, "gate.host.upstream_tls");
+            let RawReencryption { name, ca_file } = tls.into_inner();
+            if name.as_ref().is_some_and(|name| !is_host_name(name)) {
+                return Err(tls_at.error(
+                    "`name` is no host name; name whom the certificate is for, or leave it out for \
+                     the name that the client says",
+                ));
+            }
+            (name, ca_file)
+        }
+    };
+    Ok(Located {
+        value: Upstream {
+            target: UpstreamTarget::SamePort,
+            tls: Some(Reencryption {
+                name: name.map_or(UpstreamName::Clients, UpstreamName::Fixed),
+                trust: upstream_trust(source, ca_file),
+            }),
+        },
+        place,
+    })
+}
+
+fn upstream_trust(source: &Source<'_>, ca_file: Option<Spanned<PathBuf>>) -> UpstreamTrust {
+    ca_file.map_or(UpstreamTrust::Shown, |path| {
+        let path = located(source, path, "gate.host.upstream_tls.ca_file");
+        UpstreamTrust::CaFile(path.map(|path| absolute(source, path)))
     })
 }
 
@@ -403,6 +483,10 @@ fn some_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize
 
 fn http() -> Spanned<Vec<String>> {
     Spanned::new(0..0, vec!["http/1.1".to_owned()])
+}
+
+fn any_http() -> Spanned<Vec<String>> {
+    Spanned::new(0..0, vec!["h2".to_owned(), "http/1.1".to_owned()])
 }
 
 fn intermediates() -> Spanned<usize> {
@@ -416,6 +500,13 @@ fn yes() -> bool {
 fn everywhere() -> Spanned<Vec<Address>> {
     let v4 = SocketAddr::from(([0, 0, 0, 0], 443));
     let v6 = SocketAddr::from(([0_u16; 8], 443));
+    Spanned::new(0..0, vec![Address(v4), Address(v6)])
+}
+
+/// A port of its own: the web server has that which clients connect to.
+fn beside_the_web_server() -> Spanned<Vec<Address>> {
+    let v4 = SocketAddr::from(([127, 0, 0, 1], STEERED_PORT));
+    let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], STEERED_PORT));
     Spanned::new(0..0, vec![Address(v4), Address(v6)])
 }
 
@@ -441,5 +532,7 @@ const PER_NETWORK: PeerLimit = PeerLimit {
     handshakes: 2048,
     handshakes_per_second: 2000,
 };
+/// Where the gate listens while connections are steered to it, as in the package's socket unit.
+const STEERED_PORT: u16 = 44_300;
 /// What webpki would try.
 const DEPTH_MAX: usize = 6;

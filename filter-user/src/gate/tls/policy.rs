@@ -22,8 +22,12 @@ use super::facts::{CertFacts, contents};
 use super::peer::{PeerVerifier, VerifiedPeer};
 use super::revocation::{Crl, Revocation, may_sign_lists};
 use super::sessions::Unexpired;
+use super::shown::ShownCertificates;
 use super::trust::{Anchor, Trusted, VerifiedChains};
-use crate::config::{ClientAuth, ConfigError, HostSettings, MinTls, Name, OnTrustChange, Trust};
+use crate::config::{
+    ClientAuth, ConfigError, HostSettings, Located, MinTls, Name, OnTrustChange, Trust,
+    UpstreamName, UpstreamTrust,
+};
 use crate::gate::refusal::Refusal;
 use crate::gate::shutdown::Signal;
 use crate::gate::upstream::{Dialer, Encryption};
@@ -118,6 +122,7 @@ pub struct Policy {
     verifier: Arc<PeerVerifier>,
     clock: Arc<dyn TimeProvider>,
     dialer: Dialer,
+    shown: ShownCertificates,
     epoch: TrustEpoch,
     pub(in crate::gate) max_connections: u64,
     /// How many there are, those from before a reload among them.
@@ -147,6 +152,8 @@ pub(in crate::gate) struct TlsContext {
     pub(in crate::gate) clock: Arc<dyn TimeProvider>,
     /// Cloudflare's CA.
     pub(in crate::gate) shared: Authority,
+    /// The ports whose connections are steered to the gate.
+    pub(in crate::gate) steered_ports: Vec<u16>,
 }
 
 impl Policy {
@@ -184,13 +191,14 @@ impl Policy {
         );
         let trusted = trusted(host, context, (&authorities, &parsed), &crls)?;
         let verifier = Arc::new(PeerVerifier::new(trusted, host.client_auth));
+        let shown = ShownCertificates::new(&certified, before.map(|before| &before.shown));
         let tls = server_config(host, context, &verifier, certified, &epoch).map_err(blame)?;
         let tls_without_h2 = tls.alpn_protocols.iter().any(|name| name == H2).then(|| {
             let mut tls = tls.clone();
             tls.alpn_protocols.retain(|name| name != H2);
             Arc::new(tls)
         });
-        let dialer = dialer(host, context)?;
+        let dialer = dialer(host, context, &shown)?;
         // What is known of an upstream holds until it is asked again.
         let same = before.filter(|before| before.dialer.upstream == dialer.upstream);
         let known = same.map_or_else(UpstreamH2::default, Self::upstream_h2);
@@ -204,6 +212,7 @@ impl Policy {
             verifier,
             clock: Arc::clone(&context.clock),
             dialer,
+            shown,
             epoch,
             max_connections: host.max_connections.map_or(u64::MAX, |max| max as u64),
             connections: before.map_or_else(Arc::default, |old| Arc::clone(&old.connections)),
@@ -405,31 +414,61 @@ fn server_config(
     Ok(tls)
 }
 
-fn dialer(host: &HostSettings, context: &TlsContext) -> Result<Dialer, ConfigError> {
+fn dialer(
+    host: &HostSettings,
+    context: &TlsContext,
+    shown: &ShownCertificates,
+) -> Result<Dialer, ConfigError> {
     let place = &host.upstream.place;
     let upstream = host.upstream.value.clone();
     let encryption = upstream.tls.as_ref().map(|tls| {
         let place = place.of("gate.host.upstream_tls");
-        let roots = credentials::roots(&tls.ca_file)?;
-        let name = ServerName::try_from(tls.name.clone());
-        let name = name.map_err(|error| place.error(error))?;
+        let server_name = |name: String| {
+            let name = ServerName::try_from(name);
+            name.map_err(|error| place.error(error))
+        };
+        let (name, asked) = match &tls.name {
+            UpstreamName::Fixed(name) => (Some(server_name(name.clone())?), vec![name.clone()]),
+            UpstreamName::Clients => (None, host.names.iter().map(example_of).collect()),
+        };
+        let asked_names = asked.into_iter().map(server_name);
         let builder = ClientConfig::builder_with_details(
             Arc::clone(&context.provider),
             Arc::clone(&context.clock),
         );
-        let config = builder
+        let builder = builder
             .with_safe_default_protocol_versions()
-            .map_err(|error| place.error(error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Encryption { name, config })
+            .map_err(|error| place.error(error))?;
+        let algorithms = context.provider.signature_verification_algorithms;
+        let builder = match &tls.trust {
+            UpstreamTrust::CaFile(path) => {
+                builder.with_root_certificates(credentials::roots(path)?)
+            }
+            UpstreamTrust::Shown => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(shown.verifier(algorithms))),
+        };
+        Ok(Encryption {
+            name,
+            asked_names: asked_names.collect::<Result<_, ConfigError>>()?,
+            config: builder.with_no_client_auth(),
+        })
     });
     Ok(Dialer {
+        steered_ports: context.steered_ports.clone(),
         proxy_protocol: host.proxy_protocol,
         proxy_tlvs: host.proxy_tlvs,
         encryption: encryption.transpose()?,
         upstream,
     })
+}
+
+/// A name that is said by a client of a host: of a wildcard, one that it covers.
+fn example_of(name: &Located<Name>) -> String {
+    match &name.value {
+        Name::Exact(name) => name.clone(),
+        Name::Wildcard(parent) => format!("www.{parent}"),
+    }
 }
 
 fn versions(min: MinTls) -> &'static [&'static SupportedProtocolVersion] {

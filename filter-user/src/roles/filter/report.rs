@@ -17,16 +17,22 @@ use crate::report::chain;
 use crate::roles::findings::{monitor, no_interface};
 use crate::roles::role_report::RoleReport;
 use crate::sync::lock;
-use crate::xdp::{AttachMode, Coverage, Filter, InterfaceState};
+use crate::xdp::{AttachMode, Coverage, Filter, InterfaceState, SteerState};
 
 impl FilterRole {
     /// Looks at the filter in the kernel, and at what it was seen to do.
     pub(in crate::roles) fn report(&self) -> RoleReport {
-        let (state, tally) = (self.state(), lock(&self.tally));
+        let (mut state, tally) = (self.state(), lock(&self.tally));
+        let steering = state.filter.steer_state();
         let filter = &state.filter;
         let settings = filter.settings();
         let mut findings = findings(&state);
         let (interfaces, are_filtered) = interfaces(filter, &mut findings);
+        findings.extend(
+            steering
+                .iter()
+                .flat_map(|steering| unsteered(steering, settings)),
+        );
         let counted = filter.frames().unwrap_or_else(|error| {
             let text = format!("counters not readable: {}", chain(&error));
             findings.push(Finding::warning("counters-unreadable", text));
@@ -41,6 +47,9 @@ impl FilterRole {
         let details = interfaces.iter().filter(|(status, _)| status.filtered);
         let mut details: Vec<_> = details.map(|(status, _)| attached(status)).collect();
         details.extend(ports(settings));
+        details.extend(
+            steering.map(|_| ("steered ports".to_owned(), numbers(&settings.steered_ports))),
+        );
         let status = FilterStatus {
             mode: match settings.mode {
                 Mode::Enforce => "enforce".to_owned(),
@@ -214,14 +223,52 @@ fn attached(interface: &InterfaceStatus) -> (String, String) {
 }
 
 fn ports(settings: &FilterSettings) -> impl Iterator<Item = (String, String)> {
-    let numbers = |ports: &[u16]| {
-        let numbers: Vec<_> = ports.iter().map(u16::to_string).collect();
-        numbers.join(" ")
-    };
     let tcp = ("TCP ports".to_owned(), numbers(&settings.ports));
     let udp = ("UDP ports".to_owned(), numbers(&settings.udp_ports));
     let has_udp = !settings.udp_ports.is_empty();
     [tcp].into_iter().chain(has_udp.then_some(udp))
+}
+
+fn numbers(ports: &[u16]) -> String {
+    let numbers: Vec<_> = ports.iter().map(u16::to_string).collect();
+    numbers.join(" ")
+}
+
+/// What is not right about steering.
+fn unsteered(state: &SteerState, settings: &FilterSettings) -> Vec<Finding> {
+    let SteerState {
+        is_attached,
+        has_ipv4,
+        has_ipv6,
+        others,
+    } = state;
+    let ports = numbers(&settings.steered_ports);
+    let mut findings = Vec::new();
+    if !is_attached {
+        let text = format!(
+            "connections to the TCP ports {ports} are not steered to the gate: another process has \
+             detached the program, and clients reach the web server around the gate"
+        );
+        findings.push(Finding::error("steering-detached", text));
+    }
+    if *has_ipv4 == Some(false) && *has_ipv6 == Some(false) {
+        let text = format!(
+            "connections to the TCP ports {ports} are refused: the gate has handed over no socket"
+        );
+        let remedy =
+            "start the gate role; `pullgate unload` gives the ports back to the web server";
+        findings.push(Finding::error("no-gate-socket", text).remedy(remedy));
+    }
+    if !others.is_empty() {
+        let text = format!(
+            "another program chooses sockets for connections too ({}), and the last that chooses one \
+             decides: clients may reach another socket than the gate's",
+            others.join("; ")
+        );
+        let remedy = "find its owner with `bpftool link show`";
+        findings.push(Finding::error("other-sk-lookup", text).remedy(remedy));
+    }
+    findings
 }
 
 /// All that the kernel has counted.

@@ -17,7 +17,7 @@ use crate::host::uplinks;
 use crate::ranges::Compiled;
 use crate::report::chain;
 use crate::sync::lock;
-use crate::xdp::{self, Coverage};
+use crate::xdp::{self, Coverage, XdpError};
 
 impl FilterRole {
     /// Looks after the filter until the process stops.
@@ -244,7 +244,10 @@ impl FilterRole {
                 interface, "the interface does not exist, and will be filtered when it comes"
             );
         }
+        report_steering(reconciled.steered_again.as_ref(), unwell);
         if reconciled.unloaded && !unwell.unloaded {
+            // The gate is to know.
+            self.steering.send_replace(());
             error!(
                 id = "filter-unloaded",
                 "the filter was unloaded, nothing is filtered until this role is restarted"
@@ -308,6 +311,24 @@ impl FilterRole {
     }
 }
 
+/// Logs that steering was ended by another process, and what became of that.
+fn report_steering(again: Option<&Result<(), XdpError>>, unwell: &mut Unwell) {
+    let was_unsteered = std::mem::replace(&mut unwell.unsteered, matches!(again, Some(Err(_))));
+    match again {
+        None => {}
+        Some(Ok(())) => warn!(
+            id = "steering-reattached",
+            "another process had ended steering: attached again"
+        ),
+        Some(Err(error)) if !was_unsteered => error!(
+            id = "not-steered",
+            error = %chain(error),
+            "connections are not steered to the gate"
+        ),
+        Some(Err(_)) => {}
+    }
+}
+
 /// What was logged to be wrong already.
 #[derive(Default)]
 struct Unwell {
@@ -315,6 +336,8 @@ struct Unwell {
     blind: bool,
     missing: Vec<String>,
     unloaded: bool,
+    /// Connections are not steered, and cannot be.
+    unsteered: bool,
     /// Interfaces where another program judges first.
     overtaken: BTreeSet<String>,
 }

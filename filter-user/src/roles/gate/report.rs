@@ -28,7 +28,7 @@ impl GateRole {
                 ("listen".to_owned(), self.addresses.clone()),
                 ("hosts".to_owned(), hosts),
             ],
-            is_enforcing,
+            is_enforcing: is_enforcing && self.steered.borrow().finding().is_none(),
             admits: Some(if is_own {
                 Admits::Account
             } else {
@@ -43,6 +43,7 @@ impl GateRole {
     pub(in crate::roles) fn shortcomings(&self) -> Vec<Finding> {
         let mut lints = self.gate.lints();
         lints.retain(|lint| lint.severity == Severity::Error);
+        lints.extend(self.steered.borrow().finding());
         lints
     }
 
@@ -61,6 +62,7 @@ impl GateRole {
     /// What is not right about listeners and files.
     fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
+        findings.extend(self.steered.borrow().finding());
         if let Some(error) = &*self.unusable.borrow() {
             findings.push(Finding::error("files-unusable", error));
         }

@@ -1,0 +1,214 @@
+//! The gate's listening sockets on their way to the filter, which steers connections to them.
+//!
+//! ```text
+//! gate ── one byte, with the sockets (SCM_RIGHTS, unix(7)) ─▶ filter
+//!      ◀─ "ok\n", or a sentence that says why not ───────────
+//! ```
+//! The connection is held for as long as what was handed over counts: its end lets the gate begin again.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::peer;
+use crate::config::Paths;
+use crate::host::file::{self, FileId};
+use crate::host::socket;
+use crate::role::Role;
+
+/// Where the filter takes sockets; its file goes with it.
+pub struct HandoverListener {
+    listener: UnixListener,
+    path: PathBuf,
+    ours: Option<FileId>,
+}
+
+impl HandoverListener {
+    /// Binds it, for the group that the roles share; which of them is known once it has connected.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let listener = socket::bind(path, 0o660)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            ours: file::file_id(path),
+        })
+    }
+
+    /// The next one that may hand sockets over; none, if it is neither the gate nor root.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error, or why it cannot be found out who it is.
+    pub async fn accept(&self, paths: &Paths) -> io::Result<Result<Handover, NotTheGate>> {
+        let (stream, _) = self.listener.accept().await?;
+        let user = stream.peer_cred()?.uid();
+        let paths = paths.clone();
+        let is_gate = spawn_blocking(move || peer::is_user_of(&paths, Role::Gate, user));
+        if is_gate.await.map_err(io::Error::other)?? {
+            Ok(Ok(Handover(stream)))
+        } else {
+            Ok(Err(NotTheGate { user }))
+        }
+    }
+}
+
+impl Drop for HandoverListener {
+    fn drop(&mut self) {
+        // A successor may have put its own there.
+        if file::file_id(&self.path) == self.ours {
+            // What is left behind is replaced by the next one.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// Another user's process that connected.
+#[derive(Clone, Copy, Debug)]
+pub struct NotTheGate {
+    /// The user.
+    pub user: u32,
+}
+
+/// The gate, connected.
+pub struct Handover(UnixStream);
+
+impl Handover {
+    /// The sockets that it hands over: descriptors of which nothing is known.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error, or that none come in time.
+    pub async fn receive(&self) -> io::Result<Vec<OwnedFd>> {
+        let receiving = self.0.async_io(Interest::READABLE, || receive(&self.0));
+        timeout(PATIENCE, receiving).await?
+    }
+
+    /// Answers, and returns when the gate has gone.
+    ///
+    /// # Errors
+    ///
+    /// Returns the operating system's error.
+    pub async fn answer(mut self, answer: &Result<(), String>) -> io::Result<()> {
+        let text = match answer {
+            Ok(()) => DONE,
+            Err(problem) => problem,
+        };
+        timeout(PATIENCE, self.0.write_all(format!("{text}\n").as_bytes())).await??;
+        if answer.is_ok() {
+            ended(&mut self.0).await;
+        }
+        Ok(())
+    }
+}
+
+/// What was handed over, for as long as it counts.
+pub struct HandedOver(UnixStream);
+
+impl HandedOver {
+    /// Returns when it counts no more: the filter has ended, or steers by other settings.
+    pub async fn ended(mut self) {
+        ended(&mut self.0).await;
+    }
+}
+
+/// Hands listening sockets over to the filter.
+///
+/// # Errors
+///
+/// Returns why it does not take them.
+pub async fn hand_over(paths: &Paths, sockets: &[TcpListener]) -> io::Result<HandedOver> {
+    let path = paths.handover_socket();
+    let handing = async {
+        let mut stream = UnixStream::connect(&path).await?;
+        let user = stream.peer_cred()?.uid();
+        let checked = paths.clone();
+        let is_filter = spawn_blocking(move || peer::is_user_of(&checked, Role::Filter, user));
+        if !is_filter.await.map_err(io::Error::other)?? {
+            let text = format!("user {user} answers there, who is not the filter's");
+            return Err(io::Error::other(text));
+        }
+        stream
+            .async_io(Interest::WRITABLE, || send(&stream, sockets))
+            .await?;
+        let mut answer = String::new();
+        let mut byte = [0];
+        while answer.len() < ANSWER_MAX && stream.read(&mut byte).await? == 1 && byte != *b"\n" {
+            answer.push(char::from(byte[0]));
+        }
+        match answer.as_str() {
+            DONE => Ok(HandedOver(stream)),
+            "" => Err(ErrorKind::UnexpectedEof.into()),
+            problem => Err(io::Error::other(problem.escape_debug().to_string())),
+        }
+    };
+    timeout(PATIENCE, handing).await?
+}
+
+/// Returns at the end of a connection on which nothing more is said.
+async fn ended(stream: &mut UnixStream) {
+    // Whatever comes instead is its end as well.
+    match stream.read(&mut [0]).await {
+        Ok(_) | Err(_) => {}
+    }
+}
+
+fn send(stream: &UnixStream, sockets: &[TcpListener]) -> io::Result<()> {
+    let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("too many listening sockets"));
+    }
+    let message = [IoSlice::new(b"\0")];
+    sendmsg(stream, &message, &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The kernel drops descriptors for which there is no room.
+fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        flags,
+    )?;
+    if received.bytes == 0 {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    let mut sockets = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            sockets.extend(descriptors);
+        }
+    }
+    Ok(sockets)
+}
+
+/// The answer to what was taken.
+const DONE: &str = "ok";
+/// Sockets in a message.
+const SOCKETS_MAX: usize = 8;
+/// Bytes of an answer.
+const ANSWER_MAX: usize = 512;
+/// For either side to do what is its turn.
+const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,0 +1,100 @@
+//! The gate's listening sockets, handed over to the filter, which steers connections to them.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use super::GateRole;
+use crate::config::Paths;
+use crate::control::handover;
+use crate::observe::{Finding, Severity};
+
+/// Whether connections are steered to the gate's sockets.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Steered {
+    /// They are not to be: the gate listens where clients connect to.
+    NotAsked,
+    /// Not yet.
+    Pending,
+    /// The filter has the sockets.
+    Taken,
+    /// The filter does not take them, for this reason.
+    Refused(String),
+}
+
+impl Steered {
+    /// What is not right about it.
+    pub(super) fn finding(&self) -> Option<Finding> {
+        let reason = match self {
+            Self::NotAsked | Self::Taken => return None,
+            Self::Pending => "it was not asked yet",
+            Self::Refused(reason) => reason,
+        };
+        let text = format!(
+            "the filter has not taken the gate's sockets ({reason}): unless it had before, clients reach \
+             the web server around the gate, or are refused"
+        );
+        let finding = Finding::error("not-steered", text);
+        Some(
+            finding
+                .with_severity(Severity::Error)
+                .remedy("start the filter role; `pullgate status` of it tells whether it steers"),
+        )
+    }
+}
+
+impl GateRole {
+    /// Hands the sockets over, and again whenever the filter has forgotten them.
+    pub(super) async fn hand_over(self, paths: Paths, sockets: Vec<TcpListener>) {
+        loop {
+            let steered = match handover::hand_over(&paths, &sockets).await {
+                Ok(handed_over) => {
+                    info!(
+                        id = "sockets-handed-over",
+                        "the filter steers connections to the gate"
+                    );
+                    self.steered.send_replace(Steered::Taken);
+                    handed_over.ended().await;
+                    // What it has pinned goes on without it.
+                    warn!(
+                        id = "filter-gone",
+                        "the filter has ended, or reads its settings again"
+                    );
+                    Steered::Pending
+                }
+                Err(error) => Steered::Refused(error.to_string()),
+            };
+            let is_news = self.steered.send_if_modified(|known| {
+                let is_news = *known != steered;
+                known.clone_from(&steered);
+                is_news
+            });
+            if let Steered::Refused(reason) = &steered {
+                if is_news {
+                    error!(
+                        id = "sockets-not-taken",
+                        reason, "the filter does not take the gate's sockets; trying again"
+                    );
+                }
+                // No event announces that another process listens.
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Returns when the filter has taken the sockets, or has had its time.
+    pub(super) async fn wait_until_steered(&self) {
+        let mut steered: watch::Receiver<Steered> = self.steered.subscribe();
+        let done = steered.wait_for(|now| matches!(now, Steered::NotAsked | Steered::Taken));
+        // It goes on trying.
+        drop(timeout(PATIENCE, done).await);
+    }
+}
+
+/// Between two attempts.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a start waits for the filter.
+const PATIENCE: Duration = Duration::from_secs(5);

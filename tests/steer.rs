@@ -1,0 +1,372 @@
+//! Verifies steering: connections to the web server's own port reach the gate, and the web server through
+//! it, for as long as the filter's link stands; nothing of the web server is changed.
+
+use std::fs::{File, Permissions};
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use aya::programs::SkLookup;
+use aya::programs::links::FdLink;
+use pullgate::config::Config;
+use pullgate::control::handover::hand_over;
+use serde_json::Value;
+use tests::client::{Client, Session};
+use tests::gate::{StopAtTheEnd, origin};
+use tests::net::Host;
+use tests::pki::{BLOG, SHOP, WIKI};
+use tests::web::Software;
+use tests::{Steered, eventually};
+
+#[test]
+fn the_web_server_stays_as_it_is_and_is_reached_through_the_gate() {
+    for software in [Software::Nginx, Software::Apache] {
+        let rig = Steered::start(software, "", "");
+        let edge = rig.edge();
+
+        let page = rig.tell(&edge, Host::Edge, SHOP);
+        assert!(
+            page.starts_with("shop.example saw 127.0.0.1, https, host=shop.example"),
+            "{software:?}: {page}"
+        );
+        // Whoever trusts another CA refuses it, and so does a stranger's address.
+        assert_eq!(rig.tell(&edge, Host::Edge, BLOG), "alert UnknownCA");
+        let without = Client::new(&rig.pki, None);
+        assert_eq!(
+            rig.tell(&without, Host::Edge, SHOP),
+            "alert CertificateRequired"
+        );
+        assert_eq!(rig.tell(&edge, Host::Stranger, SHOP), "silence");
+    }
+}
+
+#[test]
+fn no_stranger_reaches_the_web_server_whatever_becomes_of_the_roles() {
+    // In monitor mode strangers' packets pass: what keeps them from the web server is the gate alone.
+    let mut rig = Steered::start(Software::Nginx, "mode = \"monitor\"", "");
+    let edge = rig.edge();
+    let stranger = rig.edge();
+    let (stop, tried) = (AtomicBool::new(false), AtomicU32::new(0));
+    let network = Arc::clone(&rig.network);
+    std::thread::scope(|scope| {
+        let _stop_at_the_end = StopAtTheEnd(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let (reply, _) = stranger.get(&network, Host::Stranger, origin(), SHOP);
+                let reply = reply.brief();
+                assert!(
+                    ["closed", "connection refused"].contains(&reply.as_str()),
+                    "{reply}"
+                );
+                tried.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let strangers_come = || {
+            let before = tried.load(Ordering::Relaxed);
+            eventually("strangers come", || {
+                (tried.load(Ordering::Relaxed) > before + 2).then_some(())
+            });
+        };
+        let serves = |rig: &Steered| {
+            let page = rig.tell(&edge, Host::Edge, SHOP);
+            assert!(page.starts_with("shop.example saw"), "{page}");
+        };
+        strangers_come();
+
+        // Pinned, it goes on without its role, and the next one takes it over.
+        rig.filter.take().unwrap().kill();
+        strangers_come();
+        serves(&rig);
+        rig.start_filter();
+        serves(&rig);
+        // The gate notices that, and hands its sockets over again.
+        rig.gate()
+            .event(0, "the sockets are handed over twice", |event| {
+                event["id"] == "filter-gone"
+            });
+        Steered::reload(rig.filter());
+        serves(&rig);
+
+        // Without a gate nothing is served; the web server is not reached either.
+        rig.gate.take().unwrap().kill();
+        assert_eq!(rig.tell(&edge, Host::Edge, SHOP), "connection refused");
+        let status = rig.filter().status();
+        assert!(has(&status, "no-gate-socket"), "{status:#}");
+        strangers_come();
+        rig.start_gate();
+        serves(&rig);
+        assert_eq!(rig.gate.take().unwrap().stop(), Some(0));
+        assert_eq!(rig.tell(&edge, Host::Edge, SHOP), "connection refused");
+        rig.start_gate();
+        serves(&rig);
+    });
+}
+
+#[test]
+fn unloading_gives_the_port_back_and_live_connections_go_on() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let edge = rig.edge();
+    let mut live = edge
+        .connect(&rig.network, Host::Edge, origin(), SHOP)
+        .unwrap();
+    let ask = |live: &mut Session| {
+        let request = format!("GET / HTTP/1.1\r\nHost: {SHOP}\r\n\r\n");
+        live.write_all(request.as_bytes()).unwrap();
+        let mut answer = vec![0; 4096];
+        let read = live.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..read]).into_owned()
+    };
+    assert!(ask(&mut live).starts_with("HTTP/1.1 200"));
+
+    assert!(rig.pullgate(&["unload"]).status.success());
+
+    // The web server asks nobody for a certificate.
+    let anybody = Client::new(&rig.pki, None);
+    eventually("the port is the web server's again", || {
+        let page = rig.tell(&anybody, Host::Edge, SHOP);
+        page.starts_with("shop.example saw 173.245.48.5")
+            .then_some(())
+    });
+    assert!(ask(&mut live).starts_with("HTTP/1.1 200"));
+    // Both roles know, and neither says that all is well.
+    rig.gate().event(0, "the gate is told", |event| {
+        event["id"] == "sockets-not-taken"
+    });
+    let status = rig.gate().status();
+    assert!(has(&status, "not-steered"), "{status:#}");
+    assert_eq!(status["enforcing"], false);
+    let output = rig.pullgate(&["status"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("NOT PROTECTED"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn connections_to_and_from_this_host_are_not_steered() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let anybody = Client::new(&rig.pki, None);
+    for to in ["127.0.0.1", "::1", "203.0.113.10", "2001:db8:10::10"] {
+        let (reply, _) = anybody.get(&rig.network, Host::Origin, to.parse().unwrap(), SHOP);
+        let page = rig.brief(reply);
+        assert!(page.starts_with("shop.example saw"), "{to}: {page}");
+    }
+    // Over IPv6 as well.
+    let [_, v6] = Host::Origin.addresses();
+    let (reply, _) = rig.edge().get(&rig.network, Host::Edge, v6, SHOP);
+    let page = rig.brief(reply);
+    assert!(page.starts_with("shop.example saw ::1"), "{page}");
+}
+
+#[test]
+fn what_is_not_a_destination_or_a_steered_port_is_the_web_servers() {
+    let rig = Steered::start(Software::Nginx, "destinations = [\"2001:db8:10::10\"]", "");
+    let anybody = Client::new(&rig.pki, None);
+
+    let page = rig.tell(&anybody, Host::Edge, SHOP);
+    assert!(page.starts_with("shop.example saw 173.245.48.5"), "{page}");
+    let [_, v6] = Host::Origin.addresses();
+    let (reply, _) = anybody.get(&rig.network, Host::Edge, v6, SHOP);
+    assert_eq!(reply.brief(), "alert CertificateRequired");
+}
+
+#[test]
+fn http_2_is_offered_where_the_web_server_speaks_it_and_its_sessions_are_resumed() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let edge = rig.edge().offering(&["h2", "http/1.1"]);
+    let agreed = |name: &str| {
+        let mut session = edge
+            .connect(&rig.network, Host::Edge, origin(), name)
+            .unwrap();
+        session.conn.complete_io(&mut session.sock).unwrap();
+        session.conn.alpn_protocol().map(<[u8]>::to_vec)
+    };
+    eventually("the web server was asked", || {
+        (agreed(SHOP).as_deref() == Some(b"h2")).then_some(())
+    });
+
+    let edge = rig.edge();
+    let pages: Vec<_> = (0..3).map(|_| rig.tell(&edge, Host::Edge, SHOP)).collect();
+    assert!(
+        pages.iter().skip(1).all(|page| page.contains("reused=r")),
+        "{pages:?}"
+    );
+    assert!(
+        pages.iter().all(|page| page.contains("sni=shop.example")),
+        "{pages:?}"
+    );
+}
+
+#[test]
+fn a_refused_client_costs_the_web_server_no_connection() {
+    let rig = Steered::start(Software::Nginx, "mode = \"monitor\"", "");
+    let others = Client::new(&rig.pki, Some(&rig.pki.other.client()));
+    let edge = rig.edge();
+    let before = rig.accepted();
+
+    for _ in 0..20 {
+        assert_eq!(rig.tell(&others, Host::Edge, SHOP), "alert UnknownCA");
+        assert_eq!(rig.tell(&edge, Host::Edge, BLOG), "alert UnknownCA");
+        assert_eq!(rig.tell(&edge, Host::Stranger, SHOP), "closed");
+        assert_eq!(
+            rig.tell(&edge, Host::Edge, "unknown.example"),
+            "alert UnrecognisedName"
+        );
+    }
+
+    // The second question is one itself.
+    assert_eq!(rig.accepted(), before + 1);
+}
+
+#[test]
+fn only_the_gates_user_hands_sockets_over_and_only_listening_ones() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let open = |path: &str, mode: u32| {
+        let path = rig.network.path(path);
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    // Whatever modes would let in.
+    for directory in ["", "run", "run/filter", "pki"] {
+        open(directory, 0o755);
+    }
+    open("run/filter/handover.sock", 0o666);
+
+    // A gate of another user's, with files of its own, that knows the way.
+    let theirs = rig.network.path("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    symlink(rig.network.path("run/filter"), theirs.join("filter")).unwrap();
+    for path in [
+        &theirs,
+        &rig.pki.path(&format!("{SHOP}.key")),
+        &rig.pki.path(""),
+    ] {
+        chown(path, Some(NOBODY), None).unwrap();
+    }
+    for name in [BLOG, WIKI] {
+        chown(rig.pki.path(&format!("{name}.key")), Some(NOBODY), None).unwrap();
+    }
+    for entry in std::fs::read_dir(rig.pki.path("")).unwrap() {
+        chown(entry.unwrap().path(), Some(NOBODY), None).unwrap();
+    }
+    let config = rig.network.path("theirs.toml");
+    let text = std::fs::read_to_string(&rig.config).unwrap();
+    let text = text.replace("run = \"run\"", "run = \"theirs\"");
+    let text = text.replace("state = \"state\"", "state = \"theirs\"");
+    let text = text.replace(
+        "steer = true",
+        "steer = true\nlisten = [\"127.0.0.1:44301\"]",
+    );
+    std::fs::write(&config, text).unwrap();
+    let mark = rig.filter().mark();
+    let mut command = rig.network.command(Host::Origin, "setpriv");
+    let user = NOBODY.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]);
+    command
+        .arg(tests::daemon::binary())
+        .arg("--config")
+        .arg(&config);
+    let mut theirs = command.args(["run", "--only", "gate"]).spawn().unwrap();
+    let event = rig.filter().event(mark, "it is refused", |event| {
+        event["id"] == "handover-forbidden"
+    });
+    assert_eq!(event["user"], NOBODY);
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
+
+    // The gate's own user, with what listens not.
+    let mark = rig.filter().mark();
+    let config =
+        Config::parse(&rig.config, &std::fs::read_to_string(&rig.config).unwrap()).unwrap();
+    let paths = &config.boot.paths;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sockets = [TcpListener::from(OwnedFd::from(socket))];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let refused = runtime.block_on(hand_over(paths, &sockets)).err().unwrap();
+    assert!(
+        refused.to_string().contains("no listening TCP socket"),
+        "{refused}"
+    );
+    rig.filter().event(mark, "it is logged", |event| {
+        event["id"] == "sockets-refused"
+    });
+
+    let page = rig.tell(&rig.edge(), Host::Edge, SHOP);
+    assert!(page.starts_with("shop.example saw"), "{page}");
+}
+
+#[test]
+fn a_program_that_another_process_detaches_is_attached_again() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let mark = rig.filter().mark();
+
+    std::fs::remove_file(rig.network.path("bpf/pullgate/v3/steer_link")).unwrap();
+
+    rig.filter().event(mark, "it is attached again", |event| {
+        event["id"] == "steering-reattached"
+    });
+    let without = Client::new(&rig.pki, None);
+    assert_eq!(
+        rig.tell(&without, Host::Edge, SHOP),
+        "alert CertificateRequired"
+    );
+}
+
+#[test]
+fn another_program_that_chooses_sockets_is_reported() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let theirs = rig.network.path("bpf/theirs");
+    let ours = rig.network.path("bpf/pullgate/v3/steer_program");
+
+    // The same program once more, by another's link.
+    rig.network.on(Host::Origin, || {
+        let mut program = SkLookup::from_pin(&ours).unwrap();
+        let namespace = File::open("/proc/thread-self/ns/net").unwrap();
+        let id = program.attach(namespace).unwrap();
+        let link = FdLink::from(program.take_link(id).unwrap());
+        link.pin(&theirs).unwrap();
+    });
+    // It is known as ours by its number; another one is not.
+    assert!(!has(&rig.filter().status(), "other-sk-lookup"));
+    Steered::reload(rig.filter());
+
+    let status = rig.filter().status();
+    assert!(has(&status, "other-sk-lookup"), "{status:#}");
+}
+
+#[test]
+fn a_certificate_that_is_replaced_is_trusted_before_and_after_the_web_server_reads_it() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let edge = rig.edge();
+    let serves = || {
+        let page = rig.tell(&edge, Host::Edge, SHOP);
+        assert!(page.starts_with("shop.example saw"), "{page}");
+    };
+    serves();
+
+    let renew = || {
+        rig.pki.renew(SHOP);
+        Steered::reload(rig.gate());
+    };
+    renew();
+    // nginx still shows the old one.
+    serves();
+    rig.web.reload();
+    serves();
+
+    // One that is older than the last is any server's.
+    renew();
+    renew();
+    assert_eq!(rig.tell(&edge, Host::Edge, SHOP), "closed");
+    assert_eq!(rig.gate().outcomes("UpstreamTls"), 1);
+}
+
+/// Whether a status has a finding of that name.
+fn has(status: &Value, id: &str) -> bool {
+    let findings = status["findings"].as_array();
+    findings.is_some_and(|all| all.iter().any(|finding| finding["id"] == id))
+}
+
+/// nobody(7).
+const NOBODY: u32 = 65_534;
