@@ -16,7 +16,6 @@ use tests::{Lab, Plan, Rig};
 #[test]
 fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     let rig = Rig::new();
-    rig.configure("listen = [\"127.0.0.1:8443\"]", &[&shop(""), &blog("")]);
     for directory in ["state", "state-filter", "run", "bpf/pullgate"] {
         fs::create_dir(rig.network.path(directory)).unwrap();
     }
@@ -26,10 +25,14 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     let name = SocketAddr::from_abstract_name(format!("pullgate-attempt-{port}")).unwrap();
     let _abstract = UnixListener::bind_addr(&name).unwrap();
 
-    rig.append("\n[filter]\ninterfaces = [\"wan0\"]\n");
-
-    // Nobody is confined by nothing, so that each attempt is seen to succeed where it may.
-    for role in ["nobody", "filter", "ranges", "gate"] {
+    // Nobody is confined by nothing, so that each attempt is seen to succeed where it may. A gate that opens
+    // connections in its clients' names has the capability for raw sockets, and no way to make one.
+    let transparent = "steer = true\nclient_address = \"transparent\"\n";
+    let roles = ["nobody", "filter", "ranges", "gate"].map(|role| (role, ""));
+    for (role, lines) in roles.into_iter().chain([("gate", transparent)]) {
+        let lines = format!("listen = [\"127.0.0.1:8443\"]\n{lines}");
+        rig.configure(&lines, &[&shop(""), &blog("")]);
+        rig.append("\n[filter]\ninterfaces = [\"wan0\"]\n");
         let mut attempt = Command::new(tests::daemon::binary().with_file_name("attempt"));
         attempt.args([role, &rig.config.display().to_string(), &port.to_string()]);
         let output = attempt.output().unwrap();

@@ -362,11 +362,148 @@ fn a_certificate_that_is_replaced_is_trusted_before_and_after_the_web_server_rea
     assert_eq!(rig.gate().outcomes("UpstreamTls"), 1);
 }
 
+#[test]
+fn a_transparent_gate_shows_the_web_server_the_clients_own_address() {
+    for software in [Software::Nginx, Software::Apache] {
+        let rig = Steered::start(software, "", "client_address = \"transparent\"");
+        let edge = rig.edge();
+        for (to, client) in Host::Origin.addresses().iter().zip(Host::Edge.addresses()) {
+            let (reply, _) = edge.get(&rig.network, Host::Edge, *to, SHOP);
+            let page = rig.brief(reply);
+            let expected = format!("shop.example saw {client}, https");
+            assert!(page.starts_with(&expected), "{software:?}: {page}");
+        }
+
+        // It is told, and no other gate has the capability.
+        let status = rig.gate().status();
+        assert!(has(&status, "client-address-transparent"), "{status:#}");
+        assert_eq!(rig.capabilities_of_gate(), NET_BIND_SERVICE | NET_RAW);
+    }
+    let rig = Steered::start(Software::Nginx, "", "");
+    assert!(!has(&rig.gate().status(), "client-address-transparent"));
+    assert_eq!(rig.capabilities_of_gate(), NET_BIND_SERVICE);
+}
+
+#[test]
+fn rules_and_routes_of_a_transparent_gate_are_kept_and_go_with_unload() {
+    let rig = Steered::start(
+        Software::Nginx,
+        "",
+        "client_address = \"transparent\"\nroute_table = 443\nrule_priority = 99",
+    );
+    let rules = |family: &str| {
+        let words = ["ip", family, "rule", "show", "priority", "99"];
+        let output = rig.network.output(Host::Origin, &words);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let routes = |family: &str| {
+        let words = ["ip", family, "route", "show", "table", "443"];
+        let output = rig.network.output(Host::Origin, &words);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let are_there = || {
+        ["-4", "-6"].iter().all(|family| {
+            rules(family).contains("iif lo lookup 443") && routes(family).contains("local default")
+        })
+    };
+    assert!(are_there(), "{}{}", rules("-4"), routes("-4"));
+
+    for words in [
+        ["ip", "-4", "rule", "del", "priority", "99"].as_slice(),
+        ["ip", "-6", "route", "flush", "table", "443"].as_slice(),
+    ] {
+        let mark = rig.filter().mark();
+        assert!(rig.network.output(Host::Origin, words).status.success());
+        rig.filter().event(mark, "it is put back", |event| {
+            event["id"] == "return-path-removed"
+        });
+        assert!(are_there());
+    }
+    assert!(has(&rig.filter().status(), "return-path-removed"));
+    let page = rig.tell(&rig.edge(), Host::Edge, SHOP);
+    assert!(page.starts_with("shop.example saw 173.245.48.5"), "{page}");
+
+    // Other numbers replace them.
+    rig.configure(
+        "",
+        "client_address = \"transparent\"\nroute_table = 444\nrule_priority = 98",
+    );
+    Steered::reload(rig.filter());
+    assert!(rules("-4").is_empty() && routes("-6").is_empty());
+
+    assert!(rig.pullgate(&["unload"]).status.success());
+    let all = rig.network.output(Host::Origin, &["ip", "rule", "show"]);
+    let all = String::from_utf8(all.stdout).unwrap();
+    assert!(!all.contains("444"), "{all}");
+    rig.filter().event(0, "the filter knows", |event| {
+        event["id"] == "filter-unloaded"
+    });
+    let all = rig
+        .network
+        .output(Host::Origin, &["ip", "-6", "rule", "show"]);
+    assert!(!String::from_utf8(all.stdout).unwrap().contains("444"));
+}
+
+#[test]
+fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
+    let rig = Steered::new(Software::Nginx, "", "");
+    let check = || {
+        let output = rig.pullgate(&["check"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        text + &String::from_utf8_lossy(&output.stdout)
+    };
+    let original = std::fs::read_to_string(rig.network.path("nginx.conf")).unwrap();
+    for (from, to, expected) in [
+        ("", "", None),
+        (
+            "listen 443 ssl http2;",
+            "listen 443 ssl http2; ssl_verify_client on; ssl_client_certificate @PKI@/ours-ca.pem;",
+            Some("demands a client certificate itself"),
+        ),
+        (
+            "listen 443 ssl http2;",
+            "listen 443;",
+            Some("speaks no TLS"),
+        ),
+        (
+            "listen 443 ssl http2;",
+            "listen 8443 ssl http2;",
+            Some("no web server listens on port 443"),
+        ),
+        // nginx binds no address of a port that it has on all of them: from another port it does.
+        (
+            "listen 443 ssl http2;",
+            "listen 203.0.113.10:443 ssl http2;",
+            Some("listens on 203.0.113.10:443 alone"),
+        ),
+    ] {
+        let to = to.replace("@PKI@/", &rig.pki.path("").display().to_string());
+        let mut changed = original.clone();
+        if expected.is_some() {
+            changed = changed.replace("listen [::]:443 ssl http2;", "");
+            changed = changed.replace(from, &to);
+        }
+        std::fs::write(rig.network.path("nginx.conf"), changed).unwrap();
+        rig.web.reload();
+        eventually(&format!("check says {expected:?}: {}", check()), || {
+            let said = check();
+            let is_found = match expected {
+                Some(expected) => said.contains(expected),
+                None => !said.contains("web server"),
+            };
+            is_found.then_some(())
+        });
+    }
+}
+
 /// Whether a status has a finding of that name.
 fn has(status: &Value, id: &str) -> bool {
     let findings = status["findings"].as_array();
     findings.is_some_and(|all| all.iter().any(|finding| finding["id"] == id))
 }
 
+/// Bits of CapEff, include/uapi/linux/capability.h.
+const NET_BIND_SERVICE: u64 = 1 << 10;
+const NET_RAW: u64 = 1 << 13;
 /// nobody(7).
 const NOBODY: u32 = 65_534;

@@ -34,6 +34,12 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Look at this host and its web server, and print the configuration that protects them.
+    Init {
+        /// Put it in place, if no operator's is there.
+        #[arg(long)]
+        write: bool,
+    },
     /// Protect: run the roles that the configuration describes.
     Run(RunArgs),
     /// Let a filter stay that `run --confirm` has put on trial.

@@ -3,6 +3,7 @@
 
 mod check;
 pub mod explain;
+mod init;
 pub mod listing;
 pub mod output;
 mod ranges;
@@ -33,6 +34,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Run(arguments) => {
             roles::run(&cli.config, &options(arguments, cli.log_format))?;
         }
+        Command::Init { write } => init::execute(&cli.config, *write)?,
         Command::Confirm => {
             client::confirm(&paths(&cli.config))?;
             say("confirmed: the filter stays")?;

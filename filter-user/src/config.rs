@@ -18,13 +18,14 @@ use url::Url;
 
 pub use self::error::{ConfigError, ConfigErrorKind, Place};
 pub use self::gate::{
-    ClientAuth, CrlExpired, CrlFile, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair, MinTls,
-    Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption, Target, Trust,
-    Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
+    ClientAddress, ClientAuth, CrlExpired, CrlFile, DEFAULT_DEPTH, GateSettings, HostSettings,
+    KeyPair, MinTls, Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption,
+    Target, Trust, Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
 };
 pub use self::load::{LoadError, load, salvage_paths};
 pub use self::source::{Fallback, FeedSource, Location, SourceEndpoint, redacted};
 pub(crate) use self::value::is_loopback;
+use crate::host::netlink::ReturnPath;
 use crate::ranges::{GuardLimits, RangeSet, Rules};
 use crate::role::Role;
 
@@ -208,6 +209,8 @@ pub struct FilterSettings {
     pub ports: Vec<u16>,
     /// Those of them whose connections are steered to the gate.
     pub steered_ports: Vec<u16>,
+    /// The way back for connections that the gate opens in its clients' names, if it does.
+    pub return_path: Option<ReturnPath>,
     /// Protected UDP ports.
     pub udp_ports: Vec<u16>,
     /// Protected addresses; empty protects all.

@@ -341,6 +341,7 @@ pub fn load(
         clock: Arc::clone(clock),
         shared,
         steered_ports: config.steered_ports.clone(),
+        client_address: config.client_address,
     };
     let mut policies = Vec::new();
     let (mut broken, mut unavailable) = (Vec::new(), HashSet::new());

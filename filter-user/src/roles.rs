@@ -117,7 +117,7 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
             (_, _) => join_groups(&shared_groups(paths)),
         }
         // First of all, so that the start can read no more than a reload will.
-        sandbox::drop_privileges(&roles)?;
+        sandbox::drop_privileges(&roles, access::is_transparent(&config))?;
         config = load(&file)?;
     }
     if options

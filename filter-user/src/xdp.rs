@@ -345,6 +345,12 @@ impl Filter {
         self.loaded.events.take()
     }
 
+    /// Whether there is a filter: it is on trial, or no other process has unloaded it.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        !self.reverted && (self.is_on_trial() || self.pins.exist())
+    }
+
     /// Whether what is active still waits to be confirmed.
     #[must_use]
     pub fn is_on_trial(&self) -> bool {

@@ -16,7 +16,9 @@ pub struct Manual {
     pub enforce: &'static str,
     /// Applies it.
     pub reload: &'static str,
-    /// Enables and starts the gate.
+    /// Enables and starts the gate, where connections are steered to it.
+    pub start_steered: &'static str,
+    /// Enables and starts the gate, where it has the port.
     pub start_gate: &'static str,
     /// Unpacks the tarball.
     pub unpack: &'static str,
@@ -38,6 +40,8 @@ impl Manual {
         let (check, start_filter, status, enforce, reload) =
             (next(), next(), next(), next(), next());
         assert_eq!([next(), next()], [status, check]);
+        let (reload_filter, start_steered) = (next(), next());
+        assert_eq!([reload_filter, next()], [reload, check]);
         Self {
             package: install.strip_prefix("apt install ./").unwrap(),
             install,
@@ -46,6 +50,7 @@ impl Manual {
             status,
             enforce,
             reload,
+            start_steered,
             start_gate: next(),
             unpack: next(),
             take_in: [next(), next(), next()],

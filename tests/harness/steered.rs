@@ -143,6 +143,14 @@ impl Steered {
         accepted(&self.network)
     }
 
+    /// The capabilities that the gate has.
+    #[must_use]
+    pub fn capabilities_of_gate(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.gate().pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+    }
+
     /// Runs a `pullgate` command in the origin.
     #[must_use]
     pub fn pullgate(&self, arguments: &[&str]) -> Output {

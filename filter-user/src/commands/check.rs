@@ -10,7 +10,7 @@ use crate::host::sandbox;
 use crate::observe::Finding;
 use crate::report::Failure;
 use crate::role::Role;
-use crate::roles::{self, StartError, findings};
+use crate::roles::{self, StartError, access, findings};
 use crate::xdp;
 
 /// Checks the configuration in `file`, and prints what was found.
@@ -57,7 +57,7 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let mut groups = roles::shared_groups(&config.boot.paths);
     groups.extend(service_group());
     roles::join_groups(&groups);
-    sandbox::drop_privileges(&roles)?;
+    sandbox::drop_privileges(&roles, access::is_transparent(config))?;
     let loaded = roles::examine(config, &roles)?;
     // A role with a broken host serves the others, so that `--only` reports the host as a warning.
     let loaded = if only.is_some() {
@@ -74,6 +74,9 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
         if config.live.gate.is_none() && only.is_none() {
             found.extend(findings::of_web_servers(filter).1);
         }
+    }
+    if let (Some(gate), true, None) = (&config.live.gate, config.boot.steer, only) {
+        found.extend(findings::of_steered_web_server(gate));
     }
     found.extend(findings::of_roles(config, &roles));
     // A role starts without them, and whoever asks for one asks whether it would.

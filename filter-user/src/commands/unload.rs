@@ -7,6 +7,7 @@ use super::output::say;
 use crate::config::Paths;
 use crate::control::client;
 use crate::host::file;
+use crate::host::netlink::remove_return_paths;
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
 
@@ -16,6 +17,9 @@ pub(super) fn execute(paths: &Paths) -> Result<(), Failure> {
         say("the filter that was on trial is gone, and its role has ended")?;
     }
     let removed = xdp::unload(&paths.bpf)?;
+    if remove_return_paths(None).map_err(|source| ReturnPathKept { source })? {
+        say("the rules and routes of `client_address` are removed")?;
+    }
     for pin in &removed {
         say(&format!("removed {}", pin.display()))?;
     }
@@ -50,6 +54,22 @@ struct StillAttached {
 impl ExitStatus for StillAttached {
     fn exit_status(&self) -> u8 {
         EX_CONFIG
+    }
+}
+
+/// Rules and routes of ours are left.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the filter is detached, and the rules and routes of `client_address` are left: `ip rule show` and \
+     `ip route show table all` list them with `proto 171`"
+)]
+struct ReturnPathKept {
+    source: io::Error,
+}
+
+impl ExitStatus for ReturnPathKept {
+    fn exit_status(&self) -> u8 {
+        EX_SOFTWARE
     }
 }
 

@@ -32,10 +32,23 @@ pub struct GateSettings {
     pub per_source: PeerLimit,
     /// What a network may take: an IPv4 /24, or an IPv6 /48.
     pub per_network: PeerLimit,
+    /// Which address the web server sees.
+    pub client_address: ClientAddress,
     /// The TCP ports whose connections are steered to the gate; none, if it listens on them itself.
     pub steered_ports: Vec<u16>,
     /// The policies, one per `[[gate.host]]`.
     pub hosts: Vec<HostSettings>,
+}
+
+/// Which address the web server sees connections from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientAddress {
+    /// Loopback's.
+    #[default]
+    Loopback,
+    /// The client's own: the gate opens connections in its name.
+    Transparent,
 }
 
 /// What one part of the internet may take of the gate.

@@ -10,8 +10,10 @@ use toml::Spanned;
 
 use super::value::{absolute, parse_target};
 use super::{
-    Boot, Config, ConfigError, FilterSettings, Live, Located, Paths, Place, Source, Target,
+    Boot, ClientAddress, Config, ConfigError, FilterSettings, Live, Located, Paths, Place, Source,
+    Target,
 };
+use crate::host::netlink::ReturnPath;
 use crate::role::Role;
 
 mod filter;
@@ -98,12 +100,15 @@ impl RawConfig {
         let RawListening {
             listen,
             steer,
+            return_path,
             max_connections,
         } = listening.unwrap_or_default();
         if let (Some(gate), Some(place)) = (&mut gate, &steer) {
             gate.steered_ports = steered_ports(filter.as_ref(), place)?;
             if let Some(filter) = &mut filter {
                 filter.steered_ports.clone_from(&gate.steered_ports);
+                let is_transparent = gate.client_address == ClientAddress::Transparent;
+                filter.return_path = is_transparent.then_some(return_path);
             }
         }
         let boot = Boot {
@@ -137,6 +142,7 @@ struct RawListening {
     listen: Vec<SocketAddr>,
     /// Where it stands that connections are steered, if they are.
     steer: Option<Place>,
+    return_path: ReturnPath,
     max_connections: usize,
 }
 

@@ -293,7 +293,8 @@ fn an_unknown_field_is_named_with_its_line() {
     assert_eq!(
         error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),
         "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`, expected \
-         one of `listen`, `steer`, `proxy_from`, `cloudflare_ca_file`, `handshake_timeout`, \
+         one of `listen`, `steer`, `client_address`, `route_table`, `rule_priority`, \
+         `proxy_from`, `cloudflare_ca_file`, `handshake_timeout`, \
          `connect_timeout`, `idle_timeout`, `drain_timeout`, `max_connections`, \
          `max_handshakes`, `per_source`, `per_network`, `host`"
     );

@@ -64,7 +64,45 @@ fn exposure(host: &HostSettings, listening: &[SocketAddr]) -> Option<Finding> {
 #[must_use]
 pub fn listeners(config: &GateSettings, listening: &[SocketAddr]) -> Vec<Finding> {
     let hosts = config.hosts.iter();
-    hosts.filter_map(|host| exposure(host, listening)).collect()
+    let exposed = hosts.filter_map(|host| exposure(host, listening));
+    exposed.chain(unreached(config, listening)).collect()
+}
+
+/// Web servers on steered ports that loopback does not reach, by which the gate does.
+fn unreached(config: &GateSettings, listening: &[SocketAddr]) -> Vec<Finding> {
+    let mut hosts = config.hosts.iter();
+    let Some(host) = hosts.find(|host| host.upstream.value.fixed().is_none()) else {
+        return Vec::new();
+    };
+    let place = &host.upstream.place;
+    let finding = |port: &u16| {
+        let mut on_port = listening.iter().filter(|address| address.port() == *port);
+        let is_reached = |address: &SocketAddr| {
+            let ip = address.ip().to_canonical();
+            ip.is_unspecified() || ip.is_loopback()
+        };
+        if on_port.clone().any(is_reached) {
+            return None;
+        }
+        Some(match on_port.next() {
+            Some(address) => {
+                let text = format!(
+                    "the web server listens on {address} alone, where the gate does not reach it by \
+                     loopback"
+                );
+                lint("web-server-unreached", place, text).remedy(format!(
+                    "let it listen on every address, or write `upstream = \"{address}\"` and \
+                     `upstream_tls = {{}}`"
+                ))
+            }
+            None => {
+                let text =
+                    format!("no web server listens on port {port}, to which the gate relays");
+                lint("web-server-absent", place, text).remedy("start it")
+            }
+        })
+    };
+    config.steered_ports.iter().filter_map(finding).collect()
 }
 
 /// Files that whoever runs as root can read, and the gate as the package runs it can not.

@@ -10,22 +10,24 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{IpBindAddressNoPort, IpTransparent};
 use rustls::pki_types::ServerName;
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError, StreamOwned,
 };
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tracing::debug;
 
 use super::endpoint::Endpoint;
-use super::proxy::{self, ProxyInfo};
+use super::proxy::{self, ConnectionAddrs, ProxyInfo};
 use super::refusal::{Refusal, UpstreamFault};
 use super::tls::peer::VerifiedPeer;
-use crate::config::{ProxyProtocol, Target, Upstream, UpstreamTarget};
+use crate::config::{ClientAddress, ProxyProtocol, Target, Upstream, UpstreamTarget};
 
 /// A connection to the upstream.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
@@ -39,6 +41,8 @@ pub(super) struct Dialer {
     pub(super) encryption: Option<Encryption>,
     /// The ports that an upstream on the same port has: the first is asked what it speaks.
     pub(super) steered_ports: Vec<u16>,
+    /// Which address such an upstream sees.
+    pub(super) client_address: ClientAddress,
 }
 
 /// How an upstream is spoken to in TLS.
@@ -87,9 +91,15 @@ impl Dialer {
             }
         };
         let unreachable = failed(UpstreamFault::Unreachable);
-        let mut stream = match self.target(info.addresses.local) {
+        let mut stream = match self.target(info.addresses) {
             Target::Tcp(address) => {
-                let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+                let stream = match (&self.upstream.target, self.client_address) {
+                    (UpstreamTarget::SamePort, ClientAddress::Transparent) => {
+                        connect_as(info.addresses.client, address).await
+                    }
+                    (_, _) => TcpStream::connect(address).await,
+                };
+                let stream = stream.map_err(unreachable)?;
                 stream.set_nodelay(true).map_err(unreachable)?;
                 Either::Left(stream)
             }
@@ -157,12 +167,13 @@ impl Dialer {
         Ok(!encryption.asked_names.is_empty())
     }
 
-    /// Where a connection that came to `local` is relayed to.
-    fn target(&self, local: SocketAddr) -> Target {
+    /// Where a connection with these addresses is relayed to.
+    fn target(&self, addresses: ConnectionAddrs) -> Target {
         match &self.upstream.target {
             UpstreamTarget::Fixed(target) => target.clone(),
             UpstreamTarget::SamePort => {
-                let loopback = match local.ip().to_canonical() {
+                let ConnectionAddrs { client, local } = addresses;
+                let loopback = match client.ip().to_canonical() {
                     IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
                     IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
                 };
@@ -178,8 +189,12 @@ impl Dialer {
     /// Connects to the upstream with no client's word.
     fn open(&self, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut stream: Box<dyn Duplex> = match self.target(anywhere) {
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let addresses = ConnectionAddrs {
+            client: nobody,
+            local: nobody,
+        };
+        let mut stream: Box<dyn Duplex> = match self.target(addresses) {
             Target::Tcp(address) => {
                 let stream = StdTcpStream::connect_timeout(&address, left)?;
                 Box::new(DeadlineStream { stream, deadline })
@@ -199,6 +214,20 @@ impl Dialer {
         }
         Ok(stream)
     }
+}
+
+/// Connects in a client's name: by its address, and a port of the kernel's choice (ip(7), IP_TRANSPARENT).
+///
+/// The option is of IPv4 and holds for sockets of both families (`ipv6_setsockopt`, net/ipv6/ipv6_sockglue.c).
+async fn connect_as(client: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    setsockopt(&socket, IpTransparent, &true)?;
+    // The port is picked when both ends are known: as many as there are for each client.
+    setsockopt(&socket, IpBindAddressNoPort, &true)?;
+    let name = SocketAddr::new(client.ip().to_canonical(), 0);
+    socket.bind(&name.into())?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
 /// A connection that ends at a deadline, however slowly it answers.

@@ -126,13 +126,14 @@ pub enum ConfineError {
     Calls(#[source] seccompiler::Error),
 }
 
-/// Gives up the capabilities that the roles do not need, and the way to new ones.
+/// Gives up the capabilities that the roles do not need, and the way to new ones; `transparent`, if the gate
+/// opens connections in its clients' names.
 ///
 /// # Errors
 ///
 /// Returns what the kernel refuses.
-pub fn drop_privileges(roles: &[Role]) -> Result<(), ConfineError> {
-    keep_only(access::capabilities(roles)).map_err(ConfineError::Privileges)
+pub fn drop_privileges(roles: &[Role], transparent: bool) -> Result<(), ConfineError> {
+    keep_only(access::capabilities(roles, transparent)).map_err(ConfineError::Privileges)
 }
 
 /// Gives up all capabilities but the one to signal processes of other users, and the way to new ones.
@@ -151,7 +152,7 @@ pub fn keep_signalling() -> Result<(), ConfineError> {
 /// Returns what the kernel refuses. A kernel without landlock is no error, see
 /// [`Confined::lacking_landlock`].
 pub fn enter(access: Access) -> Result<Confined, ConfineError> {
-    drop_privileges(&access.roles)?;
+    drop_privileges(&access.roles, access.transparent)?;
     let held = capabilities(None)
         .map_err(ConfineError::Privileges)?
         .permitted;

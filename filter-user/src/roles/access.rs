@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    Config, GateSettings, Location, Proxy, RangesSettings, Target, UpstreamTarget,
+    ClientAddress, Config, GateSettings, Location, Proxy, RangesSettings, Target, UpstreamTarget,
 };
 use crate::host::file;
 use crate::host::sandbox::{Access, Ports};
@@ -21,6 +21,7 @@ pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Access {
         bind: BTreeSet::new(),
         connect: Ports::These(BTreeSet::new()),
         abstract_sockets: false,
+        transparent: is_transparent(config),
     };
     reads(&mut reach, file);
     reads(&mut reach, &config.boot.paths.snapshot());
@@ -49,6 +50,12 @@ pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Access {
         }
     }
     reach
+}
+
+/// Whether the gate opens connections in its clients' names.
+pub(crate) fn is_transparent(config: &Config) -> bool {
+    let gate = config.live.gate.as_ref();
+    gate.is_some_and(|gate| gate.client_address == ClientAddress::Transparent)
 }
 
 fn fetches(reach: &mut Access, config: &Config, ranges: &RangesSettings) {
@@ -81,6 +88,10 @@ fn relays(reach: &mut Access, listen: &[SocketAddr], gate: &GateSettings) {
         reads(reach, &path);
     }
     reach.bind.extend(listen.iter().map(SocketAddr::port));
+    if gate.client_address == ClientAddress::Transparent {
+        // A client's address, and whichever port the kernel picks.
+        reach.bind.insert(0);
+    }
     for host in &gate.hosts {
         match &host.upstream.value.target {
             UpstreamTarget::SamePort => connects(reach, gate.steered_ports.iter().copied()),

@@ -97,6 +97,21 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The way back for connections in clients' names cannot be made.
+    #[error(
+        "the rules and routes of `gate.client_address = \"transparent\"` cannot be added or removed"
+    )]
+    ReturnPath {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The gate may not open connections in another's name.
+    #[error(
+        "CAP_NET_RAW is missing, which `gate.client_address = \"transparent\"` needs; run as root, or copy \
+         /usr/share/doc/pullgate/steering/transparent.conf to \
+         /etc/systemd/system/pullgate-gate.service.d/"
+    )]
+    TransparentCapability,
     /// The gate may not bind a port below 1024.
     #[error(
         "CAP_NET_BIND_SERVICE is missing, which listening on {address} needs; run as root, or \
@@ -204,7 +219,9 @@ impl ExitStatus for StartError {
             | Self::ListenFd { .. }
             | Self::NoIpv6 { .. }
             | Self::Directory { .. } => EX_CONFIG,
-            Self::BindCapability { .. } | Self::SocketForbidden { .. } => EX_NOPERM,
+            Self::BindCapability { .. }
+            | Self::TransparentCapability
+            | Self::SocketForbidden { .. } => EX_NOPERM,
             Self::NotConfirmed | Self::StoppedOnTrial => EX_TEMPFAIL,
             Self::TrialWithoutFilter | Self::OneProcessExpected => EX_USAGE,
             Self::Xdp(error) => error.exit_status(),
@@ -215,6 +232,7 @@ impl ExitStatus for StartError {
             | Self::Bind { .. }
             | Self::Workers { .. }
             | Self::TaskEnded
+            | Self::ReturnPath { .. }
             | Self::Signals { .. } => EX_SOFTWARE,
         }
     }
@@ -251,6 +269,14 @@ pub enum ReloadError {
     /// The kernel does not take it.
     #[error(transparent)]
     Xdp(#[from] XdpError),
+    /// The way back for connections in clients' names cannot be made, or removed.
+    #[error(
+        "the rules and routes of `gate.client_address = \"transparent\"` cannot be added or removed"
+    )]
+    ReturnPath {
+        /// Why not.
+        source: io::Error,
+    },
     /// The rest of it is used, and some hosts are not served by it.
     #[error("{hosts}; the rest is active")]
     HostsKept {
@@ -281,7 +307,7 @@ impl ExitStatus for ReloadError {
                 EX_CONFIG
             }
             Self::Ending => EX_TEMPFAIL,
-            Self::RangesKept | Self::Failed => EX_SOFTWARE,
+            Self::RangesKept | Self::Failed | Self::ReturnPath { .. } => EX_SOFTWARE,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod handover;
 mod report;
+mod return_path;
 mod tally;
 mod upkeep;
 
@@ -14,6 +15,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
+use self::return_path::ReturnPathKeeper;
 use self::tally::Tally;
 use super::HEALTH_TIMEOUT;
 use super::error::{ReloadError, StartError};
@@ -83,6 +85,8 @@ impl BoundFilter {
         let paths = &config.boot.paths;
         let now = active.borrow_and_update().clone();
         preflight::check(settings, now.table(), own)?;
+        let return_path = ReturnPathKeeper::start(settings.return_path)
+            .map_err(|source| StartError::ReturnPath { source })?;
         let watch = netlink::NetworkWatch::new().map_err(XdpError::Netlink)?;
         let (memory, amnesia) = match uplinks::load(&paths.uplinks()) {
             Ok(memory) => (memory, None),
@@ -116,6 +120,7 @@ impl BoundFilter {
                 amnesia,
                 tampered: None,
                 unpinned: Vec::new(),
+                return_path,
                 has_ended: false,
             })),
             tally: Arc::new(Mutex::new(Tally::default())),
@@ -163,6 +168,7 @@ struct FilterState {
     tampered: Option<Instant>,
     /// Pins that are gone.
     unpinned: Vec<PathBuf>,
+    return_path: ReturnPathKeeper,
     /// Whether the role has let go of the filter: nothing changes it any more.
     has_ended: bool,
 }
@@ -333,6 +339,7 @@ impl FilterState {
             return false;
         }
         self.has_ended = true;
+        self.return_path.revert();
         match self.filter.revert() {
             Ok(()) => warn!(
                 id = "trial-reverted",
@@ -371,6 +378,8 @@ impl StagedFilter<'_> {
         if let Some(settings) = settings(&config) {
             let rules = compiled.rules();
             state.filter.reload(settings, &rules, compiled.table())?;
+            let changed = state.return_path.change(settings.return_path);
+            changed.map_err(|source| ReloadError::ReturnPath { source })?;
         }
         state.config = config;
         state.published = compiled;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::{Config, FilterSettings, Interfaces, Mode};
+use crate::config::{Config, FilterSettings, GateSettings, Interfaces, Mode};
 use crate::control::protocol::Admits;
 use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::observe::Finding;
@@ -221,6 +221,35 @@ pub(crate) fn of_web_servers(filter: &FilterSettings) -> (Admits, Vec<Finding>) 
         findings.insert(finding.text.clone(), finding);
     }
     (admits, findings.into_values().collect())
+}
+
+/// What keeps the gate from the web server to which connections are steered back: it is asked.
+pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for port in &gate.steered_ports {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        match web::demand(address) {
+            Demand::Certificate(_) => {
+                let text = format!(
+                    "the web server on port {port} demands a client certificate itself, and the gate has \
+                     none to show: every client is refused"
+                );
+                findings.push(Finding::error("web-server-demands-certificate", text).remedy(
+                    "switch that off there (nginx: `ssl_verify_client`; Apache: `SSLVerifyClient`): the gate \
+                     demands it in its place, and nobody else reaches that port",
+                ));
+            }
+            Demand::NoTls => {
+                let text = format!(
+                    "the web server on port {port} speaks no TLS, as the gate does to it: take the port out \
+                     of `filter.ports`, or let the server speak TLS there"
+                );
+                findings.push(Finding::error("web-server-without-tls", text));
+            }
+            Demand::Nothing(_) | Demand::Unknown(_) => {}
+        }
+    }
+    findings
 }
 
 /// An address at which this host reaches its own listener, and not another one on loopback.

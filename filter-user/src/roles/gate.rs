@@ -23,7 +23,9 @@ use tracing::{error, info, warn};
 
 use self::files::file_ids;
 use self::handover::Steered;
-use self::listen::{Listening, check_bind_capability, raise_descriptor_limit};
+use self::listen::{
+    Listening, check_bind_capability, check_transparent_capability, raise_descriptor_limit,
+};
 pub(crate) use self::report::exposures;
 use super::HEALTH_TIMEOUT;
 use super::error::{ReloadError, StartError};
@@ -68,6 +70,7 @@ impl PreparedGate {
         let inherited = systemd::inherited(listen_fds)
             .map_err(|(descriptor, source)| StartError::ListenFd { descriptor, source })?;
         check_bind_capability(&config.boot.listen, &inherited)?;
+        check_transparent_capability(settings)?;
         Ok(Self {
             loaded,
             read,

@@ -172,8 +172,9 @@ impl RawFilter {
         Ok(FilterSettings {
             interfaces,
             ports,
-            // The gate's section says which.
+            // The gate's section says which, and how.
             steered_ports: Vec::new(),
+            return_path: None,
             udp_ports,
             destinations: self.destinations.into_inner(),
             mode: self.mode,

@@ -13,17 +13,23 @@ use super::super::value::{
     Address, RawNet, absolute, count, duration, is_host_name, located, parse_target, rules,
 };
 use super::super::{
-    ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, GateSettings, HostSettings, KeyPair,
-    Located, MinTls, Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption, Resumption,
-    Source, Target, Trust, Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
+    ClientAddress, ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, GateSettings, HostSettings,
+    KeyPair, Located, MinTls, Name, OnTrustChange, PeerLimit, ProxyProtocol, Reencryption,
+    Resumption, Source, Target, Trust, Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
 };
 use super::RawListening;
+use crate::host::netlink::ReturnPath;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawGate {
     listen: Option<Spanned<Vec<Address>>>,
     steer: Option<Spanned<bool>>,
+    client_address: Option<Spanned<ClientAddress>>,
+    #[serde(default = "route_table")]
+    route_table: Spanned<u32>,
+    #[serde(default = "rule_priority")]
+    rule_priority: Spanned<u32>,
     #[serde(default)]
     proxy_from: Vec<Spanned<RawNet>>,
     cloudflare_ca_file: Option<Spanned<PathBuf>>,
@@ -58,6 +64,8 @@ impl RawGate {
         let steer = self.steer.filter(|steer| *steer.as_ref());
         let steer = steer.map(|steer| source.place(steer.span().start, "gate.steer"));
         let is_steered = steer.is_some();
+        let client_address = client_address(source, self.client_address, is_steered)?;
+        let return_path = return_path(source, &self.route_table, &self.rule_priority)?;
         let hosts = self.host.into_inner().into_iter();
         let hosts = hosts
             .map(|host| host.convert(source, is_steered))
@@ -84,6 +92,7 @@ impl RawGate {
         let listening = RawListening {
             listen,
             steer,
+            return_path,
             max_connections: self.max_connections,
         };
         let settings = GateSettings {
@@ -98,12 +107,55 @@ impl RawGate {
             max_handshakes: self.max_handshakes,
             per_source: self.per_source.convert(&PER_SOURCE),
             per_network: self.per_network.convert(&PER_NETWORK),
+            client_address,
             // Those of the filter's section.
             steered_ports: Vec::new(),
             hosts,
         };
         Ok((settings, listening))
     }
+}
+
+fn client_address(
+    source: &Source<'_>,
+    raw: Option<Spanned<ClientAddress>>,
+    is_steered: bool,
+) -> Result<ClientAddress, ConfigError> {
+    let Some(raw) = raw else {
+        return Ok(ClientAddress::default());
+    };
+    let place = source.place(raw.span().start, "gate.client_address");
+    match raw.into_inner() {
+        ClientAddress::Transparent if !is_steered => Err(place.error(
+            "\"transparent\" needs `steer = true`; without it, the PROXY header tells the web server \
+             who the client is",
+        )),
+        ClientAddress::Transparent => Ok(ClientAddress::Transparent),
+        ClientAddress::Loopback => Ok(ClientAddress::Loopback),
+    }
+}
+
+/// The tables and rules of the kernel's own are at the ends.
+fn return_path(
+    source: &Source<'_>,
+    table: &Spanned<u32>,
+    priority: &Spanned<u32>,
+) -> Result<ReturnPath, ConfigError> {
+    if [0, 253, 254, 255].contains(table.as_ref()) {
+        let place = source.place(table.span().start, "gate.route_table");
+        return Err(place.error("is one of the kernel's own; name one that nothing else uses"));
+    }
+    if !(1..RULE_MAIN).contains(priority.as_ref()) {
+        let place = source.place(priority.span().start, "gate.rule_priority");
+        return Err(place.error(format_args!(
+            "is out of bounds; write a number from 1 to {}, lower than that of other rules",
+            RULE_MAIN - 1
+        )));
+    }
+    Ok(ReturnPath {
+        table: *table.as_ref(),
+        priority: *priority.as_ref(),
+    })
 }
 
 #[derive(Default, Deserialize)]
@@ -489,6 +541,14 @@ fn any_http() -> Spanned<Vec<String>> {
     Spanned::new(0..0, vec!["h2".to_owned(), "http/1.1".to_owned()])
 }
 
+fn route_table() -> Spanned<u32> {
+    Spanned::new(0..0, ROUTE_TABLE)
+}
+
+fn rule_priority() -> Spanned<u32> {
+    Spanned::new(0..0, RULE_PRIORITY)
+}
+
 fn intermediates() -> Spanned<usize> {
     Spanned::new(0..0, DEFAULT_DEPTH)
 }
@@ -534,5 +594,11 @@ const PER_NETWORK: PeerLimit = PeerLimit {
 };
 /// Where the gate listens while connections are steered to it, as in the package's socket unit.
 const STEERED_PORT: u16 = 44_300;
+/// The routing table of the way back, as the port: one that nothing else uses.
+const ROUTE_TABLE: u32 = 44_300;
+/// Before the rules of VPNs and policy routing, which begin at some hundreds.
+const RULE_PRIORITY: u32 = 44;
+/// The priority of the rule for the table `main` (ip-rule(8)).
+const RULE_MAIN: u32 = 32_766;
 /// What webpki would try.
 const DEPTH_MAX: usize = 6;

@@ -25,8 +25,8 @@ use super::sessions::Unexpired;
 use super::shown::ShownCertificates;
 use super::trust::{Anchor, Trusted, VerifiedChains};
 use crate::config::{
-    ClientAuth, ConfigError, HostSettings, Located, MinTls, Name, OnTrustChange, Trust,
-    UpstreamName, UpstreamTrust,
+    ClientAddress, ClientAuth, ConfigError, HostSettings, Located, MinTls, Name, OnTrustChange,
+    Trust, UpstreamName, UpstreamTrust,
 };
 use crate::gate::refusal::Refusal;
 use crate::gate::shutdown::Signal;
@@ -154,6 +154,8 @@ pub(in crate::gate) struct TlsContext {
     pub(in crate::gate) shared: Authority,
     /// The ports whose connections are steered to the gate.
     pub(in crate::gate) steered_ports: Vec<u16>,
+    /// Which address the web server sees.
+    pub(in crate::gate) client_address: ClientAddress,
 }
 
 impl Policy {
@@ -456,6 +458,7 @@ fn dialer(
     });
     Ok(Dialer {
         steered_ports: context.steered_ports.clone(),
+        client_address: context.client_address,
         proxy_protocol: host.proxy_protocol,
         proxy_tlvs: host.proxy_tlvs,
         encryption: encryption.transpose()?,

@@ -22,6 +22,8 @@ pub struct Access {
     pub connect: Ports,
     /// Whether UNIX sockets without a file may be connected to.
     pub abstract_sockets: bool,
+    /// Whether connections may be opened in another's name (IP_TRANSPARENT).
+    pub transparent: bool,
 }
 
 /// TCP ports.
@@ -63,15 +65,20 @@ impl Access {
             (Ports::These(_), Ports::Any) => lacking.push("the environment's proxy".to_owned()),
             (Ports::Any, _) => {}
         }
+        if wanted.transparent && !self.transparent {
+            lacking.push("CAP_NET_RAW".to_owned());
+        }
         lacking
     }
 }
 
-/// The capabilities that roles need.
-pub(super) fn capabilities(roles: &[Role]) -> CapabilitySet {
+/// The capabilities that roles need. One that opens connections in another's name keeps CAP_NET_RAW, by which
+/// it could make raw sockets too: its system calls make none.
+pub(super) fn capabilities(roles: &[Role], transparent: bool) -> CapabilitySet {
     let needed = roles.iter().map(|role| match role {
         Role::Filter => CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON,
         Role::Ranges => CapabilitySet::empty(),
+        Role::Gate if transparent => CapabilitySet::NET_BIND_SERVICE | CapabilitySet::NET_RAW,
         Role::Gate => CapabilitySet::NET_BIND_SERVICE,
     });
     needed.fold(CapabilitySet::empty(), CapabilitySet::union)

@@ -82,6 +82,7 @@ fn findings(state: &FilterState) -> Vec<Finding> {
         amnesia,
         tampered,
         unpinned,
+        return_path,
         has_ended: _,
     } = state;
     let mut findings = Vec::new();
@@ -109,6 +110,7 @@ fn findings(state: &FilterState) -> Vec<Finding> {
         );
         Finding::error("pin-removed", text).remedy("restart the filter role")
     }));
+    findings.extend(return_path.finding());
     if filter.is_on_trial() {
         findings.push(
             Finding::warning("on-trial", "the filter is on trial")

@@ -202,6 +202,10 @@ impl FilterRole {
             return;
         }
         let reconciled = state.filter.reconcile(changed);
+        // `unload` has removed it for good.
+        if state.filter.is_loaded() {
+            state.return_path.look();
+        }
         drop(state);
         let reconciled = match reconciled {
             Ok(reconciled) => reconciled,

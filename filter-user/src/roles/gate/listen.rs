@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use tracing::{info, warn};
 
+use crate::config::{ClientAddress, GateSettings};
 use crate::gate;
 use crate::host::systemd::{self, Inherited};
 use crate::roles::error::StartError;
@@ -123,6 +124,22 @@ pub(super) fn check_bind_capability(
             Err(StartError::BindCapability { address: *address })
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether connections may be opened in clients' names, if they are to be.
+pub(super) fn check_transparent_capability(settings: &GateSettings) -> Result<(), StartError> {
+    if settings.client_address != ClientAddress::Transparent {
+        return Ok(());
+    }
+    let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
+        source: errno.into(),
+    })?;
+    let may = CapabilitySet::NET_RAW | CapabilitySet::NET_ADMIN;
+    if held.effective.intersects(may) {
+        Ok(())
+    } else {
+        Err(StartError::TransparentCapability)
     }
 }
 

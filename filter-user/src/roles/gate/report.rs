@@ -8,6 +8,7 @@ use crate::control::protocol::{Admits, RangeUseStatus};
 use crate::gate;
 use crate::host::netlink;
 use crate::observe::{Finding, Severity};
+use crate::roles::access::is_transparent;
 use crate::roles::role_report::RoleReport;
 
 impl GateRole {
@@ -16,6 +17,7 @@ impl GateRole {
         let mut findings = self.findings();
         findings.extend(self.gate.lints());
         findings.extend(config.live.gate.iter().flat_map(exposures));
+        findings.extend(is_transparent(config).then(transparent));
         let (hosts, is_enforcing, is_own) = self.gate.with_policies(|policies| {
             let hosts: Vec<_> = policies.iter().map(|policy| policy.label()).collect();
             let is_enforcing = policies.iter().all(|policy| policy.enforces());
@@ -89,6 +91,13 @@ impl GateRole {
         }));
         findings
     }
+}
+
+/// The gate has more power than it would else.
+fn transparent() -> Finding {
+    let text = "the gate keeps CAP_NET_RAW to open connections in its clients' names \
+                (`client_address = \"transparent\"`); its system calls are confined to stream sockets";
+    Finding::warning("client-address-transparent", text)
 }
 
 /// Upstreams that can be reached around the gate.

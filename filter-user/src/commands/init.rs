@@ -1,0 +1,372 @@
+//! `init`: looks at this host, and writes the configuration that protects it in front of the web server as it
+//! stands. What cannot be read is a comment, not a guess.
+
+mod apache;
+mod nginx;
+mod site;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use self::site::ServedSite;
+use super::output::{complain, print, say};
+use crate::config::Config;
+use crate::gate::service_group;
+use crate::host::kernel;
+use crate::host::netlink;
+use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
+
+/// Prints the configuration, or puts it in place.
+pub(super) fn execute(target: &Path, write: bool) -> Result<(), Failure> {
+    let host = HostFacts::look();
+    let text = host.configuration();
+    // What we write ourselves is read as an operator's would be.
+    Config::parse(target, &text)?;
+    if write {
+        put(target, &text)?;
+        say(&format!("{}: written", target.display()))?;
+    } else {
+        print(&text)?;
+    }
+    for line in host.next_steps(target) {
+        complain(&line);
+    }
+    Ok(())
+}
+
+/// What was found on this host.
+struct HostFacts {
+    /// Interfaces that lead to the internet.
+    uplinks: Vec<String>,
+    sites: Vec<ServedSite>,
+    /// What an operator has to know, and no setting says.
+    notes: Vec<String>,
+}
+
+impl HostFacts {
+    fn look() -> Self {
+        let mut notes = Vec::new();
+        let mut sites = Vec::new();
+        let nginx = tool("nginx").map(|nginx| (nginx, ["-T"].as_slice(), nginx::sites as Read));
+        let apache = tool("apache2ctl").or_else(|| tool("apachectl"));
+        let dump = ["-t", "-D", "DUMP_VHOSTS"].as_slice();
+        let apache = apache.map(|apache| (apache, dump, apache::sites as Read));
+        for (program, arguments, read) in nginx.into_iter().chain(apache) {
+            match run(&program, arguments).and_then(|text| read(&text)) {
+                Ok(found) if found.is_empty() => {
+                    notes.push(format!(
+                        "{} has no site that speaks TLS.",
+                        program.display()
+                    ));
+                }
+                Ok(found) => sites.extend(found),
+                Err(problem) => notes.push(format!(
+                    "What {} serves cannot be read: {problem}.",
+                    program.display()
+                )),
+            }
+        }
+        for (name, what) in [("haproxy", "HAProxy"), ("caddy", "Caddy")] {
+            if tool(name).is_some() {
+                notes.push(format!(
+                    "{what} is installed, and does not tell its sites and keys: if it serves any, add a \
+                     [[gate.host]] for each."
+                ));
+            }
+        }
+        once(&mut sites);
+        let mut host = Self {
+            uplinks: uplinks(),
+            sites,
+            notes,
+        };
+        host.look_at_network();
+        host
+    }
+
+    /// What is in the way of packets and connections.
+    fn look_at_network(&mut self) {
+        let ports = self.ports();
+        // A kernel that does not answer is no reason to warn.
+        let listening = netlink::listeners().unwrap_or_default();
+        for port in &ports {
+            if !listening.iter().any(|address| address.port() == *port) {
+                self.notes.push(format!(
+                    "Nothing listens on TCP port {port} now: does the web server run?"
+                ));
+            }
+        }
+        let datagrams = netlink::udp_listeners().unwrap_or_default();
+        for port in &ports {
+            let answers = datagrams.iter().any(|address| address.port() == *port);
+            if answers {
+                self.notes.push(format!(
+                    "A program answers UDP on port {port} (HTTP/3), which Cloudflare does not speak to \
+                     origins: switch it off, or write `udp_ports = [{port}]` into [filter]."
+                ));
+            }
+        }
+        for (name, arguments) in [
+            ("iptables-save", ["-t", "nat"].as_slice()),
+            ("nft", ["list", "ruleset"].as_slice()),
+        ] {
+            let rules = tool(name).and_then(|program| run(&program, arguments).ok());
+            let rules = rules.unwrap_or_default();
+            for port in ports.iter().filter(|port| is_redirected(&rules, **port)) {
+                self.notes.push(format!(
+                    "A rule of {name} redirects TCP port {port} (as Docker's published ports are), before \
+                     connections are steered: these do not reach the gate. The filter covers them."
+                ));
+            }
+        }
+    }
+
+    /// The ports on which TLS is spoken, as far as it is known.
+    fn ports(&self) -> BTreeSet<u16> {
+        let served = self.served();
+        let listens = served.flat_map(|site| &site.listens);
+        let ports: BTreeSet<_> = listens.map(|listen| listen.port()).collect();
+        if ports.is_empty() {
+            BTreeSet::from([HTTPS])
+        } else {
+            ports
+        }
+    }
+
+    /// The sites that the gate can serve.
+    fn served(&self) -> impl Iterator<Item = &ServedSite> {
+        self.sites.iter().filter(|site| site.problem().is_none())
+    }
+
+    fn configuration(&self) -> String {
+        let ports: Vec<_> = self.ports().iter().map(u16::to_string).collect();
+        let leads = match self.uplinks.as_slice() {
+            [] => "none leads to the internet now".to_owned(),
+            uplinks => format!("now {}", uplinks.join(", ")),
+        };
+        let mut text = format!(
+            "# Written by `pullgate init` from what this host and its web server say of themselves. Look at each\n\
+             # line. All options: /usr/share/doc/pullgate/reference.toml.\n\n\
+             [filter]\n\
+             interfaces = \"auto\"  # those that lead to the internet: {leads}\n\
+             ports = [{}]\n\
+             mode = \"monitor\"  # counts strangers; \"enforce\" drops them\n",
+            ports.join(", ")
+        );
+        for note in &self.notes {
+            text.push_str(&format!("# {note}\n"));
+        }
+        let steers = kernel::is_at_least(STEERS_SINCE);
+        if self.served().next().is_none() || !steers {
+            text.push_str(if steers {
+                "\n# No site was found that the gate could serve, so there is no [gate].\n"
+            } else {
+                "\n# This kernel cannot steer connections to the gate (Linux 5.9), so there is no [gate].\n"
+            });
+        } else {
+            text.push_str(
+                "\n[gate]\n\
+                 steer = true  # the web server keeps its port, and is reached through the gate\n\
+                 # The web server sees 127.0.0.1, unless this is set (see the README, Steering):\n\
+                 # client_address = \"transparent\"\n",
+            );
+        }
+        for site in &self.sites {
+            let host = site.host();
+            if steers {
+                text.push_str(&host);
+            }
+        }
+        text
+    }
+
+    /// What is left to do, a command a line.
+    fn next_steps(&self, target: &Path) -> Vec<String> {
+        let mut steps = Vec::new();
+        let commands = self.key_commands();
+        if !commands.is_empty() {
+            steps.push("To let the package's gate read certificates and keys:".to_owned());
+            steps.extend(commands.into_iter().map(|command| format!("  {command}")));
+        }
+        if self.served().next().is_some() {
+            steps.push(
+                "The web server sees 127.0.0.1 from then on; to let nginx read the visitor's address:\n  \
+                 set_real_ip_from 127.0.0.1; set_real_ip_from ::1; real_ip_header CF-Connecting-IP;\n\
+                 Apache: RemoteIPHeader CF-Connecting-IP and RemoteIPInternalProxy 127.0.0.1 ::1"
+                    .to_owned(),
+            );
+        }
+        steps.push(format!(
+            "Then: pullgate --config {} check",
+            target.display()
+        ));
+        steps
+    }
+
+    /// What lets the package's gate read the files of sites, which may be root's alone.
+    fn key_commands(&self) -> BTreeSet<String> {
+        let mut commands = BTreeSet::new();
+        let Some(group) = service_group() else {
+            return commands;
+        };
+        let pairs = self.served().flat_map(|site| &site.certificates);
+        for path in pairs.flat_map(|(certificate, key)| [certificate, key]) {
+            // By the name that is configured, and where links lead.
+            let real = fs::canonicalize(path);
+            for name in [path].into_iter().chain(&real) {
+                commands.extend(access_commands(name, group));
+            }
+        }
+        commands
+    }
+}
+
+/// How the sites of a web server are read from what a tool of it prints.
+type Read = fn(&str) -> Result<Vec<ServedSite>, String>;
+
+/// What lets a group read a file, and enter the directories above it.
+fn access_commands(path: &Path, group: u32) -> Vec<String> {
+    let mut commands = Vec::new();
+    for (depth, part) in path.ancestors().enumerate() {
+        let Ok(found) = fs::metadata(part) else {
+            continue;
+        };
+        let (needed, letter) = if depth == 0 { (0o4, "r") } else { (0o1, "x") };
+        let is_for_group = found.gid() == group && found.mode() & needed << 3 != 0;
+        if found.mode() & needed != 0 || is_for_group {
+            continue;
+        }
+        let part = part.display();
+        commands.push(format!(
+            "chgrp {GROUP} '{part}' && chmod g+{letter} '{part}'"
+        ));
+    }
+    commands
+}
+
+/// Names that two sites have are the first one's, as they are for the web server.
+fn once(sites: &mut [ServedSite]) {
+    let mut taken = BTreeSet::new();
+    for site in sites {
+        let mut twice = Vec::new();
+        site.names.retain(|name| {
+            let is_new = taken.insert(name.clone());
+            if !is_new {
+                twice.push(name.clone());
+            }
+            is_new
+        });
+        let notes = twice
+            .into_iter()
+            .map(|name| format!("left out: `{name}` is another site's already"));
+        site.notes.extend(notes);
+    }
+}
+
+fn uplinks() -> Vec<String> {
+    let interfaces = netlink::interfaces().unwrap_or_default();
+    let uplinks = netlink::uplinks().unwrap_or_default().main;
+    let names = interfaces.into_iter();
+    names
+        .filter(|interface| uplinks.contains(&interface.index))
+        .map(|interface| interface.name)
+        .collect()
+}
+
+/// Whether a rule of the firewall leads a port elsewhere.
+fn is_redirected(rules: &str, port: u16) -> bool {
+    rules.lines().any(|rule| {
+        let rule = format!("{rule} ");
+        rule.contains(&format!("dport {port} ")) && rule.to_lowercase().contains("dnat")
+    })
+}
+
+/// A program of the host's, where its packages put it.
+fn tool(name: &str) -> Option<PathBuf> {
+    let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
+    let mut places = places.iter().map(|place| Path::new(place).join(name));
+    places.find(|place| place.is_file())
+}
+
+/// What a program prints, if it ends well and in time.
+fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("timeout")
+        .arg(PATIENCE)
+        .arg(program)
+        .args(arguments)
+        .output()
+        .map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        let last = words.lines().last().unwrap_or("it prints no reason");
+        return Err(last.to_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Puts the configuration in the place of the one that the package has brought, or of none.
+fn put(target: &Path, text: &str) -> Result<(), InitError> {
+    let blame = |source| InitError::Write {
+        path: target.to_owned(),
+        source,
+    };
+    let before = match fs::read(target) {
+        Ok(content) if content == SHIPPED.as_bytes() => fs::metadata(target).map(Some),
+        Ok(_) => {
+            return Err(InitError::Taken {
+                path: target.to_owned(),
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let before = before.map_err(blame)?;
+    let new = target.with_extension("toml.new");
+    fs::write(&new, text).map_err(blame)?;
+    let group = before.as_ref().map(MetadataExt::gid);
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o640)).map_err(blame)?;
+    chown(&new, None, group).map_err(blame)?;
+    fs::rename(&new, target).map_err(blame)
+}
+
+/// Why the configuration is not put in place.
+#[derive(Debug, thiserror::Error)]
+enum InitError {
+    /// The operator has written one.
+    #[error("{} is not the one that the package has brought; without `--write`, the new one is printed", path.display())]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be written.
+    #[error("{} cannot be written", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl ExitStatus for InitError {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Taken { .. } => EX_CONFIG,
+            Self::Write { .. } => EX_SOFTWARE,
+        }
+    }
+}
+
+/// The configuration that the package brings.
+const SHIPPED: &str = include_str!("../../dist/pullgate.toml");
+/// The group of the package's gate.
+const GROUP: &str = "pullgate-gate";
+const HTTPS: u16 = 443;
+/// Commit e9ddbb7707ff.
+const STEERS_SINCE: (u32, u32) = (5, 9);
+/// Seconds for a web server to look at its own configuration.
+const PATIENCE: &str = "20";

@@ -1,0 +1,204 @@
+//! Apache, by `apache2ctl -t -D DUMP_VHOSTS`: which virtual hosts there are, and where each is configured.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use super::site::{Listen, ServedSite};
+
+/// The sites that speak TLS, from what the dump prints and the files that it names.
+///
+/// # Errors
+///
+/// Returns the file that cannot be read.
+pub(super) fn sites(dump: &str) -> Result<Vec<ServedSite>, String> {
+    let mut sites = Vec::new();
+    for (listen, path, line) in virtual_hosts(dump) {
+        let text = read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if let Some(site) = site(listen, &path, line, &text) {
+            sites.push(site);
+        }
+    }
+    Ok(sites)
+}
+
+/// Of each virtual host: where it listens, its file and its line.
+fn virtual_hosts(dump: &str) -> Vec<(Listen, PathBuf, usize)> {
+    let mut hosts = Vec::new();
+    let mut listen = None;
+    for line in dump.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        // `*:443  is a NameVirtualHost`, or `*:443  name (file:line)` where there is only one.
+        if !line.starts_with(' ') && !line.starts_with('\t') {
+            listen = parse_listen(first);
+        }
+        let place = line
+            .rsplit_once('(')
+            .and_then(|(_, rest)| rest.strip_suffix(')'));
+        let place = place.and_then(|place| place.rsplit_once(':'));
+        let is_default = first == "default";
+        if let (Some(listen), Some((file, number)), false) = (listen, place, is_default)
+            && let Ok(number) = number.parse()
+        {
+            hosts.push((listen, PathBuf::from(file), number));
+        }
+    }
+    hosts
+}
+
+fn parse_listen(text: &str) -> Option<Listen> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<IpAddr>() {
+        Ok(ip) if !ip.is_unspecified() => Some(Listen::One(SocketAddr::new(ip, port))),
+        Ok(_) | Err(_) => Some(Listen::Every(port)),
+    }
+}
+
+/// The virtual host that begins in a line of a file; none, if it speaks no TLS.
+fn site(listen: Listen, path: &Path, begins: usize, text: &str) -> Option<ServedSite> {
+    let mut site = ServedSite {
+        place: format!("Apache, {}:{begins}", path.display()),
+        listens: vec![listen],
+        ..ServedSite::default()
+    };
+    let (mut is_tls, mut verifies, mut authority) = (false, false, None);
+    let (mut certificates, mut keys) = (Vec::new(), Vec::new());
+    for line in text.lines().skip(begins) {
+        let words = words(line);
+        let (Some(name), arguments) = (words.first(), words.get(1..).unwrap_or_default()) else {
+            continue;
+        };
+        let argument = || arguments.first().cloned().unwrap_or_default();
+        match name.to_ascii_lowercase().as_str() {
+            "</virtualhost>" => break,
+            "servername" => {
+                // `https://name:443` is allowed.
+                let url = argument();
+                let host = url.rsplit("//").next().unwrap_or_default();
+                site.name(host.split(':').next().map(str::to_owned));
+            }
+            "serveralias" => site.name(arguments.iter().cloned()),
+            "sslengine" => is_tls = argument().eq_ignore_ascii_case("on"),
+            "sslcertificatefile" => certificates.push(PathBuf::from(argument())),
+            "sslcertificatekeyfile" => keys.push(PathBuf::from(argument())),
+            "sslcacertificatefile" => authority = Some(PathBuf::from(argument())),
+            "sslverifyclient" => verifies = argument().eq_ignore_ascii_case("require"),
+            "include" | "includeoptional" => site.notes.push(format!(
+                "What `{}` includes there was not looked at.",
+                argument()
+            )),
+            _ => {}
+        }
+    }
+    if !is_tls {
+        return None;
+    }
+    if keys.is_empty() {
+        // The key may be in the certificate's file.
+        keys.clone_from(&certificates);
+    }
+    site.certificates = certificates.into_iter().zip(keys).collect();
+    if verifies {
+        site.demands = authority;
+        site.notes.push(
+            "Take `SSLVerifyClient require` out there: the gate demands the certificate in its place, and \
+             has none to show. Nobody else reaches that port by then."
+                .to_owned(),
+        );
+    }
+    Some(site)
+}
+
+/// The words of a line, quoted or not; none of a comment.
+fn words(line: &str) -> Vec<String> {
+    let line = line.trim();
+    if line.starts_with('#') {
+        return Vec::new();
+    }
+    let mut words = Vec::new();
+    let mut rest = line;
+    while !rest.is_empty() {
+        let quote = rest.chars().next().filter(|first| "\"'".contains(*first));
+        let (word, after) = match quote {
+            Some(quote) => {
+                let inner = rest.get(1..).unwrap_or_default();
+                inner.split_once(quote).unwrap_or((inner, ""))
+            }
+            None => rest.split_once(char::is_whitespace).unwrap_or((rest, "")),
+        };
+        words.push(word.to_owned());
+        rest = after.trim_start();
+    }
+    words
+}
+
+/// A file, unless it is longer than any that people write.
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+const FILE_MAX: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_hosts_are_what_apache_says_of_itself() {
+        let dump = "VirtualHost configuration:\n\
+            *:443                  is a NameVirtualHost\n\
+            \x20        default server shop.example (/etc/apache2/sites-enabled/shop.conf:1)\n\
+            \x20        port 443 namevhost shop.example (/etc/apache2/sites-enabled/shop.conf:1)\n\
+            \x20                alias www.shop.example\n\
+            \x20        port 443 namevhost wiki.example (/etc/apache2/sites-enabled/wiki.conf:4)\n\
+            203.0.113.10:8443      blog.example (/etc/apache2/sites-enabled/blog.conf:2)\n\
+            ServerRoot: \"/etc/apache2\"\n\
+            Mutex default: dir=\"/var/run/apache2/\" mechanism=default\n";
+
+        let hosts = virtual_hosts(dump);
+
+        let path = |name: &str| PathBuf::from(format!("/etc/apache2/sites-enabled/{name}.conf"));
+        assert_eq!(
+            hosts,
+            [
+                (Listen::Every(443), path("shop"), 1),
+                (Listen::Every(443), path("wiki"), 4),
+                (
+                    Listen::One("203.0.113.10:8443".parse().unwrap()),
+                    path("blog"),
+                    2
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_virtual_host_is_read_from_its_line_to_its_end() {
+        let text = "<VirtualHost *:80>\nServerName other.example\n</VirtualHost>\n<VirtualHost *:443>\n\
+            \x20 ServerName https://shop.example:443\n  ServerAlias www.shop.example \"*.shop.test\"\n\
+            # ServerAlias no.example\n  SSLEngine on\n  SSLCertificateFile '/etc/ssl/a b.pem'\n\
+            \x20 SSLCertificateKeyFile /etc/ssl/a.key\n  SSLVerifyClient require\n\
+            \x20 SSLCACertificateFile /etc/ssl/cf.pem\n</VirtualHost>\nSSLEngine off\n";
+        let path = Path::new("/etc/apache2/a.conf");
+
+        let found = site(Listen::Every(443), path, 4, text).unwrap();
+
+        assert_eq!(
+            found.names,
+            ["shop.example", "www.shop.example", "*.shop.test"]
+        );
+        let pair = (
+            PathBuf::from("/etc/ssl/a b.pem"),
+            PathBuf::from("/etc/ssl/a.key"),
+        );
+        assert_eq!(found.certificates, [pair]);
+        assert_eq!(found.demands.as_deref(), Some(Path::new("/etc/ssl/cf.pem")));
+        assert_eq!(site(Listen::Every(80), path, 1, text), None);
+    }
+}

@@ -1,0 +1,159 @@
+//! What a web server serves, as its own tools tell.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A site that speaks TLS, of whatever web server.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct ServedSite {
+    /// The file and line where it is configured.
+    pub(super) place: String,
+    /// The names that it serves, as `gate.host` takes them.
+    pub(super) names: Vec<String>,
+    /// Names of it that `gate.host` does not take.
+    pub(super) other_names: Vec<String>,
+    /// Its certificates, each with its key.
+    pub(super) certificates: Vec<(PathBuf, PathBuf)>,
+    /// Where it listens.
+    pub(super) listens: Vec<Listen>,
+    /// The CAs that it demands a client certificate from, if it demands one.
+    pub(super) demands: Option<PathBuf>,
+    /// Whether it resumes sessions of other sites, or anything else that the operator has to look at.
+    pub(super) notes: Vec<String>,
+}
+
+/// Where a site listens for TLS.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Listen {
+    /// On this port of every address.
+    Every(u16),
+    /// On this port of one address.
+    One(SocketAddr),
+}
+
+impl Listen {
+    pub(super) fn port(self) -> u16 {
+        match self {
+            Self::Every(port) => port,
+            Self::One(address) => address.port(),
+        }
+    }
+
+    /// Whether loopback reaches it.
+    fn is_on_loopback(self) -> bool {
+        match self {
+            Self::Every(_) => true,
+            Self::One(address) => address.ip().is_loopback() || address.ip().is_unspecified(),
+        }
+    }
+}
+
+impl ServedSite {
+    /// Takes the names that `gate.host` takes, each once, and keeps the others apart.
+    pub(super) fn name(&mut self, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            let name = name.to_ascii_lowercase();
+            let kept = if takes(&name) {
+                &mut self.names
+            } else {
+                &mut self.other_names
+            };
+            if !kept.contains(&name) {
+                kept.push(name);
+            }
+        }
+    }
+
+    /// Its `[[gate.host]]`; in comments, if the gate cannot serve it as it is.
+    pub(super) fn host(&self) -> String {
+        let mut text = format!("\n# {}\n", self.place);
+        for name in &self.other_names {
+            text.push_str(&format!(
+                "# left out: `{name}` is no name that a client says by itself\n"
+            ));
+        }
+        for note in &self.notes {
+            text.push_str(&format!("# {note}\n"));
+        }
+        let Some(problem) = self.problem() else {
+            text.push_str(&self.lines());
+            return text;
+        };
+        text.push_str(&format!("# left out: {problem}\n"));
+        text
+    }
+
+    /// Why no `[[gate.host]]` can be written for it.
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        if self.names.is_empty() {
+            return Some("it has no name that a client could say");
+        }
+        if self.certificates.is_empty() {
+            return Some("its certificate and key are in no file that is named here");
+        }
+        None
+    }
+
+    fn lines(&self) -> String {
+        let mut text = "[[gate.host]]\n".to_owned();
+        let names: Vec<_> = self.names.iter().map(|name| quoted(name)).collect();
+        text.push_str(&format!("names = [{}]\n", names.join(", ")));
+        let (certificates, keys): (Vec<_>, Vec<_>) = self.certificates.iter().cloned().unzip();
+        text.push_str(&format!("certificate = {}\n", paths(&certificates)));
+        text.push_str(&format!("key = {}\n", paths(&keys)));
+        match &self.demands {
+            Some(authority) => text.push_str(&format!(
+                    "trust = [{}]  # as the web server demands it today\n",
+                    quoted(&authority.display().to_string())
+                ),
+            ),
+            None => text.push_str(
+                "trust = [\"cloudflare\"]  # any Cloudflare customer: upload a certificate of your own, \
+                 and name its CA\n",
+            ),
+        }
+        text.push_str("client_auth = \"log\"  # serves everybody; \"enforce\" refuses\n");
+        if let Some(address) = self.only_address() {
+            text.push_str(&format!(
+                "# It listens on this address alone, where loopback does not reach it.\n\
+                     upstream = \"{address}\"\nupstream_tls = {{}}\nproxy_protocol = \"none\"\n"
+            ));
+        }
+        text
+    }
+
+    /// The address that it listens on, if none of loopback reaches it.
+    pub(super) fn only_address(&self) -> Option<SocketAddr> {
+        if self.listens.iter().any(|listen| listen.is_on_loopback()) {
+            return None;
+        }
+        self.listens.iter().find_map(|listen| match listen {
+            Listen::One(address) => Some(*address),
+            Listen::Every(_) => None,
+        })
+    }
+}
+
+/// Whether `gate.host.names` takes it: a host name, or one with a first label `*`.
+fn takes(name: &str) -> bool {
+    let name = name.strip_prefix("*.").unwrap_or(name);
+    let is_name = rustls::pki_types::DnsName::try_from(name).is_ok();
+    is_name && name.contains('.') && name.parse::<std::net::IpAddr>().is_err()
+}
+
+/// One path, or a list of them.
+fn paths(all: &[PathBuf]) -> String {
+    let all: Vec<_> = all
+        .iter()
+        .map(|path| quoted(&path.display().to_string()))
+        .collect();
+    match all.as_slice() {
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
+    }
+}
+
+/// A TOML string.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
