@@ -40,7 +40,7 @@ pub(crate) struct Scope<'a> {
 type Check = fn(&mut Machine<'_>, &Pki) -> anyhow::Result<String>;
 
 /// What CI does on each kernel, and then the rest.
-const SHORT: [(&str, Check); 4] = [
+const SHORT: [(&str, Check); 5] = [
     ("native on virtio: stranger silent, edge answered", native),
     (
         "auto, remembered: not one answer at a boot",
@@ -48,6 +48,7 @@ const SHORT: [(&str, Check); 4] = [
     ),
     ("every variant, and the verdict table", verdicts),
     ("generic XDP", generic),
+    ("steering to the gate, nginx where it stands", steer),
 ];
 const REST: [(&str, Check); 23] = [
     ("tunnels: a stranger inside is silent", tunnelled),
@@ -675,6 +676,62 @@ fn gate(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
     Ok(String::new())
 }
 
+fn steer(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
+    machine.run(
+        "cp /root/shop.example.* /root/ours-ca.pem /etc/pullgate/ && cd /etc/pullgate && \
+         chmod 640 *.key && chgrp pullgate-gate *.key",
+    )?;
+    machine.run(&format!(
+        "printf '{STEERED}' >/etc/nginx/conf.d/steered.conf"
+    ))?;
+    machine.run("systemctl --quiet restart nginx")?;
+    let network = machine.network();
+    let ask =
+        |client: &Client, from: Host, to: IpAddr| client.get(network, from, to, SHOP).0.brief();
+    let ours = Client::new(pki, Some(&pki.ours.client()));
+    let without = Client::new(pki, None);
+    // Where XDP drops nothing, steering alone keeps clients from nginx.
+    for client_address in ["loopback", "transparent"] {
+        start(
+            machine,
+            &format!(
+                "interfaces = [\"wan0\"]\n[gate]\nsteer = true\nclient_address = \"{client_address}\"\n\
+                 [[gate.host]]\nnames = [\"{SHOP}\"]\ncertificate = \"shop.example.pem\"\n\
+                 key = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\n"
+            ),
+        )?;
+        machine.run(Manual::read().start_steered)?;
+        for origin in Host::Origin.addresses() {
+            let served = ask(&ours, Host::Edge, origin);
+            let refused = ask(&without, Host::Edge, origin);
+            ensure!(served == "200", "{client_address}, {origin}: {served}");
+            ensure!(
+                refused.contains("CertificateRequired"),
+                "{client_address}, {origin}: {refused}"
+            );
+        }
+        machine.run("systemctl kill --signal=KILL pullgate-gate")?;
+        let served = ask(&ours, Host::Edge, Host::Origin.addresses()[0]);
+        ensure!(served == "200", "{client_address}, after a kill: {served}");
+        machine.eventually("PROTECTED", "pullgate status")?;
+        machine.run(
+            "systemctl stop pullgate-gate && mkdir -p /etc/systemd/system/pullgate-gate.service.d && \
+             cp /usr/share/doc/pullgate/steering/transparent.conf \
+             /etc/systemd/system/pullgate-gate.service.d/ && systemctl daemon-reload",
+        )?;
+    }
+    machine.run(
+        "pullgate unload && systemctl --quiet disable --now pullgate-steer.socket pullgate-gate",
+    )?;
+    let served = ask(&without, Host::Edge, Host::Origin.addresses()[0]);
+    ensure!(served == "200", "nginx has its port again: {served}");
+    machine.run(
+        "rm -r /etc/nginx/conf.d/steered.conf /etc/systemd/system/pullgate-gate.service.d && \
+         systemctl daemon-reload && systemctl stop nginx",
+    )?;
+    Ok(String::new())
+}
+
 fn upgrade(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     let network = machine.network();
     let answers = Flood::during(network, VIRTIO.mac(), || {
@@ -854,6 +911,10 @@ const VLAN: &str = "ip link add link @CARD@ name up0 type vlan id 10";
 const VERDICT: &str = "usr/bin/pullgate-verdict-test";
 /// The object that it loads, in the same.
 const OBJECT: &str = "usr/lib/pullgate-object";
+/// For printf(1).
+const STEERED: &str = "server { listen 443 ssl; listen [::]:443 ssl; server_name shop.example; \
+    ssl_certificate /etc/pullgate/shop.example.pem; ssl_certificate_key /etc/pullgate/shop.example.key; \
+    location / { return 200 ok; } }";
 const NGINX: &str = "server {\n    listen 127.0.0.1:8080 proxy_protocol;\n    location / { return 200 \"nginx\\n\"; }\n}\n";
 const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n[Service]\nType=oneshot\n\
     ExecStart=sleep 20\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";

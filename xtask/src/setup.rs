@@ -69,7 +69,8 @@ pub(crate) fn cargo_deb() -> anyhow::Result<()> {
 /// its own packages.
 pub(crate) fn debian() -> anyhow::Result<()> {
     let tree = root().join("target/debian");
-    if tree.exists() {
+    // One from before it had web servers is made again.
+    if tree.join("usr/sbin/nginx").exists() {
         return Ok(());
     }
     let archive = archive(DEBIAN)?;
@@ -80,12 +81,21 @@ pub(crate) fn debian() -> anyhow::Result<()> {
     let mut make = Command::new("debootstrap");
     make.args([
         "--variant=minbase",
-        "--include=ca-certificates,systemd",
+        "--include=ca-certificates,systemd,nginx,apache2",
         "--keyring",
         KEYRING,
         DEBIAN,
     ]);
     exec(make.arg(&unfinished).arg(archive))?;
+    // They are started where a test wants one.
+    let wanted = unfinished.join("etc/systemd/system/multi-user.target.wants");
+    for service in ["nginx.service", "apache2.service"] {
+        fs::remove_file(wanted.join(service))
+            .with_context(|| format!("{service} in target/debian"))?;
+    }
+    if tree.exists() {
+        fs::remove_dir_all(&tree).context("target/debian")?;
+    }
     fs::rename(&unfinished, &tree).context("target/debian")
 }
 

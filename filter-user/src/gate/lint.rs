@@ -357,8 +357,11 @@ fn shared_upstream(first: &HostSettings, second: &HostSettings) -> Option<Findin
             second.upstream.value,
             first.label()
         );
-        lint("upstream-shared", &second.upstream.place, text)
-            .remedy("give each an upstream of its own")
+        let remedy = match second.upstream.value.fixed() {
+            Some(_) => "give each an upstream of its own",
+            None => "let both trust the same clients, or give one an upstream of its own",
+        };
+        lint("upstream-shared", &second.upstream.place, text).remedy(remedy)
     })
 }
 

@@ -1,0 +1,164 @@
+//! Verifies the manual's first page on a clean Debian whose systemd runs nginx or Apache with three sites:
+//! from the package to monitoring, to enforcing, and back, with no line of the web server changed.
+
+use std::fs;
+
+use tests::client::{Client, Reply};
+use tests::debian::{Debian, text};
+use tests::eventually;
+use tests::gate::origin;
+use tests::net::{Host, INTERFACE, Network};
+use tests::pki::{BLOG, Identity, Pki, SHOP, WIKI};
+
+#[test]
+fn nginx_is_protected_where_it_stands() {
+    protect(
+        "nginx",
+        "etc/nginx/sites-enabled",
+        |name| {
+            format!(
+                "server {{\n  listen 443 ssl http2;\n  listen [::]:443 ssl http2;\n  server_name {name};\n  \
+                 ssl_certificate /etc/ssl/certs/{name}.pem;\n  ssl_certificate_key \
+                 /etc/ssl/private/{name}.key;\n  ssl_client_certificate /etc/ssl/certs/ours-ca.pem;\n  \
+                 ssl_verify_client optional;\n  default_type text/plain;\n  location / {{ return 200 \
+                 \"{name} for $remote_addr\\n\"; }}\n}}\n"
+            )
+        },
+        &["rm /etc/nginx/sites-enabled/default"],
+    );
+}
+
+#[test]
+fn apache_is_protected_where_it_stands() {
+    protect(
+        "apache2",
+        "etc/apache2/sites-enabled",
+        |name| {
+            format!(
+                "<VirtualHost *:443>\n  ServerName {name}\n  DocumentRoot /var/www/{name}\n  SSLEngine on\n  \
+                 SSLCertificateFile /etc/ssl/certs/{name}.pem\n  SSLCertificateKeyFile \
+                 /etc/ssl/private/{name}.key\n</VirtualHost>\n"
+            )
+        },
+        &[
+            "a2enmod --quiet ssl",
+            "for name in shop blog wiki; do mkdir /var/www/$name.example && \
+             echo $name.example >/var/www/$name.example/index.html; done",
+        ],
+    );
+}
+
+fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &[&str]) {
+    let network = Network::new();
+    let words = ["ip", "route", "add", "default", "dev", INTERFACE];
+    assert!(network.output(Host::Origin, &words).status.success());
+    let pki = Pki::new(&network.path("pki"));
+    let debian = Debian::new(&network);
+    debian.follow(prepare);
+    debian.follow(&["mkdir --parents --mode=700 /etc/ssl/private"]);
+    let extension = if service == "apache2" { ".conf" } else { "" };
+    for name in [SHOP, BLOG, WIKI] {
+        debian.write(&format!("{sites}/{name}{extension}"), &site(name));
+        let key = debian.path(&format!("etc/ssl/private/{name}.key"));
+        fs::copy(pki.path(&format!("{name}.key")), key).unwrap();
+        let certificate = debian.path(&format!("etc/ssl/certs/{name}.pem"));
+        fs::copy(pki.path(&format!("{name}.pem")), certificate).unwrap();
+    }
+    let authority = debian.path("etc/ssl/certs/ours-ca.pem");
+    fs::copy(pki.path("ours-ca.pem"), authority).unwrap();
+    debian.follow(&["chmod 644 /etc/ssl/certs/*-ca.pem /etc/ssl/certs/*.example.pem"]);
+    debian.systemctl(&["start", service]);
+    let directory = sites.split('/').nth(1).unwrap();
+    let sum = format!("find /etc/{directory} -type f | sort | xargs sha256sum");
+    let untouched = debian.says(&["sh", "-c", &sum]);
+    let ours = pki.ours.client();
+    let (anybody, edge) = (None, Some(&ours));
+    // A client each time: nginx refuses a session of another of its sites.
+    let ask = |identity: Option<&Identity>, name: &str| {
+        let (reply, _) = Client::new(&pki, identity).get(&network, Host::Edge, origin(), name);
+        reply
+    };
+    let serves = |identity: Option<&Identity>| {
+        for name in [SHOP, BLOG, WIKI] {
+            let reply = ask(identity, name);
+            let Reply::Response(200, page) = &reply else {
+                panic!("{name}: {reply}");
+            };
+            assert!(page.starts_with(name), "{page}");
+        }
+    };
+    serves(anybody);
+
+    // Three commands, and what the second one says of keys.
+    debian.receive(1, "pullgate.deb");
+    debian.follow(&["apt-get install --quiet --quiet ./pullgate.deb"]);
+    let init = debian.run(&["pullgate", "init", "--write"]);
+    assert!(init.status.success(), "{}", text(&init.stderr));
+    let said = text(&init.stderr);
+    let keys: Vec<_> = said
+        .lines()
+        .filter(|line| line.starts_with("  chgrp"))
+        .collect();
+    assert_eq!(keys.len(), 4, "a directory and three keys: {said}");
+    debian.follow(&keys);
+    debian.follow(&["pullgate check"]);
+    debian.follow(&[START]);
+    serves(anybody);
+    let status = debian.run(&["pullgate", "status"]);
+    assert!(
+        text(&status.stdout).starts_with("NOT PROTECTED"),
+        "monitor mode"
+    );
+    eventually("the gate logs what it would refuse", || {
+        debian
+            .journal("gate")
+            .contains("would-refuse")
+            .then_some(())
+    });
+
+    // Two more. Of Apache, no CA was known.
+    if service == "apache2" {
+        let trust =
+            "sed -i 's|\"cloudflare\"|\"/etc/ssl/certs/ours-ca.pem\"|' /etc/pullgate/pullgate.toml";
+        debian.follow(&[trust]);
+    }
+    debian.follow(&[ENFORCE, RELOAD]);
+    serves(edge);
+    assert_eq!(ask(anybody, SHOP).brief(), "alert CertificateRequired");
+    let stranger = Client::new(&pki, edge);
+    let (reply, _) = stranger.get(&network, Host::Stranger, origin(), SHOP);
+    assert_eq!(reply.brief(), "silence");
+    let status = debian.says(&["pullgate", "status"]);
+    assert!(status.starts_with("PROTECTED"), "{status}");
+
+    // Whatever is restarted, killed or upgraded, a client without the certificate is not served.
+    for command in [
+        "systemctl restart pullgate-gate",
+        "systemctl kill --signal=KILL pullgate-gate",
+        "systemctl kill --signal=KILL pullgate-filter",
+        "systemctl restart pullgate-filter",
+    ] {
+        debian.follow(&[command]);
+        let reply = ask(anybody, SHOP).brief();
+        assert_eq!(reply, "alert CertificateRequired", "{command}");
+        serves(edge);
+    }
+    debian.systemctl(&["restart", service]);
+    eventually("the web server is back", || {
+        (ask(edge, SHOP).brief() == "200").then_some(())
+    });
+
+    // And back, by one.
+    debian.follow(&["pullgate unload"]);
+    eventually("the port is the web server's again", || {
+        (ask(anybody, SHOP).brief() == "200").then_some(())
+    });
+    serves(anybody);
+    assert_eq!(debian.says(&["sh", "-c", &sum]), untouched);
+}
+
+const START: &str =
+    "systemctl enable --now pullgate-filter pullgate-ranges pullgate-steer.socket pullgate-gate";
+const ENFORCE: &str =
+    "sed -i 's/\"monitor\"/\"enforce\"/; s/\"log\"/\"enforce\"/' /etc/pullgate/pullgate.toml";
+const RELOAD: &str = "systemctl reload pullgate-filter pullgate-gate";
