@@ -67,8 +67,13 @@ fn the_sites_of_nginx_become_hosts() {
         [vec![BLOG], vec![SHOP, "*.shop.example"], vec![WIKI]],
         "{text}"
     );
+    // What refuses today goes on doing so.
+    let demands: Vec<_> = gate.hosts.iter().map(|host| host.client_auth).collect();
+    assert_eq!(
+        demands,
+        [ClientAuth::Enforce, ClientAuth::Log, ClientAuth::Log]
+    );
     for host in &gate.hosts {
-        assert_eq!(host.client_auth, ClientAuth::Log);
         assert_eq!(host.upstream.value.target, UpstreamTarget::SamePort);
         assert!(host.certificates[0].key.value.is_file());
     }

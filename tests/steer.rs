@@ -27,6 +27,9 @@ fn the_web_server_stays_as_it_is_and_is_reached_through_the_gate() {
         let rig = Steered::start(software, "", "");
         let edge = rig.edge();
 
+        let status = rig.filter().status();
+        assert!(!has(&status, "no-gate-socket"), "{status:#}");
+        assert_eq!(status["enforcing"], true);
         let page = rig.tell(&edge, Host::Edge, SHOP);
         assert!(
             page.starts_with("shop.example saw 127.0.0.1, https, host=shop.example"),
@@ -89,6 +92,7 @@ fn no_stranger_reaches_the_web_server_whatever_becomes_of_the_roles() {
             });
         Steered::reload(rig.filter());
         serves(&rig);
+        assert!(!has(&rig.filter().status(), "no-gate-socket"));
 
         // Without a gate nothing is served; the web server is not reached either.
         rig.gate.take().unwrap().kill();
@@ -333,6 +337,7 @@ fn another_program_that_chooses_sockets_is_reported() {
 
     let status = rig.filter().status();
     assert!(has(&status, "other-sk-lookup"), "{status:#}");
+    assert_eq!(status["enforcing"], false);
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub use self::gate::{
     Target, Trust, Upstream, UpstreamName, UpstreamTarget, UpstreamTrust,
 };
 pub use self::load::{LoadError, load, salvage_paths};
+pub(crate) use self::raw::HTTP_PORTS;
 pub use self::source::{Fallback, FeedSource, Location, SourceEndpoint, redacted};
 pub(crate) use self::value::is_loopback;
 use crate::host::netlink::ReturnPath;

@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use self::site::ServedSite;
+use self::site::{ServedSite, comment};
 use super::output::{complain, print, say};
 use crate::config::Config;
 use crate::gate::service_group;
@@ -158,7 +158,7 @@ impl HostFacts {
             ports.join(", ")
         );
         for note in &self.notes {
-            text.push_str(&format!("# {note}\n"));
+            text.push_str(&comment(note));
         }
         let steers = kernel::is_at_least(STEERS_SINCE);
         if self.served().next().is_none() || !steers {
@@ -191,6 +191,17 @@ impl HostFacts {
         if !commands.is_empty() {
             steps.push("To let the package's gate read certificates and keys:".to_owned());
             steps.extend(commands.into_iter().map(|command| format!("  {command}")));
+        }
+        let left_out = self.sites.iter().flat_map(|site| match site.problem() {
+            Some(_) => site.names.iter().chain(&site.other_names).collect(),
+            None => Vec::from_iter(&site.other_names),
+        });
+        let left_out: Vec<_> = left_out.map(String::as_str).collect();
+        if !left_out.is_empty() && self.served().next().is_some() {
+            steps.push(format!(
+                "Refused from the start of the gate, as no [[gate.host]] has them: {}",
+                left_out.join(", ")
+            ));
         }
         if self.served().next().is_some() {
             steps.push(
@@ -240,7 +251,8 @@ fn access_commands(path: &Path, group: u32) -> Vec<String> {
         if found.mode() & needed != 0 || is_for_group {
             continue;
         }
-        let part = part.display();
+        // For a shell: nothing ends the quotes but the path itself.
+        let part = part.display().to_string().replace('\'', "'\\''");
         commands.push(format!(
             "chgrp {GROUP} '{part}' && chmod g+{letter} '{part}'"
         ));
@@ -327,7 +339,9 @@ fn put(target: &Path, text: &str) -> Result<(), InitError> {
     let before = before.map_err(blame)?;
     let new = target.with_extension("toml.new");
     fs::write(&new, text).map_err(blame)?;
-    let group = before.as_ref().map(MetadataExt::gid);
+    // The group of the directory may read it, as the package's own.
+    let above = target.parent().and_then(|above| fs::metadata(above).ok());
+    let group = before.or(above).as_ref().map(MetadataExt::gid);
     fs::set_permissions(&new, fs::Permissions::from_mode(0o640)).map_err(blame)?;
     chown(&new, None, group).map_err(blame)?;
     fs::rename(&new, target).map_err(blame)

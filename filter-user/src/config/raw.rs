@@ -166,7 +166,7 @@ fn steered_ports(filter: Option<&FilterSettings>, place: &Place) -> Result<Vec<u
 }
 
 /// Where Cloudflare speaks HTTP without TLS: developers.cloudflare.com/fundamentals/reference/network-ports.
-const HTTP_PORTS: [u16; 7] = [80, 8080, 8880, 2052, 2082, 2086, 2095];
+pub(crate) const HTTP_PORTS: [u16; 7] = [80, 8080, 8880, 2052, 2082, 2086, 2095];
 
 /// Refuses metrics where something else of ours is told or served.
 fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {

@@ -140,7 +140,7 @@ pub async fn hand_over(paths: &Paths, sockets: &[TcpListener]) -> io::Result<Han
         let checked = paths.clone();
         let is_filter = spawn_blocking(move || peer::is_user_of(&checked, Role::Filter, user));
         if !is_filter.await.map_err(io::Error::other)?? {
-            let text = format!("user {user} answers there, who is not the filter's");
+            let text = format!("user {user} answers there, and is not the filter's");
             return Err(io::Error::other(text));
         }
         stream

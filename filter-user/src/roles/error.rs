@@ -269,14 +269,6 @@ pub enum ReloadError {
     /// The kernel does not take it.
     #[error(transparent)]
     Xdp(#[from] XdpError),
-    /// The way back for connections in clients' names cannot be made, or removed.
-    #[error(
-        "the rules and routes of `gate.client_address = \"transparent\"` cannot be added or removed"
-    )]
-    ReturnPath {
-        /// Why not.
-        source: io::Error,
-    },
     /// The rest of it is used, and some hosts are not served by it.
     #[error("{hosts}; the rest is active")]
     HostsKept {
@@ -307,7 +299,7 @@ impl ExitStatus for ReloadError {
                 EX_CONFIG
             }
             Self::Ending => EX_TEMPFAIL,
-            Self::RangesKept | Self::Failed | Self::ReturnPath { .. } => EX_SOFTWARE,
+            Self::RangesKept | Self::Failed => EX_SOFTWARE,
         }
     }
 }

@@ -129,6 +129,7 @@ impl BoundFilter {
             trial: self.trial,
             checks: Arc::new(Semaphore::new(1)),
             steering: watch::Sender::default(),
+            refused: Arc::default(),
         };
         role.remember_uplinks();
         tasks.spawn(role.clone().look_after(active, watch));
@@ -150,6 +151,8 @@ pub(super) struct FilterRole {
     checks: Arc<Semaphore>,
     /// Changes when connections are steered by other settings, or no longer.
     steering: watch::Sender<()>,
+    /// Why the gate's sockets were not taken the last time, if they were not.
+    refused: Arc<Mutex<Option<String>>>,
 }
 
 /// The filter, and what it was made from.
@@ -378,8 +381,7 @@ impl StagedFilter<'_> {
         if let Some(settings) = settings(&config) {
             let rules = compiled.rules();
             state.filter.reload(settings, &rules, compiled.table())?;
-            let changed = state.return_path.change(settings.return_path);
-            changed.map_err(|source| ReloadError::ReturnPath { source })?;
+            state.return_path.change(settings.return_path);
         }
         state.config = config;
         state.published = compiled;

@@ -39,6 +39,9 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.live.filter) {
         of_role.extend(unprotected_ports(config, filter));
     }
+    if let (Role::Filter, Some(filter), true) = (role, &config.live.filter, config.boot.steer) {
+        of_role.extend(unsteered_ports(filter));
+    }
     if let (Role::Filter, Some(filter)) = (role, &config.live.filter) {
         of_role.extend(strange_destinations(filter));
         of_role.extend(open_udp_ports(filter));
@@ -63,6 +66,20 @@ fn unprotected_ports(config: &Config, filter: &FilterSettings) -> Vec<Finding> {
         Finding::warning("gate-port-unprotected", text).remedy("add it")
     };
     ports.into_iter().map(tell).collect()
+}
+
+/// Protected ports that are not steered, and on which a program answers: it is not behind the gate.
+fn unsteered_ports(filter: &FilterSettings) -> Vec<Finding> {
+    let mut ports: BTreeSet<_> = reachable(filter).iter().map(SocketAddr::port).collect();
+    ports.retain(|port| filter.ports.contains(port) && !filter.steered_ports.contains(port));
+    let sentence = |port| {
+        let text = format!(
+            "connections to port {port} are not steered to the gate, as Cloudflare speaks HTTP without TLS \
+             there: any Cloudflare customer reaches the program that answers"
+        );
+        Finding::warning("port-not-steered", text).remedy("let it redirect to HTTPS, and no more")
+    };
+    ports.into_iter().map(sentence).collect()
 }
 
 /// What a filter that runs reports more precisely.

@@ -38,6 +38,7 @@ pub(super) struct Steering {
     program: u32,
     /// A connection that it steers, by family.
     examples: [Connection; abi::SOCKET_SLOTS],
+    destinations: Vec<IpAddr>,
     pins: Pins,
     /// A new link until it is pinned: it ends with this value, or with this process.
     held: Option<FdLink>,
@@ -60,12 +61,20 @@ pub struct SteerState {
     /// Whether our program is on this network namespace.
     pub is_attached: bool,
     /// Whether the gate has a socket for connections of IPv4; none where the kernel cannot be asked
-    /// (before Linux 5.13).
+    /// (before Linux 5.13), or no address of that family is steered.
     pub has_ipv4: Option<bool>,
     /// The same of IPv6.
     pub has_ipv6: Option<bool>,
     /// Other programs that are asked as well, by number and name: the last that chooses a socket decides.
     pub others: Vec<String>,
+}
+
+impl SteerState {
+    /// Whether every connection that should be is the gate's, or refused.
+    #[must_use]
+    pub fn leads_to_gate(&self) -> bool {
+        self.is_attached && self.others.is_empty()
+    }
 }
 
 impl Steering {
@@ -97,6 +106,7 @@ impl Steering {
             sockets,
             program,
             examples: examples(settings),
+            destinations: settings.destinations.clone(),
             pins: pins.clone(),
             held: None,
             replaced: false,
@@ -202,8 +212,8 @@ impl Steering {
         let [ipv4, ipv6] = self.examples;
         SteerState {
             is_attached: self.is_attached(),
-            has_ipv4: self.assigned(&ipv4).map(|socket| socket.is_some()),
-            has_ipv6: self.assigned(&ipv6).map(|socket| socket.is_some()),
+            has_ipv4: self.has_socket(&ipv4),
+            has_ipv6: self.has_socket(&ipv6),
             others: self.others(),
         }
     }
@@ -216,6 +226,12 @@ impl Steering {
         };
         let link = self.held.as_ref().or(pinned.as_ref());
         link.is_some_and(|link| link::program(link) == Some(self.program) && is_here(link))
+    }
+
+    fn has_socket(&mut self, example: &Connection) -> Option<bool> {
+        let is_steered = self.destinations.is_empty() || self.destinations.contains(&example.local);
+        let assigned = self.assigned(example).filter(|_| is_steered)?;
+        Some(assigned.is_some())
     }
 
     /// The cookie of the socket that a connection is assigned to, if there is one; none, where the kernel
@@ -274,18 +290,19 @@ fn lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, XdpError> {
 /// A connection of each family that these settings steer: from an address that no host has, to one that is
 /// protected.
 fn examples(settings: &FilterSettings) -> [Connection; abi::SOCKET_SLOTS] {
-    let local = |is_ipv6: bool, otherwise: IpAddr| {
-        let mut named = settings.destinations.iter().copied();
-        named
-            .find(|address| address.is_ipv6() == is_ipv6)
-            .unwrap_or(otherwise)
-    };
-    let (v4, v6) = (IpAddr::V4(EXAMPLE_V4), IpAddr::V6(EXAMPLE_V6));
     let port = settings.steered_ports.first().copied().unwrap_or_default();
-    [(v4, local(false, v4)), (v6, local(true, v6))].map(|(client, local)| Connection {
-        client,
-        local,
-        port,
+    let [v4, v6] = [
+        (IpAddr::V4(CLIENT_V4), IpAddr::V4(LOCAL_V4)),
+        (IpAddr::V6(CLIENT_V6), IpAddr::V6(LOCAL_V6)),
+    ];
+    [v4, v6].map(|(client, otherwise)| {
+        let mut named = settings.destinations.iter().copied();
+        let local = named.find(|address| address.is_ipv6() == client.is_ipv6());
+        Connection {
+            client,
+            local: local.unwrap_or(otherwise),
+            port,
+        }
     })
 }
 
@@ -297,6 +314,49 @@ fn attach_error(source: io::Error) -> XdpError {
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
 /// Commit e9ddbb7707ff.
 const STEERS_SINCE: (u32, u32) = (5, 9);
-/// RFC 5737, RFC 3849.
-const EXAMPLE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const EXAMPLE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// RFC 5737, RFC 3849. A connection from an address to itself would not be steered.
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const LOCAL_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const LOCAL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use filter_ebpf::steering::{SteerSettings, is_steered};
+
+    use super::*;
+    use crate::config::Config;
+
+    struct Settings<'a>(&'a FilterSettings);
+
+    impl SteerSettings for Settings<'_> {
+        fn steers_port(&self, port: u16) -> bool {
+            self.0.steered_ports.contains(&port)
+        }
+
+        fn steers_address(&self, address: IpAddr) -> bool {
+            self.0.destinations.is_empty() || self.0.destinations.contains(&address)
+        }
+    }
+
+    #[test]
+    fn the_examples_are_steered_where_their_family_is() {
+        for (destinations, expected) in [
+            ("", [true, true]),
+            ("\"203.0.113.10\"", [true, false]),
+            ("\"203.0.113.10\", \"2001:db8:10::10\"", [true, true]),
+        ] {
+            let text = format!(
+                "[filter]\ninterfaces = \"auto\"\ndestinations = [{destinations}]\n[gate]\nsteer = true\n\
+                 [[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"a.pem\"\nkey = \"a.key\"\n\
+                 trust = [\"cloudflare\"]\n"
+            );
+            let config = Config::parse(Path::new("/pullgate.toml"), &text).unwrap();
+            let settings = config.live.filter.unwrap();
+            let steered = examples(&settings).map(|it| is_steered(&it, &Settings(&settings)));
+            assert_eq!(steered, expected, "{destinations}");
+        }
+    }
+}

@@ -14,13 +14,22 @@ use super::site::{Listen, ServedSite};
 /// Returns the file that cannot be read.
 pub(super) fn sites(dump: &str) -> Result<Vec<ServedSite>, String> {
     let mut sites = Vec::new();
+    let root = server_root(dump);
     for (listen, path, line) in virtual_hosts(dump) {
         let text = read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        if let Some(site) = site(listen, &path, line, &text) {
+        if let Some(site) = site(listen, (&path, line), &text, &root) {
             sites.push(site);
         }
     }
     Ok(sites)
+}
+
+/// What relative paths are below.
+fn server_root(dump: &str) -> PathBuf {
+    let mut lines = dump.lines();
+    let root = lines.find_map(|line| line.strip_prefix("ServerRoot: \""));
+    let root = root.and_then(|root| root.strip_suffix('"'));
+    PathBuf::from(root.unwrap_or("/etc/apache2"))
 }
 
 /// Of each virtual host: where it listens, its file and its line.
@@ -59,13 +68,20 @@ fn parse_listen(text: &str) -> Option<Listen> {
 }
 
 /// The virtual host that begins in a line of a file; none, if it speaks no TLS.
-fn site(listen: Listen, path: &Path, begins: usize, text: &str) -> Option<ServedSite> {
+fn site(
+    listen: Listen,
+    (file, begins): (&Path, usize),
+    text: &str,
+    root: &Path,
+) -> Option<ServedSite> {
     let mut site = ServedSite {
-        place: format!("Apache, {}:{begins}", path.display()),
+        place: format!("Apache, {}:{begins}", file.display()),
         listens: vec![listen],
         ..ServedSite::default()
     };
-    let (mut is_tls, mut verifies, mut authority) = (false, false, None);
+    let mut is_tls = false;
+    // Sections within it, which are of parts of the site.
+    let mut depth = 0_u32;
     let (mut certificates, mut keys) = (Vec::new(), Vec::new());
     for line in text.lines().skip(begins) {
         let words = words(line);
@@ -73,8 +89,16 @@ fn site(listen: Listen, path: &Path, begins: usize, text: &str) -> Option<Served
             continue;
         };
         let argument = || arguments.first().cloned().unwrap_or_default();
+        let path = || root.join(argument());
         match name.to_ascii_lowercase().as_str() {
             "</virtualhost>" => break,
+            end if end.starts_with("</") => depth = depth.saturating_sub(1),
+            section if section.starts_with('<') => depth += 1,
+            _ if depth > 0 => {}
+            name if name.starts_with("ssl") && argument().contains('$') => {
+                let problem = format!("`{}` is set by a variable, and was not looked at", words[0]);
+                site.notes.push(problem);
+            }
             "servername" => {
                 // `https://name:443` is allowed.
                 let url = argument();
@@ -83,10 +107,10 @@ fn site(listen: Listen, path: &Path, begins: usize, text: &str) -> Option<Served
             }
             "serveralias" => site.name(arguments.iter().cloned()),
             "sslengine" => is_tls = argument().eq_ignore_ascii_case("on"),
-            "sslcertificatefile" => certificates.push(PathBuf::from(argument())),
-            "sslcertificatekeyfile" => keys.push(PathBuf::from(argument())),
-            "sslcacertificatefile" => authority = Some(PathBuf::from(argument())),
-            "sslverifyclient" => verifies = argument().eq_ignore_ascii_case("require"),
+            "sslcertificatefile" => certificates.push(path()),
+            "sslcertificatekeyfile" => keys.push(path()),
+            "sslcacertificatefile" => site.authority = Some(path()),
+            "sslverifyclient" => site.verifies = argument().eq_ignore_ascii_case("require"),
             "include" | "includeoptional" => site.notes.push(format!(
                 "What `{}` includes there was not looked at.",
                 argument()
@@ -102,11 +126,10 @@ fn site(listen: Listen, path: &Path, begins: usize, text: &str) -> Option<Served
         keys.clone_from(&certificates);
     }
     site.certificates = certificates.into_iter().zip(keys).collect();
-    if verifies {
-        site.demands = authority;
+    if site.verifies {
         site.notes.push(
             "Take `SSLVerifyClient require` out there: the gate demands the certificate in its place, and \
-             has none to show. Nobody else reaches that port by then."
+             has none to show."
                 .to_owned(),
         );
     }
@@ -184,10 +207,12 @@ mod tests {
             \x20 ServerName https://shop.example:443\n  ServerAlias www.shop.example \"*.shop.test\"\n\
             # ServerAlias no.example\n  SSLEngine on\n  SSLCertificateFile '/etc/ssl/a b.pem'\n\
             \x20 SSLCertificateKeyFile /etc/ssl/a.key\n  SSLVerifyClient require\n\
-            \x20 SSLCACertificateFile /etc/ssl/cf.pem\n</VirtualHost>\nSSLEngine off\n";
+            \x20 SSLCACertificateFile ssl/cf.pem\n  <Location /x>\n  SSLVerifyClient none\n  </Location>\n\
+            </VirtualHost>\nSSLEngine off\n";
         let path = Path::new("/etc/apache2/a.conf");
 
-        let found = site(Listen::Every(443), path, 4, text).unwrap();
+        let root = Path::new("/etc/apache2");
+        let found = site(Listen::Every(443), (path, 4), text, root).unwrap();
 
         assert_eq!(
             found.names,
@@ -198,7 +223,11 @@ mod tests {
             PathBuf::from("/etc/ssl/a.key"),
         );
         assert_eq!(found.certificates, [pair]);
-        assert_eq!(found.demands.as_deref(), Some(Path::new("/etc/ssl/cf.pem")));
-        assert_eq!(site(Listen::Every(80), path, 1, text), None);
+        let authority = Some(Path::new("/etc/apache2/ssl/cf.pem"));
+        assert_eq!(
+            (found.verifies, found.authority.as_deref()),
+            (true, authority)
+        );
+        assert_eq!(site(Listen::Every(80), (path, 1), text, root), None);
     }
 }

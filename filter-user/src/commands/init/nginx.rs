@@ -80,8 +80,10 @@ fn site(server: &Directive, http: &[Directive], directory: &Path) -> Option<Serv
         site.certificates.push((path(&certificate), path(&key)));
     }
     let verifies = one("ssl_verify_client");
+    site.verifies = verifies.as_deref() == Some("on");
     if let Some("on" | "optional") = verifies.as_deref() {
-        site.demands = one("ssl_client_certificate").map(|file| path(&file));
+        let authority = one("ssl_client_certificate").or_else(|| one("ssl_trusted_certificate"));
+        site.authority = authority.map(|file| path(&file));
     }
     site.notes.extend(notes(server, verifies.as_deref()));
     Some(site)
@@ -93,7 +95,7 @@ fn notes(server: &Directive, verifies: Option<&str>) -> Vec<String> {
     if verifies == Some("on") {
         notes.push(
             "Take `ssl_verify_client on` out there: the gate demands the certificate in its place, and \
-             has none to show. Nobody else reaches that port by then."
+             has none to show."
                 .to_owned(),
         );
     }
@@ -406,7 +408,7 @@ server { listen 443 ssl; server_name $hostname; ssl_certificate $ssl_server_name
         );
         assert_eq!(shop.certificates, [pair]);
         assert_eq!(
-            shop.demands.as_deref(),
+            shop.authority.as_deref(),
             Some(Path::new("/etc/nginx/cloudflare.crt"))
         );
         assert_eq!(shop.notes.len(), 2, "{:?}", shop.notes);

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::config::HTTP_PORTS;
+
 /// A site that speaks TLS, of whatever web server.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct ServedSite {
@@ -16,8 +18,10 @@ pub(super) struct ServedSite {
     pub(super) certificates: Vec<(PathBuf, PathBuf)>,
     /// Where it listens.
     pub(super) listens: Vec<Listen>,
-    /// The CAs that it demands a client certificate from, if it demands one.
-    pub(super) demands: Option<PathBuf>,
+    /// Whether it refuses clients without a certificate today.
+    pub(super) verifies: bool,
+    /// The CAs that it verifies clients' certificates by.
+    pub(super) authority: Option<PathBuf>,
     /// Whether it resumes sessions of other sites, or anything else that the operator has to look at.
     pub(super) notes: Vec<String>,
 }
@@ -41,9 +45,14 @@ impl Listen {
 
     /// Whether loopback reaches it.
     fn is_on_loopback(self) -> bool {
+        self.is_private() || matches!(self, Self::Every(_))
+    }
+
+    /// Whether nothing but loopback reaches it.
+    fn is_private(self) -> bool {
         match self {
-            Self::Every(_) => true,
-            Self::One(address) => address.ip().is_loopback() || address.ip().is_unspecified(),
+            Self::Every(_) => false,
+            Self::One(address) => address.ip().is_loopback(),
         }
     }
 }
@@ -66,27 +75,42 @@ impl ServedSite {
 
     /// Its `[[gate.host]]`; in comments, if the gate cannot serve it as it is.
     pub(super) fn host(&self) -> String {
-        let mut text = format!("\n# {}\n", self.place);
+        let mut text = format!("\n{}", comment(&self.place));
         for name in &self.other_names {
-            text.push_str(&format!(
-                "# left out: `{name}` is no name that a client says by itself\n"
-            ));
+            text.push_str(&comment(&format!(
+                "left out: `{name}` is no name that a client says by itself"
+            )));
         }
         for note in &self.notes {
-            text.push_str(&format!("# {note}\n"));
+            text.push_str(&comment(note));
         }
         let Some(problem) = self.problem() else {
             text.push_str(&self.lines());
             return text;
         };
-        text.push_str(&format!("# left out: {problem}\n"));
+        text.push_str(&comment(&format!("left out: {problem}")));
         text
     }
 
     /// Why no `[[gate.host]]` can be written for it.
     pub(super) fn problem(&self) -> Option<&'static str> {
+        if self.listens.iter().all(|listen| listen.is_private()) {
+            return Some("this host alone reaches it");
+        }
+        if self
+            .listens
+            .iter()
+            .all(|listen| HTTP_PORTS.contains(&listen.port()))
+        {
+            return Some("connections to its port are not steered: Cloudflare speaks HTTP there");
+        }
         if self.names.is_empty() {
             return Some("it has no name that a client could say");
+        }
+        if self.verifies && self.authority.is_none() {
+            return Some(
+                "it demands a client certificate, and of which CA is in no file that is named here",
+            );
         }
         if self.certificates.is_empty() {
             return Some("its certificate and key are in no file that is named here");
@@ -101,7 +125,7 @@ impl ServedSite {
         let (certificates, keys): (Vec<_>, Vec<_>) = self.certificates.iter().cloned().unzip();
         text.push_str(&format!("certificate = {}\n", paths(&certificates)));
         text.push_str(&format!("key = {}\n", paths(&keys)));
-        match &self.demands {
+        match &self.authority {
             Some(authority) => text.push_str(&format!(
                     "trust = [{}]  # as the web server demands it today\n",
                     quoted(&authority.display().to_string())
@@ -112,7 +136,11 @@ impl ServedSite {
                  and name its CA\n",
             ),
         }
-        text.push_str("client_auth = \"log\"  # serves everybody; \"enforce\" refuses\n");
+        text.push_str(if self.verifies {
+            "client_auth = \"enforce\"  # as the web server does today\n"
+        } else {
+            "client_auth = \"log\"  # serves everybody; \"enforce\" refuses\n"
+        });
         if let Some(address) = self.only_address() {
             text.push_str(&format!(
                 "# It listens on this address alone, where loopback does not reach it.\n\
@@ -151,6 +179,12 @@ fn paths(all: &[PathBuf]) -> String {
         [one] => one.clone(),
         several => format!("[{}]", several.join(", ")),
     }
+}
+
+/// A line of comment: what a web server's configuration says may hold line ends.
+pub(super) fn comment(text: &str) -> String {
+    let is_odd = |c: char| c.is_control();
+    format!("# {}\n", text.replace(is_odd, "\u{fffd}"))
 }
 
 /// A TOML string.

@@ -111,12 +111,15 @@ pub fn remove_return_paths(kept: Option<ReturnPath>) -> io::Result<bool> {
     let mut found = consistent(|| {
         let mut found = Vec::new();
         let request = RouteNetlinkMessage::GetRule(RuleMessage::default());
-        ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+        let listed = ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
             if let RouteNetlinkMessage::NewRule(rule) = message {
                 found.extend(ReturnPath::of(&rule));
             }
-        })?;
-        Ok(found)
+        });
+        match listed {
+            Err(error) if is_unsupported(&error) => Ok(Vec::new()),
+            listed => listed.map(|()| found),
+        }
     })?;
     let were_some = !found.is_empty();
     found.retain(|path| Some(*path) != kept);
@@ -136,6 +139,12 @@ fn add(message: RouteNetlinkMessage) -> io::Result<bool> {
             Some(_) | None => Err(error),
         },
     }
+}
+
+/// Whether a kernel has no such rules.
+fn is_unsupported(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP))
 }
 
 fn delete(message: RouteNetlinkMessage) -> io::Result<()> {

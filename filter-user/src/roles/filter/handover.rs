@@ -12,7 +12,9 @@ use super::FilterRole;
 use crate::config::Paths;
 use crate::control::handover::{Handover, HandoverListener};
 use crate::host::socket;
+use crate::observe::log::Budget;
 use crate::report::chain;
+use crate::sync::lock;
 use crate::xdp::GateSocket;
 
 impl FilterRole {
@@ -20,6 +22,7 @@ impl FilterRole {
     pub(super) async fn take_sockets(self, listener: HandoverListener, paths: Paths) {
         let permits = Arc::new(Semaphore::new(CLIENTS_MAX));
         let mut clients = JoinSet::new();
+        let forbidden = Budget::new(FORBIDDEN_PER_SECOND);
         loop {
             while clients.try_join_next().is_some() {}
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
@@ -33,11 +36,16 @@ impl FilterRole {
                         role.take(handover).await;
                     });
                 }
-                Ok(Err(stranger)) => warn!(
-                    id = "handover-forbidden",
-                    user = stranger.user,
-                    "another user than the gate's may not hand over a socket"
-                ),
+                Ok(Err(stranger)) => {
+                    if let Some(suppressed) = forbidden.take() {
+                        warn!(
+                            id = "handover-forbidden",
+                            user = stranger.user,
+                            suppressed,
+                            "another user than the gate's may not hand over a socket"
+                        );
+                    }
+                }
                 Err(error) => {
                     warn!(id = "handover-failed", %error, "no socket can be taken from the gate");
                     sleep(super::HEALTH_TIMEOUT).await;
@@ -60,14 +68,22 @@ impl FilterRole {
             Err(error) => Err(error.to_string()),
         };
         match &answer {
-            Ok(()) => info!(
-                id = "sockets-taken",
-                "connections are steered to the gate's sockets"
-            ),
-            Err(problem) => warn!(
-                id = "sockets-refused",
-                problem, "the gate's sockets are not taken"
-            ),
+            Ok(()) => {
+                *lock(&self.refused) = None;
+                info!(
+                    id = "sockets-taken",
+                    "connections are steered to the gate's sockets"
+                );
+            }
+            Err(problem) => {
+                let known = lock(&self.refused).replace(problem.clone());
+                if known.as_ref() != Some(problem) {
+                    warn!(
+                        id = "sockets-refused",
+                        problem, "the gate's sockets are not taken"
+                    );
+                }
+            }
         }
         // Whatever is steered by other settings is handed over again.
         let outcome = tokio::select! {
@@ -107,3 +123,5 @@ fn gate_sockets(descriptors: Vec<OwnedFd>) -> Result<Vec<GateSocket>, String> {
 
 /// Connections at once: a gate, its successor, and what tries to be in their way.
 const CLIENTS_MAX: usize = 8;
+/// Log lines about other users.
+const FORBIDDEN_PER_SECOND: u32 = 1;

@@ -38,6 +38,7 @@ impl FilterRole {
             findings.push(Finding::warning("counters-unreadable", text));
             BTreeMap::new()
         });
+        let is_led = steering.as_ref().is_none_or(SteerState::leads_to_gate);
         let is_enforcing = settings.mode == Mode::Enforce;
         let sample = FilterSample {
             is_enforcing,
@@ -64,7 +65,7 @@ impl FilterRole {
         RoleReport {
             findings,
             details,
-            is_enforcing: is_enforcing && are_filtered,
+            is_enforcing: is_enforcing && are_filtered && is_led,
             filter: Some((status, sample)),
             ..RoleReport::default()
         }
@@ -253,9 +254,15 @@ fn unsteered(state: &SteerState, settings: &FilterSettings) -> Vec<Finding> {
         );
         findings.push(Finding::error("steering-detached", text));
     }
-    if *has_ipv4 == Some(false) && *has_ipv6 == Some(false) {
+    let missing: Vec<_> = [(has_ipv4, "IPv4"), (has_ipv6, "IPv6")]
+        .into_iter()
+        .filter(|(has_socket, _)| **has_socket == Some(false))
+        .map(|(_, family)| family)
+        .collect();
+    if !missing.is_empty() {
         let text = format!(
-            "connections to the TCP ports {ports} are refused: the gate has handed over no socket"
+            "connections by {} to the TCP ports {ports} are refused: the gate has handed over no socket",
+            missing.join(" and ")
         );
         let remedy =
             "start the gate role; `pullgate unload` gives the ports back to the web server";

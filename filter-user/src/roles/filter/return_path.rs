@@ -42,9 +42,24 @@ impl ReturnPathKeeper {
     }
 
     /// Applies other settings.
-    pub(super) fn change(&mut self, wanted: Option<ReturnPath>) -> io::Result<()> {
-        *self = Self::start(wanted)?;
-        Ok(())
+    pub(super) fn change(&mut self, wanted: Option<ReturnPath>) {
+        self.wanted = wanted;
+        match Self::start(wanted) {
+            Ok(changed) => *self = changed,
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        let text = error.to_string();
+        if self.failure.as_ref() != Some(&text) {
+            error!(
+                id = "return-path-missing",
+                %error,
+                "the rules or routes of `client_address` cannot be added or removed"
+            );
+        }
+        self.failure = Some(text);
     }
 
     /// Puts back what another process has removed.
@@ -63,17 +78,7 @@ impl ReturnPathKeeper {
                 self.failure = None;
                 self.removed = Some(Instant::now());
             }
-            Err(error) => {
-                let text = error.to_string();
-                if self.failure.as_ref() != Some(&text) {
-                    error!(
-                        id = "return-path-missing",
-                        %error,
-                        "the rules or routes of `client_address` cannot be added"
-                    );
-                }
-                self.failure = Some(text);
-            }
+            Err(error) => self.fail(&error),
         }
     }
 

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use super::GateRole;
 use crate::config::Paths;
 use crate::control::handover;
-use crate::observe::{Finding, Severity};
+use crate::observe::Finding;
 
 /// Whether connections are steered to the gate's sockets.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,12 +37,8 @@ impl Steered {
             "the filter has not taken the gate's sockets ({reason}): unless it had before, clients reach \
              the web server around the gate, or are refused"
         );
-        let finding = Finding::error("not-steered", text);
-        Some(
-            finding
-                .with_severity(Severity::Error)
-                .remedy("start the filter role; `pullgate status` of it tells whether it steers"),
-        )
+        let remedy = "start the filter role, whose status shows whether it steers";
+        Some(Finding::error("not-steered", text).remedy(remedy))
     }
 }
 

@@ -135,8 +135,7 @@ pub(super) fn check_transparent_capability(settings: &GateSettings) -> Result<()
     let held = rustix::thread::capabilities(None).map_err(|errno| XdpError::Capabilities {
         source: errno.into(),
     })?;
-    let may = CapabilitySet::NET_RAW | CapabilitySet::NET_ADMIN;
-    if held.effective.intersects(may) {
+    if held.effective.contains(CapabilitySet::NET_RAW) {
         Ok(())
     } else {
         Err(StartError::TransparentCapability)
