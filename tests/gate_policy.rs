@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::version::{TLS12, TLS13};
 use tests::Rig;
 use tests::client::Client;
-use tests::gate::{blog, host, shop};
+use tests::gate::{ON_LOOPBACK, blog, host, shop};
 use tests::net::Host;
 use tests::pki::{Algorithm, BLOG, SHOP};
 use tests::upstream::{Manner, Upstream};
@@ -186,7 +186,7 @@ fn h2_is_offered_only_to_an_upstream_that_speaks_it() {
     let mut rig = Rig::new();
     let alpn = "alpn = [\"h2\", \"http/1.1\"]";
     let upstream = Upstream::start(&rig.network, Manner::Answer);
-    rig.start("", &[&shop(alpn)]);
+    rig.start("", &[&shop(&format!("{alpn}\n{ON_LOOPBACK}"))]);
     let negotiated = |rig: &Rig| {
         let client = rig.edge().offering(&["h2", "http/1.1"]);
         let session = client.connect(&rig.network, Host::Edge, tests::gate::origin(), SHOP);
@@ -248,10 +248,11 @@ fn what_could_be_better_is_named() {
     let shop = host(
         &[SHOP, "unnamed.example"],
         "both",
-        "trust = [\"cloudflare\"]\nalpn = [\"h2\"]",
+        &format!("trust = [\"cloudflare\"]\nalpn = [\"h2\"]\n{ON_LOOPBACK}"),
     );
-    let blog =
-        blog("client_auth = \"log\"\ntrust = [\"@PKI@/ours-ca.pem\"]\ncrl = [\"@PKI@/crl.pem\"]");
+    let blog = blog(&format!(
+        "client_auth = \"log\"\ntrust = [\"@PKI@/ours-ca.pem\"]\ncrl = [\"@PKI@/crl.pem\"]\n{ON_LOOPBACK}"
+    ));
     let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400 + 3600);
     let dying = rig
         .pki
@@ -289,10 +290,14 @@ fn what_could_be_better_is_named() {
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    assert!(
-        text.contains(":17: `gate.host.trust`: Cloudflare's shared CA"),
-        "{text}"
+    let config = fs::read_to_string(&rig.config).unwrap();
+    let mut lines = config.lines();
+    let line = lines.position(|line| line == "trust = [\"cloudflare\"]");
+    let place = format!(
+        ":{}: `gate.host.trust`: Cloudflare's shared CA",
+        line.unwrap() + 1
     );
+    assert!(text.contains(&place), "{place}: {text}");
 
     // No other user takes a socket's place in its directory, or has the web server's certificate.
     for safe in [

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use serde_json::Value;
 use tests::Rig;
 use tests::client::{Client, Reply, connect};
-use tests::gate::{blog, origin, shop};
+use tests::gate::{ON_LOOPBACK, blog, origin, shop};
 use tests::net::Host;
 use tests::pki::{Identity, SHOP};
 use tests::upstream::{Manner, Upstream};
@@ -17,7 +17,7 @@ use tests::web::Server;
 #[test]
 fn an_upstream_is_told_who_the_client_is() {
     let mut rig = Rig::new();
-    rig.start("", &[&shop("")]);
+    rig.start("", &[&shop(ON_LOOPBACK)]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let identity = rig.pki.ours.client();
     let client = Client::new(&rig.pki, Some(&identity)).offering(&["http/1.1"]);
@@ -53,7 +53,7 @@ fn an_upstream_is_told_who_the_client_is() {
 #[test]
 fn an_upstream_that_wants_the_addresses_alone_is_told_no_more() {
     let mut rig = Rig::new();
-    rig.start("", &[&shop("proxy_tlvs = false")]);
+    rig.start("", &[&shop(&format!("proxy_tlvs = false\n{ON_LOOPBACK}"))]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
 
     let told = rig.told(&rig.edge(), SHOP);
@@ -65,7 +65,8 @@ fn an_upstream_that_wants_the_addresses_alone_is_told_no_more() {
 #[test]
 fn an_upstream_is_told_that_nobody_was_verified() {
     let mut rig = Rig::new();
-    rig.start("", &[&shop("client_auth = \"log\"")]);
+    let lines = format!("client_auth = \"log\"\n{ON_LOOPBACK}");
+    rig.start("", &[&shop(&lines)]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let other = Client::new(&rig.pki, Some(&rig.pki.other.client()));
 
@@ -99,7 +100,8 @@ fn version_1_and_none_are_told_as_well() {
 fn a_load_balancer_tells_whom_it_speaks_for() {
     let mut rig = Rig::new();
     let [edge, _] = Host::Edge.addresses();
-    rig.start(&format!("proxy_from = [\"{edge}/32\"]"), &[&shop("")]);
+    let balancer = format!("proxy_from = [\"{edge}/32\"]");
+    rig.start(&balancer, &[&shop(ON_LOOPBACK)]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let v1 = |client: &str| format!("PROXY TCP4 {client} 203.0.113.10 4660 443\r\n").into_bytes();
     let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x13".to_vec();
@@ -347,7 +349,7 @@ fn every_web_server_in_the_manual_is_told_the_clients_address() {
 #[test]
 fn haproxy_reads_the_name_and_the_id_that_it_is_told() {
     let mut rig = Rig::new();
-    rig.start("", &[&shop("")]);
+    rig.start("", &[&shop(ON_LOOPBACK)]);
     let text = "defaults\n mode http\n timeout connect 5s\n timeout client 5s\n timeout server 5s\n\
         frontend web\n bind 127.0.0.1:8080 accept-proxy\n http-request return status 200 \
         content-type text/plain lf-string \"%[fc_pp_authority] %[fc_pp_unique_id] %[src]\\n\"\n";

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::Value;
 use tests::scenarios;
-use tests::{Lab, Plan};
+use tests::{Lab, Pairing, Plan};
 
 /// A protected origin, an edge and a stranger, in network namespaces.
 #[derive(Parser)]
@@ -14,6 +14,9 @@ struct Options {
     /// Exit after the scenarios: 0 only if every row is as expected.
     #[arg(long)]
     once: bool,
+    /// With a web server that keeps port 443, and a gate that connections are steered to.
+    #[arg(long)]
+    steer: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -24,7 +27,14 @@ fn main() -> anyhow::Result<ExitCode> {
     );
     tests::exit_on_interrupt()?;
 
-    let mut lab = Lab::start(&Plan::default());
+    let mut lab = Lab::start(&Plan {
+        pairing: if options.steer {
+            Pairing::Steered
+        } else {
+            Pairing::Relayed
+        },
+        ..Plan::default()
+    });
     let mark = lab.gate().mark();
     let mut rows = scenarios::edge_is_served(&lab, "nginx");
     narrate(&lab.gate().events()[mark..]);

@@ -9,6 +9,7 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use tests::Pairing;
 use tests::client::{Client, Session, connect};
 use tests::debian::{Debian, text};
 use tests::eventually;
@@ -22,7 +23,7 @@ use tests::web::{Software, Web};
 fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let network = Network::new();
     let pki = Pki::new(&network.path("pki"));
-    let _web = Web::start(&network, Software::Nginx);
+    let _web = Web::start(&network, Software::Nginx, Pairing::Relayed);
     let mut debian = Debian::new(&network);
     let manual = Manual::read();
     debian.receive(1, manual.package);

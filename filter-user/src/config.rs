@@ -60,6 +60,9 @@ pub struct Boot {
     /// `gate.steer`: whether the gate hands its listening sockets to the filter, which steers connections
     /// to them.
     pub steer: bool,
+    /// `gate.client_address = "transparent"`: what leads the web server's answers back to the gate, which
+    /// opens connections in its clients' names.
+    pub return_path: Option<ReturnPath>,
     /// `gate.max_connections`: connections at once.
     pub max_connections: usize,
 }
@@ -76,6 +79,15 @@ pub struct Live {
 }
 
 impl Boot {
+    /// Which address the web server sees.
+    #[must_use]
+    pub fn client_address(&self) -> ClientAddress {
+        match self.return_path {
+            Some(_) => ClientAddress::Transparent,
+            None => ClientAddress::Loopback,
+        }
+    }
+
     /// The settings of these roles that differ, by their names.
     #[must_use]
     pub fn differences(&self, other: &Self, roles: &[Role]) -> Vec<&'static str> {
@@ -84,15 +96,27 @@ impl Boot {
             metrics,
             listen,
             steer,
+            return_path,
             max_connections,
         } = self;
         let is_gate = roles.contains(&Role::Gate);
         let is_elsewhere = |role: &Role| metrics.get(role) != other.metrics.get(role);
+        let leads_back = is_gate || roles.contains(&Role::Filter);
         let differs = [
             ("paths", *paths != other.paths),
             ("metrics", roles.iter().any(is_elsewhere)),
             ("gate.listen", is_gate && *listen != other.listen),
             ("gate.steer", is_gate && *steer != other.steer),
+            (
+                "gate.client_address",
+                leads_back && return_path.is_some() != other.return_path.is_some(),
+            ),
+            (
+                "gate.route_table` or `gate.rule_priority",
+                leads_back
+                    && return_path
+                        .is_some_and(|path| other.return_path.is_some_and(|it| it != path)),
+            ),
             (
                 "gate.max_connections",
                 is_gate && *max_connections != other.max_connections,
@@ -116,12 +140,30 @@ impl Boot {
             metrics: started.metrics.clone(),
             listen: of_gate.listen.clone(),
             steer: of_gate.steer,
+            return_path: if roles.contains(&Role::Filter) {
+                started.return_path
+            } else {
+                of_gate.return_path
+            },
             max_connections: of_gate.max_connections,
         }
     }
 }
 
 impl Config {
+    /// What a process of these roles works with once this is read, see [`Boot::keeping`].
+    #[must_use]
+    pub fn keeping(mut self, started: &Boot, roles: &[Role]) -> Self {
+        let boot = self.boot.keeping(started, roles);
+        if let Some(gate) = &mut self.live.gate {
+            gate.client_address = boot.client_address();
+        }
+        Self {
+            boot: Arc::new(boot),
+            live: self.live,
+        }
+    }
+
     /// Parses the text of `file`; relative paths in it are relative to the file's directory.
     ///
     /// # Errors
@@ -210,8 +252,6 @@ pub struct FilterSettings {
     pub ports: Vec<u16>,
     /// Those of them whose connections are steered to the gate.
     pub steered_ports: Vec<u16>,
-    /// The way back for connections that the gate opens in its clients' names, if it does.
-    pub return_path: Option<ReturnPath>,
     /// Protected UDP ports.
     pub udp_ports: Vec<u16>,
     /// Protected addresses; empty protects all.

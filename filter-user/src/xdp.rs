@@ -43,7 +43,7 @@ pub use self::probe::{Probe, Probed, frame, loaded_interface, probe};
 use self::reconcile::AttachFailures;
 pub use self::reconcile::{Coverage, InterfaceState, Reconciled};
 use self::steer::Steering;
-pub use self::steer::{GateSocket, SteerState};
+pub use self::steer::{GateSocket, STEERS_SINCE, SteerState};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self};
@@ -252,6 +252,12 @@ impl Filter {
         confirmed
     }
 
+    /// Whether connections are steered by what a trial without steering would leave behind.
+    #[must_use]
+    pub fn steers_until_confirmed(&self) -> bool {
+        self.is_on_trial() && self.steering.is_none() && self.pins.steer_link().exists()
+    }
+
     /// Publishes another table; packets are judged by the old one or the new one, never a mix.
     ///
     /// Returns how long it took until packets were judged by it.
@@ -378,6 +384,8 @@ impl Filter {
 }
 
 /// Loads and attaches all of it, or nothing. Connections are steered last: strangers are dropped by then.
+/// Where less than all is accepted, a program that steers and is not attached is tried again, by
+/// [`Steering::reconcile`].
 fn load_all(
     loading: &Loading<'_>,
     rules: &Rules<'_>,
@@ -386,7 +394,9 @@ fn load_all(
 ) -> Result<(LoadedSet, Option<Steering>), XdpError> {
     let mut steering = Steering::load(loading.settings, loading.pins)?;
     let mut loaded = LoadedSet::load(loading, rules, table, failures)?;
-    if let Some(Err(error)) = steering.as_mut().map(Steering::attach) {
+    if let Some(Err(error)) = steering.as_mut().map(Steering::attach)
+        && loading.accept == Accept::Whole
+    {
         loaded.revert(loading.pins)?;
         return Err(error);
     }

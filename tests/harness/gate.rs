@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::client::{Client, Reply};
 use crate::daemon::{self, Pullgate};
 use crate::net::{Host, Network};
+use crate::pairing::Pairing;
 use crate::pki::{BLOG, Pki, SHOP};
 use crate::web;
 
@@ -19,6 +20,8 @@ use crate::web;
 pub struct Rig {
     /// The gate, once it is started.
     pub gate: Option<Pullgate>,
+    /// What steers to it, in that pairing.
+    filter: Option<Pullgate>,
     /// The certificates.
     pub pki: Pki,
     /// The configuration file.
@@ -32,12 +35,18 @@ impl Rig {
     #[must_use]
     pub fn new() -> Self {
         let network = Arc::new(Network::new());
-        Self {
+        let mut rig = Self {
             gate: None,
+            filter: None,
             pki: Pki::new(&network.path("pki")),
             config: network.path("pullgate.toml"),
             network,
+        };
+        if Pairing::of_this_run().steers() {
+            rig.configure("", &[&shop("")]);
+            rig.filter = Some(Pullgate::start(&rig.network, &rig.config, "filter"));
         }
+        rig
     }
 
     /// A gate with the usual two hosts, and these lines for [`SHOP`].
@@ -51,10 +60,13 @@ impl Rig {
     /// Writes a configuration: lines for `[gate]`, and hosts. `@DIR@` is the rig's directory,
     /// `@PKI@` that of the certificates.
     pub fn configure(&self, gate: &str, hosts: &[&str]) {
+        let pairing = Pairing::of_this_run();
         let text = format!(
             "[paths]\nstate = \"state\"\nrun = \"run\"\nbpf = \"bpf/pullgate\"\n\
-             [ranges]\nunsafe_documentation_ranges = true\nallow = [\"203.0.113.10/32\"]\n\
-             [gate]\ndrain_timeout = \"5s\"\n{}{gate}\n{}",
+             {}[ranges]\nunsafe_documentation_ranges = true\nallow = [\"203.0.113.10/32\"]\n\
+             [gate]\ndrain_timeout = \"5s\"\n{}{}{gate}\n{}",
+            pairing.filter_that_only_steers(),
+            pairing.gate_line(),
             if gate.contains("handshake_timeout") {
                 ""
             } else {
@@ -266,20 +278,30 @@ pub fn origin() -> std::net::IpAddr {
 pub fn host(names: &[&str], file: &str, lines: &str) -> String {
     let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
     let mut text = format!("[[gate.host]]\nnames = [{}]\n", names.join(", "));
+    let says = |key: &str| {
+        let mut lines = lines.lines();
+        lines.any(|line| line.starts_with(&format!("{key} =")))
+    };
+    // What is said about the way to a web server is about one that is elsewhere.
+    let by_default = Pairing::of_this_run().steers() && !ELSEWHERE.into_iter().any(says);
     for (key, value) in [
         ("certificate", format!("\"@PKI@/{file}.pem\"")),
         ("key", format!("\"@PKI@/{file}.key\"")),
         ("upstream", format!("\"{}\"", web::ADDRESS)),
     ] {
-        if !lines
-            .lines()
-            .any(|line| line.starts_with(&format!("{key} =")))
-        {
+        let is_left_out = key == "upstream" && by_default;
+        if !says(key) && !is_left_out {
             text.push_str(&format!("{key} = {value}\n"));
         }
     }
     format!("{text}{lines}\n")
 }
+
+/// The keys of `[[gate.host]]` that are about the way to the web server.
+const ELSEWHERE: [&str; 3] = ["upstream", "proxy_protocol", "upstream_tls"];
+
+/// A web server behind a PROXY header, in either pairing.
+pub const ON_LOOPBACK: &str = "upstream = \"127.0.0.1:8080\"";
 
 /// [`SHOP`], which trusts our CA unless the lines say otherwise.
 #[must_use]

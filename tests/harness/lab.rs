@@ -19,6 +19,7 @@ use crate::client::Client;
 use crate::daemon::{self, Pullgate};
 use crate::feed::{Answer, Feed, api_answer};
 use crate::net::{DIRECT, Host, INTERFACE, Network};
+use crate::pairing::Pairing;
 use crate::pki::{BLOG, Pki, SHOP};
 use crate::web::{self, Software, Web};
 
@@ -27,6 +28,8 @@ use crate::web::{self, Software, Web};
 pub struct Plan {
     /// The web server.
     pub web: Software,
+    /// Who has the port.
+    pub pairing: Pairing,
     /// Lines for `[filter]` beyond the interfaces.
     pub filter: &'static str,
     /// Lines for `[ranges]` beyond the sources and the schedule.
@@ -48,6 +51,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             web: Software::Nginx,
+            pairing: Pairing::of_this_run(),
             filter: "",
             ranges: "",
             sources: "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\", like = \"cloudflare\" }]",
@@ -98,7 +102,7 @@ impl Lab {
         let good = || Answer::Body(api_answer(&[], &[]));
         let feed = Feed::start(&network, &pki, "127.0.0.1", good());
         let mirror = Feed::start(&network, &pki, "127.0.0.2", good());
-        let web = Web::start(&network, plan.web);
+        let web = Web::start(&network, plan.web, plan.pairing);
         let config = network.path("pullgate.toml");
         if plan.small_disk {
             network.mount_small_disk("state");
@@ -215,6 +219,12 @@ impl Lab {
     #[must_use]
     pub fn gate(&self) -> &Pullgate {
         self.gate.as_ref().unwrap()
+    }
+
+    /// Who has the port.
+    #[must_use]
+    pub fn pairing(&self) -> Pairing {
+        self.plan.pairing
     }
 
     /// The client that Cloudflare is, with the certificate the operator uploaded for [`SHOP`].
@@ -386,15 +396,26 @@ fn configuration(lab: &Lab) -> String {
     let Lab { network, plan, .. } = lab;
     let directory = network.path("");
     let at = |name: &str| path(&directory, name);
+    // A web server that keeps the port needs not be named.
+    let upstream = if plan.pairing.steers() && plan.upstream == web::ADDRESS {
+        String::new()
+    } else {
+        let directory = directory.display().to_string();
+        let upstream = plan.upstream.replace("@DIR@", &directory);
+        format!("upstream = \"{upstream}\"\n")
+    };
+    // Either way the web server sees its clients' addresses.
+    let steering = match plan.pairing {
+        Pairing::Relayed => "",
+        Pairing::Steered => "steer = true\nclient_address = \"transparent\"\n",
+    };
     let host = |name: &str, ca: &str| {
         format!(
             "[[gate.host]]\nnames = [\"{name}\"]\ncertificate = {}\nkey = {}\ntrust = [{}]\n\
-             upstream = \"{}\"\n\n",
+             {upstream}\n",
             at(&format!("pki/{name}.pem")),
             at(&format!("pki/{name}.key")),
             at(&format!("pki/{ca}-ca.pem")),
-            plan.upstream
-                .replace("@DIR@", &directory.display().to_string()),
         )
     };
     let interfaces = if plan.direct {
@@ -418,7 +439,7 @@ fn configuration(lab: &Lab) -> String {
          [filter]\n{interfaces}{timeout}{}\n\n\
          [ranges]\nsources = {}\ninterval = \"1h\"\nremoval_grace = \"{}\"\n# The lab's strangers live in documentation space.\n\
          unsafe_documentation_ranges = true\n{}\n\n\
-         [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"2s\"\n\n{}{}",
+         [gate]\nhandshake_timeout = \"2s\"\ndrain_timeout = \"2s\"\n{steering}\n{}{}",
         at("state"),
         at("run"),
         at("bpf/pullgate"),

@@ -17,6 +17,7 @@ pub mod lab;
 pub mod manual;
 pub mod net;
 pub mod oracle;
+pub mod pairing;
 pub mod pki;
 pub mod proxies;
 pub mod scenarios;
@@ -34,6 +35,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 pub use self::gate::Rig;
 pub use self::lab::{Lab, Plan};
+pub use self::pairing::Pairing;
 pub use self::steered::Steered;
 
 /// Waits until `condition` yields a value, and gives up with `what` after [`PATIENCE`].

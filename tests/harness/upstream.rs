@@ -1,17 +1,26 @@
 //! An upstream of the tests' own, which tells what it was told: it reads the PROXY header by the
 //! letter of the specification, with no code of the gate's.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read as _, Write as _};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use pullgate::config::{Config, HostSettings};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::eventually;
 use crate::net::{Host, Network};
+use crate::pairing::Pairing;
 use crate::web::ADDRESS;
 
 /// What to do with a connection.
@@ -33,46 +42,65 @@ pub enum Manner {
     Flood,
 }
 
-/// A listener on the origin's loopback; it stops when dropped.
+/// A listener on the origin's loopback, and where connections are steered past it one on 443, in
+/// TLS; it stops when dropped.
 pub struct Upstream {
-    address: SocketAddr,
     stop: Arc<AtomicBool>,
     accepted: Arc<AtomicU64>,
-    serving: Option<JoinHandle<()>>,
+    serving: Vec<(SocketAddr, JoinHandle<()>)>,
     network: Arc<Network>,
 }
 
 impl Upstream {
-    /// Starts to listen at [`ADDRESS`].
+    /// Starts to listen at [`ADDRESS`], and at 443 if the gate does not.
     #[must_use]
     pub fn start(network: &Arc<Network>, manner: Manner) -> Self {
+        let mut upstream = Self {
+            stop: Arc::default(),
+            accepted: Arc::default(),
+            serving: Vec::new(),
+            network: Arc::clone(network),
+        };
+        upstream.listen(ADDRESS, manner, None);
+        if Pairing::of_this_run().steers() {
+            let shown = Arc::new(Shown::new(network.path("pullgate.toml")));
+            let provider = rustls::crypto::aws_lc_rs::default_provider();
+            let config = ServerConfig::builder_with_provider(Arc::new(provider))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(shown);
+            upstream.listen("[::]:443", manner, Some(&Arc::new(config)));
+        }
+        upstream
+    }
+
+    fn listen(&mut self, address: &str, manner: Manner, tls: Option<&Arc<ServerConfig>>) {
         // One that was here before lives on for a moment in a process that another test forks.
         let listener = eventually("the upstream's port is free", || {
-            network.on(Host::Origin, || TcpListener::bind(ADDRESS).ok())
+            self.network
+                .on(Host::Origin, || TcpListener::bind(address).ok())
         });
-        let address = listener.local_addr().unwrap();
-        let (stop, accepted) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&accepted));
+        let mut address = listener.local_addr().unwrap();
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv6Addr::LOCALHOST.into());
+        }
+        let (stopped, count) = (Arc::clone(&self.stop), Arc::clone(&self.accepted));
+        let tls = tls.cloned();
         let serving = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
                 count.fetch_add(1, Ordering::Relaxed);
-                let stream = stream.unwrap();
+                let (stream, tls) = (stream.unwrap(), tls.clone());
                 std::thread::spawn(move || {
-                    // Whoever hangs up has seen enough.
-                    drop(serve(stream, manner));
+                    // A peer that hangs up has seen enough.
+                    drop(serve(stream, manner, tls));
                 });
             }
         });
-        Self {
-            address,
-            stop,
-            accepted,
-            serving: Some(serving),
-            network: Arc::clone(network),
-        }
+        self.serving.push((address, serving));
     }
 
     /// Connections so far.
@@ -85,21 +113,132 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let address = self.address;
-        // The accept that waits.
-        self.network
-            .on(Host::Origin, || TcpStream::connect(address).ok());
-        if let Some(serving) = self.serving.take() {
+        for (address, serving) in self.serving.drain(..) {
+            // The accept that waits.
+            self.network
+                .on(Host::Origin, || TcpStream::connect(address).ok());
             drop(serving.join());
         }
     }
 }
 
-fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
+/// What a web server shows that has the same files as the gate: the first certificate that the
+/// configuration has for a name. What cannot be read is as it was before.
+#[derive(Debug)]
+struct Shown {
+    config: PathBuf,
+    read: Mutex<ReadFiles>,
+}
+
+#[derive(Debug, Default)]
+struct ReadFiles {
+    hosts: Vec<HostSettings>,
+    /// By the path of the certificate.
+    keys: HashMap<PathBuf, Arc<CertifiedKey>>,
+}
+
+impl Shown {
+    /// Reads what there is already.
+    fn new(config: PathBuf) -> Self {
+        let mut read = ReadFiles::default();
+        read.renew(&config);
+        Self {
+            config,
+            read: Mutex::new(read),
+        }
+    }
+}
+
+impl ReadFiles {
+    fn renew(&mut self, config: &Path) {
+        let text = std::fs::read_to_string(config).unwrap_or_default();
+        let parsed = Config::parse(config, &text).ok();
+        if let Some(gate) = parsed.and_then(|config| config.live.gate) {
+            self.hosts = gate.hosts;
+        }
+        for host in &self.hosts {
+            let [shown, ..] = host.certificates.as_slice() else {
+                continue;
+            };
+            let certificate = &shown.certificate.value;
+            if let Some(key) = certified(certificate, &shown.key.value) {
+                self.keys.insert(certificate.clone(), key);
+            }
+        }
+    }
+
+    /// The host of a name: exactly, by a wildcard, or by default.
+    fn host(&self, name: &str) -> Option<&HostSettings> {
+        let having = |name: &str| {
+            let mut hosts = self.hosts.iter();
+            hosts.find(|host| host.names.iter().any(|it| it.value.to_string() == name))
+        };
+        let wildcard = name.split_once('.').map(|(_, rest)| format!("*.{rest}"));
+        let otherwise = || self.hosts.iter().find(|host| host.is_default);
+        having(name)
+            .or_else(|| having(&wildcard?))
+            .or_else(otherwise)
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut read = self.read.lock().unwrap();
+        read.renew(&self.config);
+        let host = read.host(hello.server_name().unwrap_or_default())?;
+        let shown = &host.certificates.first()?.certificate.value;
+        read.keys.get(shown).cloned()
+    }
+}
+
+fn certified(certificate: &Path, key: &Path) -> Option<Arc<CertifiedKey>> {
+    let chain = CertificateDer::pem_file_iter(certificate).ok()?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().ok()?;
+    let key = any_supported_type(&PrivateKeyDer::from_pem_file(key).ok()?).ok()?;
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().is_ok().then(|| Arc::new(certified))
+}
+
+/// A connection whose sending side can be closed alone.
+trait Stream: Read + Write {
+    fn shut_down(&mut self) -> io::Result<()>;
+}
+
+impl Stream for TcpStream {
+    fn shut_down(&mut self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+impl Stream for StreamOwned<ServerConnection, TcpStream> {
+    fn shut_down(&mut self) -> io::Result<()> {
+        self.conn.send_close_notify();
+        self.flush()?;
+        self.sock.shutdown(Shutdown::Write)
+    }
+}
+
+fn serve(stream: TcpStream, manner: Manner, tls: Option<Arc<ServerConfig>>) -> io::Result<()> {
     stream.set_read_timeout(Some(crate::PATIENCE))?;
+    match tls {
+        None => act(stream, manner, ProxyHeader::read),
+        Some(config) => {
+            let connection = ServerConnection::new(config).map_err(io::Error::other)?;
+            // By default none is sent to a web server that keeps the port.
+            let none = |_: &mut _| Ok(ProxyHeader::default());
+            act(StreamOwned::new(connection, stream), manner, none)
+        }
+    }
+}
+
+fn act<S: Stream>(
+    mut stream: S,
+    manner: Manner,
+    read_header: impl Fn(&mut S) -> io::Result<ProxyHeader>,
+) -> io::Result<()> {
     match manner {
         Manner::Answer => {
-            let mut header = ProxyHeader::read(&mut stream)?;
+            let mut header = read_header(&mut stream)?;
             while !header.rest.windows(4).any(|window| window == b"\r\n\r\n") {
                 let mut more = [0; 4096];
                 let read = stream.read(&mut more)?;
@@ -113,7 +252,8 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
                 stream,
                 "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                 body.len()
-            )
+            )?;
+            stream.shut_down()
         }
         Manner::Hang => {
             let mut sink = [0; 4096];
@@ -122,9 +262,9 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
         }
         Manner::Close => Ok(()),
         Manner::HalfClose => {
-            ProxyHeader::read(&mut stream)?;
+            read_header(&mut stream)?;
             stream.write_all(b"early")?;
-            stream.shutdown(Shutdown::Write)?;
+            stream.shut_down()?;
             let mut all = Vec::new();
             stream.read_to_end(&mut all)?;
             Ok(())
@@ -132,16 +272,17 @@ fn serve(mut stream: TcpStream, manner: Manner) -> io::Result<()> {
         Manner::TooLarge => {
             let mut beginning = [0; 100];
             stream.read_exact(&mut beginning)?;
-            stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\n\r\n")
+            stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\n\r\n")?;
+            stream.flush()
         }
         Manner::Echo => {
-            let header = ProxyHeader::read(&mut stream)?;
+            let header = read_header(&mut stream)?;
             stream.write_all(&header.rest)?;
             let mut buffer = [0; 16 << 10];
             loop {
                 let read = stream.read(&mut buffer)?;
                 if read == 0 {
-                    return stream.shutdown(Shutdown::Write);
+                    return stream.shut_down();
                 }
                 stream.write_all(&buffer[..read])?;
             }
@@ -165,7 +306,7 @@ struct ProxyHeader {
 }
 
 impl ProxyHeader {
-    fn read(stream: &mut TcpStream) -> io::Result<Self> {
+    fn read(stream: &mut impl Read) -> io::Result<Self> {
         let mut bytes = vec![0; 16];
         stream.read_exact(&mut bytes)?;
         if bytes.starts_with(b"\r\n\r\n\0\r\nQUIT\n") {

@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 
 use crate::eventually;
 use crate::net::{Host, Network};
+use crate::pairing::Pairing;
+use crate::pki::{BLOG, SHOP};
 
 /// Which web server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,17 +32,30 @@ pub struct Web {
 }
 
 impl Web {
-    /// Starts a server on the origin's loopback, which answers with what it saw.
+    /// Starts a server on the origin's loopback, and where it keeps the port at 443 on every address;
+    /// it answers with what it saw.
     #[must_use]
-    pub fn start(network: &Network, software: Software) -> Self {
+    pub fn start(network: &Network, software: Software, pairing: Pairing) -> Self {
         let directory = network.path("web");
         fs::create_dir(&directory).unwrap();
+        let (configuration, site) = match software {
+            Software::Nginx => (NGINX, NGINX_SITE),
+            Software::Apache => (APACHE, APACHE_SITE),
+        };
+        let sites = match pairing {
+            Pairing::Relayed => String::new(),
+            Pairing::Steered => [SHOP, BLOG]
+                .map(|name| site.replace("@NAME@", name))
+                .concat(),
+        };
+        let configuration = configuration.replace("@SITES@", &sites);
         let server = match software {
-            Software::Nginx => Server::start(network, "nginx", &[], NGINX),
+            Software::Nginx => Server::start(network, "nginx", &[], &configuration),
             Software::Apache => {
                 fs::create_dir(directory.join("htdocs")).unwrap();
                 fs::write(directory.join("htdocs/index.html"), APACHE_PAGE).unwrap();
-                Server::start(network, "apache2", &["-DFOREGROUND", "-f"], APACHE)
+                let words = ["-DFOREGROUND", "-f"];
+                Server::start(network, "apache2", &words, &configuration)
             }
         };
         Self {
@@ -205,12 +220,40 @@ http {
         default_type text/plain;
         return 200 "nginx saw client=$remote_addr cf=$http_cf_connecting_ip host=$host\n";
     }
+    @SITES@
     server {
         listen 127.0.0.1:8081;
         location / { stub_status; }
     }
 }
 "#;
+
+/// A site as it was before there was a gate.
+const NGINX_SITE: &str = r#"
+    server {
+        listen 443 ssl;
+        listen [::]:443 ssl;
+        server_name @NAME@;
+        ssl_certificate @DIR@/pki/@NAME@.pem;
+        ssl_certificate_key @DIR@/pki/@NAME@.key;
+        default_type text/plain;
+        return 200 "nginx saw client=$remote_addr cf=$http_cf_connecting_ip host=$host\n";
+    }
+"#;
+
+/// The same of Apache.
+const APACHE_SITE: &str = r"
+<IfDefine !Listens443>
+    Listen 443
+    Define Listens443
+</IfDefine>
+<VirtualHost *:443>
+    ServerName @NAME@
+    SSLEngine on
+    SSLCertificateFile @DIR@/pki/@NAME@.pem
+    SSLCertificateKeyFile @DIR@/pki/@NAME@.key
+</VirtualHost>
+";
 
 const PLAIN: &str = r#"
 daemon off;
@@ -240,7 +283,10 @@ ErrorLog @DIR@/error.log
 Mutex file:@DIR@
 @APACHE@
 Listen 127.0.0.1:8080
-RemoteIPProxyProtocol On
+<VirtualHost 127.0.0.1:8080>
+    RemoteIPProxyProtocol On
+</VirtualHost>
+@SITES@
 DocumentRoot @DIR@/web/htdocs
 DirectoryIndex index.html
 <Directory @DIR@/web/htdocs>

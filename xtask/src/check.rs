@@ -26,7 +26,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     dependencies()?;
     test::run(&test::Options::default())?;
     test::run(&test::Options::short_vm())?;
-    run::run(&run::Options::once())
+    run::check()
 }
 
 /// Licences, sources and bans; advisories where their database can be reached.

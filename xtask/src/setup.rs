@@ -57,7 +57,8 @@ pub(crate) fn cargo_fuzz() -> anyhow::Result<()> {
 
 /// The judge of dependencies.
 pub(crate) fn cargo_deny() -> anyhow::Result<()> {
-    tool("cargo-deny", CARGO_DENY, &[])
+    // It runs for seconds; optimising it takes minutes.
+    tool("cargo-deny", CARGO_DENY, &["--debug"])
 }
 
 /// The maker of Debian packages.
@@ -120,14 +121,14 @@ pub(crate) fn archive(suite: &str) -> anyhow::Result<String> {
 }
 
 /// Installs a tool under `target/tools`, unless that version is there already.
-fn tool(name: &str, version: &str, features: &[&str]) -> anyhow::Result<()> {
+fn tool(name: &str, version: &str, options: &[&str]) -> anyhow::Result<()> {
     let tools = root().join("target/tools");
     let installed = fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();
     if installed.contains(&format!("\"{name} {version} ")) {
         return Ok(());
     }
     let mut install = cargo(&["install", name, "--version", version, "--locked"]);
-    exec(install.args(features).arg("--root").arg(tools))
+    exec(install.args(options).arg("--root").arg(tools))
 }
 
 fn packages() -> anyhow::Result<()> {

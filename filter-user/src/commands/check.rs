@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::output::{complain, say};
 use crate::config::{Config, load};
-use crate::gate::{FileContent, Loaded, service_group, unreadable_files};
+use crate::gate::{FileContent, Loaded, service_groups, unreadable_files};
 use crate::host::sandbox;
 use crate::observe::Finding;
 use crate::report::Failure;
@@ -55,7 +55,7 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let roles = roles::named(config, only)?;
     // Root asks for those who are in the package's groups.
     let mut groups = roles::shared_groups(&config.boot.paths);
-    groups.extend(service_group());
+    groups.extend(service_groups().first());
     roles::join_groups(&groups);
     sandbox::drop_privileges(&roles, access::is_transparent(config))?;
     let loaded = roles::examine(config, &roles)?;

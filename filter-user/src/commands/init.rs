@@ -2,6 +2,7 @@
 //! stands. What cannot be read is a comment, not a guess.
 
 mod apache;
+mod caddy;
 mod nginx;
 mod site;
 
@@ -15,10 +16,10 @@ use std::process::Command;
 use self::site::{ServedSite, comment};
 use super::output::{complain, print, say};
 use crate::config::Config;
-use crate::gate::service_group;
-use crate::host::kernel;
-use crate::host::netlink;
+use crate::gate::{GATE_GROUP, service_groups};
+use crate::host::{accounts, kernel, netlink};
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
+use crate::xdp;
 
 /// Prints the configuration, or puts it in place.
 pub(super) fn execute(target: &Path, write: bool) -> Result<(), Failure> {
@@ -51,11 +52,10 @@ impl HostFacts {
     fn look() -> Self {
         let mut notes = Vec::new();
         let mut sites = Vec::new();
-        let nginx = tool("nginx").map(|nginx| (nginx, ["-T"].as_slice(), nginx::sites as Read));
-        let apache = tool("apache2ctl").or_else(|| tool("apachectl"));
-        let dump = ["-t", "-D", "DUMP_VHOSTS"].as_slice();
-        let apache = apache.map(|apache| (apache, dump, apache::sites as Read));
-        for (program, arguments, read) in nginx.into_iter().chain(apache) {
+        for (program, arguments, read) in WEB_SERVERS {
+            let Some(program) = tool(program) else {
+                continue;
+            };
             match run(&program, arguments).and_then(|text| read(&text)) {
                 Ok(found) if found.is_empty() => {
                     notes.push(format!(
@@ -70,13 +70,12 @@ impl HostFacts {
                 )),
             }
         }
-        for (name, what) in [("haproxy", "HAProxy"), ("caddy", "Caddy")] {
-            if tool(name).is_some() {
-                notes.push(format!(
-                    "{what} is installed, and does not tell its sites and keys: if it serves any, add a \
-                     [[gate.host]] for each."
-                ));
-            }
+        if tool("haproxy").is_some() {
+            notes.push(
+                "HAProxy is installed, and prints its configuration for no tool: if it serves sites, add a \
+                 [[gate.host]] for each."
+                    .to_owned(),
+            );
         }
         once(&mut sites);
         let mut host = Self {
@@ -160,7 +159,7 @@ impl HostFacts {
         for note in &self.notes {
             text.push_str(&comment(note));
         }
-        let steers = kernel::is_at_least(STEERS_SINCE);
+        let steers = kernel::is_at_least(xdp::STEERS_SINCE);
         if self.served().next().is_none() || !steers {
             text.push_str(if steers {
                 "\n# No site was found that the gate could serve, so there is no [gate].\n"
@@ -221,15 +220,16 @@ impl HostFacts {
     /// What lets the package's gate read the files of sites, which may be root's alone.
     fn key_commands(&self) -> BTreeSet<String> {
         let mut commands = BTreeSet::new();
-        let Some(group) = service_group() else {
+        let groups = service_groups();
+        if groups.is_empty() {
             return commands;
-        };
+        }
         let pairs = self.served().flat_map(|site| &site.certificates);
         for path in pairs.flat_map(|(certificate, key)| [certificate, key]) {
             // By the name that is configured, and where links lead.
             let real = fs::canonicalize(path);
             for name in [path].into_iter().chain(&real) {
-                commands.extend(access_commands(name, group));
+                commands.extend(access_commands(name, &groups));
             }
         }
         commands
@@ -239,23 +239,42 @@ impl HostFacts {
 /// How the sites of a web server are read from what a tool of it prints.
 type Read = fn(&str) -> Result<Vec<ServedSite>, String>;
 
-/// What lets a group read a file, and enter the directories above it.
-fn access_commands(path: &Path, group: u32) -> Vec<String> {
+/// The web servers whose tools print what they serve.
+const WEB_SERVERS: [(&str, &[&str], Read); 3] = [
+    ("nginx", &["-T"], nginx::sites),
+    ("apache2ctl", &["-t", "-D", "DUMP_VHOSTS"], apache::sites),
+    (
+        "caddy",
+        &["adapt", "--config", "/etc/caddy/Caddyfile"],
+        caddy::sites,
+    ),
+];
+
+/// What lets the package's gate read a file, and enter the directories above it. A group that is neither
+/// root's nor ours stays: it is how others read the file, as Debian's ssl-cert.
+fn access_commands(path: &Path, groups: &[u32]) -> Vec<String> {
     let mut commands = Vec::new();
     for (depth, part) in path.ancestors().enumerate() {
         let Ok(found) = fs::metadata(part) else {
             continue;
         };
         let (needed, letter) = if depth == 0 { (0o4, "r") } else { (0o1, "x") };
-        let is_for_group = found.gid() == group && found.mode() & needed << 3 != 0;
-        if found.mode() & needed != 0 || is_for_group {
+        let lets_group_in = found.mode() & needed << 3 != 0;
+        if found.mode() & needed != 0 || (groups.contains(&found.gid()) && lets_group_in) {
             continue;
         }
         // For a shell: nothing ends the quotes but the path itself.
         let part = part.display().to_string().replace('\'', "'\\''");
-        commands.push(format!(
-            "chgrp {GROUP} '{part}' && chmod g+{letter} '{part}'"
-        ));
+        let mut command = match accounts::group_name(found.gid()) {
+            Some(other) if found.gid() != ROOT => {
+                format!("usermod --append --groups '{other}' {GATE_GROUP}")
+            }
+            Some(_) | None => format!("chgrp {GATE_GROUP} '{part}'"),
+        };
+        if found.gid() == ROOT || !lets_group_in {
+            command.push_str(&format!(" && chmod g+{letter} '{part}'"));
+        }
+        commands.push(command);
     }
     commands
 }
@@ -377,10 +396,8 @@ impl ExitStatus for InitError {
 
 /// The configuration that the package brings.
 const SHIPPED: &str = include_str!("../../dist/pullgate.toml");
-/// The group of the package's gate.
-const GROUP: &str = "pullgate-gate";
 const HTTPS: u16 = 443;
-/// Commit e9ddbb7707ff.
-const STEERS_SINCE: (u32, u32) = (5, 9);
+/// The group of the user who may do everything.
+const ROOT: u32 = 0;
 /// Seconds for a web server to look at its own configuration.
 const PATIENCE: &str = "20";

@@ -7,7 +7,7 @@ use super::output::say;
 use crate::config::Paths;
 use crate::control::client;
 use crate::host::file;
-use crate::host::netlink::remove_return_paths;
+use crate::host::netlink::return_paths;
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
 
@@ -17,7 +17,7 @@ pub(super) fn execute(paths: &Paths) -> Result<(), Failure> {
         say("the filter that was on trial is gone, and its role has ended")?;
     }
     let removed = xdp::unload(&paths.bpf)?;
-    if remove_return_paths(None).map_err(|source| ReturnPathKept { source })? {
+    if remove_return_paths().map_err(|source| ReturnPathKept { source })? {
         say("the rules and routes of `client_address` are removed")?;
     }
     for pin in &removed {
@@ -37,6 +37,13 @@ pub(super) fn execute(paths: &Paths) -> Result<(), Failure> {
     let path = paths.uplinks();
     file::remove(&path).map_err(|source| UplinksKept { path, source })?;
     Ok(())
+}
+
+/// Whether there were any.
+fn remove_return_paths() -> io::Result<bool> {
+    let paths = return_paths()?;
+    paths.iter().try_for_each(|path| path.remove())?;
+    Ok(!paths.is_empty())
 }
 
 /// A program of ours is attached that no pin below this directory holds.

@@ -107,15 +107,17 @@ impl RawConfig {
             gate.steered_ports = steered_ports(filter.as_ref(), place)?;
             if let Some(filter) = &mut filter {
                 filter.steered_ports.clone_from(&gate.steered_ports);
-                let is_transparent = gate.client_address == ClientAddress::Transparent;
-                filter.return_path = is_transparent.then_some(return_path);
             }
         }
+        let is_transparent = gate
+            .as_ref()
+            .is_some_and(|gate| gate.client_address == ClientAddress::Transparent);
         let boot = Boot {
             paths,
             metrics: metrics.convert(source)?,
             listen,
             steer: steer.is_some(),
+            return_path: is_transparent.then_some(return_path),
             max_connections,
         };
         refuse_taken(&boot)?;

@@ -38,6 +38,17 @@ pub fn groups(name: &str) -> Vec<u32> {
     memberships(&read(GROUP), name)
 }
 
+/// The name of a group; none, if no group has the number.
+#[must_use]
+pub fn group_name(number: u32) -> Option<String> {
+    let groups = read(GROUP);
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(number)).then(|| name.to_owned())
+    })
+}
+
 /// A file without which there are no accounts.
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()

@@ -22,7 +22,7 @@ pub use self::links::{
 pub use self::occupant::{
     Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, occupant, why_not_attached,
 };
-pub use self::return_path::{ReturnPath, remove_return_paths};
+pub use self::return_path::{ReturnPath, return_paths};
 pub use self::routes::{Uplinks, uplinks};
 pub use self::watch::{Changed, NetworkWatch};
 

@@ -85,7 +85,7 @@ impl BoundFilter {
         let paths = &config.boot.paths;
         let now = active.borrow_and_update().clone();
         preflight::check(settings, now.table(), own)?;
-        let return_path = ReturnPathKeeper::start(settings.return_path)
+        let mut return_path = ReturnPathKeeper::start(config.boot.return_path)
             .map_err(|source| StartError::ReturnPath { source })?;
         let watch = netlink::NetworkWatch::new().map_err(XdpError::Netlink)?;
         let (memory, amnesia) = match uplinks::load(&paths.uplinks()) {
@@ -99,7 +99,7 @@ impl BoundFilter {
                 (Memory::default(), Some(error))
             }
         };
-        let filter = Filter::start(xdp::FilterStart {
+        let started = Filter::start(xdp::FilterStart {
             settings,
             base: &paths.bpf,
             rules: &now.rules(),
@@ -109,7 +109,11 @@ impl BoundFilter {
                 None => Lifetime::Pinned,
             },
             memory: memory.clone(),
-        })?;
+        });
+        let filter = started.inspect_err(|_| return_path.revert())?;
+        if self.trial.is_none() {
+            return_path.settle();
+        }
         let role = FilterRole {
             state: Arc::new(Mutex::new(FilterState {
                 filter,
@@ -303,6 +307,7 @@ impl FilterRole {
         }
         match state.filter.confirm() {
             Ok(()) => {
+                state.return_path.settle();
                 info!(id = "trial-confirmed", "confirmed: the filter stays");
                 Ok(())
             }
@@ -381,7 +386,6 @@ impl StagedFilter<'_> {
         if let Some(settings) = settings(&config) {
             let rules = compiled.rules();
             state.filter.reload(settings, &rules, compiled.table())?;
-            state.return_path.change(settings.return_path);
         }
         state.config = config;
         state.published = compiled;

@@ -253,10 +253,7 @@ impl Supervisor {
             );
         }
         *lock(&self.restart_needed) = restart_needed;
-        let config = Arc::new(Config {
-            boot: Arc::new(new.boot.keeping(&old.boot, &roles)),
-            live: new.live,
-        });
+        let config = Arc::new(new.keeping(&old.boot, &roles));
         self.check_reach(&self.parts.file, &config)?;
         let active = Arc::clone(&self.parts.active.borrow());
         let compiled = snapshot::recompile(&config.live.ranges, active.ranges())?;

@@ -400,8 +400,9 @@ impl ProgramPins {
 
 /// Removes every pin below `base`, of whatever version: the filter is detached when it returns.
 ///
-/// Links go first, so that no packet is judged by maps that are half gone. What is not ours is not
-/// touched. Returns what was removed; nothing if there was nothing.
+/// The directories of the versions are renamed first: by that a running role knows, and attaches nothing
+/// again. Links go before the rest, so that no packet is judged by maps that are half gone. What is not
+/// ours is not touched. Returns what was removed; nothing if there was nothing.
 ///
 /// # Errors
 ///
@@ -413,9 +414,22 @@ pub fn unload(base: &Path) -> Result<Vec<PathBuf>, XdpError> {
     }
     check_bpffs(base)?;
     check_ours(base)?;
-    for version in list(base)? {
+    let mut versions = list(base)?;
+    // One that was left half gone makes room for the next.
+    versions.sort_by_key(|version| !name(version).ends_with(GOING));
+    for version in versions {
         check_ours(&version)?;
-        removed.extend(remove_directory(&version)?);
+        let going = if name(&version).ends_with(GOING) {
+            version.clone()
+        } else {
+            let going = base.join(format!("{}{GOING}", name(&version)));
+            fs::rename(&version, &going).map_err(blame(&version))?;
+            going
+        };
+        for pin in remove_directory(&going)? {
+            let within = pin.strip_prefix(&going).unwrap_or(&pin);
+            removed.push(version.join(within));
+        }
     }
     fs::remove_dir(base).map_err(blame(base))?;
     Ok(removed)
@@ -556,6 +570,8 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
     paths.collect()
 }
 
+/// What is at the end of a directory's name while its pins are removed.
+const GOING: &str = "-going";
 /// How the pins of steering begin.
 const STEER: &str = "steer_";
 const STEER_LINK: &str = "steer_link";

@@ -312,8 +312,8 @@ fn attach_error(source: io::Error) -> XdpError {
 
 /// The object of steering, empty in builds without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
-/// Commit e9ddbb7707ff.
-const STEERS_SINCE: (u32, u32) = (5, 9);
+/// The first kernel with `sk_lookup` programs (commit e9ddbb7707ff).
+pub const STEERS_SINCE: (u32, u32) = (5, 9);
 /// RFC 5737, RFC 3849. A connection from an address to itself would not be steered.
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const LOCAL_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);

@@ -9,8 +9,10 @@ use filter_ebpf::verdict::{Reason, Verdict};
 
 use super::gate::pairs;
 use super::{Attempt, Row};
+use crate::client::VISITOR;
 use crate::lab::Counters;
 use crate::net::{Host, Network};
+use crate::pairing::Pairing;
 use crate::pki::SHOP;
 use crate::wire::{self, Sender, Tap};
 use crate::{Lab, eventually};
@@ -66,35 +68,49 @@ pub fn killed_roles_leave_the_host_protected(lab: &mut Lab) -> Vec<Row> {
     rows
 }
 
-/// 8b. `pullgate unload` removes everything; the stranger then meets the gate's own source check.
-///    The filter comes back when its role is started again.
+/// 8b. `pullgate unload` removes everything; the stranger then meets the gate's own source check, or
+///    the web server that has kept the port. The filter comes back when its role is started again.
 #[must_use]
 pub fn unload_leaves_the_gate(lab: &mut Lab) -> Vec<Row> {
     let mut rows = Vec::new();
     kill(lab, "filter");
     let unloaded = lab.pullgate(&["unload"]);
     let nothing_left = !lab.network.path("bpf/pullgate").exists();
+    let unloaded = if unloaded.status.success() {
+        "unloaded"
+    } else {
+        "NOT UNLOADED"
+    };
+    let pins = if nothing_left {
+        "no pin left"
+    } else {
+        "PINS LEFT"
+    };
     for [stranger, origin] in pairs(Host::Stranger) {
+        let reply = match lab.pairing() {
+            Pairing::Relayed => "closed".to_owned(),
+            Pairing::Steered => {
+                format!("200 nginx saw client={stranger} cf={VISITOR} host={SHOP}")
+            }
+        };
         let attempt = Attempt {
             scenario: 8,
             who: &format!("stranger {stranger}"),
             what: "after `pullgate unload`",
-            expected: "unloaded, no pin left, closed",
+            expected: &format!("unloaded, no pin left, {reply}"),
         };
-        rows.push(attempt.outcome(lab, "NotListed", || {
-            let unloaded = if unloaded.status.success() {
-                "unloaded"
-            } else {
-                "NOT UNLOADED"
-            };
-            let pins = if nothing_left {
-                "no pin left"
-            } else {
-                "PINS LEFT"
-            };
+        let ask = || {
             let (reply, _) = lab.edge().get(&lab.network, Host::Stranger, origin, SHOP);
             format!("{unloaded}, {pins}, {reply}")
-        }));
+        };
+        rows.push(match lab.pairing() {
+            Pairing::Relayed => attempt.outcome(lab, "NotListed", ask),
+            // The port is the web server's again.
+            Pairing::Steered => {
+                let accepted = || lab.web.accepted(&lab.network);
+                attempt.counted("web server", 1..=1, accepted, ask)
+            }
+        });
     }
 
     start(lab, "filter");

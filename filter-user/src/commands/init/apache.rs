@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::site::{Listen, ServedSite};
@@ -41,7 +40,7 @@ fn virtual_hosts(dump: &str) -> Vec<(Listen, PathBuf, usize)> {
         let first = words.next().unwrap_or_default();
         // `*:443  is a NameVirtualHost`, or `*:443  name (file:line)` where there is only one.
         if !line.starts_with(' ') && !line.starts_with('\t') {
-            listen = parse_listen(first);
+            listen = Listen::parse(first);
         }
         let place = line
             .rsplit_once('(')
@@ -55,16 +54,6 @@ fn virtual_hosts(dump: &str) -> Vec<(Listen, PathBuf, usize)> {
         }
     }
     hosts
-}
-
-fn parse_listen(text: &str) -> Option<Listen> {
-    let (host, port) = text.rsplit_once(':')?;
-    let port = port.parse().ok()?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    match host.parse::<IpAddr>() {
-        Ok(ip) if !ip.is_unspecified() => Some(Listen::One(SocketAddr::new(ip, port))),
-        Ok(_) | Err(_) => Some(Listen::Every(port)),
-    }
 }
 
 /// The virtual host that begins in a line of a file; none, if it speaks no TLS.

@@ -1,6 +1,5 @@
 //! nginx, by `nginx -T`: its configuration as it reads it, whole, with the name of each file before it.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::site::{Listen, ServedSite};
@@ -99,8 +98,24 @@ fn notes(server: &Directive, verifies: Option<&str>) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let mut listens = server.block.iter().filter(|it| it.name() == "listen");
-    if listens.any(|listen| listen.words.iter().any(|word| word == "quic")) {
+    let listens = || server.block.iter().filter(|it| it.name() == "listen");
+    let is_said = |option: &str| listens().any(|it| it.words.iter().any(|word| word == option));
+    if is_said("default_server") {
+        notes.push(
+            "It answers to every other name as well today (`default_server`); the gate refuses names that \
+             no [[gate.host]] has."
+                .to_owned(),
+        );
+    }
+    let mut names = server.block.iter().filter(|it| it.name() == "server_name");
+    if names.any(|it| it.words.iter().any(|name| name.starts_with(['*', '.']))) {
+        notes.push(
+            "Its `*` stands for one label at the gate, and for any number of them in nginx: add the names \
+             that have more."
+                .to_owned(),
+        );
+    }
+    if is_said("quic") {
         notes.push(
             "It answers HTTP/3 (`listen … quic`), which Cloudflare does not speak to origins: strangers \
              alone use it. Take it out, or protect the port: `filter.udp_ports`."
@@ -130,11 +145,7 @@ fn parse_listen(text: &str) -> Option<Listen> {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
         _ => (text, HTTP),
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    match host.parse::<IpAddr>() {
-        Ok(ip) if !ip.is_unspecified() => Some(Listen::One(SocketAddr::new(ip, port))),
-        Ok(_) | Err(_) => Some(Listen::Every(port)),
-    }
+    Some(Listen::on(host, port))
 }
 
 /// A line of the configuration, or a block.
@@ -411,7 +422,7 @@ server { listen 443 ssl; server_name $hostname; ssl_certificate $ssl_server_name
             shop.authority.as_deref(),
             Some(Path::new("/etc/nginx/cloudflare.crt"))
         );
-        assert_eq!(shop.notes.len(), 2, "{:?}", shop.notes);
+        assert_eq!(shop.notes.len(), 3, "{:?}", shop.notes);
         assert_eq!(shop.only_address(), None);
 
         // What is said for all holds for it.

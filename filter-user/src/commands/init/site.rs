@@ -1,6 +1,6 @@
 //! What a web server serves, as its own tools tell.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::HTTP_PORTS;
@@ -36,6 +36,22 @@ pub(super) enum Listen {
 }
 
 impl Listen {
+    /// From `address:port`, where an IPv6 address is in brackets, and what is no address (`*`, or nothing)
+    /// stands for all.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        Some(Self::on(host, port.parse().ok()?))
+    }
+
+    /// On a port of what is before it in such a word.
+    pub(super) fn on(host: &str, port: u16) -> Self {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        match host.parse::<IpAddr>() {
+            Ok(ip) if !ip.is_unspecified() => Self::One(SocketAddr::new(ip, port)),
+            Ok(_) | Err(_) => Self::Every(port),
+        }
+    }
+
     pub(super) fn port(self) -> u16 {
         match self {
             Self::Every(port) => port,
@@ -166,7 +182,7 @@ impl ServedSite {
 fn takes(name: &str) -> bool {
     let name = name.strip_prefix("*.").unwrap_or(name);
     let is_name = rustls::pki_types::DnsName::try_from(name).is_ok();
-    is_name && name.contains('.') && name.parse::<std::net::IpAddr>().is_err()
+    is_name && name.contains('.') && name.parse::<IpAddr>().is_err()
 }
 
 /// One path, or a list of them.

@@ -174,7 +174,6 @@ impl RawFilter {
             ports,
             // The gate's section says which, and how.
             steered_ports: Vec::new(),
-            return_path: None,
             udp_ports,
             destinations: self.destinations.into_inner(),
             mode: self.mode,

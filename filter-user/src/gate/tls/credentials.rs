@@ -164,17 +164,12 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
 /// Whether a group is ours or root's; or that of the package's gate, which root checks for.
 fn is_our_group(group: u32) -> bool {
     let is_own = group == getegid().as_raw() && group != NO_GROUP;
-    group == 0 || is_own || service_group() == Some(group)
-}
-
-/// The group of the package's gate, if it is installed.
-#[must_use]
-pub fn service_group() -> Option<u32> {
-    service_groups().first().copied()
+    group == 0 || is_own || service_groups().first() == Some(&group)
 }
 
 /// The groups of the package's gate, its own first; none, if it is not installed.
-pub(in crate::gate) fn service_groups() -> Vec<u32> {
+#[must_use]
+pub fn service_groups() -> Vec<u32> {
     accounts::groups(GATE_GROUP)
 }
 
@@ -471,7 +466,7 @@ fn hint(path: &Path) -> &'static str {
 /// 3E:25:A2:B9.
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../../baseline/authenticated_origin_pull_ca.pem");
 /// The group that the package makes for the gate alone.
-pub(in crate::gate) const GATE_GROUP: &str = "pullgate-gate";
+pub const GATE_GROUP: &str = "pullgate-gate";
 /// systemd.exec(5), `ProtectHome=`.
 const HIDDEN: [&str; 3] = ["/home", "/root", "/run/user"];
 /// How all groups look that a user namespace does not know: user_namespaces(7), overflowgid.

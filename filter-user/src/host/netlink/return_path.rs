@@ -1,9 +1,10 @@
 //! The way back for connections that are opened in another's name: what loopback answers to such an
-//! address is delivered on this host, instead of being sent to whoever has it.
+//! address is delivered on this host, instead of being sent to the host that has it.
 //!
 //! As `ip rule add from 127.0.0.0/8 iif lo priority P lookup T` and `ip route add local default dev lo table
 //! T`, and the same for ::1 (Documentation/networking/tproxy.rst of the kernel).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,9 +20,9 @@ use rustix::io::Errno;
 use super::{ask, consistent};
 
 /// Where the rules and routes are.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct ReturnPath {
-    /// The routing table, which is nobody else's.
+    /// The routing table, which nothing else uses.
     pub table: u32,
     /// The priority of the rules, before those of others that would match.
     pub priority: u32,
@@ -44,7 +45,11 @@ impl ReturnPath {
     }
 
     /// Removes it; what is not there need not be.
-    fn remove(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Returns the kernel's error.
+    pub fn remove(self) -> io::Result<()> {
         for family in RouteFamily::ALL {
             delete(RouteNetlinkMessage::DelRule(self.rule(family)))?;
             delete(RouteNetlinkMessage::DelRoute(self.route(family)))?;
@@ -101,15 +106,14 @@ impl ReturnPath {
     }
 }
 
-/// Removes all rules of ours, and the routes that they lead to, but for those of `kept`; returns whether
-/// there were any.
+/// Where rules of ours are and lead to, each once.
 ///
 /// # Errors
 ///
 /// Returns the kernel's error.
-pub fn remove_return_paths(kept: Option<ReturnPath>) -> io::Result<bool> {
-    let mut found = consistent(|| {
-        let mut found = Vec::new();
+pub fn return_paths() -> io::Result<BTreeSet<ReturnPath>> {
+    consistent(|| {
+        let mut found = BTreeSet::new();
         let request = RouteNetlinkMessage::GetRule(RuleMessage::default());
         let listed = ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
             if let RouteNetlinkMessage::NewRule(rule) = message {
@@ -117,16 +121,10 @@ pub fn remove_return_paths(kept: Option<ReturnPath>) -> io::Result<bool> {
             }
         });
         match listed {
-            Err(error) if is_unsupported(&error) => Ok(Vec::new()),
+            Err(error) if is_unsupported(&error) => Ok(BTreeSet::new()),
             listed => listed.map(|()| found),
         }
-    })?;
-    let were_some = !found.is_empty();
-    found.retain(|path| Some(*path) != kept);
-    for path in found {
-        path.remove()?;
-    }
-    Ok(were_some)
+    })
 }
 
 /// Adds a rule or a route; whether it was missing. A kernel without IPv6 has no use for those.

@@ -118,6 +118,11 @@ fn findings(state: &FilterState) -> Vec<Finding> {
                 .remedy("`pullgate confirm` lets it stay"),
         );
     }
+    if filter.steers_until_confirmed() {
+        let text = "connections are steered to the gate as before the trial; that ends when it is \
+                    confirmed, and is not tried out";
+        findings.push(Finding::warning("steered-until-confirmed", text));
+    }
     if let Some(error) = amnesia {
         let text = format!("uplinks are not remembered across boots: {error}");
         findings.push(Finding::warning("uplinks-not-remembered", text));

@@ -1,20 +1,21 @@
 //! The way back for connections that the gate opens in its clients' names: put where it should be, and put
 //! back if another process removes it.
 
-use std::io;
+use std::collections::BTreeSet;
 use std::time::Duration;
+use std::{io, iter};
 
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::host::netlink::{ReturnPath, remove_return_paths};
+use crate::host::netlink::{ReturnPath, return_paths};
 use crate::observe::Finding;
 
 /// Keeps rules and routes of the kernel as they are configured.
 pub(super) struct ReturnPathKeeper {
     wanted: Option<ReturnPath>,
-    /// Whether there was none before.
-    is_new: bool,
+    /// What was there before.
+    before: BTreeSet<ReturnPath>,
     /// When another process was last seen to have removed a part.
     removed: Option<Instant>,
     /// Why it cannot be put back.
@@ -22,11 +23,12 @@ pub(super) struct ReturnPathKeeper {
 }
 
 impl ReturnPathKeeper {
-    /// Adds what is wanted, and removes what is left of other settings.
+    /// Adds what is wanted. What is left of other settings stays until [`Self::settle`].
     pub(super) fn start(wanted: Option<ReturnPath>) -> io::Result<Self> {
-        let were_some = remove_return_paths(wanted)?;
-        let is_changed = wanted.map_or(Ok(false), ReturnPath::restore)?;
-        if let (Some(path), true) = (wanted, is_changed) {
+        let before = return_paths()?;
+        if let Some(path) = wanted
+            && path.restore()?
+        {
             let ReturnPath { table, priority } = path;
             info!(
                 id = "return-path-added",
@@ -35,18 +37,21 @@ impl ReturnPathKeeper {
         }
         Ok(Self {
             wanted,
-            is_new: is_changed && !were_some,
+            before,
             removed: None,
             failure: None,
         })
     }
 
-    /// Applies other settings.
-    pub(super) fn change(&mut self, wanted: Option<ReturnPath>) {
-        self.wanted = wanted;
-        match Self::start(wanted) {
-            Ok(changed) => *self = changed,
-            Err(error) => self.fail(&error),
+    /// Removes what is left of other settings: from here on there is no way back to them.
+    pub(super) fn settle(&mut self) {
+        let before = std::mem::take(&mut self.before);
+        let others = before.into_iter().filter(|path| Some(*path) != self.wanted);
+        let removed = others.map(ReturnPath::remove).fold(Ok(()), Result::and);
+        // A table that they had as well is put right.
+        let restored = self.wanted.map_or(Ok(false), ReturnPath::restore);
+        for error in [removed.err(), restored.err()].into_iter().flatten() {
+            self.fail(&error);
         }
     }
 
@@ -101,12 +106,20 @@ impl ReturnPathKeeper {
         Some(Finding::warning("return-path-removed", text).remedy(remedy))
     }
 
-    /// Removes what was not there before.
+    /// What was there before is there again, and nothing else.
     pub(super) fn revert(&self) {
-        if self.is_new
-            && let Err(error) = remove_return_paths(None)
+        let added = self.wanted.filter(|path| !self.before.contains(path));
+        let removed = added.map_or(Ok(()), ReturnPath::remove);
+        // A table that they had as well is put right.
+        let restored = self.before.iter().map(|path| path.restore());
+        for error in iter::once(removed.err())
+            .chain(restored.map(Result::err))
+            .flatten()
         {
-            warn!(id = "return-path-left", %error, "rules and routes of `client_address` are left behind");
+            warn!(
+                id = "return-path-left", %error,
+                "the rules and routes of `client_address` are not as they were before"
+            );
         }
     }
 }
