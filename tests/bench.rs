@@ -9,6 +9,8 @@ mod filter;
 mod gate;
 #[path = "bench/load.rs"]
 mod load;
+#[path = "bench/pairings.rs"]
+mod pairings;
 #[path = "bench/report.rs"]
 mod report;
 
@@ -28,6 +30,12 @@ enum Subject {
     /// The packet filter.
     Filter {
         /// Where to write the numbers, besides `target/bench/filter.json`.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Gate and web server together, in each pairing.
+    Pairings {
+        /// Where to write the numbers, besides `target/bench/pairings.json`.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -51,6 +59,7 @@ enum Subject {
 fn main() {
     match Options::parse().subject {
         Subject::Filter { json } => filter::run(json.as_deref()),
+        Subject::Pairings { json } => pairings::run(json.as_deref()),
         Subject::Gate {
             json,
             only,

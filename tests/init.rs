@@ -1,5 +1,6 @@
 //! Verifies `pullgate init` with what Debian's own nginx and Apache say of themselves.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -121,6 +122,38 @@ fn the_virtual_hosts_of_apache_become_hosts() {
     assert_eq!(names, [SHOP, "www.shop.example", WIKI], "{text}");
     let key = &gate.hosts[1].certificates[0].key.value;
     assert_eq!(key.display().to_string(), format!("{pki}{WIKI}.key"));
+}
+
+#[test]
+fn the_sites_of_caddy_become_hosts() {
+    let network = Network::new();
+    let pki = Pki::new(&network.path("pki"));
+    let directory = network.path("caddy");
+    fs::create_dir(&directory).unwrap();
+    let pki = pki.path("").display().to_string();
+    let caddyfile = format!(
+        "{SHOP}, www.shop.example {{\n  tls {pki}{SHOP}.pem {pki}{SHOP}.key\n  respond shop\n}}\n\
+         {BLOG} {{\n  respond blog\n}}\n\
+         {WIKI}:8443 {{\n  bind 203.0.113.10\n  tls {pki}{WIKI}.pem {pki}{WIKI}.key\n  respond wiki\n}}\n"
+    );
+    fs::write(directory.join("Caddyfile"), caddyfile).unwrap();
+
+    let output = init(&network, &directory, "/etc/caddy", &[]);
+    let text = text(&output.stdout);
+    let config = Config::parse(Path::new("/pullgate.toml"), &text).unwrap();
+
+    let gate = config.live.gate.unwrap();
+    let names = gate.hosts.iter().flat_map(|host| &host.names);
+    let names: BTreeSet<_> = names.map(|name| name.value.to_string()).collect();
+    let expected = [SHOP, "www.shop.example", WIKI].map(str::to_owned);
+    assert_eq!(names, BTreeSet::from(expected), "{text}");
+    // Its certificate is fetched by Caddy, from nowhere that is known here.
+    assert!(
+        text.contains("Caddy fetches these certificates by itself"),
+        "{text}"
+    );
+    let ports = &config.live.filter.unwrap().ports;
+    assert_eq!(ports, &[443, 8443]);
 }
 
 #[test]

@@ -45,7 +45,7 @@ type Case = (
 
 #[test]
 fn every_alert_fires_when_it_should_and_else_does_not() {
-    const CASES: [Case; 14] = [
+    const CASES: [Case; 15] = [
         (
             "PullgateNotAttached",
             120,
@@ -63,6 +63,15 @@ fn every_alert_fires_when_it_should_and_else_does_not() {
                     "1+0x120",
                 ),
             ],
+        ),
+        (
+            "PullgateNotSteered",
+            120,
+            &[(r#"pullgate_filter_steered{family="ipv4"}"#, "0+0x120")],
+            &[(
+                r#"pullgate_filter_steered{family="ipv4"}"#,
+                "0+0x110 1+0x10",
+            )],
         ),
         (
             "PullgateMonitorMode",

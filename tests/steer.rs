@@ -15,6 +15,7 @@ use pullgate::config::Config;
 use pullgate::control::handover::hand_over;
 use serde_json::Value;
 use tests::client::{Client, Session};
+use tests::daemon::Pullgate;
 use tests::gate::{StopAtTheEnd, origin};
 use tests::net::Host;
 use tests::pki::{BLOG, SHOP, WIKI};
@@ -30,6 +31,19 @@ fn the_web_server_stays_as_it_is_and_is_reached_through_the_gate() {
         let status = rig.filter().status();
         assert!(!has(&status, "no-gate-socket"), "{status:#}");
         assert_eq!(status["enforcing"], true);
+        let metrics = rig
+            .filter()
+            .metric("pullgate_filter_steered{family=\"ipv4\"}");
+        assert_eq!(metrics, 1);
+        let explained = |arguments: &[&str]| {
+            let all = [&["explain", "--json", "173.245.48.5"], arguments].concat();
+            let output = rig.pullgate(&all);
+            let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+            explained["steered"].clone()
+        };
+        assert_eq!(explained(&["--port", "443"]), "gate");
+        assert_eq!(explained(&["--port", "8443"]), "listener");
+        assert_eq!(explained(&["--port", "443", "--udp"]), Value::Null);
         let page = rig.tell(&edge, Host::Edge, SHOP);
         assert!(
             page.starts_with("shop.example saw 127.0.0.1, https, host=shop.example"),
@@ -99,6 +113,11 @@ fn no_stranger_reaches_the_web_server_whatever_becomes_of_the_roles() {
         assert_eq!(rig.tell(&edge, Host::Edge, SHOP), "connection refused");
         let status = rig.filter().status();
         assert!(has(&status, "no-gate-socket"), "{status:#}");
+        let metric = "pullgate_filter_steered{family=\"ipv6\"}";
+        assert_eq!(rig.filter().metric(metric), 0);
+        let output = rig.pullgate(&["explain", "173.245.48.5", "--port", "443"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("the connection is refused"), "{text}");
         strangers_come();
         rig.start_gate();
         serves(&rig);
@@ -107,6 +126,74 @@ fn no_stranger_reaches_the_web_server_whatever_becomes_of_the_roles() {
         rig.start_gate();
         serves(&rig);
     });
+}
+
+#[test]
+fn the_filter_may_end_and_begin_again_under_load_and_be_unloaded() {
+    let mut rig = Steered::start(Software::Nginx, "", "");
+    let (network, pki) = (Arc::clone(&rig.network), Arc::new(rig.pki.ours.client()));
+    let clients = [(); 2].map(|()| Client::new(&rig.pki, Some(&pki)));
+    let (stop, served) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        let _stop_at_the_end = StopAtTheEnd(&stop);
+        for client in &clients {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let (reply, _) = client.get(&network, Host::Edge, origin(), SHOP);
+                    assert_eq!(reply.brief(), "200");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let clients_come = || {
+            let before = served.load(Ordering::Relaxed);
+            eventually("clients are served", || {
+                (served.load(Ordering::Relaxed) > before + 4).then_some(())
+            });
+        };
+        clients_come();
+        for _ in 0..3 {
+            rig.filter.take().unwrap().kill();
+            clients_come();
+            rig.start_filter();
+            clients_come();
+            assert_eq!(rig.filter.take().unwrap().stop(), Some(0));
+            clients_come();
+            rig.start_filter();
+            Steered::reload(rig.filter());
+            Steered::reload(rig.gate());
+            clients_come();
+        }
+        // Beside a role that looks every second.
+        assert!(rig.pullgate(&["unload"]).status.success());
+        clients_come();
+        assert!(!rig.network.path("bpf/pullgate").exists());
+    });
+    let accepted = rig.accepted();
+    assert!(u64::from(served.into_inner()) <= accepted);
+}
+
+#[test]
+fn a_trial_without_steering_says_that_it_is_not_tried_out() {
+    let mut rig = Steered::start(Software::Nginx, "", "");
+    assert_eq!(rig.filter.take().unwrap().stop(), Some(0));
+    let text = std::fs::read_to_string(&rig.config).unwrap();
+    let (without_gate, _) = text.split_once("[gate]").unwrap();
+    std::fs::write(&rig.config, without_gate).unwrap();
+
+    let trial = ["--only", "filter", "--confirm", "1h", "--yes"];
+    let trial = Pullgate::start_with(&rig.network, &rig.config, "filter", &trial);
+
+    assert!(has(&trial.status(), "steered-until-confirmed"));
+    let without = Client::new(&rig.pki, None);
+    assert_eq!(
+        rig.tell(&without, Host::Edge, SHOP),
+        "alert CertificateRequired"
+    );
+    assert!(rig.pullgate(&["confirm"]).status.success());
+    let page = rig.tell(&without, Host::Edge, SHOP);
+    assert!(page.starts_with("shop.example saw 173.245.48.5"), "{page}");
+    assert!(!has(&trial.status(), "steered-until-confirmed"));
 }
 
 #[test]
@@ -391,19 +478,20 @@ fn a_transparent_gate_shows_the_web_server_the_clients_own_address() {
 
 #[test]
 fn rules_and_routes_of_a_transparent_gate_are_kept_and_go_with_unload() {
-    let rig = Steered::start(
+    let mut rig = Steered::start(
         Software::Nginx,
         "",
         "client_address = \"transparent\"\nroute_table = 443\nrule_priority = 99",
     );
+    let network = Arc::clone(&rig.network);
     let rules = |family: &str| {
         let words = ["ip", family, "rule", "show", "priority", "99"];
-        let output = rig.network.output(Host::Origin, &words);
+        let output = network.output(Host::Origin, &words);
         String::from_utf8(output.stdout).unwrap()
     };
     let routes = |family: &str| {
         let words = ["ip", family, "route", "show", "table", "443"];
-        let output = rig.network.output(Host::Origin, &words);
+        let output = network.output(Host::Origin, &words);
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let are_there = || {
@@ -428,12 +516,24 @@ fn rules_and_routes_of_a_transparent_gate_are_kept_and_go_with_unload() {
     let page = rig.tell(&rig.edge(), Host::Edge, SHOP);
     assert!(page.starts_with("shop.example saw 173.245.48.5"), "{page}");
 
-    // Other numbers replace them.
-    rig.configure(
-        "",
-        "client_address = \"transparent\"\nroute_table = 444\nrule_priority = 98",
-    );
-    Steered::reload(rig.filter());
+    // Other numbers, or none, wait for a start, as the gate's capability does; a trial removes nothing.
+    let other = "client_address = \"transparent\"\nroute_table = 444\nrule_priority = 98";
+    for lines in ["", other] {
+        rig.configure("", lines);
+        Steered::reload(rig.filter());
+        assert!(has(&rig.filter().status(), "restart-needed"), "{lines}");
+        assert!(are_there(), "{lines}");
+    }
+    let page = rig.tell(&rig.edge(), Host::Edge, SHOP);
+    assert!(page.starts_with("shop.example saw 173.245.48.5"), "{page}");
+    assert_eq!(rig.filter.take().unwrap().stop(), Some(0));
+    let trial = ["run", "--only", "filter", "--confirm", "100ms", "--yes"];
+    let ended = rig.pullgate(&trial);
+    assert_eq!(ended.status.code(), Some(75));
+    assert!(are_there(), "{}", rules("-4"));
+    let all = rig.network.output(Host::Origin, &["ip", "rule", "show"]);
+    assert!(!String::from_utf8(all.stdout).unwrap().contains("444"));
+    rig.start_filter();
     assert!(rules("-4").is_empty() && routes("-6").is_empty());
 
     assert!(rig.pullgate(&["unload"]).status.success());
@@ -457,7 +557,7 @@ fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         text + &String::from_utf8_lossy(&output.stdout)
     };
-    let original = std::fs::read_to_string(rig.network.path("nginx.conf")).unwrap();
+    let original = std::fs::read_to_string(rig.network.path("nginx-443.conf")).unwrap();
     for (from, to, expected) in [
         ("", "", None),
         (
@@ -488,7 +588,7 @@ fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
             changed = changed.replace("listen [::]:443 ssl http2;", "");
             changed = changed.replace(from, &to);
         }
-        std::fs::write(rig.network.path("nginx.conf"), changed).unwrap();
+        std::fs::write(rig.network.path("nginx-443.conf"), changed).unwrap();
         rig.web.reload();
         eventually(&format!("check says {expected:?}: {}", check()), || {
             let said = check();

@@ -43,7 +43,7 @@ pub use self::probe::{Probe, Probed, frame, loaded_interface, probe};
 use self::reconcile::AttachFailures;
 pub use self::reconcile::{Coverage, InterfaceState, Reconciled};
 use self::steer::Steering;
-pub use self::steer::{GateSocket, STEERS_SINCE, SteerState};
+pub use self::steer::{GateSocket, STEERS_SINCE, SteerState, has_gate_socket};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self};

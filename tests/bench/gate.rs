@@ -90,12 +90,7 @@ impl Account {
 
     /// Microseconds of CPU time that all its processes have used.
     fn cpu(&self) -> f64 {
-        let clocks = self.proxy.processes().into_iter().filter_map(|pid| {
-            let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
-            let time = clock.now().ok()?;
-            Some(time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3)
-        });
-        clocks.sum()
+        cpu_time(self.proxy.processes())
     }
 
     /// CPU time that something has cost, per item.
@@ -138,6 +133,16 @@ impl Account {
             "memory_kib": self.memory.iter().map(|(idle, kib)| json!({"idle": idle, "kib": kib})).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Microseconds of CPU time that processes have used.
+pub(crate) fn cpu_time(processes: impl IntoIterator<Item = i32>) -> f64 {
+    let clocks = processes.into_iter().filter_map(|pid| {
+        let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
+        let time = clock.now().ok()?;
+        Some(time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3)
+    });
+    clocks.sum()
 }
 
 pub(crate) fn run(options: &Options) {

@@ -115,6 +115,17 @@ impl Load {
         })
     }
 
+    /// Returns when a connection is served: a gate takes a moment to hand its sockets over.
+    pub(crate) fn wait_for(&self, to: SocketAddr) {
+        let config = Arc::new(self.config.clone());
+        tests::eventually("a connection is served", || {
+            self.runtime.block_on(async {
+                let mut stream = try_connect(to, &config).await.ok()?;
+                ask(&mut stream, "/").await.ok()
+            })
+        });
+    }
+
     /// Asks for a page over and over on each connection; how long each answer took, in seconds.
     pub(crate) fn requests(
         &self,

@@ -21,6 +21,7 @@ pub mod pairing;
 pub mod pki;
 pub mod proxies;
 pub mod scenarios;
+pub mod sites;
 pub mod steered;
 pub mod traffic;
 pub mod upstream;

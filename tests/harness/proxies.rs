@@ -11,9 +11,9 @@ use nix::unistd::Pid;
 
 use crate::daemon::binary;
 use crate::eventually;
-use crate::net::{Host, Network};
+use crate::net::{Host, INTERFACE, Network};
 use crate::pki::{Pki, SHOP};
-use crate::web::{spawn, within};
+use crate::web::{PORT_IN_TLS, spawn, within};
 
 /// Which proxy, and how it relays.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,6 +32,8 @@ pub enum Peer {
     Hitch,
     /// stunnel.
     Stunnel,
+    /// Ours, to which connections are steered past [`crate::web::PORT_IN_TLS`].
+    Steered,
 }
 
 impl Peer {
@@ -57,6 +59,7 @@ impl Peer {
             Self::HaproxyHttp => "haproxy http",
             Self::Hitch => "hitch",
             Self::Stunnel => "stunnel",
+            Self::Steered => "steered",
         }
     }
 
@@ -64,7 +67,7 @@ impl Peer {
     #[must_use]
     pub fn is_installed(self) -> bool {
         let path = match self {
-            Self::Pullgate => return true,
+            Self::Pullgate | Self::Steered => return true,
             Self::NginxStream => "/usr/lib/nginx/modules/ngx_stream_module.so",
             Self::NginxHttp => "/usr/sbin/nginx",
             Self::HaproxyTcp | Self::HaproxyHttp => "/usr/sbin/haproxy",
@@ -75,12 +78,16 @@ impl Peer {
     }
 
     fn port(self) -> u16 {
+        if self == Self::Steered {
+            return PORT_IN_TLS;
+        }
         4430 + self as u16
     }
 
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::Pullgate => &["--config", "@FILE@", "run", "--only", "gate"],
+            Self::Steered => &["--config", "@FILE@", "run"],
             Self::NginxStream | Self::NginxHttp => &["-c", "@FILE@"],
             Self::HaproxyTcp | Self::HaproxyHttp => &["-db", "-f", "@FILE@"],
             Self::Hitch => &["--config=@FILE@"],
@@ -90,7 +97,7 @@ impl Peer {
 
     fn program(self) -> std::path::PathBuf {
         match self {
-            Self::Pullgate => binary(),
+            Self::Pullgate | Self::Steered => binary(),
             Self::NginxStream | Self::NginxHttp => "/usr/sbin/nginx".into(),
             Self::HaproxyTcp | Self::HaproxyHttp => "/usr/sbin/haproxy".into(),
             Self::Hitch => "/usr/sbin/hitch".into(),
@@ -101,6 +108,7 @@ impl Peer {
     fn configuration(self) -> &'static str {
         match self {
             Self::Pullgate => PULLGATE,
+            Self::Steered => STEERED,
             Self::NginxStream => NGINX_STREAM,
             Self::NginxHttp => NGINX_HTTP,
             Self::HaproxyTcp => HAPROXY_TCP,
@@ -121,6 +129,16 @@ impl Proxy {
     /// Starts a proxy in front of the web server at [`crate::web::ADDRESS`].
     #[must_use]
     pub fn start(network: &Network, pki: &Pki, peer: Peer) -> Self {
+        Self::start_at(network, pki, peer, false)
+    }
+
+    /// The same for clients on the edge.
+    #[must_use]
+    pub fn start_for_edge(network: &Network, pki: &Pki, peer: Peer) -> Self {
+        Self::start_at(network, pki, peer, true)
+    }
+
+    fn start_at(network: &Network, pki: &Pki, peer: Peer, outside: bool) -> Self {
         let directory = network.path(peer.label().replace(' ', "-"));
         fs::create_dir(&directory).unwrap();
         let pem = |name: &str| fs::read_to_string(pki.path(name)).unwrap();
@@ -132,7 +150,9 @@ impl Proxy {
             .replace("@PKI@", &pki.path("").display().to_string())
             .replace("@PORT@", &peer.port().to_string())
             .replace("@NAME@", SHOP)
-            .replace("@IP@", "127.0.0.1");
+            .replace("@INTERFACE@", INTERFACE)
+            .replace("@BPF@", &network.path("bpf/pullgate").display().to_string())
+            .replace("@IP@", if outside { "0.0.0.0" } else { "127.0.0.1" });
         fs::write(&file, text).unwrap();
         let words = peer.words().iter();
         let mut command = network.command(Host::Origin, peer.program());
@@ -162,23 +182,28 @@ impl Proxy {
     /// Its processes: itself, and those that it has started.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
-        let first = i32::try_from(self.child.id()).unwrap();
-        let mut found = vec![first];
-        let all = fs::read_dir("/proc").unwrap();
-        for entry in all.filter_map(Result::ok) {
-            let pid = entry.file_name().to_string_lossy().parse::<i32>();
-            // It may have ended meanwhile.
-            let stat = fs::read_to_string(entry.path().join("stat"));
-            if let (Ok(pid), Ok(stat)) = (pid, stat) {
-                let behind_name = stat.rsplit(')').next().unwrap_or_default();
-                let parent = behind_name.split_whitespace().nth(1);
-                if parent.and_then(|parent| parent.parse().ok()) == Some(first) {
-                    found.push(pid);
-                }
+        with_children(&self.child)
+    }
+}
+
+/// A process, and those that it has started.
+pub(crate) fn with_children(child: &Child) -> Vec<i32> {
+    let first = i32::try_from(child.id()).unwrap();
+    let mut found = vec![first];
+    let all = fs::read_dir("/proc").unwrap();
+    for entry in all.filter_map(Result::ok) {
+        let pid = entry.file_name().to_string_lossy().parse::<i32>();
+        // It may have ended meanwhile.
+        let stat = fs::read_to_string(entry.path().join("stat"));
+        if let (Ok(pid), Ok(stat)) = (pid, stat) {
+            let behind_name = stat.rsplit(')').next().unwrap_or_default();
+            let parent = behind_name.split_whitespace().nth(1);
+            if parent.and_then(|parent| parent.parse().ok()) == Some(first) {
+                found.push(pid);
             }
         }
-        found
     }
+    found
 }
 
 impl Drop for Proxy {
@@ -220,6 +245,35 @@ key = "@PKI@/@NAME@.key"
 trust = ["@PKI@/rsa-ca.pem"]
 upstream = "127.0.0.1:8080"
 proxy_protocol = "none"
+"#;
+
+const STEERED: &str = r#"
+[paths]
+state = "@DIR@/state"
+run = "@DIR@/run"
+bpf = "@BPF@"
+[filter]
+interfaces = ["@INTERFACE@"]
+[ranges]
+unsafe_documentation_ranges = true
+[gate]
+steer = true
+listen = ["127.0.0.1:44300"]
+max_connections = 9960
+max_handshakes = 20000
+[gate.per_source]
+connections = 20000
+handshakes = 20000
+handshakes_per_second = 100000
+[gate.per_network]
+connections = 20000
+handshakes = 20000
+handshakes_per_second = 100000
+[[gate.host]]
+names = ["@NAME@"]
+certificate = "@PKI@/@NAME@.pem"
+key = "@PKI@/@NAME@.key"
+trust = ["@PKI@/rsa-ca.pem"]
 "#;
 
 const NGINX_STREAM: &str = r#"

@@ -12,7 +12,8 @@ use crate::client::{Client, Reply};
 use crate::daemon::{self, Pullgate};
 use crate::gate::origin;
 use crate::net::{Host, INTERFACE, Network};
-use crate::pki::{BLOG, Pki, SHOP, WIKI};
+use crate::pki::Pki;
+use crate::sites::{self, SITES};
 use crate::web::{Server, Software, accepted};
 
 /// The rig; everything is gone when it is dropped.
@@ -37,16 +38,7 @@ impl Steered {
     pub fn new(software: Software, filter: &str, gate: &str) -> Self {
         let network = Arc::new(Network::new());
         let pki = Pki::new(&network.path("pki"));
-        let directory = network.path("web");
-        fs::create_dir(&directory).unwrap();
-        let web = match software {
-            Software::Nginx => Server::start_at(&network, "nginx", &[], &nginx(), "127.0.0.1:443"),
-            Software::Apache => {
-                fs::write(directory.join("index.html"), APACHE_PAGE).unwrap();
-                let words = ["-DFOREGROUND", "-f"];
-                Server::start_at(&network, "apache2", &words, &apache(), "127.0.0.1:443")
-            }
-        };
+        let web = sites::start(&network, software);
         let steered = Self {
             filter: None,
             gate: None,
@@ -157,85 +149,3 @@ impl Steered {
         daemon::output(&self.network, &self.config, arguments)
     }
 }
-
-/// The sites, and the CA whose clients each trusts.
-pub const SITES: [(&str, &str); 3] = [(SHOP, "ours"), (BLOG, "other"), (WIKI, "ours")];
-
-/// As Debian's own site would be, three times.
-fn nginx() -> String {
-    let sites = SITES.map(|(name, _)| {
-        format!(
-            "server {{
-        listen 443 ssl http2;
-        listen [::]:443 ssl http2;
-        server_name {name};
-        ssl_certificate @DIR@/pki/{name}.pem;
-        ssl_certificate_key @DIR@/pki/{name}.key;
-        default_type text/plain;
-        root @DIR@/web;
-        location / {{ return 200 \"{name} saw $remote_addr, $scheme, host=$host, sni=$ssl_server_name, \
-             reused=$ssl_session_reused\\n\"; }}
-        location /moved {{ return 301 /there; }}
-        location /secure {{ if ($scheme != https) {{ return 301 https://$host$request_uri; }} return 204; }}
-    }}
-    "
-        )
-    });
-    NGINX.replace("@SITES@", &sites.concat())
-}
-
-fn apache() -> String {
-    let sites = SITES.map(|(name, _)| {
-        format!(
-            "<VirtualHost *:443>
-    ServerName {name}
-    DocumentRoot @DIR@/web
-    SSLEngine on
-    SSLCertificateFile @DIR@/pki/{name}.pem
-    SSLCertificateKeyFile @DIR@/pki/{name}.key
-    Redirect permanent /moved /there
-</VirtualHost>
-"
-        )
-    });
-    APACHE.replace("@SITES@", &sites.concat())
-}
-
-const NGINX: &str = r"
-daemon off;
-worker_processes 1;
-pid @DIR@/nginx.pid;
-error_log @DIR@/error.log warn;
-events { worker_connections 1024; }
-http {
-    access_log @DIR@/access.log;
-    @NGINX@
-    @SITES@
-    server {
-        listen 127.0.0.1:8081;
-        location / { stub_status; }
-    }
-}
-";
-
-const APACHE: &str = r"
-ServerRoot @DIR@
-ServerName origin.example
-PidFile @DIR@/apache.pid
-ErrorLog @DIR@/error.log
-Mutex file:@DIR@
-@APACHE@
-LoadModule alias_module /usr/lib/apache2/modules/mod_alias.so
-Listen 443
-SSLSessionCache none
-DirectoryIndex index.html
-<Directory @DIR@/web>
-    Require all granted
-    Options +Includes
-    SetOutputFilter INCLUDES
-</Directory>
-@SITES@
-";
-
-const APACHE_PAGE: &str = "<!--#echo var=\"SERVER_NAME\" --> saw <!--#echo var=\"REMOTE_ADDR\" -->, \
-    <!--#echo var=\"REQUEST_SCHEME\" -->, host=<!--#echo var=\"HTTP_HOST\" -->\n";

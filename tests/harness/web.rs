@@ -13,6 +13,7 @@ use crate::eventually;
 use crate::net::{Host, Network};
 use crate::pairing::Pairing;
 use crate::pki::{BLOG, SHOP};
+use crate::proxies::with_children;
 
 /// Which web server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,6 +22,10 @@ pub enum Software {
     Nginx,
     /// Apache httpd.
     Apache,
+    /// HAProxy, with sites of its own.
+    Haproxy,
+    /// Caddy.
+    Caddy,
 }
 
 /// A running web server; it stops when dropped.
@@ -41,6 +46,7 @@ impl Web {
         let (configuration, site) = match software {
             Software::Nginx => (NGINX, NGINX_SITE),
             Software::Apache => (APACHE, APACHE_SITE),
+            Software::Haproxy | Software::Caddy => panic!("{software:?} is in no lab"),
         };
         let sites = match pairing {
             Pairing::Relayed => String::new(),
@@ -49,14 +55,13 @@ impl Web {
                 .concat(),
         };
         let configuration = configuration.replace("@SITES@", &sites);
-        let server = match software {
-            Software::Nginx => Server::start(network, "nginx", &[], &configuration),
-            Software::Apache => {
-                fs::create_dir(directory.join("htdocs")).unwrap();
-                fs::write(directory.join("htdocs/index.html"), APACHE_PAGE).unwrap();
-                let words = ["-DFOREGROUND", "-f"];
-                Server::start(network, "apache2", &words, &configuration)
-            }
+        let server = if software == Software::Nginx {
+            Server::start(network, "nginx", &[], &configuration)
+        } else {
+            fs::create_dir(directory.join("htdocs")).unwrap();
+            fs::write(directory.join("htdocs/index.html"), APACHE_PAGE).unwrap();
+            let words = ["-DFOREGROUND", "-f"];
+            Server::start(network, "apache2", &words, &configuration)
         };
         Self {
             _server: server,
@@ -96,6 +101,27 @@ pub fn plain(network: &Network, big: usize) -> Server {
     Server::start(network, "nginx", &[], PLAIN)
 }
 
+/// The same page in three ways: in clear text on loopback, in TLS at [`PORT_IN_TLS`], and in TLS at
+/// [`PORT_THAT_DEMANDS`] for clients whose certificate this nginx verifies itself.
+#[must_use]
+pub fn paired(network: &Network, big: usize) -> Server {
+    let directory = network.path("web");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("big"), vec![b'x'; big]).unwrap();
+    fs::write(directory.join("index.html"), "x".repeat(1024)).unwrap();
+    let site = |port: u16, demands: &str| {
+        format!(
+            "server {{ listen {port} ssl backlog=4096; root @DIR@/web; {demands}
+             ssl_certificate @DIR@/pki/{SHOP}.pem; ssl_certificate_key @DIR@/pki/{SHOP}.key; }}\n"
+        )
+    };
+    let demands = "ssl_client_certificate @DIR@/pki/rsa-ca.pem; ssl_verify_client on;";
+    let sites = site(PORT_IN_TLS, "") + &site(PORT_THAT_DEMANDS, demands);
+    let sites =
+        format!("ssl_session_cache shared:tls:4m; ssl_protocols TLSv1.2 TLSv1.3;\n{sites}@NGINX@");
+    Server::start(network, "nginx", &[], &PLAIN.replace("@NGINX@", &sites))
+}
+
 /// A server on the origin's loopback; it stops when dropped.
 pub struct Server(Child);
 
@@ -118,7 +144,8 @@ impl Server {
         configuration: &str,
         address: &str,
     ) -> Self {
-        let config = network.path(format!("{program}.conf"));
+        let (_, port) = address.rsplit_once(':').unwrap();
+        let config = network.path(format!("{program}-{port}.conf"));
         let directory = network.path("").display().to_string();
         let text = within(configuration, directory.trim_end_matches('/'));
         fs::write(&config, text).unwrap();
@@ -138,10 +165,21 @@ impl Server {
 }
 
 impl Server {
+    /// Its processes: itself, and those that it has started.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        with_children(&self.0)
+    }
+
     /// Lets it read its files again.
     pub fn reload(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        kill(pid, Signal::SIGHUP).unwrap();
+        kill(pid, signal).unwrap();
     }
 }
 
@@ -178,12 +216,18 @@ pub fn is_installed(software: Software) -> bool {
     let path = match software {
         Software::Nginx => "/usr/sbin/nginx",
         Software::Apache => "/usr/sbin/apache2",
+        Software::Haproxy => "/usr/sbin/haproxy",
+        Software::Caddy => "/usr/bin/caddy",
     };
     Path::new(path).exists()
 }
 
 /// Where the web server listens, for the gate.
 pub const ADDRESS: &str = "127.0.0.1:8080";
+/// Where [`paired`] listens in TLS, and connections are steered to the gate if there is one.
+pub const PORT_IN_TLS: u16 = 443;
+/// Where it demands a client certificate itself.
+pub const PORT_THAT_DEMANDS: u16 = 4440;
 const STATUS_ADDRESS: &str = "127.0.0.1:8081";
 
 /// Where nginx would else write as its own user.

@@ -24,6 +24,12 @@ enum Subject {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// The pairings: CPU time of gate and web server together, steered, relayed, and without a gate.
+    Pairings {
+        /// Write the numbers here as well as to `target/bench/pairings.json`.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// The gate: CPU time per handshake, request and megabyte, memory per idle connection.
     Gate {
         /// Write the numbers here as well as to `target/bench/gate.json`.
@@ -38,6 +44,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut bench = as_root(Command::new(root().join("target/release/bench")));
     let (subject, json) = match &options.subject {
         Subject::Filter { json } => ("filter", json),
+        Subject::Pairings { json } => ("pairings", json),
         Subject::Gate { json } => ("gate", json),
     };
     bench.arg(subject);

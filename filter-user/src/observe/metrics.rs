@@ -355,6 +355,7 @@ mod tests {
             filter: Some(FilterSample {
                 is_enforcing: true,
                 attached: Vec::new(),
+                steered: Vec::new(),
                 frames: vec![(labels, 7)],
             }),
             ..sample.clone()

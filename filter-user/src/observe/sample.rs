@@ -33,6 +33,8 @@ pub struct FilterSample {
     pub is_enforcing: bool,
     /// Interface by interface.
     pub attached: Vec<Attachment>,
+    /// By family, whether connections are steered to a socket of the gate, where they should be.
+    pub steered: Vec<(&'static str, bool)>,
     /// Frames of each kind, since the counters began.
     pub frames: Vec<(FrameLabels, u64)>,
 }
@@ -88,6 +90,14 @@ impl FilterSample {
             "filter_attached",
             "1 where the program is attached",
             &attached,
+        )?;
+        let steered = self.steered.iter();
+        let steered = steered.map(|(family, is)| (FamilyLabels { family }, i64::from(*is)));
+        gauges(
+            encoder,
+            "filter_steered",
+            "1 where connections are steered to a socket of the gate",
+            &steered.collect::<Vec<_>>(),
         )?;
         let kind = MetricType::Counter;
         let mut metric = encoder.encode_descriptor("filter_frames", "Frames judged", None, kind)?;

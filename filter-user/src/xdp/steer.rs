@@ -20,7 +20,7 @@ use aya::programs::SkLookup;
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use filter_ebpf::abi;
-use filter_ebpf::steering::Connection;
+use filter_ebpf::steering::{Connection, SteerSettings, is_steered};
 use socket2::SockRef;
 use tracing::{info, warn};
 
@@ -38,7 +38,7 @@ pub(super) struct Steering {
     program: u32,
     /// A connection that it steers, by family.
     examples: [Connection; abi::SOCKET_SLOTS],
-    destinations: Vec<IpAddr>,
+    settings: FilterSettings,
     pins: Pins,
     /// A new link until it is pinned: it ends with this value, or with this process.
     held: Option<FdLink>,
@@ -106,7 +106,7 @@ impl Steering {
             sockets,
             program,
             examples: examples(settings),
-            destinations: settings.destinations.clone(),
+            settings: settings.clone(),
             pins: pins.clone(),
             held: None,
             replaced: false,
@@ -229,9 +229,8 @@ impl Steering {
     }
 
     fn has_socket(&mut self, example: &Connection) -> Option<bool> {
-        let is_steered = self.destinations.is_empty() || self.destinations.contains(&example.local);
-        let assigned = self.assigned(example).filter(|_| is_steered)?;
-        Some(assigned.is_some())
+        is_steered(example, &self.settings).then_some(())?;
+        Some(self.assigned(example)?.is_some())
     }
 
     /// The cookie of the socket that a connection is assigned to, if there is one; none, where the kernel
@@ -248,6 +247,25 @@ impl Steering {
         programs.retain(|program| *program != self.program);
         programs.into_iter().map(link::describe).collect()
     }
+}
+
+impl SteerSettings for FilterSettings {
+    fn steers_port(&self, port: u16) -> bool {
+        self.steered_ports.contains(&port)
+    }
+
+    fn steers_address(&self, address: IpAddr) -> bool {
+        self.destinations.is_empty() || self.destinations.contains(&address)
+    }
+}
+
+/// Whether the pinned program has a socket of the gate for a connection; none, if it cannot be asked.
+#[must_use]
+pub fn has_gate_socket(base: &Path, connection: &Connection) -> Option<bool> {
+    let pins = Pins::existing(base).ok()??;
+    let program = SkLookup::from_pin(pins.steer_program()).ok()?;
+    let assigned = hook::assigned_socket(program.fd().ok()?, connection);
+    assigned.ok().map(|socket| socket.is_some())
 }
 
 /// Takes away what steers; the ports are the web server's again when it returns.
@@ -324,22 +342,8 @@ const LOCAL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 mod tests {
     use std::path::Path;
 
-    use filter_ebpf::steering::{SteerSettings, is_steered};
-
     use super::*;
     use crate::config::Config;
-
-    struct Settings<'a>(&'a FilterSettings);
-
-    impl SteerSettings for Settings<'_> {
-        fn steers_port(&self, port: u16) -> bool {
-            self.0.steered_ports.contains(&port)
-        }
-
-        fn steers_address(&self, address: IpAddr) -> bool {
-            self.0.destinations.is_empty() || self.0.destinations.contains(&address)
-        }
-    }
 
     #[test]
     fn the_examples_are_steered_where_their_family_is() {
@@ -355,7 +359,7 @@ mod tests {
             );
             let config = Config::parse(Path::new("/pullgate.toml"), &text).unwrap();
             let settings = config.live.filter.unwrap();
-            let steered = examples(&settings).map(|it| is_steered(&it, &Settings(&settings)));
+            let steered = examples(&settings).map(|it| is_steered(&it, &settings));
             assert_eq!(steered, expected, "{destinations}");
         }
     }

@@ -43,6 +43,7 @@ impl FilterRole {
         let sample = FilterSample {
             is_enforcing,
             attached: attachments(&interfaces),
+            steered: steering.iter().flat_map(steered).collect(),
             frames: counters(&counted),
         };
         let details = interfaces.iter().filter(|(status, _)| status.filtered);
@@ -240,6 +241,13 @@ fn ports(settings: &FilterSettings) -> impl Iterator<Item = (String, String)> {
 fn numbers(ports: &[u16]) -> String {
     let numbers: Vec<_> = ports.iter().map(u16::to_string).collect();
     numbers.join(" ")
+}
+
+/// By family, whether connections are the gate's; where the kernel cannot be asked, as far as the link
+/// shows it.
+fn steered(state: &SteerState) -> [(&'static str, bool); 2] {
+    [("ipv4", state.has_ipv4), ("ipv6", state.has_ipv6)]
+        .map(|(family, has)| (family, state.leads_to_gate() && has.unwrap_or(true)))
 }
 
 /// What is not right about steering.
