@@ -7,11 +7,12 @@
 )]
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tests::client::Client;
 use tests::debian::{Debian, text};
 use tests::eventually;
-use tests::gate::origin;
+use tests::gate::{PLENTY, StopAtTheEnd, origin};
 use tests::net::{Host, INTERFACE, Network};
 use tests::pki::{BLOG, Identity, Pki, SHOP, WIKI};
 
@@ -141,17 +142,28 @@ fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &
     let status = debian.says(&["pullgate", "status"]);
     assert!(status.starts_with("PROTECTED"), "{status}");
 
-    // Whatever is restarted, killed or upgraded, a client without the certificate is not served.
-    for command in [
-        "systemctl restart pullgate-gate",
-        "systemctl kill --signal=KILL pullgate-gate",
-        "systemctl kill --signal=KILL pullgate-filter",
-        "systemctl restart pullgate-filter",
+    // Whatever is restarted, killed or upgraded, a client without the certificate is never served, and
+    // one with it always; but for what the gate was at when it was killed.
+    let plenty = format!("printf '{PLENTY}\\n' >>/etc/pullgate/pullgate.toml");
+    debian.follow(&[&plenty, RELOAD]);
+    debian.receive(2, "upgrade.deb");
+    for (command, may_fail) in [
+        ("systemctl restart pullgate-gate", 0),
+        ("systemctl restart pullgate-filter", 0),
+        ("systemctl restart pullgate-ranges", 0),
+        ("systemctl kill --signal=KILL pullgate-filter", 0),
+        ("dpkg --install upgrade.deb", 0),
+        ("systemctl kill --signal=KILL pullgate-gate", 1),
     ] {
-        debian.follow(&[command]);
-        let reply = ask(anybody, SHOP).brief();
-        assert_eq!(reply, "alert CertificateRequired", "{command}");
-        serves(edge);
+        let failed = meanwhile(
+            &|| ask(anybody, SHOP).brief(),
+            &|| ask(edge, SHOP).brief(),
+            || {
+                debian.follow(&[command]);
+                serves(edge);
+            },
+        );
+        assert!(failed <= may_fail, "{command}: {failed}");
     }
     debian.systemctl(&["restart", service]);
     eventually("the web server is back", || {
@@ -165,6 +177,36 @@ fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &
     });
     serves(anybody);
     assert_eq!(debian.says(&["sh", "-c", &sum]), untouched);
+}
+
+/// How many questions of a client that is to be served fail during `work`; another one, that is not to
+/// be, asks all the while as well.
+fn meanwhile(
+    refused: &(dyn Fn() -> String + Sync),
+    served: &(dyn Fn() -> String + Sync),
+    work: impl FnOnce(),
+) -> usize {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop_at_the_end = StopAtTheEnd(&stop);
+        let refusing = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let reply = refused();
+                assert!(!reply.starts_with("200"), "served without a certificate");
+            }
+        });
+        let serving = scope.spawn(|| {
+            let mut failed = 0;
+            while !stop.load(Ordering::Relaxed) {
+                failed += usize::from(served() != "200");
+            }
+            failed
+        });
+        work();
+        drop(stop_at_the_end);
+        refusing.join().unwrap();
+        serving.join().unwrap()
+    })
 }
 
 const INIT: &str = "pullgate init --write";

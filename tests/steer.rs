@@ -405,6 +405,58 @@ fn a_program_that_another_process_detaches_is_attached_again() {
 }
 
 #[test]
+fn a_program_that_the_kernel_does_not_take_is_tried_until_it_does() {
+    let mut rig = Steered::start(Software::Nginx, "", "");
+    let ours = rig.network.path("bpf/pullgate/v3/steer_program");
+    let spare = rig.network.path("bpf/spare");
+    // A copy of it, so that it is known where the filter's is gone.
+    rig.network.on(Host::Origin, || {
+        SkLookup::from_pin(&ours).unwrap().pin(&spare).unwrap();
+    });
+    assert_eq!(rig.filter.take().unwrap().stop(), Some(0));
+    assert!(rig.pullgate(&["unload"]).status.success());
+    // As many as a network namespace takes.
+    let taken = rig.network.on(Host::Origin, || {
+        let mut links = Vec::new();
+        loop {
+            let mut program = SkLookup::from_pin(&spare).unwrap();
+            let namespace = File::open("/proc/thread-self/ns/net").unwrap();
+            match program.attach(namespace) {
+                Ok(id) => links.push(FdLink::from(program.take_link(id).unwrap())),
+                Err(error) => {
+                    // E2BIG: there is room for no more.
+                    assert!(format!("{error:?}").contains("code: 7"), "{error:?}");
+                    return links;
+                }
+            }
+            assert!(links.len() < 1000);
+        }
+    });
+
+    rig.start_filter();
+
+    let status = rig.filter().status();
+    let findings = status["findings"].to_string();
+    assert!(
+        findings.contains("the kernel does not take the program"),
+        "{findings}"
+    );
+    assert_eq!(status["enforcing"], false);
+    // What strangers may reach by that they do not: the filter is there.
+    assert_eq!(rig.tell(&rig.edge(), Host::Stranger, SHOP), "silence");
+    let mark = rig.filter().mark();
+    drop(taken);
+    rig.filter().event(mark, "it is taken", |event| {
+        event["id"] == "steering-reattached"
+    });
+    eventually("connections are steered", || {
+        let page = rig.tell(&rig.edge(), Host::Edge, SHOP);
+        page.starts_with("shop.example saw 127.0.0.1").then_some(())
+    });
+    assert!(!has(&rig.filter().status(), "steering-detached"));
+}
+
+#[test]
 fn another_program_that_chooses_sockets_is_reported() {
     let rig = Steered::start(Software::Nginx, "", "");
     let theirs = rig.network.path("bpf/theirs");

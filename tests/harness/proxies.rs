@@ -146,7 +146,8 @@ impl Proxy {
         let both = format!("{}{}", pem(&both), pem(&format!("{SHOP}.key")));
         pki.write("both.pem", &both);
         let file = directory.join("proxy.conf");
-        let text = within(peer.configuration(), &directory.display().to_string())
+        let text = peer.configuration().replace("@HOST@", PULLGATE_HOST);
+        let text = within(&text, &directory.display().to_string())
             .replace("@PKI@", &pki.path("").display().to_string())
             .replace("@PORT@", &peer.port().to_string())
             .replace("@NAME@", SHOP)
@@ -228,7 +229,13 @@ allow = ["127.0.0.1/32"]
 unsafe_documentation_ranges = true
 [gate]
 listen = ["@IP@:@PORT@"]
-max_connections = 9960
+@HOST@
+upstream = "127.0.0.1:8080"
+proxy_protocol = "none"
+"#;
+
+/// Limits that one source of load does not reach, and the host.
+const PULLGATE_HOST: &str = r#"max_connections = 9960
 max_handshakes = 20000
 [gate.per_source]
 connections = 20000
@@ -243,8 +250,6 @@ names = ["@NAME@"]
 certificate = "@PKI@/@NAME@.pem"
 key = "@PKI@/@NAME@.key"
 trust = ["@PKI@/rsa-ca.pem"]
-upstream = "127.0.0.1:8080"
-proxy_protocol = "none"
 "#;
 
 const STEERED: &str = r#"
@@ -259,21 +264,7 @@ unsafe_documentation_ranges = true
 [gate]
 steer = true
 listen = ["127.0.0.1:44300"]
-max_connections = 9960
-max_handshakes = 20000
-[gate.per_source]
-connections = 20000
-handshakes = 20000
-handshakes_per_second = 100000
-[gate.per_network]
-connections = 20000
-handshakes = 20000
-handshakes_per_second = 100000
-[[gate.host]]
-names = ["@NAME@"]
-certificate = "@PKI@/@NAME@.pem"
-key = "@PKI@/@NAME@.key"
-trust = ["@PKI@/rsa-ca.pem"]
+@HOST@
 "#;
 
 const NGINX_STREAM: &str = r#"

@@ -94,21 +94,22 @@ pub(crate) fn accepted(network: &Network) -> u64 {
 /// Starts a plain nginx for benchmarks: a small page, and a big one of so many bytes at `/big`.
 #[must_use]
 pub fn plain(network: &Network, big: usize) -> Server {
+    write_pages(network, big);
+    Server::start(network, "nginx", &[], PLAIN)
+}
+
+fn write_pages(network: &Network, big: usize) {
     let directory = network.path("web");
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("big"), vec![b'x'; big]).unwrap();
     fs::write(directory.join("index.html"), "x".repeat(1024)).unwrap();
-    Server::start(network, "nginx", &[], PLAIN)
 }
 
 /// The same page in three ways: in clear text on loopback, in TLS at [`PORT_IN_TLS`], and in TLS at
 /// [`PORT_THAT_DEMANDS`] for clients whose certificate this nginx verifies itself.
 #[must_use]
 pub fn paired(network: &Network, big: usize) -> Server {
-    let directory = network.path("web");
-    fs::create_dir(&directory).unwrap();
-    fs::write(directory.join("big"), vec![b'x'; big]).unwrap();
-    fs::write(directory.join("index.html"), "x".repeat(1024)).unwrap();
+    write_pages(network, big);
     let site = |port: u16, demands: &str| {
         format!(
             "server {{ listen {port} ssl backlog=4096; root @DIR@/web; {demands}

@@ -29,6 +29,7 @@ use super::pins::{self, Pins};
 use super::{XdpError, hook, link};
 use crate::config::FilterSettings;
 use crate::host::kernel;
+use crate::report::chain;
 
 /// The program that steers, and the sockets that it steers to.
 pub(super) struct Steering {
@@ -44,6 +45,8 @@ pub(super) struct Steering {
     held: Option<FdLink>,
     /// Whether a program of ours was there before.
     replaced: bool,
+    /// Why the kernel did not take the program the last time, if it did not.
+    refusal: Option<String>,
 }
 
 /// A listening socket of the gate.
@@ -60,6 +63,8 @@ pub struct GateSocket {
 pub struct SteerState {
     /// Whether our program is on this network namespace.
     pub is_attached: bool,
+    /// Why the kernel did not take it the last time, if it did not.
+    pub refusal: Option<String>,
     /// Whether the gate has a socket for connections of IPv4; none where the kernel cannot be asked
     /// (before Linux 5.13), or no address of that family is steered.
     pub has_ipv4: Option<bool>,
@@ -110,12 +115,19 @@ impl Steering {
             pins: pins.clone(),
             held: None,
             replaced: false,
+            refusal: None,
         }))
     }
 
     /// Puts the program on this network namespace: through the link that is pinned already, else by a
     /// new one, which is held until [`Self::pin`].
     pub(super) fn attach(&mut self) -> Result<(), XdpError> {
+        let attached = self.try_attach();
+        self.refusal = attached.as_ref().err().map(|error| chain(error));
+        attached
+    }
+
+    fn try_attach(&mut self) -> Result<(), XdpError> {
         let pin = self.pins.steer_link();
         if pin.exists() {
             if let Some(link) = link::pinned(&pin).filter(is_here) {
@@ -212,6 +224,7 @@ impl Steering {
         let [ipv4, ipv6] = self.examples;
         SteerState {
             is_attached: self.is_attached(),
+            refusal: self.refusal.clone(),
             has_ipv4: self.has_socket(&ipv4),
             has_ipv6: self.has_socket(&ipv6),
             others: self.others(),

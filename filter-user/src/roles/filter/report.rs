@@ -254,6 +254,7 @@ fn steered(state: &SteerState) -> [(&'static str, bool); 2] {
 fn unsteered(state: &SteerState, settings: &FilterSettings) -> Vec<Finding> {
     let SteerState {
         is_attached,
+        refusal,
         has_ipv4,
         has_ipv6,
         others,
@@ -261,9 +262,13 @@ fn unsteered(state: &SteerState, settings: &FilterSettings) -> Vec<Finding> {
     let ports = numbers(&settings.steered_ports);
     let mut findings = Vec::new();
     if !is_attached {
+        let cause = refusal.as_ref().map_or_else(
+            || "another process has detached the program".to_owned(),
+            |reason| format!("the kernel does not take the program ({reason})"),
+        );
         let text = format!(
-            "connections to the TCP ports {ports} are not steered to the gate: another process has \
-             detached the program, and clients reach the web server around the gate"
+            "connections to the TCP ports {ports} are not steered to the gate: {cause}, and clients reach \
+             the web server around the gate"
         );
         findings.push(Finding::error("steering-detached", text));
     }

@@ -322,7 +322,7 @@ fn report_steering(again: Option<&Result<(), XdpError>>, unwell: &mut Unwell) {
         None => {}
         Some(Ok(())) => warn!(
             id = "steering-reattached",
-            "another process had ended steering: attached again"
+            "connections were not steered to the gate: attached again"
         ),
         Some(Err(error)) if !was_unsteered => error!(
             id = "not-steered",
