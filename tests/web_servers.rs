@@ -250,7 +250,7 @@ fn goes_on_after_a_reload(rig: &Steered, software: Software) {
     }
 }
 
-/// Stopped and started, it binds its port again; who comes meanwhile is told nothing.
+/// Stopped and started, it binds its port again; a client that comes meanwhile is closed on.
 fn comes_back_to_its_port(rig: Steered, software: Software) -> Steered {
     let Steered {
         filter,

@@ -41,13 +41,14 @@ pub use self::preflight::OwnConnection;
 use self::reporter::Reporter;
 use self::running::{Prepared, StartContext};
 use self::signals::Blocked;
-use self::sockets::{RoleSockets, SocketPaths};
+use self::sockets::RoleSockets;
 use self::supervisor::{Parts, Supervisor};
 use self::tasks::Tasks;
 use crate::config::{Config, ConfigError, LoadError, Paths, RangesSettings, load};
 use crate::gate::Loaded;
 use crate::host::accounts::Account;
 use crate::host::sandbox::{self, Confined};
+use crate::host::socket::BoundPath;
 use crate::host::systemd;
 use crate::observe::log::LogFormat;
 use crate::observe::{Finding, Metrics};
@@ -139,7 +140,7 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
     let signals = blocked.handle();
     let signals = signals.map_err(|source| StartError::Signals { source })?;
     let tasks = Tasks::default();
-    let mut paths = SocketPaths::default();
+    let mut paths = Vec::new();
     let process = Process {
         file: &file,
         config,
@@ -171,7 +172,7 @@ impl Process<'_> {
     fn start(
         self,
         prepared: Vec<Prepared>,
-        paths: &mut SocketPaths,
+        paths: &mut Vec<BoundPath>,
         tasks: &Tasks,
     ) -> Result<Arc<Supervisor>, StartError> {
         let Self {

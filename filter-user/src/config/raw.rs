@@ -18,6 +18,7 @@ use crate::role::Role;
 
 mod filter;
 mod gate;
+mod host;
 mod ranges;
 mod source;
 

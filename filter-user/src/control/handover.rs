@@ -6,17 +6,14 @@
 //! ```
 //! The connection is held for as long as what was handed over counts: its end lets the gate begin again.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
@@ -24,15 +21,13 @@ use tokio::time::timeout;
 
 use super::peer;
 use crate::config::Paths;
-use crate::host::file::{self, FileId};
-use crate::host::socket;
+use crate::host::socket::{self, BoundPath, SOCKETS_MAX};
 use crate::role::Role;
 
 /// Where the filter takes sockets; its file goes with it.
 pub struct HandoverListener {
     listener: UnixListener,
-    path: PathBuf,
-    ours: Option<FileId>,
+    _path: BoundPath,
 }
 
 impl HandoverListener {
@@ -45,8 +40,7 @@ impl HandoverListener {
         let listener = socket::bind(path, 0o660)?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
-            ours: file::file_id(path),
+            _path: BoundPath::new(path),
         })
     }
 
@@ -64,16 +58,6 @@ impl HandoverListener {
             Ok(Ok(Handover(stream)))
         } else {
             Ok(Err(NotTheGate { user }))
-        }
-    }
-}
-
-impl Drop for HandoverListener {
-    fn drop(&mut self) {
-        // A successor may have put its own there.
-        if file::file_id(&self.path) == self.ours {
-            // What is left behind is replaced by the next one.
-            drop(std::fs::remove_file(&self.path));
         }
     }
 }
@@ -144,7 +128,9 @@ pub async fn hand_over(paths: &Paths, sockets: &[TcpListener]) -> io::Result<Han
             return Err(io::Error::other(text));
         }
         stream
-            .async_io(Interest::WRITABLE, || send(&stream, sockets))
+            .async_io(Interest::WRITABLE, || {
+                socket::send_with(&stream, b"\0", sockets)
+            })
             .await?;
         let mut answer = String::new();
         let mut byte = [0];
@@ -166,18 +152,6 @@ async fn ended(stream: &mut UnixStream) {
     match stream.read(&mut [0]).await {
         Ok(_) | Err(_) => {}
     }
-}
-
-fn send(stream: &UnixStream, sockets: &[TcpListener]) -> io::Result<()> {
-    let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("too many listening sockets"));
-    }
-    let message = [IoSlice::new(b"\0")];
-    sendmsg(stream, &message, &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
 }
 
 /// The kernel drops descriptors for which there is no room.
@@ -206,8 +180,6 @@ fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
 
 /// The answer to what was taken.
 const DONE: &str = "ok";
-/// Sockets in a message.
-const SOCKETS_MAX: usize = 8;
 /// Bytes of an answer.
 const ANSWER_MAX: usize = 512;
 /// For either side to do what is its turn.

@@ -189,10 +189,10 @@ impl Dialer {
     /// Connects to the upstream with no client's word.
     fn open(&self, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let addresses = ConnectionAddrs {
-            client: nobody,
-            local: nobody,
+            client: loopback,
+            local: loopback,
         };
         let mut stream: Box<dyn Duplex> = match self.target(addresses) {
             Target::Tcp(address) => {

@@ -1,17 +1,15 @@
 //! The service manager's protocol: how we are, and the sockets that it keeps for our successor.
 //! sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use socket2::SockRef;
 use tracing::warn;
@@ -98,21 +96,9 @@ fn tell(message: &[u8], sockets: &[TcpListener]) {
 }
 
 fn send(address: &UnixAddr, message: &[u8], sockets: &[TcpListener]) -> io::Result<()> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect_addr(address)?;
-    let descriptors: Vec<_> = sockets.iter().map(|listener| listener.as_fd()).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("too many listening sockets"));
-    }
-    sendmsg(
-        &socket,
-        &[IoSlice::new(message)],
-        &mut ancillary,
-        SendFlags::empty(),
-    )?;
-    Ok(())
+    let unbound = UnixDatagram::unbound()?;
+    unbound.connect_addr(address)?;
+    socket::send_with(&unbound, message, sockets)
 }
 
 /// A listening socket that was handed to us.
@@ -172,5 +158,3 @@ fn take(descriptor: RawFd) -> io::Result<(TcpListener, SocketAddr)> {
 const STORED: &str = "gate";
 /// SD_LISTEN_FDS_START.
 const FIRST_DESCRIPTOR: RawFd = 3;
-/// Listening sockets that fit into a message.
-const DESCRIPTORS_MAX: usize = 64;

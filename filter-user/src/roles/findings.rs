@@ -253,7 +253,7 @@ pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
                 );
                 findings.push(Finding::error("web-server-demands-certificate", text).remedy(
                     "switch that off there (nginx: `ssl_verify_client`; Apache: `SSLVerifyClient`): the gate \
-                     demands it in its place, and nobody else reaches that port",
+                     demands it in its place",
                 ));
             }
             Demand::NoTls => {

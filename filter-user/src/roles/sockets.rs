@@ -1,12 +1,10 @@
 //! The sockets of the roles: bound before anything is attached, and removed at the end.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use tracing::warn;
 
 use super::error::StartError;
 use super::reporter::Reporter;
@@ -14,7 +12,7 @@ use super::tasks::Tasks;
 use crate::config::{Boot, Target};
 use crate::control::http::Listener;
 use crate::control::server::{ControlService, Looks, MetricsService, StatusService};
-use crate::host::file::{self, FileId};
+use crate::host::socket::BoundPath;
 use crate::observe::Finding;
 use crate::role::Role;
 
@@ -31,19 +29,21 @@ impl RoleSockets {
     pub(super) fn bind(
         role: Role,
         boot: &Boot,
-        paths: &mut SocketPaths,
+        paths: &mut Vec<BoundPath>,
     ) -> Result<Self, StartError> {
         let blame = |path: &Path, source| StartError::socket(path, source);
         let path = boot.paths.socket(role);
         let status = Listener::unix(&path).map_err(|error| blame(&path, error))?;
-        paths.add(path);
+        paths.push(BoundPath::new(&path));
         let private = boot.paths.control_socket(role);
         let control = Listener::private(&private).map_err(|error| blame(&private, error))?;
-        paths.add(private);
+        paths.push(BoundPath::new(&private));
         let metrics = boot.metrics.get(&role).map(|target| {
             let bound = match &target.value {
                 Target::Tcp(address) => Listener::tcp(*address),
-                Target::Unix(named) => Listener::unix(named).inspect(|_| paths.add(named.clone())),
+                Target::Unix(named) => {
+                    Listener::unix(named).inspect(|_| paths.push(BoundPath::new(named)))
+                }
             };
             bound.map_err(|error| {
                 let finding = metrics_disabled(&error).at(&target.place);
@@ -90,34 +90,4 @@ fn metrics_disabled(error: &io::Error) -> Finding {
     };
     let text = format!("metrics endpoint disabled until restart ({error})");
     Finding::warning("metrics-disabled", text).remedy(remedy)
-}
-
-/// The paths of sockets, removed when dropped.
-#[derive(Default)]
-pub(super) struct SocketPaths(BTreeMap<PathBuf, Option<FileId>>);
-
-impl SocketPaths {
-    fn add(&mut self, path: PathBuf) {
-        let ours = file::file_id(&path);
-        self.0.insert(path, ours);
-    }
-}
-
-impl Drop for SocketPaths {
-    fn drop(&mut self) {
-        for (socket, ours) in &self.0 {
-            // A successor may have put its own there while we were draining.
-            if file::file_id(socket) != *ours {
-                continue;
-            }
-            if let Err(error) = std::fs::remove_file(socket) {
-                warn!(
-                    id = "socket-not-removed",
-                    socket = %socket.display(),
-                    %error,
-                    "socket not removed"
-                );
-            }
-        }
-    }
 }

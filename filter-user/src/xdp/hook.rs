@@ -38,7 +38,7 @@ fn programs_at(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
         program_count: PROGRAMS_MAX,
         ..Query::default()
     };
-    // What the kernel writes to is `ids`, of whose length it is told.
+    // What the kernel writes to is `ids`, whose length the request names.
     bpf(BPF_PROG_QUERY, &mut query)?;
     let count = usize::try_from(query.program_count).unwrap_or(0);
     Ok(ids.iter().take(count).copied().collect())
@@ -58,7 +58,7 @@ pub(super) fn link_target(link: &FdLink) -> io::Result<u32> {
         length: u32::try_from(size_of_val(&info)).unwrap_or(0),
         info: address(&mut info),
     };
-    // What the kernel writes to is `info`, of whose length it is told.
+    // What the kernel writes to is `info`, whose length the request names.
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
     let [_, _, _, _, target, ..] = info;
     Ok(target)
@@ -116,7 +116,7 @@ pub(super) fn assigned_socket(
         context_out: (&raw mut context).expose_provenance() as u64,
         ..TestRun::default()
     };
-    // The kernel copies `context` before it runs, and writes to it after, as much as it is told.
+    // The kernel copies `context` before it runs, and writes to it after, as many bytes as the request says.
     bpf(BPF_PROG_TEST_RUN, &mut run)?;
     Ok(Some(context.cookie).filter(|cookie| *cookie != 0))
 }

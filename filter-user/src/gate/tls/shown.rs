@@ -9,7 +9,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error as TlsError, Signatu
 use super::credentials::Certified;
 
 /// The leaves that a host shows, and those of the files before they were last replaced: a web server reads
-/// its files again when it is told to, and not when they change.
+/// its files again at a reload of its own, and not when they change.
 #[derive(Clone, Debug)]
 pub(super) struct ShownCertificates {
     current: Vec<CertificateDer<'static>>,
