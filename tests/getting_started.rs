@@ -81,6 +81,17 @@ fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &
     let authority = debian.path("etc/ssl/certs/ours-ca.pem");
     fs::copy(pki.path("ours-ca.pem"), authority).unwrap();
     debian.follow(&["chmod 644 /etc/ssl/certs/*-ca.pem /etc/ssl/certs/*.example.pem"]);
+    // Two ways in which keys are kept: for root alone, and for a group of other servers.
+    let steps = if service == "nginx" {
+        debian.follow(&[
+            "groupadd --force ssl-cert && chgrp --recursive ssl-cert /etc/ssl/private",
+            "chmod 710 /etc/ssl/private && chmod 640 /etc/ssl/private/*",
+        ]);
+        1
+    } else {
+        // A directory and three keys.
+        4
+    };
     debian.systemctl(&["start", service]);
     let directory = sites.split('/').nth(1).unwrap();
     let sum = format!("find /etc/{directory} -type f | sort | xargs sha256sum");
@@ -108,9 +119,9 @@ fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &
     let said = text(&init.stderr);
     let keys: Vec<_> = said
         .lines()
-        .filter(|line| line.starts_with("  chgrp"))
+        .filter(|line| line.starts_with("  chgrp") || line.starts_with("  usermod"))
         .collect();
-    assert_eq!(keys.len(), 4, "a directory and three keys: {said}");
+    assert_eq!(keys.len(), steps, "{said}");
     debian.follow(&keys);
     debian.follow(&["pullgate check"]);
     debian.follow(&[START]);
@@ -190,22 +201,30 @@ fn meanwhile(
     std::thread::scope(|scope| {
         let stop_at_the_end = StopAtTheEnd(&stop);
         let refusing = scope.spawn(|| {
+            let mut count = 0;
             while !stop.load(Ordering::Relaxed) {
                 let reply = refused();
                 assert!(!reply.starts_with("200"), "served without a certificate");
+                count += usize::from(reply == "alert CertificateRequired");
             }
+            count
         });
         let serving = scope.spawn(|| {
-            let mut failed = 0;
+            let (mut count, mut failed) = (0, 0);
             while !stop.load(Ordering::Relaxed) {
+                count += 1;
                 failed += usize::from(served() != "200");
             }
-            failed
+            (count, failed)
         });
         work();
         drop(stop_at_the_end);
-        refusing.join().unwrap();
-        serving.join().unwrap()
+        let (count, failed) = serving.join().unwrap();
+        assert!(
+            count > 3 && refusing.join().unwrap() > 3,
+            "{count} were served"
+        );
+        failed
     })
 }
 

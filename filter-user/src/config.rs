@@ -101,7 +101,12 @@ impl Boot {
         } = self;
         let is_gate = roles.contains(&Role::Gate);
         let is_elsewhere = |role: &Role| metrics.get(role) != other.metrics.get(role);
-        let leads_back = is_gate || roles.contains(&Role::Filter);
+        let is_filter = roles.contains(&Role::Filter);
+        let leads_back = is_gate || is_filter;
+        let is_other = |number: fn(&ReturnPath) -> u32| {
+            let both = return_path.as_ref().zip(other.return_path.as_ref());
+            is_filter && both.is_some_and(|(ours, theirs)| number(ours) != number(theirs))
+        };
         let differs = [
             ("paths", *paths != other.paths),
             ("metrics", roles.iter().any(is_elsewhere)),
@@ -111,12 +116,8 @@ impl Boot {
                 "gate.client_address",
                 leads_back && return_path.is_some() != other.return_path.is_some(),
             ),
-            (
-                "gate.route_table` or `gate.rule_priority",
-                leads_back
-                    && return_path
-                        .is_some_and(|path| other.return_path.is_some_and(|it| it != path)),
-            ),
+            ("gate.route_table", is_other(|path| path.table)),
+            ("gate.rule_priority", is_other(|path| path.priority)),
             (
                 "gate.max_connections",
                 is_gate && *max_connections != other.max_connections,

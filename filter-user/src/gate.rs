@@ -41,7 +41,9 @@ pub use self::listener::{bind, serve};
 pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
 pub use self::refusal::{Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
 use self::shutdown::{Order, Signal};
-pub use self::tls::credentials::{GATE_GROUP, is_shared_authority, service_groups, spki};
+pub use self::tls::credentials::{
+    GATE_GROUP, KEY_GROUP, is_shared_authority, service_groups, spki,
+};
 pub use self::tls::facts::FileContent;
 pub use self::tls::peer::VerifiedPeer;
 use self::tls::policy::TlsContext;

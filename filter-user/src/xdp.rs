@@ -43,7 +43,7 @@ pub use self::probe::{Probe, Probed, frame, loaded_interface, probe};
 use self::reconcile::AttachFailures;
 pub use self::reconcile::{Coverage, InterfaceState, Reconciled};
 use self::steer::Steering;
-pub use self::steer::{GateSocket, STEERS_SINCE, SteerState, has_gate_socket};
+pub use self::steer::{GateSocket, STEERS_SINCE, SteerState, SteeredTo, steered_to};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self};
@@ -136,7 +136,7 @@ impl Filter {
             uplinks: &memory.uplinks,
             accept,
         };
-        let loaded = load_all(&loading, rules, table, &mut failures);
+        let loaded = load_all(&loading, rules, table, &mut failures, accept);
         let (loaded, steering) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -242,7 +242,12 @@ impl Filter {
                 Accept::Whole
             },
         };
-        (self.loaded, self.steering) = load_all(&loading, rules, table, &mut failures)?;
+        // What is not steered is no reason to refuse the rest.
+        let steers = match &self.steering {
+            Some(steering) if !steering.is_attached() => Accept::Partial,
+            Some(_) | None => Accept::Whole,
+        };
+        (self.loaded, self.steering) = load_all(&loading, rules, table, &mut failures, steers)?;
         self.settings = settings.clone();
         self.topology = topology;
         self.failures = failures;
@@ -315,7 +320,8 @@ impl Filter {
     ///
     /// # Errors
     ///
-    /// Returns [`XdpError::NotSteering`], or why the kernel does not take a socket.
+    /// Returns [`XdpError::NotSteering`], [`XdpError::SteeringDetached`], or why the kernel does not take a
+    /// socket.
     pub fn steer_to(&mut self, sockets: &[GateSocket]) -> Result<(), XdpError> {
         if !self.is_on_trial() && !self.pins.exist() {
             return Err(XdpError::Unloaded);
@@ -384,18 +390,19 @@ impl Filter {
 }
 
 /// Loads and attaches all of it, or nothing. Connections are steered last: strangers are dropped by then.
-/// Where less than all is accepted, a program that steers and is not attached is tried again, by
+/// Where steering may be partial, a program that the kernel does not take is tried again, by
 /// [`Steering::reconcile`].
 fn load_all(
     loading: &Loading<'_>,
     rules: &Rules<'_>,
     table: &Table,
     failures: &mut AttachFailures,
+    steers: Accept,
 ) -> Result<(LoadedSet, Option<Steering>), XdpError> {
     let mut steering = Steering::load(loading.settings, loading.pins)?;
     let mut loaded = LoadedSet::load(loading, rules, table, failures)?;
     if let Some(Err(error)) = steering.as_mut().map(Steering::attach)
-        && loading.accept == Accept::Whole
+        && steers == Accept::Whole
     {
         loaded.revert(loading.pins)?;
         return Err(error);

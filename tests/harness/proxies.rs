@@ -129,16 +129,16 @@ impl Proxy {
     /// Starts a proxy in front of the web server at [`crate::web::ADDRESS`].
     #[must_use]
     pub fn start(network: &Network, pki: &Pki, peer: Peer) -> Self {
-        Self::start_at(network, pki, peer, false)
+        Self::start_at(network, pki, peer, "127.0.0.1")
     }
 
     /// The same for clients on the edge.
     #[must_use]
     pub fn start_for_edge(network: &Network, pki: &Pki, peer: Peer) -> Self {
-        Self::start_at(network, pki, peer, true)
+        Self::start_at(network, pki, peer, "0.0.0.0")
     }
 
-    fn start_at(network: &Network, pki: &Pki, peer: Peer, outside: bool) -> Self {
+    fn start_at(network: &Network, pki: &Pki, peer: Peer, address: &str) -> Self {
         let directory = network.path(peer.label().replace(' ', "-"));
         fs::create_dir(&directory).unwrap();
         let pem = |name: &str| fs::read_to_string(pki.path(name)).unwrap();
@@ -153,7 +153,7 @@ impl Proxy {
             .replace("@NAME@", SHOP)
             .replace("@INTERFACE@", INTERFACE)
             .replace("@BPF@", &network.path("bpf/pullgate").display().to_string())
-            .replace("@IP@", if outside { "0.0.0.0" } else { "127.0.0.1" });
+            .replace("@IP@", address);
         fs::write(&file, text).unwrap();
         let words = peer.words().iter();
         let mut command = network.command(Host::Origin, peer.program());

@@ -63,7 +63,7 @@ impl Upstream {
         };
         upstream.listen(ADDRESS, manner, None);
         if Pairing::of_this_run().steers() {
-            let shown = Arc::new(Shown::new(network.path("pullgate.toml")));
+            let shown = Arc::new(ConfiguredCertificates::new(network.path("pullgate.toml")));
             let provider = rustls::crypto::aws_lc_rs::default_provider();
             let config = ServerConfig::builder_with_provider(Arc::new(provider))
                 .with_safe_default_protocol_versions()
@@ -125,7 +125,7 @@ impl Drop for Upstream {
 /// What a web server shows that has the same files as the gate: the first certificate that the
 /// configuration has for a name. What cannot be read is as it was before.
 #[derive(Debug)]
-struct Shown {
+struct ConfiguredCertificates {
     config: PathBuf,
     read: Mutex<ReadFiles>,
 }
@@ -137,7 +137,7 @@ struct ReadFiles {
     keys: HashMap<PathBuf, Arc<CertifiedKey>>,
 }
 
-impl Shown {
+impl ConfiguredCertificates {
     /// Reads what there is already.
     fn new(config: PathBuf) -> Self {
         let mut read = ReadFiles::default();
@@ -181,7 +181,7 @@ impl ReadFiles {
     }
 }
 
-impl ResolvesServerCert for Shown {
+impl ResolvesServerCert for ConfiguredCertificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let mut read = self.read.lock().unwrap();
         read.renew(&self.config);

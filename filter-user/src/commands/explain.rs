@@ -6,20 +6,21 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::SystemTime;
 
 use filter_ebpf::decide;
-use filter_ebpf::steering::{Connection, is_steered};
+use filter_ebpf::steering::Connection;
 use filter_ebpf::verdict::{Counted, Reason};
 use serde::Serialize;
 
 use crate::cli::Explain;
 use crate::commands::listing::Rule;
-use crate::config::{Config, FilterSettings, Mode};
+use crate::config::{Config, Mode};
 use crate::ranges::{ActiveRanges, Table, TableFull};
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus};
 use crate::snapshot::{self, SnapshotError};
-use crate::xdp::{self, Probe, XdpError};
+use crate::xdp::{self, Probe, SteeredTo, XdpError};
 
 /// What becomes of a packet, and why.
 #[derive(Debug, Serialize)]
@@ -50,20 +51,6 @@ pub struct Explanation {
     pub ranges_age_seconds: Option<u64>,
     /// Set if the loaded program does not judge by what is on disk.
     pub disagreement: Option<String>,
-}
-
-/// Where a connection goes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SteeredTo {
-    /// To a socket of the gate.
-    Gate,
-    /// To none, as the gate has handed over no socket: it is refused.
-    NoSocket,
-    /// To the gate, as far as the configuration goes: this kernel cannot be asked (before Linux 5.13).
-    GateIfPresent,
-    /// Not steered: to whatever listens there.
-    Listener,
 }
 
 /// Asks the loaded filter: the one that is pinned, or the one that is on trial.
@@ -127,36 +114,25 @@ pub fn explain(config: &Config, packet: &Explain) -> Result<Explanation, Explain
         reason: counted.reason.label(),
         by_source: is_by_source(counted.reason),
         rule: rule(config, &active, packet.source, counted.reason),
-        steered: steered(config, settings, packet, destination).filter(|_| !probed.is_dropped),
+        steered: steered(&config.boot.paths.bpf, packet, destination)
+            .filter(|_| !probed.is_dropped),
         ranges: active.names(),
         ranges_age_seconds: active.age_seconds(SystemTime::now()),
         disagreement,
     })
 }
 
-/// Where a connection goes, if any are steered.
-fn steered(
-    config: &Config,
-    settings: &FilterSettings,
-    packet: &Explain,
-    destination: IpAddr,
-) -> Option<SteeredTo> {
-    let begins_one = !packet.udp && !packet.fragment;
+/// Where the connection goes that a packet begins, if connections are steered.
+fn steered(base: &Path, packet: &Explain, destination: IpAddr) -> Option<SteeredTo> {
     let connection = Connection {
         client: packet.source,
         local: destination,
         port: packet.port,
     };
-    (begins_one && !settings.steered_ports.is_empty()).then(|| {
-        if !is_steered(&connection, settings) {
-            return SteeredTo::Listener;
-        }
-        match xdp::has_gate_socket(&config.boot.paths.bpf, &connection) {
-            Some(true) => SteeredTo::Gate,
-            Some(false) => SteeredTo::NoSocket,
-            None => SteeredTo::GateIfPresent,
-        }
-    })
+    let begins_one = !packet.udp && !packet.fragment;
+    begins_one
+        .then(|| xdp::steered_to(base, &connection))
+        .flatten()
 }
 
 /// What a packet is besides a SYN.
@@ -224,10 +200,9 @@ impl Display for Explanation {
                 f,
                 "  the connection is refused: it is steered to the gate, which has handed over no socket"
             )?,
-            Some(SteeredTo::GateIfPresent) => writeln!(
+            Some(SteeredTo::Unknown) => writeln!(
                 f,
-                "  the connection is steered to the gate, if that has handed over a socket (this kernel \
-                 cannot be asked)"
+                "  whether the connection is steered to the gate cannot be asked of this kernel"
             )?,
             Some(SteeredTo::Listener) => {
                 writeln!(

@@ -16,7 +16,7 @@ use std::process::Command;
 use self::site::{ServedSite, comment};
 use super::output::{complain, print, say};
 use crate::config::Config;
-use crate::gate::{GATE_GROUP, service_groups};
+use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
 use crate::host::{accounts, kernel, netlink};
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
@@ -25,14 +25,15 @@ use crate::xdp;
 pub(super) fn execute(target: &Path, write: bool) -> Result<(), Failure> {
     let host = HostFacts::look();
     let text = host.configuration();
-    // What we write ourselves is read as an operator's would be.
-    Config::parse(target, &text)?;
-    if write {
+    // What we write ourselves is read as an operator's would be; not put in place, if it cannot be.
+    let parsed = Config::parse(target, &text);
+    if write && parsed.is_ok() {
         put(target, &text)?;
         say(&format!("{}: written", target.display()))?;
     } else {
         print(&text)?;
     }
+    parsed?;
     for line in host.next_steps(target) {
         complain(&line);
     }
@@ -72,7 +73,7 @@ impl HostFacts {
         }
         if tool("haproxy").is_some() {
             notes.push(
-                "HAProxy is installed, and prints its configuration for no tool: if it serves sites, add a \
+                "HAProxy is installed, and has no command that prints its configuration: if it serves sites, add a \
                  [[gate.host]] for each."
                     .to_owned(),
             );
@@ -153,7 +154,8 @@ impl HostFacts {
              [filter]\n\
              interfaces = \"auto\"  # those that lead to the internet: {leads}\n\
              ports = [{}]\n\
-             mode = \"monitor\"  # counts strangers; \"enforce\" drops them\n",
+             # \"monitor\" counts strangers, \"enforce\" drops them.\n\
+             mode = \"monitor\"\n",
             ports.join(", ")
         );
         for note in &self.notes {
@@ -204,11 +206,14 @@ impl HostFacts {
         }
         if self.served().next().is_some() {
             steps.push(
-                "The web server sees 127.0.0.1 from then on; to let nginx read the visitor's address:\n  \
-                 set_real_ip_from 127.0.0.1; set_real_ip_from ::1; real_ip_header CF-Connecting-IP;\n\
-                 Apache: RemoteIPHeader CF-Connecting-IP and RemoteIPInternalProxy 127.0.0.1 ::1"
+                "The web server sees 127.0.0.1 from then on, unless `client_address` is \"transparent\"; to let \
+                 it read the visitor's address:"
                     .to_owned(),
             );
+            for (server, lines) in VISITORS_ADDRESS {
+                let is_there = self.served().any(|site| site.place.starts_with(server));
+                steps.extend(is_there.then(|| format!("  {lines}")));
+            }
         }
         steps.push(format!(
             "Then: pullgate --config {} check",
@@ -239,6 +244,22 @@ impl HostFacts {
 /// How the sites of a web server are read from what a tool of it prints.
 type Read = fn(&str) -> Result<Vec<ServedSite>, String>;
 
+/// What lets web servers read the visitor's address; the Caddy of Debian 12 has no option for it.
+const VISITORS_ADDRESS: [(&str, &str); 3] = [
+    (
+        "nginx",
+        "set_real_ip_from 127.0.0.1; set_real_ip_from ::1; real_ip_header CF-Connecting-IP;",
+    ),
+    (
+        "Apache",
+        "RemoteIPHeader CF-Connecting-IP and RemoteIPInternalProxy 127.0.0.1 ::1",
+    ),
+    (
+        "Caddy",
+        "Caddy 2.6 cannot: set `client_address = \"transparent\"`, or let the application read CF-Connecting-IP",
+    ),
+];
+
 /// The web servers whose tools print what they serve.
 const WEB_SERVERS: [(&str, &[&str], Read); 3] = [
     ("nginx", &["-T"], nginx::sites),
@@ -250,8 +271,8 @@ const WEB_SERVERS: [(&str, &[&str], Read); 3] = [
     ),
 ];
 
-/// What lets the package's gate read a file, and enter the directories above it. A group that is neither
-/// root's nor ours stays: it is how others read the file, as Debian's ssl-cert.
+/// What lets the package's gate read a file, and enter the directories above it. Debian's group for keys stays:
+/// it is how other servers read them.
 fn access_commands(path: &Path, groups: &[u32]) -> Vec<String> {
     let mut commands = Vec::new();
     for (depth, part) in path.ancestors().enumerate() {
@@ -260,21 +281,33 @@ fn access_commands(path: &Path, groups: &[u32]) -> Vec<String> {
         };
         let (needed, letter) = if depth == 0 { (0o4, "r") } else { (0o1, "x") };
         let lets_group_in = found.mode() & needed << 3 != 0;
-        if found.mode() & needed != 0 || (groups.contains(&found.gid()) && lets_group_in) {
+        let is_member = groups.contains(&found.gid());
+        if found.mode() & needed != 0 || (is_member && lets_group_in) {
             continue;
         }
         // For a shell: nothing ends the quotes but the path itself.
         let part = part.display().to_string().replace('\'', "'\\''");
-        let mut command = match accounts::group_name(found.gid()) {
-            Some(other) if found.gid() != ROOT => {
-                format!("usermod --append --groups '{other}' {GATE_GROUP}")
-            }
-            Some(_) | None => format!("chgrp {GATE_GROUP} '{part}'"),
-        };
-        if found.gid() == ROOT || !lets_group_in {
-            command.push_str(&format!(" && chmod g+{letter} '{part}'"));
+        let mut steps = Vec::new();
+        let group = accounts::group_name(found.gid());
+        if group.as_deref() == Some(KEY_GROUP) {
+            steps.extend(
+                (!is_member).then(|| format!("usermod --append --groups {KEY_GROUP} {GATE_GROUP}")),
+            );
+        } else if found.gid() != ROOT && !is_member {
+            // Who is in it is not known: neither is the gate added to it, nor are its members kept out.
+            commands.push(format!(
+                "# '{part}' is for the group {}: put copies of what is in it elsewhere, or use \
+                 LoadCredential= (systemd.exec(5))",
+                group.unwrap_or_else(|| found.gid().to_string())
+            ));
+            continue;
+        } else if !is_member {
+            steps.push(format!("chgrp {GATE_GROUP} '{part}'"));
         }
-        commands.push(command);
+        if !lets_group_in || steps.iter().any(|step| step.starts_with("chgrp")) {
+            steps.push(format!("chmod g+{letter} '{part}'"));
+        }
+        commands.push(steps.join(" && "));
     }
     commands
 }

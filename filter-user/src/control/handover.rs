@@ -1,7 +1,7 @@
 //! The gate's listening sockets on their way to the filter, which steers connections to them.
 //!
 //! ```text
-//! gate ── one byte, with the sockets (SCM_RIGHTS, unix(7)) ─▶ filter
+//! gate ── whose addresses it connects from, with the sockets (SCM_RIGHTS, unix(7)) ─▶ filter
 //!      ◀─ "ok\n", or a sentence that says why not ───────────
 //! ```
 //! The connection is held for as long as what was handed over counts: its end lets the gate begin again.
@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::peer;
-use crate::config::Paths;
+use crate::config::{ClientAddress, Paths};
 use crate::host::socket::{self, BoundPath, SOCKETS_MAX};
 use crate::role::Role;
 
@@ -69,16 +69,25 @@ pub struct NotTheGate {
     pub user: u32,
 }
 
+/// What the gate hands over.
+#[derive(Debug)]
+pub struct Offer {
+    /// Descriptors of which nothing is known.
+    pub descriptors: Vec<OwnedFd>,
+    /// Which address it shows the web server.
+    pub client_address: ClientAddress,
+}
+
 /// The gate, connected.
 pub struct Handover(UnixStream);
 
 impl Handover {
-    /// The sockets that it hands over: descriptors of which nothing is known.
+    /// What it hands over.
     ///
     /// # Errors
     ///
-    /// Returns the operating system's error, or that none come in time.
-    pub async fn receive(&self) -> io::Result<Vec<OwnedFd>> {
+    /// Returns the operating system's error, or that nothing comes in time.
+    pub async fn receive(&self) -> io::Result<Offer> {
         let receiving = self.0.async_io(Interest::READABLE, || receive(&self.0));
         timeout(PATIENCE, receiving).await?
     }
@@ -116,8 +125,16 @@ impl HandedOver {
 /// # Errors
 ///
 /// Returns why it does not take them.
-pub async fn hand_over(paths: &Paths, sockets: &[TcpListener]) -> io::Result<HandedOver> {
+pub async fn hand_over(
+    paths: &Paths,
+    sockets: &[TcpListener],
+    client_address: ClientAddress,
+) -> io::Result<HandedOver> {
     let path = paths.handover_socket();
+    let message = match client_address {
+        ClientAddress::Loopback => FROM_LOOPBACK,
+        ClientAddress::Transparent => AS_CLIENTS,
+    };
     let handing = async {
         let mut stream = UnixStream::connect(&path).await?;
         let user = stream.peer_cred()?.uid();
@@ -129,7 +146,7 @@ pub async fn hand_over(paths: &Paths, sockets: &[TcpListener]) -> io::Result<Han
         }
         stream
             .async_io(Interest::WRITABLE, || {
-                socket::send_with(&stream, b"\0", sockets)
+                socket::send_with(&stream, &[message], sockets)
             })
             .await?;
         let mut answer = String::new();
@@ -155,7 +172,7 @@ async fn ended(stream: &mut UnixStream) {
 }
 
 /// The kernel drops descriptors for which there is no room.
-fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+fn receive(stream: &UnixStream) -> io::Result<Offer> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -175,9 +192,19 @@ fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             sockets.extend(descriptors);
         }
     }
-    Ok(sockets)
+    Ok(Offer {
+        descriptors: sockets,
+        client_address: match byte {
+            [AS_CLIENTS] => ClientAddress::Transparent,
+            _ => ClientAddress::Loopback,
+        },
+    })
 }
 
+/// The byte of a gate that connects to the web server from loopback.
+const FROM_LOOPBACK: u8 = 0;
+/// That of one which does so in its clients' names.
+const AS_CLIENTS: u8 = 1;
 /// The answer to what was taken.
 const DONE: &str = "ok";
 /// Bytes of an answer.

@@ -378,12 +378,14 @@ impl Refusal {
                  for this name?"
             }
             Self::Upstream(UpstreamFault::Unreachable) | Self::Timeout(Phase::Upstream) => {
-                "is the web server running, and does it listen on `upstream`?"
+                "is the web server running, and does it listen on `upstream`, or where connections are steered \
+                 on the same port? With `client_address = \"transparent\"`: does a firewall of this host drop \
+                 what comes in by `lo` from clients' addresses?"
             }
             Self::Upstream(UpstreamFault::Tls) => {
-                "is the web server's certificate from `upstream_tls.ca_file`, valid, and for \
-                 `upstream_tls.name`? Does it take the header of `proxy_protocol` (nginx before \
-                 1.23.2: \"v1\")?"
+                "does the web server show another certificate than `certificate` (reload it after a renewal), \
+                 or none from `upstream_tls.ca_file`, valid, and for `upstream_tls.name`? Does it take the \
+                 header of `proxy_protocol` (nginx before 1.23.2: \"v1\")?"
             }
             Self::Upstream(UpstreamFault::Broken) => {
                 "the web server closed at once: does it expect the PROXY header of \

@@ -85,9 +85,9 @@ impl BoundFilter {
         let paths = &config.boot.paths;
         let now = active.borrow_and_update().clone();
         preflight::check(settings, now.table(), own)?;
+        let watch = netlink::NetworkWatch::new().map_err(XdpError::Netlink)?;
         let mut return_path = ReturnPathKeeper::start(config.boot.return_path)
             .map_err(|source| StartError::ReturnPath { source })?;
-        let watch = netlink::NetworkWatch::new().map_err(XdpError::Netlink)?;
         let (memory, amnesia) = match uplinks::load(&paths.uplinks()) {
             Ok(memory) => (memory, None),
             Err(error) => {

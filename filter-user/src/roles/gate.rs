@@ -158,7 +158,11 @@ impl BoundGate {
         // The workers have them, and close them when they stop; so has what hands them over.
         if now.boot.steer {
             role.steered.send_replace(Steered::Pending);
-            tasks.spawn(role.clone().hand_over(now.boot.paths.clone(), sockets));
+            tasks.spawn(role.clone().hand_over(
+                now.boot.paths.clone(),
+                sockets,
+                now.boot.client_address(),
+            ));
         } else {
             drop(sockets);
         }

@@ -229,6 +229,9 @@ pub enum XdpError {
     /// No connection is steered, so there is no use for a socket.
     #[error("the filter steers no connections: its configuration has no `gate.steer = true`")]
     NotSteering,
+    /// The program that steers is not attached.
+    #[error("no connection is steered: the program is not attached, see the filter's status")]
+    SteeringDetached,
     /// Nothing is loaded that could be asked.
     #[error(
         "no filter is loaded on {interface}; `pullgate status` names those that it is on, \
@@ -315,6 +318,7 @@ impl ExitStatus for XdpError {
             | Self::NoSteering
             | Self::Steer { .. }
             | Self::NotSteering
+            | Self::SteeringDetached
             | Self::NoWayBack { .. }
             | Self::Unloaded
             | Self::OnTrial

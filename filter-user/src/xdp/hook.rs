@@ -78,16 +78,22 @@ pub(super) fn replace_program(link: &FdLink, program: impl AsFd) -> io::Result<(
     bpf(BPF_LINK_UPDATE, &mut update)
 }
 
-/// Asks a loaded `sk_lookup` program about a connection that is none: the cookie of the socket that it
-/// assigns it to, if it does (Linux 5.13). The addresses are of one family.
+/// What a `sk_lookup` program makes of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lookup {
+    /// The cookie of the socket that it assigns it to, if it does.
+    pub(super) cookie: Option<u64>,
+    /// Whether it is refused (`SK_DROP`).
+    pub(super) is_refused: bool,
+}
+
+/// Asks a loaded `sk_lookup` program about a connection that is none (Linux 5.13). The addresses are of one
+/// family.
 ///
 /// # Errors
 ///
 /// Returns the kernel's error.
-pub(super) fn assigned_socket(
-    program: impl AsFd,
-    connection: &Connection,
-) -> io::Result<Option<u64>> {
+pub(super) fn lookup(program: impl AsFd, connection: &Connection) -> io::Result<Lookup> {
     let mut context = LookupContext {
         protocol: IPPROTO_TCP,
         // Network byte order in a word whose other half is padding; any port does.
@@ -118,7 +124,10 @@ pub(super) fn assigned_socket(
     };
     // The kernel copies `context` before it runs, and writes to it after, as many bytes as the request says.
     bpf(BPF_PROG_TEST_RUN, &mut run)?;
-    Ok(Some(context.cookie).filter(|cookie| *cookie != 0))
+    Ok(Lookup {
+        cookie: Some(context.cookie).filter(|cookie| *cookie != 0),
+        is_refused: run.returned == SK_DROP,
+    })
 }
 
 /// Four words in network byte order.
@@ -232,6 +241,8 @@ struct LookupContext {
     padding: u32,
 }
 
+/// `enum sk_action`, include/uapi/linux/bpf.h.
+const SK_DROP: u32 = 0;
 /// As many as the kernel takes: `BPF_MPROG_MAX`, include/linux/bpf_mprog.h.
 const PROGRAMS_MAX: u32 = 64;
 const BPF_PROG_TEST_RUN: c_long = 10;

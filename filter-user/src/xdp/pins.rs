@@ -85,6 +85,11 @@ impl Pins {
     /// back, and their counters. Maps that interfaces share are of no use: every load fills its own.
     pub(super) fn adopt_other_versions(&self) -> Result<(), XdpError> {
         for version in self.other_versions()? {
+            // What `unload` has begun to remove is of no use.
+            if name(&version).ends_with(GOING) {
+                remove_directory(&version)?;
+                continue;
+            }
             for pin in list(&version)? {
                 let name = name(&pin);
                 if !name.contains('-') && !name.starts_with(STEER) {
@@ -516,8 +521,16 @@ fn remove_directory(directory: &Path) -> Result<Vec<PathBuf>, XdpError> {
             removed.push(pin);
         }
     }
-    fs::remove_dir(directory).map_err(blame(directory))?;
+    absent_is_removed(fs::remove_dir(directory)).map_err(blame(directory))?;
     Ok(removed)
+}
+
+/// Another process may remove the same.
+fn absent_is_removed(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// bpffs has no dots in names, and sections do; no other part of their names matters.
@@ -553,7 +566,7 @@ fn is_link(pin: &Path) -> bool {
 
 /// Removes one pin: a link is detached by it.
 pub(super) fn remove(pin: &Path) -> Result<(), XdpError> {
-    fs::remove_file(pin).map_err(blame(pin))
+    absent_is_removed(fs::remove_file(pin)).map_err(blame(pin))
 }
 
 /// The error that something is wrong with a pin.

@@ -21,12 +21,14 @@ use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use filter_ebpf::abi;
 use filter_ebpf::steering::{Connection, SteerSettings, is_steered};
+use serde::Serialize;
 use socket2::SockRef;
 use tracing::{info, warn};
 
+use super::hook::{self, Lookup};
 use super::load::{self, map_error, pin_error, take_map, uninterrupted};
 use super::pins::{self, Pins};
-use super::{XdpError, hook, link};
+use super::{XdpError, link};
 use crate::config::FilterSettings;
 use crate::host::kernel;
 use crate::report::chain;
@@ -186,6 +188,9 @@ impl Steering {
 
     /// Steers to these sockets from now on; a family that none is of keeps its own.
     pub(super) fn steer_to(&mut self, sockets: &[GateSocket]) -> Result<(), XdpError> {
+        if !self.is_attached() {
+            return Err(XdpError::SteeringDetached);
+        }
         for GateSocket { socket, is_ipv6 } in sockets {
             let (slot, example) = match (is_ipv6, self.examples) {
                 (false, [ipv4, _]) => (abi::SOCKET_V4, ipv4),
@@ -232,7 +237,7 @@ impl Steering {
     }
 
     /// Whether our link is on this network namespace, with our program.
-    fn is_attached(&self) -> bool {
+    pub(super) fn is_attached(&self) -> bool {
         let pinned = match self.held {
             Some(_) => None,
             None => link::pinned(&self.pins.steer_link()),
@@ -250,7 +255,7 @@ impl Steering {
     /// cannot be asked.
     fn assigned(&mut self, example: &Connection) -> Option<Option<u64>> {
         let program = lookup(&mut self.ebpf).ok()?.fd().ok()?;
-        hook::assigned_socket(program, example).ok()
+        Some(hook::lookup(program, example).ok()?.cookie)
     }
 
     fn others(&self) -> Vec<String> {
@@ -272,13 +277,40 @@ impl SteerSettings for FilterSettings {
     }
 }
 
-/// Whether the pinned program has a socket of the gate for a connection; none, if it cannot be asked.
+/// Where a connection goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SteeredTo {
+    /// To a socket of the gate.
+    Gate,
+    /// To none, as the gate has handed over no socket: it is refused.
+    NoSocket,
+    /// Not steered: to whatever listens there.
+    Listener,
+    /// It is not known: this kernel cannot be asked (before Linux 5.13).
+    Unknown,
+}
+
+/// Asks the program by which the pinned link steers; none, if none does.
 #[must_use]
-pub fn has_gate_socket(base: &Path, connection: &Connection) -> Option<bool> {
+pub fn steered_to(base: &Path, connection: &Connection) -> Option<SteeredTo> {
     let pins = Pins::existing(base).ok()??;
+    let link = link::pinned(&pins.steer_link()).filter(is_here)?;
     let program = SkLookup::from_pin(pins.steer_program()).ok()?;
-    let assigned = hook::assigned_socket(program.fd().ok()?, connection);
-    assigned.ok().map(|socket| socket.is_some())
+    let number = program.info().ok()?.id();
+    if link::program(&link) != Some(number) {
+        return None;
+    }
+    Some(match hook::lookup(program.fd().ok()?, connection) {
+        Ok(Lookup {
+            cookie: Some(_), ..
+        }) => SteeredTo::Gate,
+        Ok(Lookup {
+            is_refused: true, ..
+        }) => SteeredTo::NoSocket,
+        Ok(_) => SteeredTo::Listener,
+        Err(_) => SteeredTo::Unknown,
+    })
 }
 
 /// Takes away what steers; the ports are the web server's again when it returns.

@@ -57,6 +57,17 @@ struct HttpServer {
     routes: Vec<Route>,
     #[serde(default)]
     tls_connection_policies: Vec<ConnectionPolicy>,
+    #[serde(default)]
+    automatic_https: AutomaticHttps,
+}
+
+/// Which hosts are served in clear text.
+#[derive(Default, Deserialize)]
+struct AutomaticHttps {
+    #[serde(default)]
+    disable: bool,
+    #[serde(default)]
+    skip: BTreeSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +155,9 @@ impl HttpServer {
         let matches = self.routes.iter().flat_map(|route| &route.matches);
         let hosts = matches.flat_map(|matched| &matched.host);
         let mut rest = site();
-        rest.name(hosts.filter(|host| !known.contains(*host)).cloned());
+        let AutomaticHttps { disable, skip } = &self.automatic_https;
+        let in_tls = hosts.filter(|host| !disable && !skip.contains(*host));
+        rest.name(in_tls.filter(|host| !known.contains(*host)).cloned());
         if !rest.names.is_empty() {
             rest.notes.push(
                 "Caddy fetches these certificates by itself: name the files that it keeps them in \
@@ -189,7 +202,9 @@ mod tests {
                 "certificate_selection":{"any_tag":["cert0"]},
                 "client_authentication":{"trusted_ca_certs":["MII="],"mode":"require_and_verify"}},{}]},
         "srv2":{"listen":[":80"],"routes":[{"match":[{"host":["plain.example"]}]}]},
-        "srv3":{"listen":["unix//run/caddy.sock"]}}},
+        "srv3":{"listen":["unix//run/caddy.sock"]},
+        "srv4":{"listen":[":3000"],"routes":[{"match":[{"host":["clear.example"]}]}],
+            "automatic_https":{"skip":["clear.example"]}}}},
         "tls":{"certificates":{"load_files":[
             {"certificate":"/pki/w.pem","key":"/pki/w.key","tags":["cert1"]},
             {"certificate":"/pki/shop.pem","key":"/pki/shop.key","tags":["cert0"]}]}}}}"#;
@@ -211,7 +226,7 @@ mod tests {
             panic!("{sites:?}");
         };
         assert_eq!(wild.only_address(), "203.0.113.10:8443".parse().ok());
-        assert_eq!(wild.problem(), None);
+        assert!(wild.problem().is_some(), "no name to ask it by");
         assert_eq!(
             shop.certificates,
             [("/pki/shop.pem".into(), "/pki/shop.key".into())]

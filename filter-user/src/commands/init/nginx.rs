@@ -98,6 +98,13 @@ fn notes(server: &Directive, verifies: Option<&str>) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if matches!(verifies, Some("optional" | "optional_no_ca")) {
+        notes.push(
+            "It asks clients for a certificate and serves those without: behind the gate none has one there, so \
+             `$ssl_client_verify` is NONE, and what depends on it changes."
+                .to_owned(),
+        );
+    }
     let listens = || server.block.iter().filter(|it| it.name() == "listen");
     let is_said = |option: &str| listens().any(|it| it.words.iter().any(|word| word == option));
     if is_said("default_server") {
@@ -145,7 +152,7 @@ fn parse_listen(text: &str) -> Option<Listen> {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
         _ => (text, HTTP),
     };
-    Some(Listen::on(host, port))
+    Listen::on(host, port)
 }
 
 /// A line of the configuration, or a block.

@@ -1,6 +1,6 @@
 //! What a web server serves, as its own tools tell.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::config::HTTP_PORTS;
@@ -36,20 +36,25 @@ pub(super) enum Listen {
 }
 
 impl Listen {
-    /// From `address:port`, where an IPv6 address is in brackets, and what is no address (`*`, or nothing)
-    /// stands for all.
+    /// From `address:port`, where an IPv6 address is in brackets, and `*` or nothing stands for all.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
-        Some(Self::on(host, port.parse().ok()?))
+        Self::on(host, port.parse().ok()?)
     }
 
-    /// On a port of what is before it in such a word.
-    pub(super) fn on(host: &str, port: u16) -> Self {
+    /// On a port of what is before it in such a word; none, where a name stands whose address is not known.
+    pub(super) fn on(host: &str, port: u16) -> Option<Self> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        match host.parse::<IpAddr>() {
-            Ok(ip) if !ip.is_unspecified() => Self::One(SocketAddr::new(ip, port)),
-            Ok(_) | Err(_) => Self::Every(port),
-        }
+        let address = match host {
+            "" | "*" | "_default_" => return Some(Self::Every(port)),
+            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            address => address.parse().ok()?,
+        };
+        Some(if address.is_unspecified() {
+            Self::Every(port)
+        } else {
+            Self::One(SocketAddr::new(address, port))
+        })
     }
 
     pub(super) fn port(self) -> u16 {
@@ -128,6 +133,13 @@ impl ServedSite {
                 "it demands a client certificate, and of which CA is in no file that is named here",
             );
         }
+        let is_wildcard = |name: &String| name.starts_with('*');
+        if self.only_address().is_some() && self.names.iter().all(is_wildcard) {
+            return Some(
+                "it listens on one address alone, and its names are wildcards: the gate has no name to ask \
+                 it by; let it listen on all addresses",
+            );
+        }
         if self.certificates.is_empty() {
             return Some("its certificate and key are in no file that is named here");
         }
@@ -136,7 +148,11 @@ impl ServedSite {
 
     fn lines(&self) -> String {
         let mut text = "[[gate.host]]\n".to_owned();
-        let names: Vec<_> = self.names.iter().map(|name| quoted(name)).collect();
+        // The first one is whom a web server on one address is asked by.
+        let (wildcards, exact): (Vec<_>, Vec<_>) =
+            self.names.iter().partition(|name| name.starts_with('*'));
+        let names = exact.into_iter().chain(wildcards);
+        let names: Vec<_> = names.map(|name| quoted(name)).collect();
         text.push_str(&format!("names = [{}]\n", names.join(", ")));
         let (certificates, keys): (Vec<_>, Vec<_>) = self.certificates.iter().cloned().unzip();
         text.push_str(&format!("certificate = {}\n", paths(&certificates)));
@@ -155,12 +171,15 @@ impl ServedSite {
         text.push_str(if self.verifies {
             "client_auth = \"enforce\"  # as the web server does today\n"
         } else {
-            "client_auth = \"log\"  # serves everybody; \"enforce\" refuses\n"
+            "# \"log\" serves every client, \"enforce\" refuses those without the certificate.\n\
+             client_auth = \"log\"\n"
         });
         if let Some(address) = self.only_address() {
             text.push_str(&format!(
-                "# It listens on this address alone, where loopback does not reach it.\n\
-                     upstream = \"{address}\"\nupstream_tls = {{}}\nproxy_protocol = \"none\"\n"
+                "# It listens on this address alone, where loopback does not reach it; it sees the gate come from \
+                 this address.\n\
+                 upstream = \"{address}\"\nupstream_tls = {{}}\nproxy_protocol = \"none\"\n\
+                 alpn = [\"h2\", \"http/1.1\"]\n"
             ));
         }
         text

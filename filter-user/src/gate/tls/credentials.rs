@@ -161,10 +161,17 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
     Ok(key)
 }
 
-/// Whether a group is ours or root's; or that of the package's gate, which root checks for.
+/// Whether a group is ours or root's; or that of the package's gate, which root checks for; or Debian's for
+/// keys, if the operator has added the gate to it.
 fn is_our_group(group: u32) -> bool {
     let is_own = group == getegid().as_raw() && group != NO_GROUP;
-    group == 0 || is_own || service_groups().first() == Some(&group)
+    let groups = service_groups();
+    let for_keys = groups
+        .iter()
+        .find(|it| accounts::group_name(**it).as_deref() == Some(KEY_GROUP));
+    // Where users are private (systemd.exec(5)), other groups than the own have no number.
+    let is_for_keys = for_keys.is_some_and(|keys| [*keys, NO_GROUP].contains(&group));
+    group == 0 || is_own || groups.first() == Some(&group) || is_for_keys
 }
 
 /// The groups of the package's gate, its own first; none, if it is not installed.
@@ -467,6 +474,8 @@ fn hint(path: &Path) -> &'static str {
 const CLOUDFLARE_CA: &[u8] = include_bytes!("../../../baseline/authenticated_origin_pull_ca.pem");
 /// The group that the package makes for the gate alone.
 pub const GATE_GROUP: &str = "pullgate-gate";
+/// The group of Debian's for the keys of servers (its package ssl-cert).
+pub const KEY_GROUP: &str = "ssl-cert";
 /// systemd.exec(5), `ProtectHome=`.
 const HIDDEN: [&str; 3] = ["/home", "/root", "/run/user"];
 /// How all groups look that a user namespace does not know: user_namespaces(7), overflowgid.

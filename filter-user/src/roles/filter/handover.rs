@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::FilterRole;
-use crate::config::Paths;
+use crate::config::{ClientAddress, Paths};
 use crate::control::handover::{Handover, HandoverListener};
 use crate::host::socket;
 use crate::observe::log::Budget;
@@ -57,9 +57,13 @@ impl FilterRole {
     async fn take(self, handover: Handover) {
         let mut settings = self.steering.subscribe();
         let answer = match handover.receive().await {
-            Ok(descriptors) => {
+            Ok(offer) => {
                 let steered = self.on_state(move |state| {
-                    let sockets = gate_sockets(descriptors)?;
+                    let has_way_back = state.config.boot.return_path.is_some();
+                    if offer.client_address == ClientAddress::Transparent && !has_way_back {
+                        return Err(NO_WAY_BACK.to_owned());
+                    }
+                    let sockets = gate_sockets(offer.descriptors)?;
                     let steered = state.filter.steer_to(&sockets);
                     steered.map_err(|error| chain(&error))
                 });
@@ -121,6 +125,9 @@ fn gate_sockets(descriptors: Vec<OwnedFd>) -> Result<Vec<GateSocket>, String> {
     Ok(sockets)
 }
 
+/// The gate knows of a configuration that this process was not started with.
+const NO_WAY_BACK: &str = "the gate connects in its clients' names (`client_address = \"transparent\"`), and the \
+    filter was started without: restart the filter";
 /// Connections at once: a gate, its successor, and what tries to be in their way.
 const CLIENTS_MAX: usize = 8;
 /// Log lines about other users.

@@ -1,6 +1,7 @@
 //! What the filter says of itself: one look at the kernel, for status and metrics alike.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use filter_ebpf::verdict::Counted;
@@ -243,11 +244,49 @@ fn numbers(ports: &[u16]) -> String {
     numbers.join(" ")
 }
 
-/// By family, whether connections are the gate's; where the kernel cannot be asked, as far as the link
-/// shows it.
-fn steered(state: &SteerState) -> [(&'static str, bool); 2] {
+/// By family, whether connections are the gate's; not of a family that is not steered, nor where the
+/// kernel cannot be asked and the link is in place.
+fn steered(state: &SteerState) -> Vec<(&'static str, bool)> {
+    let leads = state.leads_to_gate();
     [("ipv4", state.has_ipv4), ("ipv6", state.has_ipv6)]
-        .map(|(family, has)| (family, state.leads_to_gate() && has.unwrap_or(true)))
+        .into_iter()
+        .filter(|(_, has)| has.is_some() || !leads)
+        .map(|(family, has)| (family, leads && has == Some(true)))
+        .collect()
+}
+
+/// That the web server listens on addresses of this host as well of which no connection is steered.
+fn around_the_gate(settings: &FilterSettings) -> Option<Finding> {
+    if settings.destinations.is_empty() {
+        return None;
+    }
+    // A kernel that does not answer is no reason to warn.
+    let listening = netlink::listeners().unwrap_or_default();
+    let serves = |own: &IpAddr| {
+        listening.iter().any(|listener| {
+            let is_every = listener.ip().is_unspecified();
+            // One on every address of IPv6 may have those of IPv4 as well.
+            let is_it =
+                listener.ip() == *own || (is_every && (listener.is_ipv6() || own.is_ipv4()));
+            is_it && settings.steered_ports.contains(&listener.port())
+        })
+    };
+    let is_elsewhere = |own: &IpAddr| {
+        let is_local = matches!(own, IpAddr::V6(own) if own.is_unicast_link_local());
+        !own.is_loopback() && !is_local && !settings.destinations.contains(own)
+    };
+    let own = netlink::addresses().unwrap_or_default().into_iter();
+    let around: Vec<_> = own.filter(|own| is_elsewhere(own) && serves(own)).collect();
+    let around: Vec<_> = around.iter().map(IpAddr::to_string).collect();
+    (!around.is_empty()).then(|| {
+        let text = format!(
+            "`filter.destinations` has not all addresses of this host: at {} any client reaches the web server, \
+             around the gate",
+            around.join(", ")
+        );
+        Finding::warning("destinations-partial", text)
+            .remedy("add them, leave `destinations` out, or let the web server listen on the others alone")
+    })
 }
 
 /// What is not right about steering.
@@ -272,6 +311,7 @@ fn unsteered(state: &SteerState, settings: &FilterSettings) -> Vec<Finding> {
         );
         findings.push(Finding::error("steering-detached", text));
     }
+    findings.extend(around_the_gate(settings));
     let missing: Vec<_> = [(has_ipv4, "IPv4"), (has_ipv6, "IPv6")]
         .into_iter()
         .filter(|(has_socket, _)| **has_socket == Some(false))

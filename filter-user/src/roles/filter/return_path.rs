@@ -16,18 +16,26 @@ pub(super) struct ReturnPathKeeper {
     wanted: Option<ReturnPath>,
     /// What was there before.
     before: BTreeSet<ReturnPath>,
+    /// Whether there is a way back to that.
+    is_settled: bool,
     /// When another process was last seen to have removed a part.
     removed: Option<Instant>,
-    /// Why it cannot be put back.
-    failure: Option<String>,
+    /// What cannot be done.
+    failure: Option<Finding>,
 }
 
 impl ReturnPathKeeper {
     /// Adds what is wanted. What is left of other settings stays until [`Self::settle`].
     pub(super) fn start(wanted: Option<ReturnPath>) -> io::Result<Self> {
-        let before = return_paths()?;
+        let keeper = Self {
+            wanted,
+            before: return_paths()?,
+            is_settled: false,
+            removed: None,
+            failure: None,
+        };
         if let Some(path) = wanted
-            && path.restore()?
+            && path.restore().inspect_err(|_| keeper.revert())?
         {
             let ReturnPath { table, priority } = path;
             info!(
@@ -35,66 +43,62 @@ impl ReturnPathKeeper {
                 table, priority, "what the web server answers to clients is led to the gate"
             );
         }
-        Ok(Self {
-            wanted,
-            before,
-            removed: None,
-            failure: None,
-        })
+        Ok(keeper)
     }
 
     /// Removes what is left of other settings: from here on there is no way back to them.
     pub(super) fn settle(&mut self) {
-        let before = std::mem::take(&mut self.before);
-        let others = before.into_iter().filter(|path| Some(*path) != self.wanted);
-        let removed = others.map(ReturnPath::remove).fold(Ok(()), Result::and);
-        // A table that they had as well is put right.
-        let restored = self.wanted.map_or(Ok(false), ReturnPath::restore);
-        for error in [removed.err(), restored.err()].into_iter().flatten() {
-            self.fail(&error);
-        }
+        self.is_settled = true;
+        self.look();
     }
 
-    fn fail(&mut self, error: &io::Error) {
-        let text = error.to_string();
-        if self.failure.as_ref() != Some(&text) {
-            error!(
-                id = "return-path-missing",
-                %error,
-                "the rules or routes of `client_address` cannot be added or removed"
-            );
-        }
-        self.failure = Some(text);
-    }
-
-    /// Puts back what another process has removed.
+    /// Puts back what another process has removed, and removes what could not be before.
     pub(super) fn look(&mut self) {
-        let restored = self.wanted.map_or(Ok(false), ReturnPath::restore);
-        match restored {
+        let leftover = self.remove_others();
+        match self.wanted.map_or(Ok(false), ReturnPath::restore) {
             Ok(false) => {
-                self.failure = None;
                 self.removed.take_if(|at| at.elapsed() > REMEMBERED);
+                self.note(leftover.err().map(|error| leftover_finding(&error)));
             }
+            // A table that both had goes with the others.
+            Ok(true) if leftover.is_ok_and(|removed| removed) => self.note(None),
             Ok(true) => {
                 error!(
                     id = "return-path-removed",
                     "another process removed the rules or routes of `client_address`: added again"
                 );
-                self.failure = None;
                 self.removed = Some(Instant::now());
+                self.note(None);
             }
-            Err(error) => self.fail(&error),
+            Err(error) => self.note(Some(missing_finding(&error))),
         }
+    }
+
+    /// Returns whether there were any.
+    fn remove_others(&mut self) -> io::Result<bool> {
+        if !self.is_settled || self.before.is_empty() {
+            return Ok(false);
+        }
+        let others = self.before.iter().copied();
+        let others: Vec<_> = others.filter(|path| Some(*path) != self.wanted).collect();
+        others.iter().try_for_each(|path| path.remove())?;
+        self.before.clear();
+        Ok(!others.is_empty())
+    }
+
+    fn note(&mut self, failure: Option<Finding>) {
+        if self.failure != failure
+            && let Some(failure) = &failure
+        {
+            failure.log();
+        }
+        self.failure = failure;
     }
 
     /// What is not right about it.
     pub(super) fn finding(&self) -> Option<Finding> {
-        if let Some(error) = &self.failure {
-            let text = format!(
-                "the rules or routes of `client_address = \"transparent\"` cannot be added ({error}): the \
-                 gate does not reach the web server"
-            );
-            return Some(Finding::error("return-path-missing", text));
+        if self.failure.is_some() {
+            return self.failure.clone();
         }
         let at = self.removed?;
         let text = format!(
@@ -122,6 +126,31 @@ impl ReturnPathKeeper {
             );
         }
     }
+
+    /// Takes away what was put back while `unload` removed it.
+    pub(super) fn withdraw(&self) {
+        if let Some(Err(error)) = self.wanted.map(ReturnPath::remove) {
+            warn!(
+                id = "return-path-left", %error,
+                "the rules and routes of `client_address` are left"
+            );
+        }
+    }
+}
+
+fn missing_finding(error: &io::Error) -> Finding {
+    let text = format!(
+        "the rules or routes of `client_address = \"transparent\"` cannot be added ({error}): the gate does \
+         not reach the web server"
+    );
+    Finding::error("return-path-missing", text)
+}
+
+fn leftover_finding(error: &io::Error) -> Finding {
+    let text =
+        format!("rules or routes of an earlier `client_address` cannot be removed ({error})");
+    Finding::warning("return-path-left", text)
+        .remedy("`ip rule show` and `ip route show table all` list them with `proto 171`")
 }
 
 /// How long it is remembered that another process has meddled.

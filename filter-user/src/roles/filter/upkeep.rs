@@ -205,6 +205,9 @@ impl FilterRole {
         // `unload` has removed it for good.
         if state.filter.is_loaded() {
             state.return_path.look();
+            if !state.filter.is_loaded() {
+                state.return_path.withdraw();
+            }
         }
         drop(state);
         let reconciled = match reconciled {

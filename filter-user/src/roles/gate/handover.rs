@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::GateRole;
-use crate::config::Paths;
+use crate::config::{ClientAddress, Paths};
 use crate::control::handover;
 use crate::observe::Finding;
 
@@ -44,9 +44,14 @@ impl Steered {
 
 impl GateRole {
     /// Hands the sockets over, and again whenever the filter has forgotten them.
-    pub(super) async fn hand_over(self, paths: Paths, sockets: Vec<TcpListener>) {
+    pub(super) async fn hand_over(
+        self,
+        paths: Paths,
+        sockets: Vec<TcpListener>,
+        client_address: ClientAddress,
+    ) {
         loop {
-            let steered = match handover::hand_over(&paths, &sockets).await {
+            let steered = match handover::hand_over(&paths, &sockets, client_address).await {
                 Ok(handed_over) => {
                     info!(
                         id = "sockets-handed-over",
