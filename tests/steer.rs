@@ -702,6 +702,13 @@ fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
             };
             is_found.then_some(())
         });
+        // What it answers is asked at a look at the status as well.
+        if let Some(expected @ ("demands a client certificate itself" | "speaks no TLS")) = expected
+        {
+            let output = rig.pullgate(&["status"]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains(expected), "{text}");
+        }
     }
 }
 

@@ -55,6 +55,11 @@ fn status(config: &Config) -> Result<HostStatus, ControlError> {
         report.admits = Some(admits);
         report.findings.extend(findings);
     }
+    if let Some(gate) = &config.live.gate {
+        report
+            .findings
+            .extend(findings::of_steered_web_server(gate));
+    }
     Ok(report)
 }
 

@@ -18,7 +18,9 @@ pub(super) fn execute(paths: &Paths) -> Result<(), Failure> {
     }
     let removed = xdp::unload(&paths.bpf)?;
     if remove_return_paths().map_err(|source| ReturnPathKept { source })? {
-        say("the rules and routes of `client_address` are removed")?;
+        say(
+            "the rules and routes of `client_address` are removed: connections in clients' names end",
+        )?;
     }
     for pin in &removed {
         say(&format!("removed {}", pin.display()))?;
