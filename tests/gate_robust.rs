@@ -235,7 +235,10 @@ fn ten_thousand_idle_connections_are_held_and_answer() {
         &[&hosts],
     );
     let _identity = rig.pki.write_rsa_authority("rsa-ca.pem");
-    let _web = tests::web::paired(&rig.network, 1);
+    let _web = match Pairing::of_this_run() {
+        Pairing::Relayed => tests::web::plain(&rig.network, 1),
+        Pairing::Steered => tests::web::paired(&rig.network, 1),
+    };
     let (_, limit) =
         nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
     // The gate needs two descriptors for each; what a host does not grant cannot be shown on it.

@@ -237,6 +237,8 @@ fn unloading_gives_the_port_back_and_live_connections_go_on() {
     });
     assert!(ask(&mut live).starts_with("HTTP/1.1 200"));
     // Both roles know, and neither says that all is well.
+    let findings = rig.filter().status()["findings"].to_string();
+    assert!(findings.contains("the filter was unloaded"), "{findings}");
     rig.gate().event(0, "the gate is told", |event| {
         event["id"] == "sockets-not-taken"
     });

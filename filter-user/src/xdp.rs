@@ -43,7 +43,7 @@ pub use self::probe::{Probe, Probed, frame, loaded_interface, probe};
 use self::reconcile::AttachFailures;
 pub use self::reconcile::{Coverage, InterfaceState, Reconciled};
 use self::steer::Steering;
-pub use self::steer::{GateSocket, STEERS_SINCE, SteerState, SteeredTo, steered_to};
+pub use self::steer::{Detached, GateSocket, STEERS_SINCE, SteerState, SteeredTo, steered_to};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
 use crate::config::{self};

@@ -63,10 +63,8 @@ pub struct GateSocket {
 /// Whether connections are steered, and to what.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct SteerState {
-    /// Whether our program is on this network namespace.
-    pub is_attached: bool,
-    /// Why the kernel did not take it the last time, if it did not.
-    pub refusal: Option<String>,
+    /// Why our program is not on this network namespace, if it is not.
+    pub detached: Option<Detached>,
     /// Whether the gate has a socket for connections of IPv4; none where the kernel cannot be asked
     /// (before Linux 5.13), or no address of that family is steered.
     pub has_ipv4: Option<bool>,
@@ -76,11 +74,22 @@ pub struct SteerState {
     pub others: Vec<String>,
 }
 
+/// Why nothing is steered.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Detached {
+    /// The filter was unloaded.
+    Unloaded,
+    /// The kernel does not take the program, for this reason.
+    Refused(String),
+    /// Another process has detached it.
+    ByAnother,
+}
+
 impl SteerState {
     /// Whether every connection that should be is the gate's, or refused.
     #[must_use]
     pub fn leads_to_gate(&self) -> bool {
-        self.is_attached && self.others.is_empty()
+        self.detached.is_none() && self.others.is_empty()
     }
 }
 
@@ -228,12 +237,22 @@ impl Steering {
     pub(super) fn state(&mut self) -> SteerState {
         let [ipv4, ipv6] = self.examples;
         SteerState {
-            is_attached: self.is_attached(),
-            refusal: self.refusal.clone(),
+            detached: self.detached(),
             has_ipv4: self.has_socket(&ipv4),
             has_ipv6: self.has_socket(&ipv6),
             others: self.others(),
         }
+    }
+
+    fn detached(&self) -> Option<Detached> {
+        if self.is_attached() {
+            return None;
+        }
+        if self.held.is_none() && !self.pins.exist() {
+            return Some(Detached::Unloaded);
+        }
+        let refusal = self.refusal.clone();
+        Some(refusal.map_or(Detached::ByAnother, Detached::Refused))
     }
 
     /// Whether our link is on this network namespace, with our program.

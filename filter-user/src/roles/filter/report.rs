@@ -18,7 +18,7 @@ use crate::report::chain;
 use crate::roles::findings::{monitor, no_interface};
 use crate::roles::role_report::RoleReport;
 use crate::sync::lock;
-use crate::xdp::{AttachMode, Coverage, Filter, InterfaceState, SteerState};
+use crate::xdp::{AttachMode, Coverage, Detached, Filter, InterfaceState, SteerState};
 
 impl FilterRole {
     /// Looks at the filter in the kernel, and at what it was seen to do.
@@ -292,19 +292,19 @@ fn around_the_gate(settings: &FilterSettings) -> Option<Finding> {
 /// What is not right about steering.
 fn unsteered(state: &SteerState, settings: &FilterSettings) -> Vec<Finding> {
     let SteerState {
-        is_attached,
-        refusal,
+        detached,
         has_ipv4,
         has_ipv6,
         others,
     } = state;
     let ports = numbers(&settings.steered_ports);
     let mut findings = Vec::new();
-    if !is_attached {
-        let cause = refusal.as_ref().map_or_else(
-            || "another process has detached the program".to_owned(),
-            |reason| format!("the kernel does not take the program ({reason})"),
-        );
+    if let Some(detached) = detached {
+        let cause = match detached {
+            Detached::Unloaded => "the filter was unloaded".to_owned(),
+            Detached::Refused(reason) => format!("the kernel does not take the program ({reason})"),
+            Detached::ByAnother => "another process has detached the program".to_owned(),
+        };
         let text = format!(
             "connections to the TCP ports {ports} are not steered to the gate: {cause}, and clients reach \
              the web server around the gate"
