@@ -107,7 +107,7 @@ impl Steered {
         role.wait_for_reload(before);
     }
 
-    /// The client that Cloudflare is, with the certificate of [`SHOP`] and [`WIKI`].
+    /// The client that Cloudflare is, with the certificate of `shop.example` and `wiki.example`.
     #[must_use]
     pub fn edge(&self) -> Client {
         Client::new(&self.pki, Some(&self.pki.ours.client()))
