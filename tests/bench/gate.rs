@@ -16,7 +16,7 @@ use tests::pki::Pki;
 use tests::proxies::{Peer, Proxy};
 use tests::web;
 
-use crate::load::Load;
+use crate::load::{BODY, CONNECTIONS, DOWNLOADS, HANDSHAKES, Load, MEGABYTES, REQUESTS};
 use crate::report::{self, Bar, median, quantile, spread};
 
 /// What to measure.
@@ -339,16 +339,6 @@ fn print(accounts: &[Account]) {
     }
 }
 
-/// Handshakes per round.
-const HANDSHAKES: u32 = 800;
-/// Connections that ask at the same time.
-const CONNECTIONS: u32 = 64;
-/// Requests per connection and round.
-const REQUESTS: u32 = 200;
-/// Fetches of the big file per round.
-const DOWNLOADS: u32 = 8;
-const MEGABYTES: u32 = 10;
-const BODY: usize = (MEGABYTES as usize) << 20;
 /// Idle connections, first.
 const FEW: u32 = 1_000;
 /// And then, if the host grants a process the descriptors for both sides of so many.

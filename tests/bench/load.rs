@@ -245,3 +245,15 @@ async fn ask(stream: &mut Connection, path: &str) -> io::Result<()> {
 
 /// Handshakes at a time: enough to keep a server busy while the client computes.
 const AT_ONCE: u32 = 8;
+/// Handshakes per round.
+pub(crate) const HANDSHAKES: u32 = 800;
+/// Connections that ask at the same time.
+pub(crate) const CONNECTIONS: u32 = 64;
+/// Requests per connection and round.
+pub(crate) const REQUESTS: u32 = 200;
+/// Fetches of the big file per round.
+pub(crate) const DOWNLOADS: u32 = 8;
+/// Its size.
+pub(crate) const MEGABYTES: u32 = 10;
+/// In bytes.
+pub(crate) const BODY: usize = (MEGABYTES as usize) << 20;

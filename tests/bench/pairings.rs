@@ -15,7 +15,7 @@ use tests::proxies::{Peer, Proxy};
 use tests::web::{self, PORT_IN_TLS, PORT_THAT_DEMANDS, Server};
 
 use crate::gate::cpu_time;
-use crate::load::Load;
+use crate::load::{BODY, CONNECTIONS, DOWNLOADS, HANDSHAKES, Load, MEGABYTES, REQUESTS};
 use crate::report::{self, median, spread};
 
 /// A pairing, and microseconds of CPU time.
@@ -126,9 +126,3 @@ pub(crate) fn run(json: Option<&Path>) {
 
 const MEASURES: [&str; 4] = ["full", "resumed", "request", "MB"];
 const ROUNDS: u32 = 5;
-const HANDSHAKES: u32 = 800;
-const CONNECTIONS: u32 = 64;
-const REQUESTS: u32 = 200;
-const DOWNLOADS: u32 = 8;
-const MEGABYTES: u32 = 10;
-const BODY: usize = (MEGABYTES as usize) << 20;

@@ -53,8 +53,8 @@ impl HostFacts {
     fn look() -> Self {
         let mut notes = Vec::new();
         let mut sites = Vec::new();
-        for (program, arguments, read) in WEB_SERVERS {
-            let Some(program) = tool(program) else {
+        for (names, arguments, read) in WEB_SERVERS {
+            let Some(program) = names.iter().find_map(|name| tool(name)) else {
                 continue;
             };
             match run(&program, arguments).and_then(|text| read(&text)) {
@@ -260,12 +260,17 @@ const VISITORS_ADDRESS: [(&str, &str); 3] = [
     ),
 ];
 
-/// The web servers whose tools print what they serve.
-const WEB_SERVERS: [(&str, &[&str], Read); 3] = [
-    ("nginx", &["-T"], nginx::sites),
-    ("apache2ctl", &["-t", "-D", "DUMP_VHOSTS"], apache::sites),
+/// The web servers whose tools print what they serve: the names of the tool, what it is run with, and what
+/// reads that.
+const WEB_SERVERS: [(&[&str], &[&str], Read); 3] = [
+    (&["nginx"], &["-T"], nginx::sites),
     (
-        "caddy",
+        &["apache2ctl", "apachectl"],
+        &["-t", "-D", "DUMP_VHOSTS"],
+        apache::sites,
+    ),
+    (
+        &["caddy"],
         &["adapt", "--config", "/etc/caddy/Caddyfile"],
         caddy::sites,
     ),
@@ -287,26 +292,25 @@ fn access_commands(path: &Path, groups: &[u32]) -> Vec<String> {
         }
         // For a shell: nothing ends the quotes but the path itself.
         let part = part.display().to_string().replace('\'', "'\\''");
-        let mut steps = Vec::new();
         let group = accounts::group_name(found.gid());
-        if group.as_deref() == Some(KEY_GROUP) {
-            steps.extend(
-                (!is_member).then(|| format!("usermod --append --groups {KEY_GROUP} {GATE_GROUP}")),
-            );
-        } else if found.gid() != ROOT && !is_member {
+        let joins = match group.as_deref() {
+            _ if is_member => None,
+            Some(KEY_GROUP) => Some(format!(
+                "usermod --append --groups {KEY_GROUP} {GATE_GROUP}"
+            )),
+            _ if found.gid() == ROOT => Some(format!("chgrp {GATE_GROUP} '{part}'")),
             // Who is in it is not known: neither is the gate added to it, nor are its members kept out.
-            commands.push(format!(
-                "# '{part}' is for the group {}: put copies of what is in it elsewhere, or use \
-                 LoadCredential= (systemd.exec(5))",
-                group.unwrap_or_else(|| found.gid().to_string())
-            ));
-            continue;
-        } else if !is_member {
-            steps.push(format!("chgrp {GATE_GROUP} '{part}'"));
-        }
-        if !lets_group_in || steps.iter().any(|step| step.starts_with("chgrp")) {
-            steps.push(format!("chmod g+{letter} '{part}'"));
-        }
+            group => {
+                commands.push(format!(
+                    "# '{part}' is for the group {}: put copies of what is in it elsewhere, or use \
+                     LoadCredential= (systemd.exec(5))",
+                    group.map_or_else(|| found.gid().to_string(), str::to_owned)
+                ));
+                continue;
+            }
+        };
+        let opens = (!lets_group_in).then(|| format!("chmod g+{letter} '{part}'"));
+        let steps: Vec<_> = joins.into_iter().chain(opens).collect();
         commands.push(steps.join(" && "));
     }
     commands

@@ -39,9 +39,8 @@ pub(super) struct Steering {
     sockets: SockMap<MapData>,
     /// The number of the program.
     program: u32,
-    /// A connection that it steers, by family.
-    examples: [Connection; abi::SOCKET_SLOTS],
-    settings: FilterSettings,
+    /// A connection that it steers, by family; none of a family that it does not.
+    examples: [Option<Connection>; abi::SOCKET_SLOTS],
     pins: Pins,
     /// A new link until it is pinned: it ends with this value, or with this process.
     held: Option<FdLink>,
@@ -122,7 +121,6 @@ impl Steering {
             sockets,
             program,
             examples: examples(settings),
-            settings: settings.clone(),
             pins: pins.clone(),
             held: None,
             replaced: false,
@@ -207,7 +205,7 @@ impl Steering {
             };
             // None takes its own place: the kernel adds the new one before it lets go of the old, by its
             // place, which would be both (`sock_map_update_common`, net/core/sock_map.c).
-            let assigned = self.assigned(&example);
+            let assigned = example.and_then(|it| self.assigned(&it));
             let cookie = SockRef::from(socket).cookie().ok();
             match assigned {
                 Some(assigned) if assigned.is_some() && assigned == cookie => continue,
@@ -238,8 +236,8 @@ impl Steering {
         let [ipv4, ipv6] = self.examples;
         SteerState {
             detached: self.detached(),
-            has_ipv4: self.has_socket(&ipv4),
-            has_ipv6: self.has_socket(&ipv6),
+            has_ipv4: ipv4.and_then(|it| self.has_socket(&it)),
+            has_ipv6: ipv6.and_then(|it| self.has_socket(&it)),
             others: self.others(),
         }
     }
@@ -266,7 +264,6 @@ impl Steering {
     }
 
     fn has_socket(&mut self, example: &Connection) -> Option<bool> {
-        is_steered(example, &self.settings).then_some(())?;
         Some(self.assigned(example)?.is_some())
     }
 
@@ -369,9 +366,9 @@ fn lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, XdpError> {
     program.try_into().map_err(XdpError::Load)
 }
 
-/// A connection of each family that these settings steer: from an address that no host has, to one that is
-/// protected.
-fn examples(settings: &FilterSettings) -> [Connection; abi::SOCKET_SLOTS] {
+/// A connection of each family that these settings steer, if they do: from an address that no host has, to
+/// one that is protected.
+fn examples(settings: &FilterSettings) -> [Option<Connection>; abi::SOCKET_SLOTS] {
     let port = settings.steered_ports.first().copied().unwrap_or_default();
     let [v4, v6] = [
         (IpAddr::V4(CLIENT_V4), IpAddr::V4(LOCAL_V4)),
@@ -380,11 +377,12 @@ fn examples(settings: &FilterSettings) -> [Connection; abi::SOCKET_SLOTS] {
     [v4, v6].map(|(client, otherwise)| {
         let mut named = settings.destinations.iter().copied();
         let local = named.find(|address| address.is_ipv6() == client.is_ipv6());
-        Connection {
+        let example = Connection {
             client,
             local: local.unwrap_or(otherwise),
             port,
-        }
+        };
+        Some(example).filter(|it| is_steered(it, settings))
     })
 }
 
@@ -423,7 +421,7 @@ mod tests {
             );
             let config = Config::parse(Path::new("/pullgate.toml"), &text).unwrap();
             let settings = config.live.filter.unwrap();
-            let steered = examples(&settings).map(|it| is_steered(&it, &settings));
+            let steered = examples(&settings).map(|it| it.is_some());
             assert_eq!(steered, expected, "{destinations}");
         }
     }

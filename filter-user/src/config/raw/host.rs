@@ -88,7 +88,7 @@ impl RawHost {
             let place = names.first().map(|name| &name.place);
             let place = place.map_or_else(|| at(0, "trust"), |place| place.of("gate.host.trust"));
             return Err(place.error(
-                "is missing or empty, so nobody could connect; use \"cloudflare\", the path of \
+                "is missing or empty, so no client could connect; use \"cloudflare\", the path of \
                  your own CA, or a pin \"sha256:…\"",
             ));
         }
