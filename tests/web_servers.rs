@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use http::{HeaderMap, HeaderName, Response};
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderName, Request, Response};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::client::Client;
@@ -340,12 +343,8 @@ fn answer_calls(network: &Network) -> Runtime {
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(stream).await?;
                 while let Some(called) = connection.accept().await {
-                    let (_, mut respond) = called?;
-                    let answer = Response::builder().header("content-type", "application/grpc");
-                    let mut stream = respond.send_response(answer.body(()).unwrap(), false)?;
-                    stream.send_data("called\n".into(), false)?;
-                    let status = (HeaderName::from_static("grpc-status"), "0".parse().unwrap());
-                    stream.send_trailers(HeaderMap::from_iter([status]))?;
+                    let (request, respond) = called?;
+                    tokio::spawn(answer_call(request, respond));
                 }
                 Ok::<_, h2::Error>(())
             });
@@ -353,6 +352,24 @@ fn answer_calls(network: &Network) -> Runtime {
     };
     runtime.spawn(accepting);
     runtime
+}
+
+/// Reads the call to its end first: a server that answers earlier resets the stream, and HAProxy drops what it had
+/// of the answer.
+async fn answer_call(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let mut body = request.into_body();
+    while let Some(piece) = body.data().await {
+        let length = piece?.len();
+        body.flow_control().release_capacity(length)?;
+    }
+    let answer = Response::builder().header("content-type", "application/grpc");
+    let mut stream = respond.send_response(answer.body(()).unwrap(), false)?;
+    stream.send_data("called\n".into(), false)?;
+    let status = (HeaderName::from_static("grpc-status"), "0".parse().unwrap());
+    stream.send_trailers(HeaderMap::from_iter([status]))
 }
 
 impl Drop for Application {
