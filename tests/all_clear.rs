@@ -120,6 +120,88 @@ fn a_program_on_another_port_that_cloudflare_proxies_is_named_while_it_is_there(
     assert!(!origin.status().1.contains("answers strangers"));
 }
 
+#[test]
+fn ports_of_this_hosts_own_connections_are_named_until_they_are_reserved() {
+    let origin = Origin::new();
+    origin.configure("ports = [443, 8443]", "");
+    let sysctl = |line: &str| {
+        let output = origin.network.output(Host::Origin, &["sysctl", "-w", line]);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let words = "outgoing connections may use protected ports (8443)";
+    assert!(!origin.check().contains("outgoing"));
+    sysctl("net.ipv4.ip_local_port_range=1024 65535");
+    assert!(origin.check().contains(words), "{}", origin.check());
+    assert!(origin.status().1.contains(words));
+    // As the remedy says.
+    sysctl("net.ipv4.ip_local_reserved_ports=8443");
+    assert!(!origin.check().contains("outgoing"));
+}
+
+#[test]
+fn guests_behind_a_filtered_port_of_a_bridge_are_named() {
+    let origin = Origin::new();
+    assert!(!origin.check().contains("bridge"));
+    let commands = [
+        "ip link add guest type veth peer name guest-end",
+        "ip link add br0 type bridge",
+        "ip link set guest master br0",
+    ];
+    for command in commands {
+        let words: Vec<_> = command.split(' ').collect();
+        assert!(origin.network.output(Host::Origin, &words).status.success());
+    }
+    origin.configure("interfaces = [\"guest\"]", "");
+    let words = "`guest` is a port of the bridge `br0`";
+    assert!(origin.check().contains(words), "{}", origin.check());
+    // As the remedies say.
+    origin.configure("interfaces = [\"br0\"]", "");
+    assert!(!origin.check().contains("is a port of"));
+    let [address, _] = Host::Origin.addresses();
+    let named = format!("interfaces = [\"guest\"]\ndestinations = [\"{address}\"]");
+    origin.configure(&named, "");
+    assert!(!origin.check().contains("is a port of"));
+}
+
+#[test]
+fn whatever_is_in_the_gates_way_is_named_with_its_holder() {
+    let origin = Origin::new();
+    let gate = origin.gate();
+    origin.configure("", &gate);
+    let silent = "no web server answers on 127.0.0.1:8080";
+    assert!(origin.check().contains(silent), "{}", origin.check());
+    {
+        let listen = |address: &str| {
+            let network = &origin.network;
+            network.on(Host::Origin, || TcpListener::bind(address).unwrap())
+        };
+        let _listeners = [listen("127.0.0.1:8080"), listen("0.0.0.0:443")];
+        let check = origin.check();
+        let holder = format!("(pid {}) listens on 0.0.0.0:443", std::process::id());
+        assert!(check.contains(&holder), "{check}");
+        assert!(!check.contains(silent), "{check}");
+    }
+    assert!(!origin.check().contains("listens on"));
+    // The gate itself is in nobody's way.
+    let _gate = Pullgate::start(&origin.network, &origin.config, "gate");
+    assert!(!origin.check().contains("listens on"), "{}", origin.check());
+}
+
+#[test]
+fn files_on_disk_that_the_gate_could_not_read_are_named_before_it_is_asked_to() {
+    let origin = Origin::new();
+    let gate = origin.gate();
+    origin.configure("", &gate);
+    let _gate = Pullgate::start(&origin.network, &origin.config, "gate");
+    assert!(!origin.status().1.contains("on disk"));
+    origin.configure("", &gate.replace("ours-ca.pem", "gone.pem"));
+    let (status, text) = origin.status();
+    assert!(text.contains("gone.pem cannot be read"), "{text}");
+    assert!(text.contains("files-on-disk-unusable"), "{text}");
+    // What runs goes on.
+    assert_eq!(status["protected"], true, "{text}");
+}
+
 /// A host with a filter and without a gate.
 struct Origin {
     _filter: Pullgate,
@@ -129,6 +211,38 @@ struct Origin {
 }
 
 impl Origin {
+    /// Rewrites the configuration, which the filter does not read again: with these lines in [filter], and others.
+    fn configure(&self, filter: &str, others: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        let text = text.split("[[gate.host]]").next().unwrap();
+        let (before, rest) = text.split_once("[filter]").unwrap();
+        let (_, ranges) = rest.split_once("[ranges]").unwrap();
+        let interfaces = if filter.contains("interfaces") {
+            String::new()
+        } else {
+            format!("interfaces = [\"{INTERFACE}\"]")
+        };
+        let text = format!("{before}[filter]\n{interfaces}\n{filter}\n[ranges]{ranges}{others}");
+        fs::write(&self.config, text).unwrap();
+    }
+
+    /// A host of the gate's.
+    fn gate(&self) -> String {
+        let pki = self.network.path("pki");
+        let pki = pki.display();
+        format!(
+            "[[gate.host]]\nnames = [\"shop.example\"]\ncertificate = \"{pki}/shop.example.pem\"\n\
+             key = \"{pki}/shop.example.key\"\ntrust = [\"{pki}/ours-ca.pem\"]\nupstream = \"127.0.0.1:8080\"\n"
+        )
+    }
+
+    /// What `check` warns of.
+    fn check(&self) -> String {
+        let output = daemon::output(&self.network, &self.config, &["check"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     fn new() -> Self {
         let network = Arc::new(Network::new());
         let pki = Pki::new(&network.path("pki"));

@@ -23,7 +23,7 @@ fn a_good_configuration_is_in_order() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     for line in [
-        "shop.example.pem: 1 certificate\n",
+        "shop.example.pem: 2 certificates\n",
         "shop.example.key: 1 key\n",
         "ours-ca.pem: 1 CA\n",
     ] {
@@ -63,6 +63,63 @@ fn a_key_that_others_may_read_is_refused() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
 
     bench.refuses(&bench.text(), "gate.host.key");
+}
+
+#[test]
+fn a_chain_in_the_wrong_order_is_refused_for_that() {
+    let bench = Bench::new();
+    let path = bench.pki.path("shop.example.pem");
+    let chain = fs::read_to_string(&path).unwrap();
+    let (leaf, issuer) = chain.split_at(chain.rfind("-----BEGIN").unwrap());
+    fs::write(&path, format!("{issuer}{leaf}")).unwrap();
+
+    bench.refuses(&bench.text(), "gate.host.key");
+}
+
+#[test]
+fn the_key_of_a_certificate_belongs_to_it_whatever_else_is_in_there() {
+    let bench = Bench::new();
+    let script = "cd @PKI@ && set -e
+        printf 'certificatePolicies=critical,2.5.29.32.0\\nsubjectAltName=DNS:shop.example\\n' > ext
+        openssl req -new -key shop.example.key -subj /CN=shop.example -out csr
+        openssl x509 -req -in csr -signkey shop.example.key -days 9 -out version1.pem
+        openssl x509 -req -in csr -signkey shop.example.key -days 9 -extfile ext -out policies.pem";
+    let directory = bench.pki.path("");
+    let script = script.replace("@PKI@", &directory.display().to_string());
+    let made = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert!(made.status.success(), "{}", stderr(&made));
+
+    for name in ["version1.pem", "policies.pem"] {
+        let text = bench.text().replace("shop.example.pem", name);
+        let output = bench.pullgate(&text, &["check"]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_certificate_without_its_issuers_is_named() {
+    let bench = Bench::new();
+    let path = bench.pki.path("shop.example.pem");
+    let chain = fs::read_to_string(&path).unwrap();
+    let words = "does not contain the certificate of its issuer `CN=Web CA`";
+    let check = || stderr(&bench.pullgate(&bench.text(), &["check"]));
+    assert!(!check().contains(words));
+
+    fs::write(&path, &chain[..chain.rfind("-----BEGIN").unwrap()]).unwrap();
+    let error = check();
+    assert!(error.contains(words), "{error}");
+    assert!(error.contains("fullchain.pem"), "{error}");
+}
+
+#[test]
+fn a_ca_that_may_not_sign_is_refused() {
+    let bench = Bench::new();
+    let ca = bench.pki.ours.intermediate("no signer", |params| {
+        params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    });
+    bench.pki.write("ours-ca.pem", ca.pem());
+
+    bench.refuses(&bench.text(), "gate.host.trust");
 }
 
 #[test]

@@ -336,12 +336,13 @@ fn glued_lines() {
 }
 
 #[test]
-fn a_bare_address() {
-    fault(
-        body(&format!("{IPS_V4}131.0.72.1\n{IPS_V6}")),
-        "BadList",
-        &["has no prefix length"],
-    );
+fn an_address_is_the_range_of_it_alone() {
+    let rig = Rig::take();
+    let text = format!("{IPS_V4}89.187.188.227 # a comment\n{IPS_V6}");
+    rig.lab.feed.answer(Answer::Body(text));
+
+    rig.succeeds("Changed");
+    assert!(rig.ranges().contains("89.187.188.227/32"));
 }
 
 #[test]

@@ -500,6 +500,20 @@ fn a_move_that_comes_to_nothing_leaves_the_program_where_it_was() {
 }
 
 #[test]
+fn a_trial_leaves_alone_what_runs_already() {
+    let mut lab = Lab::start(&Plan::default());
+    assert_eq!(lab.filter.take().unwrap().stop(), Some(0));
+    let ranges = lab.ranges.as_ref().unwrap().pid();
+
+    // As the manual has it: without `--only`, beside the services that it has enabled.
+    let ended = lab.pullgate(&["run", "--confirm", "100ms", "--yes"]);
+
+    assert_eq!(ended.status.code(), Some(75), "{}", error(&ended));
+    assert!(lab.ranges.as_mut().unwrap().is_running());
+    assert_eq!(lab.ranges.as_ref().unwrap().status()["pid"], ranges);
+}
+
+#[test]
 fn a_renamed_interface_stays_filtered_and_status_has_its_name() {
     let lab = Lab::start(&Plan::default());
     let namespace = lab.network.namespace(Host::Origin);

@@ -207,6 +207,22 @@ fn h2_is_offered_only_to_an_upstream_that_speaks_it() {
 }
 
 #[test]
+fn a_client_that_shares_no_protocol_is_refused_for_that() {
+    let mut rig = Rig::new();
+    let _nginx = tests::web::Server::start(&rig.network, "nginx", &[], NGINX_H2);
+    rig.start("", &[&shop(&format!("alpn = [\"h2\"]\n{ON_LOOPBACK}"))]);
+
+    // As Cloudflare opens WebSockets; and without ALPN, which is HTTP/1.1.
+    for client in [rig.edge().offering(&["http/1.1"]), rig.edge()] {
+        let told = rig.tell(&client, SHOP);
+        assert_eq!(told, "alert NoApplicationProtocol, NoSharedProtocol");
+    }
+    let both = rig.edge().offering(&["h2", "http/1.1"]);
+    let session = both.connect(&rig.network, Host::Edge, tests::gate::origin(), SHOP);
+    assert_eq!(session.unwrap().conn.alpn_protocol(), Some(&b"h2"[..]));
+}
+
+#[test]
 fn a_host_has_no_more_connections_than_it_may() {
     let mut rig = Rig::new();
     rig.start("", &[&shop("max_connections = 2"), &blog("")]);

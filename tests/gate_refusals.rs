@@ -2,6 +2,7 @@
 //! clients that do not mind presenting it, and that a greeting which is none is refused too.
 
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 use rcgen::{CidrSubnet, GeneralSubtree, NameConstraints};
 use tests::Rig;
@@ -24,11 +25,114 @@ fn weak_and_forged_certificates_are_refused() {
         ("sha1", "BadSignature"),
         ("forged", "BadSignature"),
         ("version1", "BadCertificate"),
+        ("critical", "BadCertificate"),
+        ("by-leaf", "BadCertificate"),
+        ("by-no-signer", "BadCertificate"),
+        ("encipher-only", "WrongUsage"),
         ("as-leaf", "WrongUsage"),
         ("self-signed", "UnknownIssuer"),
     ] {
         assert_eq!(openssl(&rig, name), expected, "{name}: {made}");
     }
+    // One reason, and the advice is that for its cause.
+    for (name, words) in [
+        ("version1", "makes version 1"),
+        ("critical", "without it"),
+        ("by-leaf", "let a CA sign it"),
+        ("by-no-signer", "keyCertSign"),
+    ] {
+        let refused = rig.gate().events().into_iter();
+        let mut refused = refused.filter(|event| event["id"] == "refused");
+        let subject = format!("CN={name}");
+        let event = refused.find(|event| event["subject"] == *subject).unwrap();
+        assert!(event["advice"].as_str().unwrap().contains(words), "{event}");
+    }
+}
+
+#[test]
+fn a_refusal_names_what_was_refused() {
+    let rig = Rig::with_shop("");
+    let long = "x".repeat(60_000) + "\n\u{1b}[31m";
+    let client = rig.pki.other.client_with(|params| {
+        params
+            .distinguished_name
+            .push(rcgen::DnType::OrganizationName, long);
+    });
+    let namesake = rig.pki.namesake_of_ours().client();
+    let refused = |client: &Client, name: &str| {
+        let mark = rig.gate().mark();
+        assert_ne!(rig.ask(client, name).1, "Relayed");
+        rig.gate()
+            .event(mark, "the refusal", |event| event["id"] == "refused")
+    };
+
+    let event = refused(&Client::new(&rig.pki, Some(&client)), SHOP);
+    assert_eq!(event["server_name"], SHOP);
+    assert_eq!(event["issuer"], "CN=Another origin-pull CA");
+    let subject = event["subject"].as_str().unwrap();
+    assert!(subject.len() <= 256, "{subject}");
+    assert!(subject.contains("CN=origin-pull"), "{subject}");
+    assert_eq!(event.get("anchor"), None);
+    // A CA of the same name is where the operator has to look.
+    let event = refused(&Client::new(&rig.pki, Some(&namesake)), SHOP);
+    let anchor = event["anchor"].as_str().unwrap();
+    assert!(anchor.ends_with("/ours-ca.pem"), "{anchor}");
+    let event = refused(&rig.edge(), "wanted.example");
+    assert_eq!(event["server_name"], "wanted.example");
+    assert_eq!(event["host"], "");
+
+    let status = rig.gate().status();
+    let last = status["refusals"].as_array().unwrap();
+    let of = |reason: &str| last.iter().find(|it| it["reason"] == reason).unwrap();
+    assert_eq!(of("UnknownServerName")["server_name"], "wanted.example");
+    assert_eq!(of("UnknownIssuer")["issuer"], "CN=Another origin-pull CA");
+    assert_eq!(of("BadSignature")["subject"], "CN=origin-pull");
+}
+
+#[test]
+fn what_is_only_logged_is_named_too() {
+    let rig = Rig::with_shop("client_auth = \"log\"");
+    let mark = rig.gate().mark();
+
+    let _page = rig.ask(&Client::new(&rig.pki, Some(&rig.pki.other.client())), SHOP);
+
+    let event = rig
+        .gate()
+        .event(mark, "the line of a client that is admitted", |event| {
+            event["id"] == "would-refuse"
+        });
+    assert_eq!(event["subject"], "CN=origin-pull");
+    assert_eq!(event["issuer"], "CN=Another origin-pull CA");
+}
+
+#[test]
+fn what_is_no_client_hello_gets_an_alert_before_the_end() {
+    let rig = Rig::with_shop("");
+    let unexpected_message = [21, 3, 3, 0, 2, 2, 10];
+    // ChangeCipherSpec, an alert, application data, a heartbeat.
+    for kind in [20, 21, 23, 24] {
+        let mark = rig.gate().mark();
+        let mut stream = connect(&rig.network, Host::Edge, origin()).unwrap();
+        stream.write_all(&[kind, 3, 3, 0, 1, 1]).unwrap();
+        assert_eq!(last_words(stream), unexpected_message, "{kind}");
+        assert_eq!(rig.outcome(mark), "Protocol");
+    }
+    let illegal_parameter = [21, 3, 3, 0, 2, 2, 47];
+    let mark = rig.gate().mark();
+    let mut stream = connect(&rig.network, Host::Edge, origin()).unwrap();
+    let mut record = vec![22, 3, 1, 0x3f, 0xff, 1, 0, 0xea, 0x60, 3, 3];
+    record.resize(5 + 0x3fff, 0);
+    stream.write_all(&record).unwrap();
+    stream.write_all(&record[..64]).unwrap();
+    assert_eq!(last_words(stream), illegal_parameter);
+    assert_eq!(rig.outcome(mark), "TooManyHelloBytes");
+}
+
+/// What comes until the end.
+fn last_words(mut stream: TcpStream) -> Vec<u8> {
+    let mut words = Vec::new();
+    stream.read_to_end(&mut words).unwrap();
+    words
 }
 
 #[test]
@@ -170,7 +274,7 @@ fn openssl(rig: &Rig, identity: &str) -> String {
     let mark = rig.gate().mark();
     let script = format!(
         "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 10 openssl s_client -connect {}:443 \
-         -servername {SHOP} -cert @PKI@/{identity}.pem -key @PKI@/{identity}.key \
+         -servername {SHOP} -cert @PKI@/{identity}.pem -cert_chain @PKI@/{identity}.pem -key @PKI@/{identity}.key \
          -cipher DEFAULT@SECLEVEL=0 -quiet -ign_eof",
         origin()
     );
@@ -192,6 +296,21 @@ const MAKE: &str = "cd @PKI@/ && set -e
     leaf rsa1024 rsa:1024 -extfile leaf.ext
     leaf sha1 rsa:2048 -extfile leaf.ext -sha1
     leaf version1 rsa:2048
+    printf 'basicConstraints=CA:FALSE\\n1.2.3.4=critical,ASN1:UTF8String:x\\n' > critical.ext
+    leaf critical rsa:2048 -extfile critical.ext
+    printf 'basicConstraints=CA:FALSE\\nkeyUsage=keyEncipherment\\n' > encipher.ext
+    leaf encipher-only rsa:2048 -extfile encipher.ext
+    # Signed by a leaf, and by a CA whose key usage forbids it.
+    printf 'basicConstraints=critical,CA:TRUE\\nkeyUsage=cRLSign\\n' > no-signer.ext
+    leaf no-signer rsa:2048 -extfile no-signer.ext
+    below() { # name, issuer
+        openssl req -newkey rsa:2048 -nodes -keyout $1.key -out $1.csr -subj /CN=$1
+        openssl x509 -req -in $1.csr -CA $2.pem -CAkey $2.key -CAcreateserial -days 9 -out $1.leaf \
+            -extfile leaf.ext
+        cat $1.leaf $2.pem > $1.pem
+    }
+    below by-leaf good
+    below by-no-signer no-signer
     # The same subject as the CA's, the same issuer, another key.
     openssl req -x509 -newkey rsa:2048 -nodes -keyout ca2.key -out ca2.pem -subj '/CN=Weak CA' -days 9
     openssl req -newkey rsa:2048 -nodes -keyout forged.key -out forged.csr -subj /CN=forged

@@ -309,6 +309,32 @@ fn tls_goes_on_to_an_upstream_that_is_verified() {
 }
 
 #[test]
+fn an_upstream_may_show_the_very_certificate_in_its_ca_file() {
+    let mut rig = Rig::new();
+    // As openssl makes it: it says that it is a CA.
+    let make = "cd @PKI@/ && for name in inner inner.example; do openssl req -x509 -newkey rsa:2048 -nodes \
+        -subj /CN=$name -addext subjectAltName=DNS:$name -keyout self-$name.key -out self-$name.pem -days 9; done";
+    let made = rig.on_edge(&["sh", "-c", make]);
+    let tls = "proxy_protocol = \"v1\"\n\
+        upstream_tls = { name = \"inner.example\", ca_file = \"@PKI@/self-inner.example.pem\" }";
+    rig.start("", &[&shop(tls)]);
+    for (identity, expected) in [
+        ("self-inner.example", "Relayed"),
+        ("self-inner", "UpstreamTls"),
+    ] {
+        let configuration = NGINX_TLS.replace("@IDENTITY@", identity);
+        let _nginx = Server::start(&rig.network, "nginx", &[], &configuration);
+        assert_eq!(rig.ask(&rig.edge(), SHOP).1, expected, "{identity}: {made}");
+    }
+    // It is that certificate, and not for this name.
+    let other = tls.replace("inner.example\",", "other.example\",");
+    assert!(rig.reconfigure("", &[&shop(&other)]));
+    let configuration = NGINX_TLS.replace("@IDENTITY@", "self-inner.example");
+    let _nginx = Server::start(&rig.network, "nginx", &[], &configuration);
+    assert_eq!(rig.ask(&rig.edge(), SHOP).1, "UpstreamTls");
+}
+
+#[test]
 fn every_web_server_in_the_manual_is_told_the_clients_address() {
     let [edge, _] = Host::Edge.addresses();
     let manual = include_str!("../README.md");

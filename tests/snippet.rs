@@ -46,6 +46,26 @@ fn a_server_behind_the_gate_is_told_who_asks() {
 }
 
 #[test]
+fn redirects_stay_on_https_and_on_the_visitors_port() {
+    for server in ["nginx", "apache"] {
+        let mut rig = Rig::new();
+        rig.start("", &[&shop(""), &blog("")]);
+        let _server = start(&rig, server, "--behind-gate");
+        fs::create_dir(rig.network.path("htdocs/dir")).unwrap();
+        rig.pki.write_identity("client", &rig.pki.ours.client());
+
+        let there = format!("{SHOP}:443:{}", origin());
+        let script = format!(
+            "curl --silent --max-time 5 --output /dev/null --write-out '%{{redirect_url}}' --resolve {there} \
+             --cacert @PKI@/web-ca.pem --cert @PKI@/client.pem --key @PKI@/client.key https://{SHOP}/dir"
+        );
+        let location = rig.on_edge(&["sh", "-c", &script]);
+
+        assert_eq!(location, format!("https://{SHOP}/dir/"), "{server}");
+    }
+}
+
+#[test]
 fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
     for server in ["nginx", "apache", "haproxy", "caddy"] {
         let rig = Rig::new();
@@ -295,10 +315,10 @@ fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
     // nginx and HAProxy can say whom they serve.
     let text = text.replace(
         "    root /",
-        "    location / { return 200 \"$remote_addr\\n\"; }\n    root /",
+        "    location = / { return 200 \"$remote_addr\\n\"; }\n    root /",
     );
     let text = match server {
-        "caddy" => text.replace("location / { return 200 \"$remote_addr\\n\"; }\n    ", ""),
+        "caddy" => text.replace("location = / { return 200 \"$remote_addr\\n\"; }\n    ", ""),
         _ => text,
     };
     let (program, words): (_, &[&str]) = match server {

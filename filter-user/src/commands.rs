@@ -9,6 +9,7 @@ pub mod output;
 mod ranges;
 pub mod snippet;
 mod status;
+mod surroundings;
 mod unload;
 
 use std::path::Path;

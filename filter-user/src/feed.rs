@@ -203,7 +203,9 @@ fn check_head(response: &Response) -> Result<(), FeedError> {
             retry_after: retry_after(headers),
         });
     }
-    if headers.contains_key(CONTENT_ENCODING) {
+    // RFC 9110 §12.5.3: no encoding, by name.
+    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(CONTENT_ENCODING).iter().all(is_plain) {
         return Err(FeedError::Encoded);
     }
     let content_type = headers.get(CONTENT_TYPE);

@@ -14,9 +14,11 @@ pub(crate) mod fuzzing;
 mod limits;
 mod lint;
 mod listener;
+mod printable;
 mod proxy;
 mod range_usage;
 mod refusal;
+mod refused;
 mod relay;
 mod shutdown;
 mod tls;
@@ -28,6 +30,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use rustls::crypto::aws_lc_rs;
@@ -39,7 +42,9 @@ use self::limits::{Allowed, Limits, RateLimiter};
 pub use self::lint::{listeners, unreadable_files};
 pub use self::listener::{bind, serve};
 pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
-pub use self::refusal::{Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
+pub use self::refusal::{Defect, Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
+use self::refused::LastRefusals;
+pub use self::refused::{Presented, Refused};
 use self::shutdown::{Order, Signal};
 pub use self::tls::credentials::{
     GATE_GROUP, KEY_GROUP, is_shared_authority, service_groups, spki,
@@ -65,6 +70,7 @@ pub struct Gate {
     metrics: Metrics,
     connections: Arc<Semaphore>,
     refusals: Budget,
+    last_refusals: LastRefusals,
     sampling: RateLimiter,
     ids: Ids,
     /// Signals live connections to end, those of a replaced trust among them.
@@ -206,6 +212,7 @@ impl Gate {
             metrics,
             connections: Arc::new(Semaphore::new(max_connections)),
             refusals: Budget::new(REFUSALS_PER_SECOND),
+            last_refusals: LastRefusals::default(),
             sampling: RateLimiter::new(),
             ids: Ids::default(),
             endings: Mutex::default(),
@@ -262,6 +269,12 @@ impl Gate {
 
     fn in_use(&self) -> Arc<ActiveSettings> {
         Arc::clone(&self.in_use.borrow())
+    }
+
+    /// The last refusal for each reason, with the time when it was.
+    #[must_use]
+    pub fn last_refusals(&self) -> Vec<(Instant, Refused)> {
+        self.last_refusals.all()
     }
 
     /// What is seen of ranges that have vanished.

@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod file;
 pub mod kernel;
 pub mod netlink;
+pub mod process;
 pub mod sandbox;
 pub mod socket;
 pub mod systemd;

@@ -32,7 +32,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, getgroups, setgroups};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 pub use self::error::{ReloadError, StartError};
 pub(crate) use self::gate::exposures;
@@ -45,6 +45,7 @@ use self::sockets::RoleSockets;
 use self::supervisor::{Parts, Supervisor};
 use self::tasks::Tasks;
 use crate::config::{Config, ConfigError, LoadError, Paths, RangesSettings, load};
+use crate::control::client::status_if_permitted;
 use crate::gate::Loaded;
 use crate::host::accounts::Account;
 use crate::host::sandbox::{self, Confined};
@@ -97,7 +98,10 @@ pub fn run(file: &Path, options: &Options) -> Result<(), StartError> {
         path: file.to_owned(),
         source,
     })?;
-    let roles = named(&config, options.only)?;
+    let mut roles = named(&config, options.only)?;
+    if options.trial.is_some() && options.only.is_none() {
+        leave_running(&config.boot.paths, &mut roles);
+    }
     if roles.contains(&Role::Filter) {
         xdp::raise_memory_limit();
     }
@@ -284,6 +288,21 @@ pub(crate) fn named(config: &Config, only: Option<Role>) -> Result<Vec<Role>, St
         Some(role) => Ok(vec![role]),
         None => Ok(described),
     }
+}
+
+/// A trial is the filter's: it leaves alone what runs already of the other roles.
+fn leave_running(paths: &Paths, roles: &mut Vec<Role>) {
+    roles.retain(|role| {
+        let runs = *role != Role::Filter && matches!(status_if_permitted(paths, *role), Ok(Ok(_)));
+        if runs {
+            info!(
+                id = "role-runs-already",
+                role = role.label(),
+                "runs already and is not started again"
+            );
+        }
+        !runs
+    });
 }
 
 /// Root becomes the user of a role, as the package's unit would have started it.

@@ -71,7 +71,7 @@ impl Pki {
 
     /// Makes a server another certificate and key.
     pub fn renew(&self, name: &str) {
-        self.write_identity(name, &self.web.sign(&params(name, &[name])));
+        self.write_chain(name, self.web.sign(&params(name, &[name])));
     }
 
     /// The path of a file.
@@ -121,7 +121,7 @@ impl Pki {
 
     /// Writes a server's certificate for these names, and its key.
     pub fn write_server(&self, file: &str, names: &[&str]) {
-        self.write_identity(file, &self.web.sign(&params(names[0], names)));
+        self.write_chain(file, self.web.sign(&params(names[0], names)));
     }
 
     /// The same with an RSA key, or an Ed25519 one.
@@ -131,7 +131,13 @@ impl Pki {
             Algorithm::Ed25519 => KeyPair::generate_for(&PKCS_ED25519),
         };
         let server = self.web.sign_key(&params(names[0], names), &key.unwrap());
-        self.write_identity(file, &server);
+        self.write_chain(file, server);
+    }
+
+    /// The same for a server, whose file has its issuer's certificate too.
+    fn write_chain(&self, name: &str, mut server: Identity) {
+        server.certificate_pem.push_str(&self.web.pem);
+        self.write_identity(name, &server);
     }
 
     /// Writes `<name>.pem` and `<name>.key`.

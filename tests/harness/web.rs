@@ -244,6 +244,7 @@ LoadModule filter_module /usr/lib/apache2/modules/mod_filter.so
 LoadModule include_module /usr/lib/apache2/modules/mod_include.so
 LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so
 LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so
+LoadModule env_module /usr/lib/apache2/modules/mod_env.so
 LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
 TypesConfig /dev/null";
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{complain, say};
+use super::surroundings;
 use crate::config::{Config, load};
 use crate::gate::{FileContent, Loaded, service_groups, unreadable_files};
 use crate::host::sandbox;
@@ -53,6 +54,11 @@ struct Checked {
 /// Returns the first thing that would keep a role from starting.
 fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let roles = roles::named(config, only)?;
+    // Others' sockets cannot be looked at without root's power. A unit that reloads waits for no web server.
+    let surroundings = match only {
+        None => surroundings::findings(config),
+        Some(_) => Vec::new(),
+    };
     // Root asks for those who are in the package's groups.
     let mut groups = roles::shared_groups(&config.boot.paths);
     groups.extend(service_groups().first());
@@ -66,7 +72,7 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
         loaded.map(Loaded::whole).transpose()?
     };
     // A role waits for an interface that does not exist; to an operator it is a typo.
-    let mut found = Vec::new();
+    let mut found = surroundings;
     if let (Some(filter), true) = (&config.live.filter, roles.contains(&Role::Filter)) {
         found.extend(xdp::check_interfaces(filter)?);
         found.extend(findings::of_check(filter));

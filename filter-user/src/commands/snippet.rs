@@ -98,6 +98,8 @@ struct Site {
     /// Tells an upstream from others in the names of what is there for it.
     suffix: String,
     proxy_protocol: ProxyProtocol,
+    /// Whether the gate relays HTTP/2 alone: in clear text, these servers speak either.
+    speaks_h2: bool,
 }
 
 impl Site {
@@ -143,6 +145,7 @@ impl Site {
                 .unwrap_or_else(example_target),
             suffix: String::new(),
             proxy_protocol: host.proxy_protocol,
+            speaks_h2: host.alpn == ["h2"],
         })
     }
 
@@ -158,6 +161,7 @@ impl Site {
             target: example_target(),
             suffix: String::new(),
             proxy_protocol: ProxyProtocol::default(),
+            speaks_h2: false,
         }
     }
 
@@ -208,6 +212,14 @@ impl Site {
             ("@SITES@", sites.collect::<Vec<_>>().join(", ")),
             ("@LISTEN@", listen),
             ("@SUFFIX@", self.suffix.clone()),
+            (
+                "@HTTP2@",
+                if self.speaks_h2 { " http2" } else { "" }.to_owned(),
+            ),
+            (
+                "@PROTO@",
+                if self.speaks_h2 { " proto h2" } else { "" }.to_owned(),
+            ),
             ("@FROM@", from),
             ("@CERTIFICATE@", self.certificate.clone()),
             ("@KEY@", self.key.clone()),

@@ -4,15 +4,19 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::process::geteuid;
+
 use super::output::show;
+use super::surroundings;
 use crate::config::{Config, LoadError, Paths, load, salvage_paths};
 use crate::control::client::{ANSWER_TIMEOUT, status_if_permitted};
 use crate::control::error::ControlError;
 use crate::control::protocol::{HostStatus, Status};
+use crate::gate::Loaded;
 use crate::observe::Finding;
 use crate::report::{Failure, chain};
 use crate::role::Role;
-use crate::roles::findings;
+use crate::roles::{self, findings};
 use crate::xdp;
 
 /// Prints the status of this host.
@@ -48,19 +52,48 @@ fn status(config: &Config) -> Result<HostStatus, ControlError> {
             "neither [filter] nor [gate] is configured: ranges are kept for other tools only",
         ));
     }
-    let missing = ask_all(&mut report, &config.boot.paths, config.roles())?;
+    let (needed, idle): (Vec<_>, Vec<_>) = config
+        .roles()
+        .into_iter()
+        .partition(|role| *role != Role::Ranges || !config.live.ranges.sources.is_empty());
+    let missing = ask_all(&mut report, &config.boot.paths, needed)?;
     report.protected &= missing.is_empty();
+    // With `ranges.only` no source is asked: the role has nothing to do, and may run all the same.
+    for role in idle {
+        if let Ok(status) = status_if_permitted(&config.boot.paths, role)? {
+            report.add(status);
+        }
+    }
     if let (Some(filter), None) = (&config.live.filter, &config.live.gate) {
         let (admits, findings) = findings::of_web_servers(filter);
         report.admits = Some(admits);
         report.findings.extend(findings);
     }
+    report.findings.extend(surroundings::findings(config));
+    report.findings.extend(unusable_files(config));
     if let Some(gate) = &config.live.gate {
         report
             .findings
             .extend(findings::of_steered_web_server(gate));
     }
     Ok(report)
+}
+
+/// What on disk keeps the gate from its next reload and start, whether it has been asked to read it or not.
+fn unusable_files(config: &Config) -> Option<Finding> {
+    // Another user may not read all of them.
+    if config.live.gate.is_none() || !geteuid().is_root() {
+        return None;
+    }
+    let loaded = roles::examine(config, &[Role::Gate]);
+    let error = loaded
+        .and_then(|it| Ok(it.map(Loaded::whole).transpose()?))
+        .err()?;
+    let text = format!(
+        "on disk, what the gate would read now cannot be used: {}",
+        chain(&error)
+    );
+    Some(Finding::warning("files-on-disk-unusable", text))
 }
 
 /// Asks the roles that run, where the configuration cannot tell which should: what is active

@@ -320,8 +320,8 @@ fn a_range_that_others_read_differently_is_refused() {
 fn a_bad_range_is_named_with_its_line_and_field() {
     assert_eq!(
         error("[ranges]\n\nallow = [\"192.0.2.0/24\", \"192.0.2.0/33\"]"),
-        "/etc/pullgate/pullgate.toml:3: `ranges.allow[1]`: `192.0.2.0/33` is not a range; write \
-         it as 192.0.2.0/24, a single address as 192.0.2.1/32"
+        "/etc/pullgate/pullgate.toml:3: `ranges.allow[1]`: `192.0.2.0/33` is not a range or an \
+         address; write it as 192.0.2.0/24 or 192.0.2.1"
     );
     assert_eq!(
         error("[ranges]\ndeny = [\"192.0.2.1/24\"]"),

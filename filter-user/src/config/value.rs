@@ -172,8 +172,7 @@ impl<'de> Deserialize<'de> for RawNet {
                 canonical(range)
             )),
             Err(_) => D::Error::custom(format_args!(
-                "`{text}` is not a range; write it as 192.0.2.0/24, a single address as \
-                 192.0.2.1/32"
+                "`{text}` is not a range or an address; write it as 192.0.2.0/24 or 192.0.2.1"
             )),
         })
     }

@@ -1,7 +1,7 @@
 //! What a role says of itself at its status socket.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,9 @@ pub struct Status {
     /// What was seen of vanished ranges, if the role is the gate.
     #[serde(default)]
     pub range_usage: Vec<RangeUseStatus>,
+    /// The last refusal for each reason, if the role is the gate.
+    #[serde(default)]
+    pub refusals: Vec<RefusalStatus>,
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
 }
@@ -228,6 +231,27 @@ pub struct RangeUseStatus {
     pub watched_ms: u64,
     /// Milliseconds since the last authenticated connection from it, if there was one.
     pub seen_ms_ago: Option<u64>,
+}
+
+/// The last connection that was refused for one reason.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct RefusalStatus {
+    /// The reason.
+    pub reason: String,
+    /// Seconds ago.
+    pub seconds_ago: u64,
+    /// Who it was.
+    pub client: SocketAddr,
+    /// The host that it was charged to; empty, if the name is not served.
+    pub host: String,
+    /// The name that it asked for.
+    pub server_name: Option<String>,
+    /// The subject of its certificate, if one was judged.
+    pub subject: Option<String>,
+    /// The issuer of that.
+    pub issuer: Option<String>,
+    /// The CA in `trust` that bears the issuer's name, or that of one behind it.
+    pub anchor: Option<String>,
 }
 
 /// The status of the host: of each role, or why it has none.

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 
 use super::protocol::{
     Admits, DropStatus, FilterStatus, FramesStatus, HostStatus, RangesStatus, RefreshStatus,
-    SourceStatus, Status,
+    RefusalStatus, SourceStatus, Status,
 };
 use crate::report::span;
 use crate::role::Role;
@@ -42,6 +42,12 @@ impl Display for HostStatus {
             }
             for (name, value) in shown(role) {
                 writeln!(f, "  {value:>12} {name}")?;
+            }
+            if !role.refusals.is_empty() {
+                writeln!(f, "  last refusal for each reason")?;
+            }
+            for refusal in &role.refusals {
+                writeln!(f, "  {refusal}")?;
             }
         }
         Ok(())
@@ -114,6 +120,23 @@ fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
     let counters = role.metrics.iter();
     let counters = counters.filter(move |(name, value)| **value != 0.0 && is_shown(name));
     counters.map(|(name, value)| (name.as_str(), *value))
+}
+
+impl Display for RefusalStatus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let ago = span(self.seconds_ago);
+        write!(f, "{ago:>12} ago  {:<16} {}", self.reason, self.client)?;
+        if let Some(name) = &self.server_name {
+            write!(f, " for {name}")?;
+        }
+        if let (Some(subject), Some(issuer)) = (&self.subject, &self.issuer) {
+            write!(f, ", certificate `{subject}` of `{issuer}`")?;
+        }
+        match &self.anchor {
+            Some(anchor) => write!(f, ", whose name is in {anchor}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Display for RangesStatus {

@@ -1,7 +1,7 @@
-//! The first bytes of a client: what is TLS is told from what is not, and no more is read than a
-//! greeting can be worth.
+//! The first bytes of a client: tells TLS from what is not, and reads a ClientHello of a bounded size.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,25 +15,41 @@ use super::proxy;
 use super::refusal::{Limit, Refusal};
 
 /// Reads the ClientHello.
+///
+/// # Errors
+///
+/// Returns why there is none, with the stream if the client speaks TLS and has got no alert yet.
 pub(super) async fn read_hello(
     stream: TcpStream,
-) -> Result<StartHandshake<LimitedStream>, Refusal> {
+) -> Result<StartHandshake<LimitedStream>, (Refusal, Option<LimitedStream>)> {
     let mut first = [0; proxy::HEADER_BEGINS];
     let first = match stream.peek(&mut first).await {
-        Ok(0) | Err(_) => return Err(Refusal::Closed),
+        Ok(0) | Err(_) => return Err((Refusal::Closed, None)),
         Ok(length) => &first[..length],
     };
-    judge(first)?;
-    stream.set_nodelay(true).map_err(|_gone| Refusal::Closed)?;
+    let nodelay = stream.set_nodelay(true);
     let bounded = LimitedStream {
         stream,
         left: HELLO_MAX,
     };
-    let mut hello = LazyConfigAcceptor::new(Acceptor::default(), bounded)
-        .await
-        .map_err(|error| Refusal::from_handshake(&error))?;
-    hello.io.left = HANDSHAKE_MAX;
-    Ok(hello)
+    if let Err(refusal) = judge(first) {
+        let is_record = matches!(first, [first, ..] if RECORDS.contains(first));
+        return Err((refusal, is_record.then_some(bounded)));
+    }
+    nodelay.map_err(|_gone| (Refusal::Closed, None))?;
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), bounded);
+    match (&mut acceptor).await {
+        Ok(mut hello) => {
+            hello.io.left = HANDSHAKE_MAX;
+            Ok(hello)
+        }
+        Err(error) => {
+            let refusal = Refusal::from_handshake(&error);
+            // What rustls has refused, it has answered.
+            let is_ours = refusal == Refusal::TooMany(Limit::HelloBytes);
+            Err((refusal, acceptor.take_io().filter(|_| is_ours)))
+        }
+    }
 }
 
 /// Tells TLS by its first bytes from what is not.
@@ -109,6 +125,8 @@ impl AsyncWrite for LimitedStream {
     }
 }
 
+/// Every ContentType, RFC 8446 §5.1 and RFC 6520 §3.
+const RECORDS: RangeInclusive<u8> = 20..=24;
 /// ContentType handshake, RFC 8446 §5.1; every TLS connection begins with it.
 const HANDSHAKE_RECORD: u8 = 22;
 /// Bytes on the wire up to the end of the ClientHello, record headers included. Cloudflare's has

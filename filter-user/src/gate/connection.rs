@@ -8,20 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use filter_ebpf::{Class, Ranges as _};
-use rustls::{CipherSuite, Connection, ProtocolVersion};
+use rustls::{AlertDescription, CipherSuite, Connection, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::{StartHandshake, TlsStream};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::client_hello::{LimitedStream, read_hello};
 use super::endpoint::Endpoint;
 use super::limits::{Admission, source};
+use super::printable::printable;
 use super::proxy::{self, ConnectionAddrs, ProxyInfo};
 use super::range_usage::ActiveClient;
 use super::refusal::{Limit, Outcome, Phase, Refusal};
+use super::refused::{Presented, Refused, noting};
 use super::relay::Relay;
 use super::tls::peer::VerifiedPeer;
 use super::tls::policy::Policy;
@@ -38,6 +40,8 @@ impl Gate {
         let mut about = About {
             client: arrival.client,
             host: Host::Unknown,
+            server_name: None,
+            presented: None,
         };
         let outcome = match Box::pin(self.admit(arrival, &mut about)).await {
             Err(refusal) => Outcome::Refused(refusal),
@@ -47,7 +51,7 @@ impl Gate {
                 outcome
             }
         };
-        let About { client, host } = &about;
+        let About { client, host, .. } = &about;
         self.metrics.closed(host.label(), outcome.label());
         debug!(
             id = "connection-closed",
@@ -57,7 +61,7 @@ impl Gate {
             "closed"
         );
         if let Outcome::Refused(refusal) = outcome {
-            self.log_refusal(refusal, *client, host);
+            self.report_refusal(about.refused(refusal));
         }
     }
 
@@ -85,14 +89,16 @@ impl Gate {
 
         let hello = or_superseded(&mut admission, hello(stream, deadline)).await?;
         let name = hello.client_hello().server_name().map(str::to_owned);
+        about.server_name = name.as_deref().map(printable);
         let (hello, offered) = self
             .find_policy(hello, &mut admission, about, deadline)
             .await?;
-        let shaking = shake_hands(hello, &offered, deadline);
+        let shaking = shake_hands(hello, &offered, about, deadline);
         let tls = or_superseded(&mut admission, shaking).await?;
         let (policy, peer) = match self.judge(name.as_deref(), &tls) {
             Ok(judged) => judged,
-            Err(refusal) => {
+            Err((refusal, presented)) => {
+                about.presented = presented;
                 admission.handshake_done();
                 linger(tls.into_inner().0, deadline).await;
                 return Err(refusal);
@@ -100,7 +106,7 @@ impl Gate {
         };
         self.metrics.handshake(started.elapsed().as_secs_f64());
         admission.handshake_done();
-        self.tell_of_peer(&policy, &peer, about.client);
+        self.report_peer(&policy, &peer, about);
 
         let of_host = CountGuard::one_more(Arc::clone(&policy.connections), policy.max_connections);
         let of_host = of_host.ok_or(Refusal::TooMany(Limit::HostConnections))?;
@@ -153,12 +159,18 @@ impl Gate {
                 admission.name_host(client.ip(), "", &in_use.allowed)?;
                 // What is left to do takes no room from handshakes.
                 admission.handshake_done();
-                refuse_name(hello.io, refusal, deadline).await;
+                refuse_hello(hello.io, refusal, deadline).await;
                 return Err(refusal);
             }
         };
         about.host = Host::Known(Arc::clone(&policy));
         admission.name_host(client.ip(), policy.label(), &in_use.allowed)?;
+        if !policy.shares_protocol(&hello.client_hello()) {
+            admission.handshake_done();
+            let refusal = Refusal::NoSharedProtocol;
+            refuse_hello(hello.io, refusal, deadline).await;
+            return Err(refusal);
+        }
         debug!(
             id = "certificate-shown",
             %client,
@@ -196,9 +208,10 @@ impl Gate {
         &self,
         name: Option<&str>,
         stream: &TlsStream<LimitedStream>,
-    ) -> Result<(Arc<Policy>, VerifiedPeer), Refusal> {
+    ) -> Result<(Arc<Policy>, VerifiedPeer), (Refusal, Option<Presented>)> {
         let in_use = self.in_use();
-        let policy = in_use.policies.find(name)?;
+        let found = in_use.policies.find(name);
+        let policy = found.map_err(|refusal| (refusal, None))?;
         let peer = policy.verified_peer(stream.get_ref().1)?;
         Ok((Arc::clone(policy), peer))
     }
@@ -216,21 +229,16 @@ impl Gate {
         }
     }
 
-    fn tell_of_peer(&self, policy: &Policy, peer: &VerifiedPeer, client: SocketAddr) {
-        let host = policy.label();
-        if let Some(refusal) = peer.tolerated() {
+    fn report_peer(&self, policy: &Policy, peer: &VerifiedPeer, about: &About) {
+        let (host, client) = (policy.label(), about.client);
+        if let Some((refusal, presented)) = peer.tolerated() {
             self.metrics.tolerated(host, refusal.label());
             if let Some(suppressed) = self.sample(refusal, client) {
-                let (reason, advice) = (refusal.label(), refusal.advice());
-                warn!(
-                    id = "would-refuse",
-                    reason,
-                    %client,
-                    host,
-                    advice,
-                    suppressed,
-                    "let in, would be refused"
-                );
+                let refused = Refused {
+                    presented: presented.cloned(),
+                    ..about.refused(refusal)
+                };
+                refused.log_tolerated(suppressed);
             }
         }
         if let Some(identity) = peer.identity() {
@@ -246,19 +254,11 @@ impl Gate {
         }
     }
 
-    fn log_refusal(&self, refusal: Refusal, client: SocketAddr, host: &Host) {
-        let Some(suppressed) = self.sample(refusal, client) else {
-            return;
-        };
-        let (reason, host, advice) = (refusal.label(), host.label(), refusal.advice());
-        if matches!(
-            refusal,
-            Refusal::Upstream(_) | Refusal::Timeout(Phase::Upstream)
-        ) {
-            warn!(id = "refused", reason, %client, host, advice, suppressed, "refused");
-        } else {
-            info!(id = "refused", reason, %client, host, advice, suppressed, "refused");
+    fn report_refusal(&self, refused: Refused) {
+        if let Some(suppressed) = self.sample(refused.refusal, refused.client) {
+            refused.log(suppressed);
         }
+        self.last_refusals.keep(refused);
     }
 
     /// Whether a line about this is worth its room, and how many before it were not.
@@ -285,6 +285,22 @@ pub(super) struct Arrival {
 struct About {
     client: SocketAddr,
     host: Host,
+    /// The name that the client has said, for people.
+    server_name: Option<String>,
+    /// The certificate that was refused.
+    presented: Option<Presented>,
+}
+
+impl About {
+    fn refused(&self, refusal: Refusal) -> Refused {
+        Refused {
+            refusal,
+            client: self.client,
+            host: self.host.label().to_owned(),
+            server_name: self.server_name.clone(),
+            presented: self.presented.clone(),
+        }
+    }
 }
 
 /// A connection that is let in, with what it holds as long as it lasts.
@@ -332,7 +348,6 @@ impl Host {
     }
 }
 
-/// Finishes the handshake by the host's policy.
 /// What comes of a step, unless the connection has to make room for others meanwhile.
 async fn or_superseded<T>(
     admission: &mut Admission<'_>,
@@ -349,24 +364,36 @@ async fn hello(
     stream: TcpStream,
     deadline: Instant,
 ) -> Result<StartHandshake<LimitedStream>, Refusal> {
-    let hello = timeout_at(deadline, read_hello(stream)).await;
-    hello.unwrap_or(Err(Refusal::Timeout(Phase::Hello)))
+    match timeout_at(deadline, read_hello(stream)).await {
+        Ok(Ok(hello)) => Ok(hello),
+        Ok(Err((refusal, unanswered))) => {
+            if let Some(unanswered) = unanswered {
+                refuse_hello(unanswered, refusal, deadline).await;
+            }
+            Err(refusal)
+        }
+        Err(_) => Err(Refusal::Timeout(Phase::Hello)),
+    }
 }
 
+/// Finishes the handshake by the host's policy.
 async fn shake_hands(
     hello: StartHandshake<LimitedStream>,
     policy: &Policy,
+    about: &mut About,
     deadline: Instant,
 ) -> Result<TlsStream<LimitedStream>, Refusal> {
     let accept = hello.into_stream(policy.tls()).into_fallible();
-    match timeout_at(deadline, accept).await {
+    let (done, noted) = noting(timeout_at(deadline, accept)).await;
+    match done {
         Err(_) => Err(Refusal::Timeout(Phase::Handshake)),
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err((error, stream))) => {
-            let refusal = Refusal::from_handshake(&error);
             debug!(id = "handshake-refused", %error, "handshake refused");
             linger(stream, deadline).await;
-            Err(refusal)
+            let (refusal, presented) = noted.unzip();
+            about.presented = presented;
+            Err(refusal.unwrap_or_else(|| Refusal::from_handshake(&error)))
         }
     }
 }
@@ -405,14 +432,21 @@ fn cipher_name(suite: CipherSuite) -> Option<&'static str> {
     found.map(|(_, name)| *name)
 }
 
-/// Answers a name that is not served, without showing a certificate (RFC 6066 §3).
-async fn refuse_name(mut stream: LimitedStream, refusal: Refusal, deadline: Instant) {
-    let alert = if refusal == Refusal::HostUnavailable {
-        &INTERNAL_ERROR
-    } else {
-        &UNRECOGNIZED_NAME
-    };
-    match timeout_at(deadline, stream.write_all(alert)).await {
+/// Answers a ClientHello that is refused, without showing a certificate.
+async fn refuse_hello(mut stream: LimitedStream, refusal: Refusal, deadline: Instant) {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "all others are for the name"
+    )]
+    let alert = alert(match refusal {
+        Refusal::HostUnavailable => AlertDescription::InternalError,
+        Refusal::NoSharedProtocol => AlertDescription::NoApplicationProtocol,
+        Refusal::Protocol => AlertDescription::UnexpectedMessage,
+        Refusal::TooMany(Limit::HelloBytes) => AlertDescription::IllegalParameter,
+        // RFC 6066 §3.
+        _ => AlertDescription::UnrecognisedName,
+    });
+    match timeout_at(deadline, stream.write_all(&alert)).await {
         Ok(Ok(())) => linger(stream, deadline).await,
         Ok(Err(error)) => debug!(id = "alert-not-sent", %error, "alert not sent"),
         Err(_) => debug!(id = "alert-timed-out", "alert not sent in time"),
@@ -440,6 +474,11 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, deadline: Insta
             "client did not close in time"
         ),
     }
+}
+
+/// A fatal alert in a record of its own, before any key (RFC 8446 §5.1 and §6).
+fn alert(description: AlertDescription) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, description.into()]
 }
 
 /// The cipher suites of rustls' provider.
@@ -481,10 +520,6 @@ const CIPHERS: [(CipherSuite, &str); 9] = [
         "ECDHE-RSA-CHACHA20-POLY1305",
     ),
 ];
-/// An alert record: fatal, internal_error (RFC 8446 §6).
-const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
-/// The same: unrecognized_name.
-const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// How long a refused client may take to read its alert.
 const LINGER: Duration = Duration::from_millis(500);
 /// Reads of 4 KiB that a refused client's last words are worth.

@@ -157,6 +157,7 @@ pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -
         lints.extend(trust(host));
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
+        lints.extend(issuers(host, policy));
         lints.extend(open_upstream(host));
     }
     // One line for each host that shares with others, not for each pair.
@@ -320,6 +321,21 @@ fn names(host: &HostSettings, policy: &Policy) -> Vec<Finding> {
             name.value
         );
         lint("name-not-on-certificate", &name.place, text)
+    });
+    lints.collect()
+}
+
+/// Certificates without the one that their client needs to reach a root: Full (strict) answers 526.
+fn issuers(host: &HostSettings, policy: &Policy) -> Vec<Finding> {
+    let place = host.place().of("gate.host.certificate");
+    let lints = policy.facts.missing_issuers.iter().map(|issuer| {
+        let text = format!(
+            "the file does not contain the certificate of its issuer `{issuer}`: unless Cloudflare knows that \
+             one, Full (strict) answers with error 526"
+        );
+        lint("chain-incomplete", &place, text).remedy(
+            "name the file with the whole chain (certbot: fullchain.pem, not cert.pem)",
+        )
     });
     lints.collect()
 }

@@ -12,4 +12,5 @@ pub(super) mod sessions;
 mod shown;
 pub(super) mod signature;
 pub(super) mod trust;
+mod upstream_cas;
 pub(super) mod validity;

@@ -15,7 +15,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr as Port};
 
-pub use self::connections::{Connection, connections, listeners, udp_listeners};
+pub use self::connections::{Connection, connections, listeners, listening_sockets, udp_listeners};
 pub use self::links::{
     Interface, InterfaceKind, Wrapping, addressed, addresses, index, interfaces, is_interface_name,
 };

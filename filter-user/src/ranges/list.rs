@@ -10,7 +10,8 @@ use serde_json::Value;
 /// How a list is written.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Format {
-    /// Cloudflare's API answer, or text with one range per line: whichever it looks like.
+    /// Cloudflare's API answer, a JSON array of ranges, or text with one range per line: whichever it looks
+    /// like.
     #[default]
     Cloudflare,
     /// Text in two parts: the IPv4 ranges, and the IPv6 ranges.
@@ -49,6 +50,7 @@ impl Feed {
         match (format, first) {
             (_, Some(b'<')) => Err(ListError::Markup),
             (Format::Cloudflare, Some(b'{')) => Self::from_api(body),
+            (Format::Cloudflare, Some(b'[')) => Self::from_pointers(body, &[String::new()]),
             (Format::Cloudflare | Format::ByFamily, Some(_) | None) => Self::from_texts([body]),
             (Format::Jdcloud, _) => Self::from_jdcloud(body),
             (Format::Pointers(pointers), _) => Self::from_pointers(body, pointers),
@@ -56,8 +58,7 @@ impl Feed {
         }
     }
 
-    /// Parses texts with one CIDR range per line as one list; blank lines, and those that begin with
-    /// `#`, say nothing.
+    /// Parses texts with one CIDR range or address per line as one list. `#` begins a comment.
     ///
     /// The format is the one of <https://www.cloudflare.com/ips-v4/>, whose last line ends
     /// without a newline: the texts are never glued together.
@@ -70,14 +71,13 @@ impl Feed {
     ) -> Result<Self, ListError> {
         let mut ranges = Vec::new();
         for text in texts {
-            let lines = text
-                .as_ref()
-                .trim_start_matches('\u{feff}')
-                .lines()
-                .map(str::trim);
-            let says_something = |line: &str| !line.is_empty() && !line.starts_with('#');
-            for (index, line) in lines.enumerate().filter(|(_, line)| says_something(line)) {
-                ranges.push(parse_range(line).map_err(|problem| ListError::Line {
+            let text = text.as_ref().trim_start_matches('\u{feff}');
+            for (index, line) in text.lines().enumerate() {
+                let range = line.split('#').next().unwrap_or_default().trim();
+                if range.is_empty() {
+                    continue;
+                }
+                ranges.push(parse_range(range).map_err(|problem| ListError::Line {
                     line: index + 1,
                     problem,
                 })?);
@@ -164,29 +164,32 @@ impl Feed {
     }
 }
 
-/// A range in its one spelling: `ipnet` takes leading zeros, which others read as octal, and
-/// IPv4-mapped addresses, which the kernel never looks up.
+/// A range in its one spelling, or an address as the range of it alone: `ipnet` takes leading zeros, which others
+/// read as octal, and IPv4-mapped addresses, which the kernel never looks up.
 #[must_use]
 pub fn exact(text: &str) -> Option<IpNet> {
-    let (address, length) = text.split_once('/')?;
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
     let address: IpAddr = address.parse().ok()?;
-    let number: u8 = length.parse().ok()?;
-    let is_mapped = address.to_canonical() != address;
-    if number.to_string() != length || is_mapped {
+    if address.to_canonical() != address {
         return None;
     }
-    IpNet::new(address, number).ok()
+    match length {
+        None => Some(IpNet::from(address)),
+        Some(length) => {
+            let number: u8 = length.parse().ok()?;
+            let is_exact = number.to_string() == length;
+            is_exact.then(|| IpNet::new(address, number).ok()).flatten()
+        }
+    }
 }
 
 fn parse_range(text: &str) -> Result<IpNet, RangeProblem> {
-    let Some(range) = exact(text) else {
-        return Err(match text.parse::<IpAddr>() {
-            Ok(address) => RangeProblem::BareAddress { address },
-            Err(_) => RangeProblem::Syntax {
-                text: text.chars().take(EXCERPT).collect(),
-            },
-        });
-    };
+    let range = exact(text).ok_or_else(|| RangeProblem::Syntax {
+        text: text.chars().take(EXCERPT).collect(),
+    })?;
     // `ipnet` keeps host bits, which would make two spellings of one range.
     if range != range.trunc() {
         return Err(RangeProblem::HostBits { range });
@@ -327,17 +330,11 @@ pub enum ListError {
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeProblem {
-    /// Not a CIDR range.
-    #[error("`{}` is not a CIDR range", text.escape_debug())]
+    /// Neither a CIDR range nor an address.
+    #[error("`{}` is not a CIDR range or an address", text.escape_debug())]
     Syntax {
         /// The text as received, cut.
         text: String,
-    },
-    /// An address without a prefix length.
-    #[error("`{address}` has no prefix length")]
-    BareAddress {
-        /// The address.
-        address: IpAddr,
     },
     /// Bits are set behind the prefix.
     #[error("`{range}` has host bits set, did it mean `{}`?", range.trunc())]
@@ -374,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_range_has_one_spelling() {
-        for text in ["64.0.0.0/24", "2001:db8::/32", "2001:0db8::/32"] {
+        for text in ["64.0.0.0/24", "2001:db8::/32", "2001:0db8::/32", "64.0.0.0"] {
             assert!(exact(text).is_some(), "{text}");
         }
         for text in [
@@ -384,7 +381,8 @@ mod tests {
             "2001:db8::/032",
             "::ffff:64.0.0.0/120",
             "::ffff:4000:0/128",
-            "64.0.0.0",
+            "064.0.0.0",
+            "::ffff:64.0.0.0",
             "64.0.0.0/33",
         ] {
             assert_eq!(exact(text), None, "{text}");
@@ -418,16 +416,33 @@ mod tests {
 
         assert_eq!(
             refusal(glued),
-            "line 2: `131.0.72.0/222400:cb00::/32` is not a CIDR range"
+            "line 2: `131.0.72.0/222400:cb00::/32` is not a CIDR range or an address"
         );
     }
 
     #[test]
-    fn a_bare_address_and_host_bits_are_refused() {
+    fn addresses_comments_and_a_bare_array_are_read() {
+        let expected = ["131.0.72.0/22", "89.187.188.227/32", "2400:cb00::1/128"];
+        let expected = expected.map(|range| range.parse().unwrap());
+        for body in [
+            "131.0.72.0/22 # a range\n#\n89.187.188.227\t\n2400:cb00::1#an address\n",
+            r#"["131.0.72.0/22", "89.187.188.227", "2400:cb00::1"]"#,
+        ] {
+            let feed = Feed::parse(body.as_bytes(), &Format::Cloudflare);
+            assert_eq!(feed.unwrap().ranges(), expected, "{body}");
+        }
         assert_eq!(
-            refusal("131.0.72.1"),
-            "line 1: `131.0.72.1` has no prefix length"
+            refusal(r#"["131.0.72.0/22", 7]"#),
+            "the list is not the JSON that was expected"
         );
+        assert_eq!(
+            refusal(r#"["131.0.72.0/22", "x"]"#),
+            "[1]: `x` is not a CIDR range or an address"
+        );
+    }
+
+    #[test]
+    fn host_bits_are_refused() {
         assert_eq!(
             refusal("131.0.72.1/22"),
             "line 1: `131.0.72.1/22` has host bits set, did it mean `131.0.72.0/22`?"

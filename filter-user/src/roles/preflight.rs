@@ -1,8 +1,6 @@
 //! Before enforcement: which connections would be dropped, and is one of them the operator's?
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use filter_ebpf::{Ranges as _, Settings as _};
@@ -11,6 +9,7 @@ use tracing::{info, warn};
 use super::error::StartError;
 use crate::config::{self, Mode};
 use crate::host::netlink::{self, Connection};
+use crate::host::process::{parent_of, sockets_of};
 use crate::ranges::Table;
 
 /// What to do if the operator's own connection would be dropped.
@@ -33,8 +32,9 @@ pub(super) fn check(
     (own, ancestors): (OwnConnection, &Ancestors),
 ) -> Result<(), StartError> {
     let dropped = dropped(settings, table);
-    let is_ours =
-        |it: &&Connection| ancestors.sockets.contains(&it.inode) || Some(it.peer) == ssh_client();
+    let is_ours = |it: &&Connection| {
+        ancestors.sockets.contains(&u64::from(it.inode)) || Some(it.peer) == ssh_client()
+    };
     let Some(ours) = dropped.iter().find(is_ours) else {
         return Ok(());
     };
@@ -109,7 +109,7 @@ fn ssh_client() -> Option<SocketAddr> {
 pub(super) struct Ancestors {
     /// Their sockets, by inode: sshd's is among them if the operator came by SSH, whatever sudo has
     /// made of the environment.
-    sockets: BTreeSet<u32>,
+    sockets: BTreeSet<u64>,
 }
 
 impl Ancestors {
@@ -119,7 +119,7 @@ impl Ancestors {
         let mut process = std::process::id();
         // Bounded: process numbers may be reused while we look.
         for _ in 0..GENERATIONS {
-            sockets.extend(sockets_of(process).unwrap_or_default());
+            sockets.extend(sockets_of(process));
             match parent_of(process) {
                 Some(parent) if parent > 1 => process = parent,
                 Some(_) | None => break,
@@ -127,26 +127,6 @@ impl Ancestors {
         }
         Self { sockets }
     }
-}
-
-fn sockets_of(process: u32) -> io::Result<Vec<u32>> {
-    let descriptors = fs::read_dir(format!("/proc/{process}/fd"))?;
-    let inodes = descriptors.flatten().filter_map(|descriptor| {
-        let target = fs::read_link(descriptor.path()).ok()?;
-        let inode = target
-            .to_str()?
-            .strip_prefix("socket:[")?
-            .strip_suffix(']')?;
-        inode.parse().ok()
-    });
-    Ok(inodes.collect())
-}
-
-/// proc_pid_stat(5): the fourth field; the second is a name in parentheses that may hold anything.
-fn parent_of(process: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    behind_name.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Connections that are listed; all are counted.
@@ -159,19 +139,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_parent_is_found() {
-        assert_eq!(
-            parent_of(std::process::id()),
-            Some(std::os::unix::process::parent_id())
-        );
-        assert_eq!(parent_of(0), None);
-    }
-
-    #[test]
     fn our_own_sockets_are_among_our_ancestors() {
         let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
 
-        let ours = sockets_of(std::process::id()).unwrap();
+        let ours = sockets_of(std::process::id());
 
         assert!(!ours.is_empty());
         assert!(

@@ -56,6 +56,7 @@ impl Reporter {
             filter,
             refresh,
             range_usage,
+            refusals,
         } = self.role.report(&config);
         let mut findings = self.common_findings(&config, active.ranges());
         findings.extend(own);
@@ -86,6 +87,7 @@ impl Reporter {
             filter,
             refresh,
             range_usage,
+            refusals,
             metrics: supervisor.metrics().values(role, sample.clone()),
         };
         (status, sample)

@@ -1,6 +1,8 @@
 //! What a role says of itself, beside what all of them say.
 
-use crate::control::protocol::{Admits, FilterStatus, RangeUseStatus, RefreshStatus};
+use crate::control::protocol::{
+    Admits, FilterStatus, RangeUseStatus, RefreshStatus, RefusalStatus,
+};
 use crate::observe::{FilterSample, Finding};
 
 /// What a role says of itself, beside what all of them say.
@@ -14,6 +16,7 @@ pub(super) struct RoleReport {
     pub(super) filter: Option<(FilterStatus, FilterSample)>,
     pub(super) refresh: Vec<RefreshStatus>,
     pub(super) range_usage: Vec<RangeUseStatus>,
+    pub(super) refusals: Vec<RefusalStatus>,
 }
 
 impl Default for RoleReport {
@@ -26,6 +29,7 @@ impl Default for RoleReport {
             filter: None,
             refresh: Vec::new(),
             range_usage: Vec::new(),
+            refusals: Vec::new(),
         }
     }
 }

@@ -6,13 +6,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{getegid, geteuid};
+use rustix::process::{Gid, getegid, geteuid, getgroups};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
 };
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
 
 use super::canonical_name::CanonicalName;
@@ -20,6 +20,7 @@ use super::pem::{self, PemKind, Section};
 use super::revocation::Crl;
 use super::validity::Validity;
 use crate::config::{ConfigError, KeyPair, Located, Place, Trust};
+use crate::gate::printable::printable;
 use crate::host::accounts;
 use crate::host::file::{self, ReadError, TrustedOwner};
 
@@ -30,6 +31,8 @@ pub(in crate::gate) struct Certified {
     pub(in crate::gate) not_after: i64,
     /// The DNS names that the leaf is for, lower case; the first label may be `*`.
     pub(in crate::gate) names: Vec<String>,
+    /// The name of the leaf's issuer, if a client needs its certificate and the file does not have it.
+    pub(in crate::gate) missing_issuer: Option<String>,
 }
 
 /// A CA that client certificates may come from.
@@ -55,37 +58,73 @@ pub(in crate::gate) fn certified(
     let Located { value: path, place } = &pair.certificate;
     let (pem, _) = read_trusted(place, path, TrustedOwner::Owner)?;
     let certificates = pem_certificates(place, path, &pem)?;
-    let leaf = parse(place, path, &certificates[0])?;
-    let not_after = Validity::of(&leaf).not_after;
-    let names = dns_names(&leaf);
+    let parsed = certificates
+        .iter()
+        .map(|certificate| parse(place, path, certificate));
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    let signer = signer(&pair.key, provider)?;
+    if let Some(public_key) = signer.public_key() {
+        check_key(&pair.key, path, public_key.as_ref(), &parsed)?;
+    }
+    let leaf = &parsed[0];
+    Ok(Certified {
+        not_after: Validity::of(leaf).not_after,
+        names: dns_names(leaf),
+        missing_issuer: missing_issuer(leaf, &parsed[1..]),
+        key: Arc::new(CertifiedKey::new(certificates, signer)),
+    })
+}
 
-    let Located {
-        value: key_path,
-        place: key_place,
-    } = &pair.key;
-    let signer = provider
-        .key_provider
-        .load_private_key(key(key_place, key_path)?);
-    let signer = signer.map_err(|error| {
-        key_place.error(format_args!(
+fn signer(
+    file: &Located<PathBuf>,
+    provider: &CryptoProvider,
+) -> Result<Arc<dyn SigningKey>, ConfigError> {
+    let Located { value: path, place } = file;
+    let signer = provider.key_provider.load_private_key(key(place, path)?);
+    signer.map_err(|error| {
+        place.error(format_args!(
             "the key {} cannot be used ({error}); it must be RSA of at least 2,048 bits, ECDSA \
              P-256, P-384 or P-521, or Ed25519",
-            key_path.display()
-        ))
-    })?;
-    let certified = CertifiedKey::new(certificates, signer);
-    if certified.keys_match().is_err() {
-        return Err(key_place.error(format_args!(
-            "the key {} does not belong to the certificate {}; name the key it was made with",
-            key_path.display(),
             path.display()
-        )));
-    }
-    Ok(Certified {
-        key: Arc::new(certified),
-        not_after,
-        names,
+        ))
     })
+}
+
+/// The key belongs to the first certificate, whatever else that certificate says.
+fn check_key(
+    key: &Located<PathBuf>,
+    certificate: &Path,
+    public_key: &[u8],
+    chain: &[X509Certificate<'_>],
+) -> Result<(), ConfigError> {
+    let mut chain = chain.iter();
+    match chain.position(|it| it.public_key().raw == public_key) {
+        Some(0) => Ok(()),
+        Some(index) => Err(key.place.error(format_args!(
+            "{} is in the wrong order: the key {} is that of its certificate no. {}; put that one first, and \
+             behind each its issuer",
+            certificate.display(),
+            key.value.display(),
+            index + 1
+        ))),
+        None => Err(key.place.error(format_args!(
+            "the key {} does not belong to the certificate {}; name the key it was made with",
+            key.value.display(),
+            certificate.display()
+        ))),
+    }
+}
+
+/// Clients that verify need the certificates between the leaf and a root that they know. Cloudflare knows the
+/// issuer of its own Origin CA's certificates.
+fn missing_issuer(leaf: &X509Certificate<'_>, rest: &[X509Certificate<'_>]) -> Option<String> {
+    let issuer = CanonicalName::of(leaf.issuer());
+    let is_self_signed = issuer == CanonicalName::of(leaf.subject());
+    let mut rest = rest.iter();
+    let is_there = rest.any(|it| CanonicalName::of(it.subject()) == issuer);
+    let name = leaf.issuer().to_string();
+    let is_origin_ca = name.to_ascii_lowercase().contains(ORIGIN_CA);
+    (!is_self_signed && !is_there && !is_origin_ca).then(|| printable(&name))
 }
 
 fn dns_names(leaf: &X509Certificate<'_>) -> Vec<String> {
@@ -150,7 +189,10 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
     if mode & 0o070 != 0 && !is_our_group(metadata.gid()) && !is_credential(path) {
         let group = match metadata.gid() {
             NO_GROUP => "a group that this service cannot see".to_owned(),
-            group => format!("the group {group}"),
+            group => accounts::group_name(group).map_or_else(
+                || format!("the group {group}"),
+                |name| format!("the group {name}"),
+            ),
         };
         return Err(place.error(format_args!(
             "the key {} is open to {group}, which is not the gate's own; `chgrp` it to the group that \
@@ -162,16 +204,19 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
 }
 
 /// Whether a group is ours or root's; or that of the package's gate, which root checks for; or Debian's for
-/// keys, if the operator has added the gate to it.
+/// keys, if this process or the package's gate is in it.
 fn is_our_group(group: u32) -> bool {
     let is_own = group == getegid().as_raw() && group != NO_GROUP;
-    let groups = service_groups();
-    let for_keys = groups
+    let service = service_groups();
+    let own = getgroups().unwrap_or_default();
+    let mut all = service
         .iter()
-        .find(|it| accounts::group_name(**it).as_deref() == Some(KEY_GROUP));
+        .copied()
+        .chain(own.into_iter().map(Gid::as_raw));
+    let for_keys = all.find(|it| accounts::group_name(*it).as_deref() == Some(KEY_GROUP));
     // Where users are private (systemd.exec(5)), other groups than the own have no number.
-    let is_for_keys = for_keys.is_some_and(|keys| [*keys, NO_GROUP].contains(&group));
-    group == 0 || is_own || groups.first() == Some(&group) || is_for_keys
+    let is_for_keys = for_keys.is_some_and(|keys| [keys, NO_GROUP].contains(&group));
+    group == 0 || is_own || service.first() == Some(&group) || is_for_keys
 }
 
 /// The groups of the package's gate, its own first; none, if it is not installed.
@@ -285,8 +330,17 @@ fn authority(
         return Err(place.error(format_args!(
             "`{}` in {} is not a CA certificate; name the CA that signed the client certificate, \
              not the certificate itself (or pin it: `pullgate spki {}`)",
-            subject.escape_debug(),
+            printable(&subject),
             path.display(),
+            path.display()
+        )));
+    }
+    let usage = parsed.key_usage().ok().flatten();
+    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        return Err(place.error(format_args!(
+            "the CA `{}` in {} may sign no certificate: its key usage has no keyCertSign; have it issued again \
+             with keyCertSign",
+            printable(&subject),
             path.display()
         )));
     }
@@ -331,19 +385,22 @@ pub(in crate::gate) fn crls(
     crls.collect()
 }
 
-/// Reads the CAs that an upstream's certificate may come from.
-pub(in crate::gate) fn roots(file: &Located<PathBuf>) -> Result<RootCertStore, ConfigError> {
+/// Reads the certificates that an upstream's certificate may be or come from.
+pub(in crate::gate) fn roots(
+    file: &Located<PathBuf>,
+) -> Result<(Vec<CertificateDer<'static>>, RootCertStore), ConfigError> {
     let Located { value: path, place } = file;
     let mut roots = RootCertStore::empty();
-    for certificate in pem_certificates(place, path, &read(place, path)?)? {
-        roots.add(certificate).map_err(|error| {
+    let certificates = pem_certificates(place, path, &read(place, path)?)?;
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|error| {
             place.error(format_args!(
                 "a certificate in {} cannot be trusted: {error}",
                 path.display()
             ))
         })?;
     }
-    Ok(roots)
+    Ok((certificates, roots))
 }
 
 /// The key pin of a certificate: SHA-256 of its leaf's SubjectPublicKeyInfo, as `trust` takes it.
@@ -478,6 +535,8 @@ pub const GATE_GROUP: &str = "pullgate-gate";
 pub const KEY_GROUP: &str = "ssl-cert";
 /// systemd.exec(5), `ProtectHome=`.
 const HIDDEN: [&str; 3] = ["/home", "/root", "/run/user"];
+/// What the names of Cloudflare's Origin CAs (RSA and ECC) have in common, lower case.
+const ORIGIN_CA: &str = "cloudflare origin ssl";
 /// How all groups look that a user namespace does not know: user_namespaces(7), overflowgid.
 const NO_GROUP: u32 = 65534;
 /// Bytes that are read of a PEM file; a list of revoked certificates may be long.

@@ -4,10 +4,10 @@ use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::credentials::{Authority, Certified};
+use super::credentials::{self, Authority, Certified};
 use super::epoch::has_pins;
 use super::revocation::{Crl, newest};
-use crate::config::{HostSettings, Trust};
+use crate::config::{HostSettings, Trust, UpstreamTrust};
 
 /// What lints and metrics report of a policy's files.
 pub(in crate::gate) struct CertFacts {
@@ -19,6 +19,8 @@ pub(in crate::gate) struct CertFacts {
     pub(in crate::gate) trust_ends: Option<i64>,
     /// When that of its revocation lists was made that expires first, and when it does.
     pub(in crate::gate) crl_valid: Option<(i64, i64)>,
+    /// The issuers whose certificates are needed and in no file of its certificates.
+    pub(in crate::gate) missing_issuers: Vec<String>,
     /// The names that its certificates are for.
     pub(in crate::gate) certificate_names: Vec<String>,
     /// What was read from which file.
@@ -68,6 +70,10 @@ impl CertFacts {
                 .iter()
                 .map(|crl| (crl.this_update, crl.next_update))
                 .min_by_key(|(_, next_update)| *next_update),
+            missing_issuers: certified
+                .iter()
+                .filter_map(|certified| certified.missing_issuer.clone())
+                .collect(),
             certificate_names: names.collect(),
             contents,
             trusts_shared: authorities
@@ -101,6 +107,16 @@ pub(super) fn contents(
             let count = authorities.iter().filter(|ca| ca.label == label).count();
             contents.push(content(path, count, "CA"));
         }
+    }
+    if let Some(UpstreamTrust::CaFile(path)) =
+        host.upstream.value.tls.as_ref().map(|tls| &tls.trust)
+        && let Ok((certificates, _)) = credentials::roots(path)
+    {
+        contents.push(content(
+            &path.value,
+            certificates.len(),
+            "CA or self-signed certificate",
+        ));
     }
     for (file, found) in host.crls.iter().zip(lists) {
         contents.push(content(&file.value, found.len(), "revocation list"));

@@ -18,6 +18,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::trust::{Identity, Trusted};
 use crate::config::ClientAuth;
 use crate::gate::refusal::Refusal;
+use crate::gate::refused::{Presented, note};
 
 /// A client that its host's policy lets in.
 ///
@@ -26,7 +27,7 @@ use crate::gate::refusal::Refusal;
 #[derive(Clone, Debug)]
 pub struct VerifiedPeer {
     identity: Option<Arc<Identity>>,
-    tolerated: Option<Refusal>,
+    tolerated: Option<(Refusal, Option<Presented>)>,
     resumed: bool,
 }
 
@@ -39,11 +40,12 @@ impl VerifiedPeer {
 
     /// What it would have been refused for, had the policy enforced its trust.
     #[must_use]
-    pub fn tolerated(&self) -> Option<Refusal> {
-        self.tolerated
+    pub fn tolerated(&self) -> Option<(Refusal, Option<&Presented>)> {
+        let (refusal, presented) = self.tolerated.as_ref()?;
+        Some((*refusal, presented.as_ref()))
     }
 
-    /// Whether the session was resumed, and the certificate verified anew.
+    /// Whether the session was resumed, and the certificate verified again.
     #[must_use]
     pub fn resumed(&self) -> bool {
         self.resumed
@@ -73,7 +75,7 @@ impl PeerVerifier {
         &self,
         connection: &ServerConnection,
         now: UnixTime,
-    ) -> Result<VerifiedPeer, Refusal> {
+    ) -> Result<VerifiedPeer, (Refusal, Option<Presented>)> {
         let resumed = match connection.handshake_kind() {
             Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) => false,
             Some(HandshakeKind::Resumed) | None => true,
@@ -90,8 +92,13 @@ impl PeerVerifier {
         let chain = connection.peer_certificates().unwrap_or_default();
         match (self.trusted.judge(chain, now), self.client_auth) {
             (Ok(identity), _) => Ok(admitted(Some(identity), None)),
-            (Err(refusal), ClientAuth::Log) => Ok(admitted(None, Some(refusal))),
-            (Err(refusal), ClientAuth::Enforce | ClientAuth::Off) => Err(refusal),
+            (Err(refusal), ClientAuth::Log) => {
+                let presented = self.trusted.describe(chain);
+                Ok(admitted(None, Some((refusal, presented))))
+            }
+            (Err(refusal), ClientAuth::Enforce | ClientAuth::Off) => {
+                Err((refusal, self.trusted.describe(chain)))
+            }
         }
     }
 
@@ -125,7 +132,12 @@ impl ClientCertVerifier for PeerVerifier {
             let borrowed = |certificate| CertificateDer::from(AsRef::<[u8]>::as_ref(certificate));
             let chain = std::iter::once(end_entity).chain(intermediates);
             let chain: Vec<CertificateDer<'_>> = chain.map(borrowed).collect();
-            self.trusted.judge(&chain, now).map_err(Refusal::into_tls)?;
+            self.trusted.judge(&chain, now).map_err(|refusal| {
+                if let Some(presented) = self.trusted.describe(&chain) {
+                    note(refusal, presented);
+                }
+                refusal.into_tls()
+            })?;
         }
         Ok(ClientCertVerified::assertion())
     }

@@ -24,11 +24,13 @@ use super::revocation::{Crl, Revocation, may_sign_lists};
 use super::sessions::Unexpired;
 use super::shown::ShownCertificates;
 use super::trust::{Anchor, Trusted, VerifiedChains};
+use super::upstream_cas::UpstreamCas;
 use crate::config::{
     ClientAddress, ClientAuth, ConfigError, HostSettings, Located, MinTls, Name, OnTrustChange,
     Trust, UpstreamName, UpstreamTrust,
 };
 use crate::gate::refusal::Refusal;
+use crate::gate::refused::Presented;
 use crate::gate::shutdown::Signal;
 use crate::gate::upstream::{Dialer, Encryption};
 use crate::sync::lock;
@@ -254,6 +256,17 @@ impl Policy {
         }
     }
 
+    /// Whether the client can speak what the host speaks (RFC 7301 §3.2); without ALPN, that is HTTP/1.1.
+    pub(in crate::gate) fn shares_protocol(&self, hello: &ClientHello<'_>) -> bool {
+        let spoken = &self.tls().alpn_protocols;
+        let is_spoken = |name: &[u8]| spoken.iter().any(|spoken| spoken == name);
+        match hello.alpn() {
+            _ if spoken.is_empty() => true,
+            Some(mut offered) => offered.any(is_spoken),
+            None => is_spoken(HTTP_1_1),
+        }
+    }
+
     /// Whether HTTP/2 is configured.
     pub(in crate::gate) fn would_offer_h2(&self) -> bool {
         self.tls_without_h2.is_some()
@@ -301,9 +314,12 @@ impl Policy {
     pub(in crate::gate) fn verified_peer(
         &self,
         connection: &ServerConnection,
-    ) -> Result<VerifiedPeer, Refusal> {
+    ) -> Result<VerifiedPeer, (Refusal, Option<Presented>)> {
         // Without a clock nothing can be said of any certificate.
-        let now = self.clock.current_time().ok_or(Refusal::BadCertificate)?;
+        let now = self
+            .clock
+            .current_time()
+            .ok_or((Refusal::NotYetValid, None))?;
         self.verifier.verified_peer(connection, now)
     }
 }
@@ -323,8 +339,8 @@ fn load_crls(
             let is_signed = signers.peek().is_some();
             if !is_signed && authorities.iter().any(|ca| crl.bears(&ca.subject)) {
                 return Err(file.place.error(format_args!(
-                    "{} bears the name of a CA in `trust` and is not signed by it; fetch it again \
-                     from the CA itself",
+                    "{} bears the name of a CA in `trust` and is not signed by its key: the list is a forgery, \
+                     or of a CA of that name before its key was changed; fetch it again from the CA itself",
                     file.value.display()
                 )));
             }
@@ -444,7 +460,12 @@ fn dialer(
         let algorithms = context.provider.signature_verification_algorithms;
         let builder = match &tls.trust {
             UpstreamTrust::CaFile(path) => {
-                builder.with_root_certificates(credentials::roots(path)?)
+                let (certificates, roots) = credentials::roots(path)?;
+                let provider = &context.provider;
+                let verifier = UpstreamCas::new(&path.place, certificates, roots, provider)?;
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(verifier))
             }
             UpstreamTrust::Shown => builder
                 .dangerous()
@@ -494,8 +515,9 @@ impl ResolvesServerCert for CertResolver {
     }
 }
 
-/// The protocol, as ALPN names it.
+/// The protocols, as ALPN names them.
 const H2: &[u8] = b"h2";
+const HTTP_1_1: &[u8] = b"http/1.1";
 static SINCE_TLS12: [&SupportedProtocolVersion; 2] =
     [&rustls::version::TLS13, &rustls::version::TLS12];
 /// Tickets per full handshake of TLS 1.3: a client that needs more is given one at each.

@@ -10,6 +10,7 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, Der, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, Error as WebpkiError, KeyUsage, VerifiedPath};
 use x509_parser::asn1_rs::Any;
+use x509_parser::extensions::KeyUsage as KeyUsageExtension;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
 use super::canonical_name::CanonicalName;
@@ -17,7 +18,9 @@ use super::credentials::Authority;
 use super::revocation::Revocation;
 use super::validity::Validity;
 use crate::digest::{sha256_bytes, sha256_of_parts};
-use crate::gate::refusal::Refusal;
+use crate::gate::printable::printable;
+use crate::gate::refusal::{Defect, Refusal};
+use crate::gate::refused::Presented;
 use crate::sync::lock;
 
 /// What a verified client certificate says of its owner.
@@ -141,10 +144,11 @@ impl Trusted {
             return Ok(Arc::clone(identity));
         }
 
-        let (_, parsed) =
-            X509Certificate::from_der(leaf).map_err(|_unparsed| Refusal::BadCertificate)?;
+        let (_, parsed) = X509Certificate::from_der(leaf)
+            .map_err(|_unparsed| Refusal::BadCertificate(Defect::Unreadable))?;
         let (by, validity) = self.find_trust(leaf, &parsed, rest, now)?;
-        if self.require_eku && !names_client_use(&parsed) {
+        let may_sign = allows(&parsed, KeyUsageExtension::digital_signature);
+        if !may_sign || self.require_eku && !names_client_use(&parsed) {
             return Err(Refusal::WrongUsage);
         }
         let identity = Arc::new(Identity::new(leaf, &parsed, by));
@@ -156,6 +160,22 @@ impl Trusted {
             seen.insert(key, (validity, Arc::clone(&identity)));
         }
         Ok(identity)
+    }
+
+    /// What a chain says of itself, for people.
+    pub(in crate::gate) fn describe(&self, chain: &[CertificateDer<'_>]) -> Option<Presented> {
+        let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+        let behind = chain.iter().take(PRESENTED_MAX + 1).skip(1);
+        let behind = behind.filter_map(|it| Some(X509Certificate::from_der(it).ok()?.1));
+        let issuers = std::iter::once(leaf.clone()).chain(behind);
+        let issuers: Vec<_> = issuers.map(|it| CanonicalName::of(it.issuer())).collect();
+        let mut anchors = self.anchors.iter();
+        let anchor = anchors.find(|anchor| issuers.contains(&anchor.subject));
+        Some(Presented {
+            subject: printable(&leaf.subject().to_string()),
+            issuer: printable(&leaf.issuer().to_string()),
+            anchor: anchor.map(|anchor| anchor.label.clone()),
+        })
     }
 
     /// What makes the leaf trusted, and for how long that is so, if that can be said.
@@ -223,7 +243,7 @@ impl Trusted {
             if path.intermediate_certificates().count() > self.max_depth {
                 return Err(WebpkiError::MaximumPathDepthExceeded);
             }
-            self.judge_revocation(anchor, path, now).map_err(|refusal| {
+            self.judge_path(anchor, path, now).map_err(|refusal| {
                 let before: Option<Refusal> = on_lists.get();
                 on_lists.set(
                     before
@@ -252,7 +272,8 @@ impl Trusted {
         }
     }
 
-    fn judge_revocation(
+    /// What webpki does not look at: key usages and revocation.
+    fn judge_path(
         &self,
         anchor: &Anchor,
         path: &VerifiedPath<'_>,
@@ -272,8 +293,12 @@ impl Trusted {
             .iter()
             .map(|certificate| X509Certificate::from_der(certificate));
         let parsed = parsed.collect::<Result<Vec<_>, _>>();
-        let parsed = parsed.map_err(|_unparsed| Refusal::BadCertificate)?;
+        let parsed = parsed.map_err(|_unparsed| Refusal::BadCertificate(Defect::Unreadable))?;
         let chain: Vec<_> = parsed.iter().map(|(_, parsed)| parsed).collect();
+        let mut issuers = chain.iter().skip(1);
+        if !issuers.all(|issuer| allows(issuer, KeyUsageExtension::key_cert_sign)) {
+            return Err(Refusal::BadCertificate(Defect::IssuerNotCa));
+        }
         self.revocation.judge(&chain, now)
     }
 
@@ -296,7 +321,7 @@ impl Identity {
         let common_name = parsed.subject().iter_common_name().next();
         let common_name = common_name.and_then(|name| name.as_str().ok());
         Self {
-            subject: parsed.subject().to_string().escape_debug().to_string(),
+            subject: printable(&parsed.subject().to_string()),
             common_name: common_name.map(str::to_owned),
             trust,
             digest: sha256_bytes(leaf),
@@ -321,6 +346,12 @@ fn telling_more(first: Refusal, second: Refusal) -> Refusal {
     } else {
         first
     }
+}
+
+/// Whether the key usage, if there is one, allows this (RFC 5280 §4.2.1.3; of clients, RFC 8446 §4.4.2.2).
+fn allows(certificate: &X509Certificate<'_>, wanted: impl Fn(&KeyUsageExtension) -> bool) -> bool {
+    let usage = certificate.key_usage();
+    usage.is_ok_and(|usage| usage.is_none_or(|usage| wanted(usage.value)))
 }
 
 /// Whether the extended key usage is there and names client authentication (RFC 5280 §4.2.1.12).

@@ -37,8 +37,17 @@ pub fn connections() -> io::Result<Vec<Connection>> {
 ///
 /// Returns the error of the request.
 pub fn listeners() -> io::Result<Vec<SocketAddr>> {
-    let sockets = sockets(IPPROTO_TCP, &StateFlags::LISTEN)?;
+    let sockets = listening_sockets()?;
     Ok(sockets.iter().map(|socket| socket.local).collect())
+}
+
+/// The listening TCP sockets of this network namespace, without peers.
+///
+/// # Errors
+///
+/// Returns the error of the request.
+pub fn listening_sockets() -> io::Result<Vec<Connection>> {
+    sockets(IPPROTO_TCP, &StateFlags::LISTEN)
 }
 
 /// The addresses at which UDP sockets of this network namespace take datagrams of everybody.

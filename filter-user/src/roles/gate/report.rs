@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::GateRole;
 use crate::config::{Config, GateSettings};
-use crate::control::protocol::{Admits, RangeUseStatus};
-use crate::gate;
+use crate::control::protocol::{Admits, RangeUseStatus, RefusalStatus};
+use crate::gate::{self, Refused};
 use crate::host::netlink;
 use crate::observe::{Finding, Severity};
 use crate::roles::access::is_transparent;
@@ -37,6 +37,7 @@ impl GateRole {
                 Admits::Cloudflare
             }),
             range_usage: self.range_usage(),
+            refusals: self.refusals(),
             ..RoleReport::default()
         }
     }
@@ -57,6 +58,33 @@ impl GateRole {
             range: usage.range,
             watched_ms: ms(usage.watched),
             seen_ms_ago: usage.seen_ago.map(ms),
+        });
+        statuses.collect()
+    }
+
+    fn refusals(&self) -> Vec<RefusalStatus> {
+        let last = self.gate.last_refusals().into_iter();
+        let statuses = last.map(|(time, refused)| {
+            let Refused {
+                refusal,
+                client,
+                host,
+                server_name,
+                presented,
+            } = refused;
+            let (subject, issuer, anchor) = presented.map_or((None, None, None), |it| {
+                (Some(it.subject), Some(it.issuer), it.anchor)
+            });
+            RefusalStatus {
+                reason: refusal.label().to_owned(),
+                seconds_ago: time.elapsed().as_secs(),
+                client,
+                host,
+                server_name,
+                subject,
+                issuer,
+                anchor,
+            }
         });
         statuses.collect()
     }
