@@ -16,7 +16,7 @@ use tests::web::Server;
 #[test]
 fn without_a_gate_the_web_server_is_asked_what_it_demands() {
     let origin = Origin::new();
-    // Behind the filter there is nobody: it is not known what will be.
+    // Behind the filter there is no web server: it is not known what will be.
     assert_eq!(origin.status().0["admits"], "unknown");
     let demand = "ssl_client_certificate @DIR@/pki/ours-ca.pem;\n        ssl_verify_client on;";
     let shared = demand.replace("ours-ca", "cloudflare-ca");
@@ -182,7 +182,7 @@ fn whatever_is_in_the_gates_way_is_named_with_its_holder() {
         assert!(!check.contains(silent), "{check}");
     }
     assert!(!origin.check().contains("listens on"));
-    // The gate itself is in nobody's way.
+    // The gate is not in its own way.
     let _gate = Pullgate::start(&origin.network, &origin.config, "gate");
     assert!(!origin.check().contains("listens on"), "{}", origin.check());
 }

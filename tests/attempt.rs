@@ -1,5 +1,5 @@
 //! Confines itself as a role does, and tells what it can still do: `attempt <role> <configuration>
-//! <port>`; as `nobody`, not at all. For the test of the same that is in `confined.rs`.
+//! <port>`; as `stranger`, not at all. For the test of the same that is in `confined.rs`.
 #![deny(unsafe_code)]
 #![expect(
     clippy::print_stdout,
@@ -40,18 +40,18 @@ fn main() {
     let port: u16 = words.next().unwrap().parse().unwrap();
     let file = Path::new(&file);
     let config = Config::parse(file, &fs::read_to_string(file).unwrap()).unwrap();
-    for name in ["nobody", "filter", "ranges", "gate", "another"] {
+    for name in ["stranger", "filter", "ranges", "gate", "another"] {
         fs::create_dir_all(config.boot.paths.run.join(name)).unwrap();
     }
     // What was open before stays open, so nothing may be.
-    if role != "nobody" {
+    if role != "stranger" {
         let mut all = Role::ALL.into_iter();
         let role = all.find(|it| it.label() == role).unwrap();
         let confined = sandbox::enter(reach(file, &config, &[role])).unwrap();
         confined.refuse_listening().unwrap();
     }
 
-    // Another thread: whoever is started later must not be any freer.
+    // Another thread: one that is started later must not be any freer.
     std::thread::scope(|scope| {
         scope.spawn(|| attempt(&role, file, &config, port));
     });
@@ -159,7 +159,7 @@ fn connect_by_sending(port: u16) -> io::Result<()> {
         .map(drop)
 }
 
-/// Asks for a pin that is not there, which is told only to who may ask.
+/// Asks for a pin that is not there, which is answered only to a role that may ask.
 fn use_bpf() -> io::Result<()> {
     match MapData::from_pin("/sys/fs/bpf/pullgate-attempt") {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => {
@@ -204,7 +204,7 @@ fn touch_a_link() -> io::Result<()> {
     }
 }
 
-/// Types a letter for whoever sits at a terminal: that there is none is told to who may type.
+/// Types a letter into a terminal: a role that may gets the error that there is none.
 #[expect(unsafe_code, reason = "no library makes this call")]
 fn type_a_letter(request: nix::libc::Ioctl) -> io::Result<()> {
     let letter = b'x';

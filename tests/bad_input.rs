@@ -480,7 +480,7 @@ fn a_file_that_others_may_write_does_not_say_where_root_looks() {
         decoy.accept().is_ok()
     };
 
-    // A typo is no reason not to look there, and it does not take long: nobody answers.
+    // A typo is no reason not to look there, and it does not take long: no server answers.
     fs::write(&file, "[paths]\nrun = \"run\"\n[ranges]\ntypo = 1\n").unwrap();
     assert!(asked());
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();

@@ -19,16 +19,16 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
     for directory in ["state", "state-filter", "run", "bpf/pullgate"] {
         fs::create_dir(rig.network.path(directory)).unwrap();
     }
-    // Whoever may connect finds somebody.
+    // A role that may connect finds a listener.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let name = SocketAddr::from_abstract_name(format!("pullgate-attempt-{port}")).unwrap();
     let _abstract = UnixListener::bind_addr(&name).unwrap();
 
-    // Nobody is confined by nothing, so that each attempt is seen to succeed where it may. A gate that opens
+    // `stranger` is not confined, so that each attempt is seen to succeed where it may. A gate that opens
     // connections in its clients' names has the capability for raw sockets, and no way to make one.
     let transparent = "steer = true\nclient_address = \"transparent\"\n";
-    let roles = ["nobody", "filter", "ranges", "gate"].map(|role| (role, ""));
+    let roles = ["stranger", "filter", "ranges", "gate"].map(|role| (role, ""));
     for (role, lines) in roles.into_iter().chain([("gate", transparent)]) {
         let lines = format!("listen = [\"127.0.0.1:8443\"]\n{lines}");
         rig.configure(&lines, &[&shop(""), &blog("")]);
@@ -37,7 +37,7 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
         attempt.args([role, &rig.config.display().to_string(), &port.to_string()]);
         let output = attempt.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let told: BTreeMap<_, _> = text
+        let received: BTreeMap<_, _> = text
             .lines()
             .filter_map(|line| line.split_once(": "))
             .collect();
@@ -65,11 +65,11 @@ fn a_confined_role_can_do_what_it_must_and_nothing_else() {
                 "write a status socket's directory",
             ],
         };
-        assert_eq!(told.len(), 27, "{text}");
-        for (what, answer) in &told {
+        assert_eq!(received.len(), 27, "{text}");
+        for (what, answer) in &received {
             assert_eq!(
                 *answer == "yes",
-                role == "nobody" || may.contains(what),
+                role == "stranger" || may.contains(what),
                 "{role}: {what}: {answer}"
             );
         }
@@ -115,7 +115,7 @@ fn every_thread_of_a_running_role_is_confined() {
         let count = lines.find_map(|line| line.strip_prefix("Seccomp_filters:"));
         count.unwrap().trim().parse::<u32>().unwrap()
     };
-    // Those that whoever runs this test has put on.
+    // Those of the process that runs this test.
     let ours = filters(&fs::read_to_string("/proc/self/status").unwrap());
 
     for (role, running, capabilities) in [
@@ -124,8 +124,8 @@ fn every_thread_of_a_running_role_is_confined() {
         ("gate", lab.gate(), "0000000000000400"),
     ] {
         let status = running.status();
-        let told = status["details"].to_string();
-        assert!(told.contains("landlock ABI"), "{role}: {told}");
+        let received = status["details"].to_string();
+        assert!(received.contains("landlock ABI"), "{role}: {received}");
         let threads = fs::read_dir(format!("/proc/{}/task", running.pid())).unwrap();
         let mut count = 0;
         for thread in threads {

@@ -21,7 +21,7 @@ fn host_kernel_and_oracle_agree_on_random_frames() {
         ranges: CASE_RULES,
         ..Plan::default()
     });
-    // Nobody else shall move the counters.
+    // No other traffic may move the counters.
     let namespace = lab.network.namespace(Host::Origin);
     ip(&["-n", &namespace, "link", "set", INTERFACE, "down"]);
     let program = lab.program();

@@ -33,7 +33,7 @@ fn no_encoding_gets_around_the_generic_filter() {
 fn no_encoding_gets_around_the_classifier() {
     let mut lab = Lab::start(&Plan::default());
     lab.unload();
-    // Where somebody else's program is, there is no place for ours.
+    // Where another program is, there is no place for ours.
     let mut objects = Objects::load();
     let foreign = objects.program("bare_pass");
     lab.network.on(Host::Origin, || {
@@ -324,7 +324,7 @@ fn reversed(mut packets: Vec<Packet>) -> Vec<Packet> {
     packets
 }
 
-/// A port that nobody protects.
+/// A port that is not protected.
 const OTHER_PORT: u16 = 7000;
 /// How long a silence ends an attempt.
 const QUIET: Duration = Duration::from_millis(700);

@@ -1,4 +1,4 @@
-//! Verifies what the feed cannot do: each test is one thing that a server, or whoever sits in its
+//! Verifies what the feed cannot do: each test is one thing that a server, or one that sits in its
 //! place, may answer. Whatever it is, the set stays what the rule says, an edge is served, a
 //! stranger is not, one log line says why, one counter moves, and memory does not grow.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
@@ -16,7 +16,7 @@ use tests::net::Host;
 use tests::pki::SHOP;
 use tests::{Lab, Plan, eventually};
 
-// Nobody there, or somebody else.
+// No server there, or another one.
 
 #[test]
 fn a_refused_connection() {
@@ -222,7 +222,7 @@ fn status_304_of_a_list_that_is_remembered() {
     );
 }
 
-// Lists that nobody may be let in by.
+// Lists by which no client may be admitted.
 
 #[test]
 fn all_of_ipv4() {

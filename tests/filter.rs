@@ -121,7 +121,7 @@ fn where_the_driver_refuses_the_kernels_words_are_told() {
 
     assert_eq!(mode(&lab, "br0"), "generic");
     assert_eq!(mode(&lab, INTERFACE), "native");
-    lab.filter().event(0, "the refusal is told", |event| {
+    lab.filter().event(0, "the refusal is logged", |event| {
         let message = event["message"].to_string();
         event["id"] == "attach-mode-refused"
             && event["interface"] == "br0"
@@ -730,7 +730,7 @@ fn pins_of_another_version_are_taken_over_through_their_links() {
         "counters of the same shape go on"
     );
     assert!(!theirs.exists());
-    lab.filter().event(0, "the take-over is told", |event| {
+    lab.filter().event(0, "the take-over is logged", |event| {
         event["id"] == "old-pins-removed"
     });
     assert_matched(&scenarios::strangers_are_dropped(&lab));
@@ -809,7 +809,7 @@ fn explain_asks_the_loaded_program_and_nothing_is_counted() {
     assert!(
         String::from_utf8(text.stdout)
             .unwrap()
-            .contains("whoever sends it")
+            .contains("from any source")
     );
     assert_eq!(frames(&lab), before, "nor in a disagreement");
     let drops = &lab.filter().status()["filter"]["drops"];
@@ -952,7 +952,7 @@ fn a_trial_ends_though_its_terminal_is_gone_and_its_filter_was_there_before() {
     trial.arg("--config").arg(&lab.config);
     trial.args(["run", "--only", "filter", "--confirm", "1s"]);
     let mut trial = trial.stderr(Stdio::piped()).spawn().unwrap();
-    // Nobody reads what it says from here on: every line of its log fails.
+    // Its log has no reader from here on: every line of its log fails.
     drop(trial.stderr.take());
     let ended = trial.wait().unwrap();
 

@@ -81,8 +81,8 @@ fn publishing_neither_drops_the_listed_nor_lets_strangers_in() {
         direct: true,
         ..Plan::default()
     });
-    // Addressed to nobody, so that the stack has no work with them; the filter has.
-    let nobody = [2, 0, 0, 0, 0, 0x77];
+    // Addressed to no host, so that the stack has no work with them; the filter has.
+    let no_host = [2, 0, 0, 0, 0, 0x77];
     let counters = lab.counters_of(DIRECT);
     let count = |verdict, family| counters.judged(Judgement { verdict, family });
     let mut published = 0;
@@ -95,7 +95,7 @@ fn publishing_neither_drops_the_listed_nor_lets_strangers_in() {
             count(LISTED, stranger_family),
         ];
         let passed = count(LISTED, listed_family);
-        let traffic = [listed, stranger].map(|source| flood(&lab, source, nobody));
+        let traffic = [listed, stranger].map(|source| flood(&lab, source, no_host));
         eventually("both floods have begun", || {
             let begun =
                 count(LISTED, listed_family) > passed && count(NOT_LISTED, stranger_family) > 0;

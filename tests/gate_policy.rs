@@ -106,7 +106,7 @@ fn with_log_everybody_enters_and_is_told_of() {
         assert_eq!(rig.tell(client, SHOP), "200, Relayed");
         let event = rig
             .gate()
-            .event(mark, "it is told of", |event| event["id"] == "would-refuse");
+            .event(mark, "it is logged", |event| event["id"] == "would-refuse");
         assert_eq!(event["reason"], reason);
         let metric =
             format!("pullgate_gate_would_refuse_total{{host=\"{SHOP}\",reason=\"{reason}\"}}");
@@ -114,7 +114,7 @@ fn with_log_everybody_enters_and_is_told_of() {
         let status = rig.pullgate(&["status"]);
         assert!(String::from_utf8_lossy(&status.stdout).contains(&metric));
     }
-    // A certificate that does is not told of; at another host nobody else enters.
+    // A certificate that does is not logged; at another host no other client enters.
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");
     assert_eq!(rig.tell(&none, BLOG), NONE);
     assert_eq!(rig.gate().status()["enforcing"], false);
@@ -198,7 +198,7 @@ fn h2_is_offered_only_to_an_upstream_that_speaks_it() {
     assert_eq!(negotiated(&rig), "http/1.1");
     assert!(warnings(&rig).contains("h2-not-spoken"));
     drop(upstream);
-    // Nobody is there, so nobody can tell: what answers later is asked later.
+    // No server answers: one that answers later is asked later.
     assert!(rig.reload());
     assert!(warnings(&rig).contains("h2-unknown"));
     let _nginx = tests::web::Server::start(&rig.network, "nginx", &[], NGINX_H2);
@@ -214,8 +214,8 @@ fn a_client_that_shares_no_protocol_is_refused_for_that() {
 
     // As Cloudflare opens WebSockets; and without ALPN, which is HTTP/1.1.
     for client in [rig.edge().offering(&["http/1.1"]), rig.edge()] {
-        let told = rig.tell(&client, SHOP);
-        assert_eq!(told, "alert NoApplicationProtocol, NoSharedProtocol");
+        let received = rig.tell(&client, SHOP);
+        assert_eq!(received, "alert NoApplicationProtocol, NoSharedProtocol");
     }
     let both = rig.edge().offering(&["h2", "http/1.1"]);
     let session = both.connect(&rig.network, Host::Edge, tests::gate::origin(), SHOP);

@@ -143,9 +143,9 @@ fn a_ca_is_no_client() {
     });
     rig.start("", &[&shop("")]);
 
-    let told = rig.tell(&Client::new(&rig.pki, Some(&client)), SHOP);
+    let received = rig.tell(&Client::new(&rig.pki, Some(&client)), SHOP);
 
-    assert_eq!(told, "alert UnsupportedCertificate, WrongUsage");
+    assert_eq!(received, "alert UnsupportedCertificate, WrongUsage");
 }
 
 #[test]
@@ -184,9 +184,9 @@ fn certificates_behind_the_leaf_are_nobody() {
     let mut identity = rig.pki.other.client();
     identity.intermediates = vec![rig.pki.ours.client().certificate, rig.pki.ours.der.clone()];
 
-    let told = rig.tell(&Client::new(&rig.pki, Some(&identity)), SHOP);
+    let received = rig.tell(&Client::new(&rig.pki, Some(&identity)), SHOP);
 
-    assert_eq!(told, "alert UnknownCA, UnknownIssuer");
+    assert_eq!(received, "alert UnknownCA, UnknownIssuer");
 }
 
 #[test]

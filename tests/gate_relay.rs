@@ -1,4 +1,4 @@
-//! Verifies the relay: what upstreams are told and how they may behave, what load balancers tell,
+//! Verifies the relay: what upstreams receive and how they may behave, what load balancers tell,
 //! and the pairing with real web servers.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
@@ -22,25 +22,25 @@ fn an_upstream_is_told_who_the_client_is() {
     let identity = rig.pki.ours.client();
     let client = Client::new(&rig.pki, Some(&identity)).offering(&["http/1.1"]);
 
-    let told = [rig.told(&client, SHOP), rig.told(&client, SHOP)];
+    let received = [rig.received(&client, SHOP), rig.received(&client, SHOP)];
 
     let [edge, _] = Host::Edge.addresses();
-    for told in &told {
-        assert_eq!(told["version"], 2);
-        let client = told["client"].as_str().unwrap();
+    for received in &received {
+        assert_eq!(received["version"], 2);
+        let client = received["client"].as_str().unwrap();
         assert!(client.starts_with(&format!("{edge} ")), "{client}");
-        assert_eq!(told["local"], format!("{} 443", origin()));
-        assert_eq!(tlv(told, 0x01), "http/1.1");
-        assert_eq!(tlv(told, 0x02), SHOP);
-        assert_eq!(tlv(told, 0x2021), "TLSv1.3");
-        assert_eq!(tlv(told, 0x2022), "origin-pull");
-        assert!(tlv(told, 0x2023).starts_with("TLS_AES_"));
-        assert_eq!(tlv(told, 0xe0), digest(&identity));
+        assert_eq!(received["local"], format!("{} 443", origin()));
+        assert_eq!(tlv(received, 0x01), "http/1.1");
+        assert_eq!(tlv(received, 0x02), SHOP);
+        assert_eq!(tlv(received, 0x2021), "TLSv1.3");
+        assert_eq!(tlv(received, 0x2022), "origin-pull");
+        assert!(tlv(received, 0x2023).starts_with("TLS_AES_"));
+        assert_eq!(tlv(received, 0xe0), digest(&identity));
     }
     // Presented with the first connection, resumed in the second; verified in both.
-    assert!(tlv(&told[0], 0x20).starts_with("\\x07\\x00\\x00\\x00\\x00"));
-    assert!(tlv(&told[1], 0x20).starts_with("\\x05\\x00\\x00\\x00\\x00"));
-    let ids = told.map(|told| tlv(&told, 0x05));
+    assert!(tlv(&received[0], 0x20).starts_with("\\x07\\x00\\x00\\x00\\x00"));
+    assert!(tlv(&received[1], 0x20).starts_with("\\x05\\x00\\x00\\x00\\x00"));
+    let ids = received.map(|received| tlv(&received, 0x05));
     assert_ne!(ids[0], ids[1]);
     for id in ids {
         rig.gate()
@@ -56,10 +56,10 @@ fn an_upstream_that_wants_the_addresses_alone_is_told_no_more() {
     rig.start("", &[&shop(&format!("proxy_tlvs = false\n{ON_LOOPBACK}"))]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
 
-    let told = rig.told(&rig.edge(), SHOP);
+    let received = rig.received(&rig.edge(), SHOP);
 
-    assert_eq!(told["version"], 2);
-    assert_eq!(told["tlvs"], serde_json::json!({}));
+    assert_eq!(received["version"], 2);
+    assert_eq!(received["tlvs"], serde_json::json!({}));
 }
 
 #[test]
@@ -70,11 +70,11 @@ fn an_upstream_is_told_that_nobody_was_verified() {
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let other = Client::new(&rig.pki, Some(&rig.pki.other.client()));
 
-    let told = rig.told(&other, SHOP);
+    let received = rig.received(&other, SHOP);
 
-    assert!(tlv(&told, 0x20).starts_with("\\x01\\x00\\x00\\x00\\x01"));
-    assert_eq!(told["tlvs"]["0x2022"], Value::Null);
-    assert_eq!(told["tlvs"]["0xe0"], Value::Null);
+    assert!(tlv(&received, 0x20).starts_with("\\x01\\x00\\x00\\x00\\x01"));
+    assert_eq!(received["tlvs"]["0x2022"], Value::Null);
+    assert_eq!(received["tlvs"]["0xe0"], Value::Null);
 }
 
 #[test]
@@ -84,16 +84,16 @@ fn version_1_and_none_are_told_as_well() {
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let [edge, _] = Host::Edge.addresses();
 
-    let told = rig.told(&rig.edge(), SHOP);
-    assert_eq!(told["version"], 1);
+    let received = rig.received(&rig.edge(), SHOP);
+    assert_eq!(received["version"], 1);
     assert!(
-        told["client"]
+        received["client"]
             .as_str()
             .unwrap()
             .starts_with(&format!("{edge} "))
     );
     assert!(rig.reconfigure("", &[&shop("proxy_protocol = \"none\"")]));
-    assert_eq!(rig.told(&rig.edge(), SHOP)["version"], 0);
+    assert_eq!(rig.received(&rig.edge(), SHOP)["version"], 0);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_load_balancer_tells_whom_it_speaks_for() {
     for (header, expected) in [
         (v1("173.245.48.77"), "173.245.48.77 4660, Relayed"),
         (v2, "173.245.48.77 4660, Relayed"),
-        // The address that counts is the one that is told.
+        // The address that counts is the one in the header.
         (v1("198.51.100.7"), "NotListed"),
         (b"PROXY TCP4 nonsense\r\n".to_vec(), "BadProxyHeader"),
         (vec![b'P'; 200], "BadProxyHeader"),
@@ -120,7 +120,7 @@ fn a_load_balancer_tells_whom_it_speaks_for() {
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".to_vec(),
             "BadProxyHeader",
         ),
-        // Whoever must tell and does not is refused, were he Cloudflare.
+        // A balancer that must send a header and does not is refused, even from Cloudflare's address.
         (Vec::new(), "BadProxyHeader"),
     ] {
         assert_eq!(
@@ -133,9 +133,9 @@ fn a_load_balancer_tells_whom_it_speaks_for() {
     // A health check of the balancer's own: its address is judged, and TLS goes on.
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x11\0\x0c\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
     for header in [b"PROXY UNKNOWN\r\n".to_vec(), local] {
-        let told = through_balancer(&rig, &header);
-        let is_own = told.starts_with(&format!("{edge} ")) && told.ends_with(", Relayed");
-        assert!(is_own, "{}: {told}", header.escape_ascii());
+        let received = through_balancer(&rig, &header);
+        let is_own = received.starts_with(&format!("{edge} ")) && received.ends_with(", Relayed");
+        assert!(is_own, "{}: {received}", header.escape_ascii());
     }
     let mark = rig.gate().mark();
     let mut silent = connect(&rig.network, Host::Edge, origin()).unwrap();
@@ -397,7 +397,7 @@ fn haproxy_reads_the_name_and_the_id_that_it_is_told() {
         });
 }
 
-/// Speaks to the gate as a load balancer does: a header, then TLS. What the upstream was told, and
+/// Speaks to the gate as a load balancer does: a header, then TLS. What the upstream received, and
 /// the gate's word.
 fn through_balancer(rig: &Rig, header: &[u8]) -> String {
     let mark = rig.gate().mark();
@@ -408,8 +408,8 @@ fn through_balancer(rig: &Rig, header: &[u8]) -> String {
     let Reply::Response(200, body) = reply else {
         return outcome;
     };
-    let told: Value = serde_json::from_str(&body).unwrap();
-    format!("{}, {outcome}", told["client"].as_str().unwrap())
+    let received: Value = serde_json::from_str(&body).unwrap();
+    format!("{}, {outcome}", received["client"].as_str().unwrap())
 }
 
 fn session(rig: &Rig) -> tests::client::Session {
@@ -418,8 +418,8 @@ fn session(rig: &Rig) -> tests::client::Session {
     session.unwrap()
 }
 
-fn tlv(told: &Value, kind: u16) -> String {
-    let value = &told["tlvs"][format!("{kind:#x}")];
+fn tlv(received: &Value, kind: u16) -> String {
+    let value = &received["tlvs"][format!("{kind:#x}")];
     value.as_str().unwrap_or_default().to_owned()
 }
 

@@ -141,7 +141,7 @@ fn a_gate_that_stops_lets_answers_come_and_tells_the_others() {
 
     let gate = rig.gate.take().unwrap();
     gate.signal(Signal::SIGTERM);
-    // The end is told by close_notify: nothing was cut off.
+    // The end is a close_notify: nothing was cut off.
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).unwrap();
 

@@ -92,7 +92,7 @@ fn lists_go_by_the_key_of_a_ca_and_not_by_its_name() {
             assert_eq!(rig.tell(&client, SHOP), *expected, "{lists}");
         }
     }
-    // A list that bears a trusted name and is signed by nobody is refused at once.
+    // A list that bears a trusted name and is signed by no known CA is refused at once.
     assert!(!rig.reconfigure("", &[&shop("crl = [\"@PKI@/namesake-crl.pem\"]")]));
 }
 
@@ -403,8 +403,8 @@ fn the_end_of_a_list_is_announced_while_the_gate_runs_and_is_an_outage_when_it_c
     assert_eq!(tell(&rig, &rig.pki.ours.client()), "200, Relayed");
 
     // The log says so when it happens, and not again.
-    let told = |event: &serde_json::Value| event["id"] == "crl-expired";
-    rig.gate().event(mark, "the list expires", told);
+    let received = |event: &serde_json::Value| event["id"] == "crl-expired";
+    rig.gate().event(mark, "the list expires", received);
     let warnings = rig.gate().status()["findings"].to_string();
     assert!(warnings.contains("crl-expired"), "{warnings}");
     assert_eq!(
@@ -415,7 +415,7 @@ fn the_end_of_a_list_is_announced_while_the_gate_runs_and_is_an_outage_when_it_c
         rig.gate()
             .events()
             .iter()
-            .filter(|event| told(event))
+            .filter(|event| received(event))
             .count(),
         1
     );

@@ -1,5 +1,5 @@
 //! Verifies that the gate holds out: floods of half-open handshakes, many idle connections, misuse
-//! of TLS, a host without descriptors. Somebody legitimate is served meanwhile.
+//! of TLS, a host without descriptors. A legitimate client is served meanwhile.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 #![expect(
     clippy::print_stdout,

@@ -140,7 +140,7 @@ fn a_pin_directory_of_somebody_else_is_refused_and_left_alone() {
     fs::create_dir(&theirs).unwrap();
     std::os::unix::fs::chown(&theirs, Some(65_534), None).unwrap();
     refuses();
-    // Nor is a link followed to where somebody else would have the pins.
+    // Nor is a link followed to where another user would have the pins.
     let elsewhere = lab.network.path("bpf/elsewhere");
     fs::rename(&theirs, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &theirs).unwrap();
@@ -308,19 +308,19 @@ fn status_merges_the_roles_and_fails_when_one_is_missing() {
 fn a_typo_takes_no_protection_away_and_hides_no_role_that_is_down() {
     let mut lab = Lab::start(&Plan::default());
     let text = fs::read_to_string(&lab.config).unwrap();
-    let told = |lab: &Lab| {
+    let received = |lab: &Lab| {
         let output = lab.pullgate(&["status"]);
         let text = String::from_utf8(output.stdout).unwrap();
         (output.status.code(), text)
     };
     fs::write(&lab.config, format!("{text}\nty po\n")).unwrap();
 
-    let (code, text) = told(&lab);
+    let (code, text) = received(&lab);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("which roles should run is unknown"), "{text}");
 
     drop(lab.gate.take());
-    let (code, text) = told(&lab);
+    let (code, text) = received(&lab);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("gate: not running"), "{text}");
 }

@@ -289,7 +289,7 @@ fn a_prometheus_scrapes_all_roles_and_is_alarmed() {
 
     // Of what is in order there is nothing to say: the filter's mode is generic, and all else is well.
     let alarmed_by = |expected: &[&str]| {
-        tests::eventually("somebody is woken", || {
+        tests::eventually("an alert fires", || {
             let answer = ask("alerts");
             let alerts = answer["data"]["alerts"].as_array()?.iter();
             let names: BTreeSet<_> = alerts

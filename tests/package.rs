@@ -28,7 +28,7 @@ fn a_package_is_installed_enforces_is_upgraded_under_load_and_is_removed() {
     let manual = Manual::read();
     debian.receive(1, manual.package);
 
-    // As it comes, nothing runs, and what is configured is in order and cuts nobody off.
+    // As it comes, nothing runs, and what is configured is OK and drops nothing.
     debian.follow(&[manual.install, manual.check]);
     let units = ["systemctl", "list-units", "--quiet", "pullgate*"];
     assert_eq!(debian.says(&units), "");
@@ -186,7 +186,7 @@ fn a_tarball_is_unpacked_over_a_host_and_leaves_what_is_configured() {
 
 /// What goes wrong on hosts, and must not let anybody in or keep anybody out.
 fn mishaps(debian: &Debian<'_>, visitors: &Visitors<'_>) {
-    // What cannot be used is refused, and takes nobody down.
+    // What cannot be used is refused, and stops no role.
     let good = debian.read(CONFIGURATION);
     let before = pids(debian);
     debian.write(CONFIGURATION, &format!("bad = 1\n{good}"));

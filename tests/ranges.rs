@@ -1,5 +1,5 @@
 //! Verifies what becomes of the ranges: a new one opens the way, a bad list changes nothing, much
-//! is not removed before somebody agrees, and what an operator may do by hand.
+//! is not removed before it is approved, and what an operator may do by hand.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
 use std::fs;
@@ -56,7 +56,7 @@ fn a_list_that_shrinks_is_held_until_the_operator_approves() {
     assert!(shown.contains("- 104.16.0.0/13"), "{shown}");
     assert_eq!(exported(&lab).len(), 15 + 7);
 
-    // Neither does a failure end the hold, nor does somebody approve what he has not seen.
+    // Neither does a failure end the hold, nor is anything approved that was not shown.
     assert_eq!(lab.refresh(Answer::Nothing)["outcome"], "NoAnswer");
     let other = lab.pullgate(&["ranges", "approve", "0123456789abcdef01234567"]);
     assert_eq!(other.status.code(), Some(64), "{other:?}");
@@ -193,7 +193,7 @@ fn a_range_that_an_authenticated_connection_came_from_stays() {
     assert!(lab.gate().get("/range-usage")[0]["seen_ms_ago"].is_number());
 
     // And then he does not.
-    eventually("the range goes when nobody comes from it", || {
+    eventually("the range goes when no client comes from it", || {
         (lab.refresh_as_it_is()["kept"] == 0).then_some(())
     });
     eventually("he is a stranger now", || (visit() != "200").then_some(()));
@@ -573,8 +573,8 @@ fn a_proxy_is_asked_only_if_it_is_configured() {
     });
     let config = fs::read_to_string(&lab.config).unwrap();
     // What is asked for on this host stays there, whatever is configured.
-    let nobody = config.replace("[ranges]", "[ranges]\nproxy = \"http://127.0.0.1:1\"");
-    fs::write(&lab.config, nobody).unwrap();
+    let offline = config.replace("[ranges]", "[ranges]\nproxy = \"http://127.0.0.1:1\"");
+    fs::write(&lab.config, offline).unwrap();
     assert!(lab.pullgate(&["ranges", "diff"]).status.success());
     let by_proxy = format!("[ranges]\nproxy = \"http://user:s3cret@{address}\"");
     let elsewhere = config.replace("https://127.0.0.1:", "https://list.example:");
@@ -602,7 +602,7 @@ fn the_environments_proxy_counts_only_where_it_was_asked_for() {
     let config = fs::read_to_string(&lab.config).unwrap();
     let diff = || {
         let mut command = lab.network.command(Host::Origin, binary());
-        // Nobody listens there.
+        // No server listens there.
         command.env("HTTPS_PROXY", "http://127.0.0.1:1");
         let command = command.arg("--config").arg(&lab.config);
         command.args(["ranges", "diff"]).output().unwrap()

@@ -1,4 +1,4 @@
-//! Verifies what the service manager and the monitoring are told, against stand-ins that speak
+//! Verifies what the service manager and the monitoring receive, against stand-ins that speak
 //! their protocols: sd_notify(3) and HTTP.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
@@ -157,7 +157,7 @@ fn monitoring_is_told_what_the_status_tells() {
     }
     assert!(ranges("/").starts_with("HTTP/1.1 404"));
 
-    // Ready is who protects, and nobody else.
+    // Ready is a role that protects, and no other.
     let text = fs::read_to_string(&lab.config).unwrap();
     let text = text.replace("[filter]", "[filter]\nmode = \"monitor\"");
     fs::write(&lab.config, text).unwrap();
@@ -214,10 +214,10 @@ fn who_asks_for_metrics_is_bounded() {
     let _reset = endless.read_to_string(&mut answer);
     assert!(!answer.contains("200 OK"), "{answer}");
 
-    // Who says nothing keeps nobody waiting for long.
+    // A client that sends nothing holds up no other for long.
     let mut silent: Vec<_> = (0..40).map(|_| connect()).collect();
     assert!(ask(connect(), "/healthz").starts_with("HTTP/1.1 200"));
-    // The first have made room for those who came later, and nobody's time had to be over.
+    // The first have made room for later ones, before their time was over.
     let mut is_open = |number: usize| {
         let socket: &mut TcpStream = &mut silent[number];
         socket.set_nonblocking(true).unwrap();

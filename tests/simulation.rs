@@ -1,4 +1,4 @@
-//! Verifies that days of a hostile feed, while somebody plays with the clock, end with exactly the
+//! Verifies that days of a hostile feed, while the clock is set to and fro, end with exactly the
 //! right set. The refresh task and the HTTPS server are the real ones; only the hours are not.
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
@@ -186,7 +186,7 @@ struct Run {
     begin: Instant,
     attempts: u64,
     next: Instant,
-    told: watch::Receiver<Vec<Progress>>,
+    received: watch::Receiver<Vec<Progress>>,
     config: watch::Sender<Arc<Config>>,
     _approve: mpsc::Sender<Approval>,
     snapshot: PathBuf,
@@ -204,7 +204,7 @@ impl Run {
         let snapshot = config.boot.paths.snapshot();
         let before = snapshot::load(&snapshot, &config.live.ranges).unwrap();
         let (config, receiver) = watch::channel(Arc::new(config));
-        let (progress, told) = watch::channel(Vec::new());
+        let (progress, received) = watch::channel(Vec::new());
         let (approve, approvals) = mpsc::channel(1);
         let refresher = Refresher {
             config: receiver,
@@ -223,7 +223,7 @@ impl Run {
             begin,
             attempts: 0,
             next: begin,
-            told,
+            received,
             config,
             _approve: approve,
             snapshot,
@@ -235,8 +235,9 @@ impl Run {
     async fn attempt(&mut self) -> Attempt {
         tokio::time::resume();
         let before = self.attempts;
-        let is_new = |told: &Vec<Progress>| told.iter().any(|told| told.attempts > before);
-        let made = tokio::time::timeout(PATIENCE, self.told.wait_for(is_new)).await;
+        let is_new =
+            |received: &Vec<Progress>| received.iter().any(|received| received.attempts > before);
+        let made = tokio::time::timeout(PATIENCE, self.received.wait_for(is_new)).await;
         let made = made.unwrap().unwrap()[0].clone();
         tokio::time::pause();
         self.attempts = made.attempts;
@@ -272,7 +273,7 @@ impl Run {
     }
 }
 
-/// Runs in the origin, in a time that only passes when it is told to.
+/// Runs in the origin, in a time that passes by order only.
 fn on_paused_time<T: Send>(network: &Network, future: impl Future<Output = T> + Send) -> T {
     network.on(Host::Origin, || {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -402,7 +403,7 @@ fn published() -> BTreeSet<&'static str> {
     IPS_V4.lines().chain(IPS_V6.lines()).collect()
 }
 
-/// A clock that somebody plays with.
+/// A clock that is set to and fro.
 fn wall_clock() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(WALL_CLOCK.load(Ordering::Relaxed))
 }

@@ -1,5 +1,5 @@
 //! Verifies what `pullgate snippet` prints: each variant is loaded by the real server, lets in whom it
-//! should and nobody else.
+//! should and no other client.
 
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
@@ -86,7 +86,7 @@ fn a_server_that_demands_the_certificate_itself_lets_in_nobody_else() {
         assert_eq!(ask(&rig.edge(), SHOP), "200", "{server}");
         assert_eq!(ask(&of(theirs), BLOG), "200", "{server}");
         for (who, client) in [
-            ("nobody", Client::new(&rig.pki, None)),
+            ("no certificate", Client::new(&rig.pki, None)),
             ("another CA's", of(&rig.pki.other)),
             ("the shared CA's", of(&rig.pki.shared)),
         ] {
@@ -233,7 +233,7 @@ fn what_would_let_more_in_is_not_printed() {
         (
             "nginx",
             shop("client_auth = \"log\""),
-            "nobody in without one",
+            "no client without one",
         ),
     ] {
         rig.configure("", &[&host, &blog("")]);

@@ -49,7 +49,7 @@ fn the_web_server_stays_as_it_is_and_is_reached_through_the_gate() {
             page.starts_with("shop.example saw 127.0.0.1, https, host=shop.example"),
             "{software:?}: {page}"
         );
-        // Whoever trusts another CA refuses it, and so does a stranger's address.
+        // A host that trusts another CA refuses it, and so does a stranger's address.
         assert_eq!(rig.tell(&edge, Host::Edge, BLOG), "alert UnknownCA");
         let without = Client::new(&rig.pki, None);
         assert_eq!(
@@ -228,7 +228,7 @@ fn unloading_gives_the_port_back_and_live_connections_go_on() {
 
     assert!(rig.pullgate(&["unload"]).status.success());
 
-    // The web server asks nobody for a certificate.
+    // The web server asks no client for a certificate.
     let anybody = Client::new(&rig.pki, None);
     eventually("the port is the web server's again", || {
         let page = rig.tell(&anybody, Host::Edge, SHOP);
@@ -239,7 +239,7 @@ fn unloading_gives_the_port_back_and_live_connections_go_on() {
     // Both roles know, and neither says that all is well.
     let findings = rig.filter().status()["findings"].to_string();
     assert!(findings.contains("the filter was unloaded"), "{findings}");
-    rig.gate().event(0, "the gate is told", |event| {
+    rig.gate().event(0, "the gate is notified", |event| {
         event["id"] == "sockets-not-taken"
     });
     let status = rig.gate().status();
@@ -357,13 +357,13 @@ fn only_the_gates_user_hands_sockets_over_and_only_listening_ones() {
         &rig.pki.path(&format!("{SHOP}.key")),
         &rig.pki.path(""),
     ] {
-        chown(path, Some(NOBODY), None).unwrap();
+        chown(path, Some(NO_USER), None).unwrap();
     }
     for name in [BLOG, WIKI] {
-        chown(rig.pki.path(&format!("{name}.key")), Some(NOBODY), None).unwrap();
+        chown(rig.pki.path(&format!("{name}.key")), Some(NO_USER), None).unwrap();
     }
     for entry in std::fs::read_dir(rig.pki.path("")).unwrap() {
-        chown(entry.unwrap().path(), Some(NOBODY), None).unwrap();
+        chown(entry.unwrap().path(), Some(NO_USER), None).unwrap();
     }
     let config = rig.network.path("theirs.toml");
     let text = std::fs::read_to_string(&rig.config).unwrap();
@@ -376,7 +376,7 @@ fn only_the_gates_user_hands_sockets_over_and_only_listening_ones() {
     std::fs::write(&config, text).unwrap();
     let mark = rig.filter().mark();
     let mut command = rig.network.command(Host::Origin, "setpriv");
-    let user = NOBODY.to_string();
+    let user = NO_USER.to_string();
     command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]);
     command
         .arg(tests::daemon::binary())
@@ -386,7 +386,7 @@ fn only_the_gates_user_hands_sockets_over_and_only_listening_ones() {
     let event = rig.filter().event(mark, "it is refused", |event| {
         event["id"] == "handover-forbidden"
     });
-    assert_eq!(event["user"], NOBODY);
+    assert_eq!(event["user"], NO_USER);
     theirs.kill().unwrap();
     theirs.wait().unwrap();
 
@@ -554,7 +554,7 @@ fn a_transparent_gate_shows_the_web_server_the_clients_own_address() {
             assert!(page.starts_with(&expected), "{software:?}: {page}");
         }
 
-        // It is told, and no other gate has the capability.
+        // It is reported, and no other gate has the capability.
         let status = rig.gate().status();
         assert!(has(&status, "client-address-transparent"), "{status:#}");
         assert_eq!(rig.capabilities_of_gate(), NET_BIND_SERVICE | NET_RAW);
@@ -723,5 +723,5 @@ fn has(status: &Value, id: &str) -> bool {
 /// Bits of CapEff, include/uapi/linux/capability.h.
 const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_RAW: u64 = 1 << 13;
-/// nobody(7).
-const NOBODY: u32 = 65_534;
+/// The account of no user (Debian's base-passwd).
+const NO_USER: u32 = 65_534;

@@ -62,7 +62,7 @@ fn pins_that_another_process_removes_are_reported_until_a_restart() {
     lab.restart_with("");
     let warnings = lab.filter().status()["findings"].to_string();
     assert!(!warnings.contains("pin-removed"), "{warnings}");
-    // What was explained before is not taken from drops that are counted anew.
+    // What was explained before is not taken from drops that are counted from zero.
     let explained = lab.pullgate(&["explain", "198.51.100.7"]);
     assert!(explained.status.success());
     assert_matched(&scenarios::strangers_are_dropped(&lab));

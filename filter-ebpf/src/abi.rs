@@ -10,7 +10,7 @@ pub const VERSION: u32 = 3;
 pub const PROGRAM: &str = "pullgate";
 /// The same for kernels that know no such frames.
 pub const PROGRAM_LINEAR: &str = "pullgate_linear";
-/// The same as a classifier, for interfaces whose XDP hook somebody else holds.
+/// The same as a classifier, for interfaces whose XDP hook another program holds.
 pub const PROGRAM_TCX: &str = "pullgate_tcx";
 
 /// The same, and returns the counter's index instead of an action: for test runs. It counts nothing.
@@ -30,7 +30,7 @@ pub const SOCKET_V6: u32 = 1;
 
 /// One `u64`: the generation of the range maps that packets are judged by, 0 or 1.
 pub const ACTIVE: &str = ".data.active";
-/// The global that is in [`ACTIVE`]. Every load writes it, so it must be told what is there.
+/// The global that is in [`ACTIVE`]. Every load writes it, so it must know what is there.
 pub const ACTIVE_GLOBAL: &str = "ACTIVE";
 /// Per CPU, one `u64`: how many more drops may be put into [`EVENTS`]; user space refills it.
 pub const SAMPLE_BUDGET: &str = "SAMPLE_BUDGET";
@@ -41,7 +41,7 @@ pub const RANGES_V6: &str = "RANGES_V6";
 /// Ring buffer of events, [`EVENT`] bytes each: a sample of what was dropped.
 pub const EVENTS: &str = "EVENTS";
 
-/// The maps that the programs of all interfaces share; every load makes them anew.
+/// The maps that the programs of all interfaces share; every load makes new ones.
 pub const SHARED_MAPS: [&str; 5] = [ACTIVE, SAMPLE_BUDGET, RANGES_V4, RANGES_V6, EVENTS];
 
 /// Per-CPU `u64` counters of one interface, one per

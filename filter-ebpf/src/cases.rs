@@ -310,7 +310,7 @@ fn nested_cases(rows: &mut Rows<'_>, inner: &Family) {
     );
     both("GRE of three bytes", (47, vec![0; 3]), Drop(Malformed));
 
-    // Whose the packet is that nobody looks at, none of those around it says: sources there are free to
+    // No header around it names the source of a packet that is not parsed: sources there are free to
     // forge, and addresses to choose.
     for source in [inner.stranger, inner.listed, inner.allowed] {
         let mut packet = stranger.clone();
@@ -652,7 +652,7 @@ mod tests {
     fn every_frame_cut_anywhere_gets_a_verdict_and_strangers_never_enter() {
         for case in cases(Table::Default) {
             for length in 0..case.frame.len() {
-                let verdict = decide(&case.frame[..length], &Table::Default, &Nobody).verdict;
+                let verdict = decide(&case.frame[..length], &Table::Default, &AllAbsent).verdict;
 
                 assert!(
                     !matches!(verdict, Pass(Listed | Allowed | Malformed | ChainTooLong)),
@@ -700,9 +700,9 @@ mod tests {
     }
 
     /// Everybody is a stranger.
-    struct Nobody;
+    struct AllAbsent;
 
-    impl Ranges for Nobody {
+    impl Ranges for AllAbsent {
         fn class(&self, _: IpAddr) -> Class {
             Class::Absent
         }

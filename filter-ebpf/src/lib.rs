@@ -3,7 +3,7 @@
 //! The same code runs in the kernel (compiled into the XDP program of `main.rs`) and on the host
 //! (unit tests, the verification of a published range table, `pullgate`'s own source check). It
 //! therefore knows neither maps nor sockets nor clocks: the frame, the settings and the ranges
-//! are traits, and whoever calls [`decide`] says where their bytes come from.
+//! are traits, and the caller of [`decide`] says where their bytes come from.
 //!
 //! Byte order is settled once, in [`Frame`]: every multi-byte read returns the value that the
 //! network order denotes, and addresses are [`core::net::IpAddr`].

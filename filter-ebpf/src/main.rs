@@ -73,7 +73,7 @@ mod program {
         xdp_action(&ctx)
     }
 
-    /// For interfaces whose XDP hook is somebody else's.
+    /// For interfaces whose XDP hook another program holds.
     #[classifier]
     pub(crate) fn pullgate_tcx(ctx: TcContext) -> i32 {
         // Drivers leave as much as they like in further buffers.
@@ -107,7 +107,7 @@ mod program {
         /// Where the packet's linear part begins and ends.
         ///
         /// Read again each time: a compiler that keeps them widens them where they are used, and the
-        /// verifier lets nobody calculate with pointers to a packet's end.
+        /// verifier forbids arithmetic with pointers to a packet's end.
         fn packet(&self) -> Packet;
         /// The index of the interface.
         fn interface(&self) -> u32;
@@ -250,7 +250,7 @@ mod program {
     #[cold]
     #[inline(never)]
     fn report(packet: &Packet, slot: Slot, interface: u32) {
-        // Full if nobody reads: then nobody misses it.
+        // Full if there is no reader: then it is not missed.
         if let Some(mut event) = EVENTS.reserve(0) {
             let length = (packet.end - packet.start) as u64;
             let mut frame = [0; SNAPSHOT / 8];
@@ -305,7 +305,7 @@ mod program {
             if start + N > self.end {
                 return None;
             }
-            // SAFETY: the bytes were just checked to lie inside the packet, which nobody else
+            // SAFETY: the bytes were just checked to lie inside the packet, which nothing else
             // writes to while the program runs; bytes need no alignment, and any are a value.
             Some(unsafe { &*(start as *const [u8; N]) })
         }

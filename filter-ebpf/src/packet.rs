@@ -48,7 +48,7 @@ pub struct Headers<'a> {
     pub transport: Transport,
 }
 
-/// An address where it stands in the frame: loaded only if somebody asks.
+/// An address where it stands in the frame: loaded only if it is needed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Address<'a> {
     /// Four octets.

@@ -15,7 +15,7 @@ pub type Node = [u16; 1 << 8];
 /// As many nodes as a value of the maps holds, one behind the other.
 pub type Chunk = [u16; (CHUNK as usize) << 8];
 
-/// Whoever knows the class of an address: one consistent table per call.
+/// What knows the class of an address: one consistent table per call.
 pub trait Ranges {
     /// The class of `address`.
     fn class(&self, address: IpAddr) -> Class;
@@ -74,7 +74,7 @@ pub fn lookup<T: Table>(table: &T, address: IpAddr) -> Class {
         IpAddr::V6(address) => {
             let bits = (address.to_bits() >> 64) as u64;
             let [a, b, c, d, e, f, g, h] = bits.to_be_bytes();
-            // Nobody announces a longer prefix than /48, and few rules are for less than a /64.
+            // No network announces a longer prefix than /48, and few rules are for less than a /64.
             match walk(&table.v6(), [a, b], [c, d, e, f, g, h]) {
                 entry @ FIRST_NODE.. => table.walk_v6_tail(entry, address),
                 entry => entry,

@@ -67,7 +67,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
             } else {
                 Pairing::BehindGate
             };
-            // Without one, it is told in placeholders.
+            // Without one, placeholders stand for it.
             let config = match cli.config.try_exists() {
                 Ok(false) => None,
                 Ok(true) | Err(_) => Some(load(&cli.config)?),

@@ -207,7 +207,7 @@ impl Paths {
         raw::paths(&Source::new(file, text))
     }
 
-    /// The directory that is a role's alone: its sockets are there, and nobody else creates any.
+    /// The directory that is a role's alone: its sockets are there, and no other role creates any.
     #[must_use]
     pub fn home(&self, role: Role) -> PathBuf {
         self.run.join(role.label())
@@ -269,7 +269,7 @@ pub struct FilterSettings {
     pub interface_timeout: Duration,
 }
 
-/// What is protected, as the kernel's program is told it.
+/// What is protected, as the kernel's program reads it.
 impl Settings for FilterSettings {
     fn protects_tcp(&self, port: u16) -> bool {
         self.ports.contains(&port)

@@ -256,7 +256,7 @@ fn read(path: &Path, way: &SourceEndpoint) -> Result<Feed, FeedError> {
     Feed::parse(&body, &way.format).map_err(FeedError::List)
 }
 
-/// Whoever may change such a file says who gets in.
+/// A user who may change such a file decides which clients are admitted.
 fn read_file(path: &Path, size_max: usize) -> Result<Vec<u8>, FeedError> {
     match file::read_trusted(path, size_max, TrustedOwner::RootOrSelf) {
         Ok((content, _)) => Ok(content),

@@ -1,6 +1,6 @@
 //! The ranges: a parsed list in, a guarded [`RangeSet`] out, compiled to a [`Table`].
 //!
-//! What one source has told is [`SourceRanges`]; all sources together are [`ActiveRanges`]. Pure: no HTTP, no
+//! The list of one source is [`SourceRanges`]; all sources together are [`ActiveRanges`]. Pure: no HTTP, no
 //! kernel, no clock. Time is passed in.
 
 mod active;

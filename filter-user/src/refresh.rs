@@ -76,7 +76,7 @@ struct Work {
     files: Option<FileWatch>,
     fetcher: Arc<Fetcher>,
     fetches: JoinSet<FetchAnswer>,
-    /// Why the snapshot could not be written anew when it was looked at last.
+    /// Why the snapshot could not be written again when it was looked at last.
     unmended: Option<String>,
 }
 
@@ -91,7 +91,7 @@ impl Refresher {
     /// Refreshes each source now, and then whenever it is due, is asked for, its file or the
     /// configuration changes.
     ///
-    /// Sources are asked side by side, so that a slow one keeps nobody waiting.
+    /// Sources are asked side by side, so that a slow one does not hold up the others.
     pub async fn run(mut self, active: ActiveRanges) {
         let mut work = Work {
             config: Arc::clone(&self.config.borrow_and_update()),
@@ -198,7 +198,7 @@ impl Refresher {
         self.say_age(job, active);
     }
 
-    /// Writes the snapshot anew if somebody has removed or spoilt it.
+    /// Writes the snapshot again if it was removed or damaged.
     async fn mend(&self, work: &mut Work) {
         let (path, active) = (self.snapshot.clone(), work.active.clone());
         let config = Arc::clone(&work.config);
@@ -214,7 +214,7 @@ impl Refresher {
             Ok(true) => {
                 warn!(
                     id = "snapshot-rewritten",
-                    "the snapshot was gone or spoilt, and is written anew"
+                    "the snapshot was missing or damaged, and is written again"
                 );
                 work.unmended = None;
             }
@@ -368,8 +368,8 @@ impl Refresher {
         Ok(outcome)
     }
 
-    /// The vanished ranges that nobody needs any more, as far as can be told; `None` if there is
-    /// nobody who could.
+    /// The vanished ranges that are not used any more, as far as the gate knows; `None` if there is
+    /// no gate.
     async fn idle(
         &self,
         known: &SourceRanges,

@@ -1,7 +1,7 @@
 //! The last known good ranges on disk.
 //!
 //! The file is the only thing that passes between the roles: `ranges` writes it atomically,
-//! `filter` and `gate` watch it and judge it anew, with the same guard that the feed met. Ranges
+//! `filter` and `gate` watch it and judge it again, with the same guard that the feed met. Ranges
 //! that stand in the configuration are never in it: each role has them from there.
 
 mod content;
@@ -170,7 +170,7 @@ pub fn save(path: &Path, active: &ActiveRanges, limits: &GuardLimits) -> Result<
     }
 
     let temporary = path.with_extension("json.new");
-    // What a crash has left, or somebody has put there: a link would be followed.
+    // What a crash has left, or another process has put there: a link would be followed.
     file::remove(&temporary).map_err(blame)?;
     let written = OpenOptions::new()
         .write(true)
@@ -222,7 +222,7 @@ pub enum SnapshotError {
         /// Why not.
         source: io::Error,
     },
-    /// The file is no snapshot, or one that nobody may be let in by.
+    /// The file is no snapshot, or one by which no client may be admitted.
     #[error("{} cannot be used", path.display())]
     Corrupt {
         /// The snapshot.

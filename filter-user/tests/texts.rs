@@ -130,7 +130,7 @@ impl Sources {
 
 impl<'ast> Visit<'ast> for Sources {
     fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
-        // What tests log is read by nobody else.
+        // What tests log is read by tests alone.
         if module.ident != "tests" {
             visit::visit_item_mod(self, module);
         }

@@ -83,7 +83,7 @@ impl Run {
     }
 }
 
-/// Time per packet by test runs, and milliseconds to publish [`MANY`] ranges: all anew, and one more.
+/// Time per packet by test runs, and milliseconds to publish [`MANY`] ranges: all of them, and one more.
 fn test_runs() -> (Vec<Run>, [f64; 2]) {
     let few = Lab::start(&Plan {
         filter: DESTINATIONS,
@@ -389,7 +389,7 @@ fn bars(runs: &[Run], rates: &[Rate], publishes: [f64; 2]) -> Vec<Bar> {
         let name = "pullgate / nftables netdev ingress, packets per second";
         bars.push(Bar::at_least(name, ours / theirs, 3.5));
     }
-    for (what, took) in ["all anew", "one more"].into_iter().zip(publishes) {
+    for (what, took) in ["all of them", "one more"].into_iter().zip(publishes) {
         bars.push(Bar::at_most(
             format!("publishing {MANY} ranges, {what}, ms"),
             took,

@@ -169,7 +169,7 @@ pub(crate) fn run(options: &Options) {
             for account in &mut accounts {
                 round(account, &load, options.part);
             }
-            // Whoever comes behind a costly one tidies up after it: not always the same.
+            // The one behind a costly one tidies up after it: not always the same.
             fastrand::shuffle(&mut accounts);
         }
         accounts.sort_by_key(|account| account.proxy.peer() as u8);

@@ -29,7 +29,7 @@ pub(crate) type Connection = TlsStream<TcpStream>;
 impl Load {
     pub(crate) fn new(pki: &Pki, identity: &Identity) -> Self {
         let mut provider = aws_lc_rs::default_provider();
-        // What every peer speaks, so that nobody is asked twice.
+        // What every peer speaks, so that no client is asked twice.
         provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
         let mut roots = RootCertStore::empty();
         roots.add(pki.web.der.clone()).unwrap();

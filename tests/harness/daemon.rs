@@ -21,8 +21,8 @@ pub struct Pullgate {
     child: Child,
     events: Arc<Events>,
     socket: PathBuf,
-    /// What the service manager was told since the start.
-    told: Arc<Mutex<Vec<String>>>,
+    /// What the service manager received since the start.
+    received: Arc<Mutex<Vec<String>>>,
 }
 
 /// Descriptors that were handed over, by their numbers here; processes that are started inherit
@@ -116,23 +116,23 @@ impl Pullgate {
 
         let is_ready = is_ready(&ready, &mut child, stored);
         assert!(is_ready, "{role} is not ready: {:?}", events.all());
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let listening = Arc::downgrade(&told);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let listening = Arc::downgrade(&received);
         std::thread::spawn(move || listen(&ready, &listening));
         let socket = network.path(format!("run/{role}/status.sock"));
         Self {
             child,
             events,
             socket,
-            told,
+            received,
         }
     }
 
-    /// Waits until the service manager is told this so many times.
+    /// Waits until the service manager has received this so many times.
     pub fn tells(&self, word: &str, times: usize) {
         crate::eventually(word, || {
-            let told = self.told.lock().unwrap();
-            let count = told
+            let received = self.received.lock().unwrap();
+            let count = received
                 .iter()
                 .filter(|message| message.starts_with(word))
                 .count();
@@ -259,7 +259,7 @@ impl Drop for Pullgate {
 }
 
 /// Waits until the process says that it is ready, or ends without a word. What it hands over is
-/// closed, unless somebody keeps it.
+/// closed, unless it is kept.
 fn is_ready(socket: &UnixDatagram, child: &mut Child, mut stored: Option<&mut Stored>) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -289,16 +289,18 @@ fn is_ready(socket: &UnixDatagram, child: &mut Child, mut stored: Option<&mut St
     false
 }
 
-/// Takes what the service manager is told, for as long as somebody may ask for it.
-fn listen(socket: &UnixDatagram, told: &Weak<Mutex<Vec<String>>>) {
+/// Receives for the service manager, for as long as a test may ask for it.
+fn listen(socket: &UnixDatagram, received: &Weak<Mutex<Vec<String>>>) {
     let mut word = [0; 128];
     loop {
         // It ends by its time limit as well.
         let message = socket.recv(&mut word);
-        let Some(told) = told.upgrade() else { return };
+        let Some(received) = received.upgrade() else {
+            return;
+        };
         if let Ok(length) = message {
             let text = String::from_utf8_lossy(&word[..length]);
-            told.lock().unwrap().push(text.into_owned());
+            received.lock().unwrap().push(text.into_owned());
         }
     }
 }

@@ -46,7 +46,7 @@ impl<'a> Debian<'a> {
         debian
     }
 
-    /// Boots it anew; what was pinned is gone, and its interface is not.
+    /// Boots it again; what was pinned is gone, and its interface is not.
     pub fn reboot(&mut self) {
         self.turn_off();
         self.holder = boot(self.network, &self.root);
@@ -347,8 +347,8 @@ fn boot(network: &Network, root: &Path) -> Child {
     let mut command = network.command(Host::Origin, "sh");
     command.args(["-c", BOOT]).arg(root).arg(network.cgroup());
     // What it says is in its journal.
-    let (nothing, nobody) = (Stdio::null(), Stdio::null());
-    command.stdin(nothing).stdout(nobody).spawn().unwrap()
+    let (nothing, discarded) = (Stdio::null(), Stdio::null());
+    command.stdin(nothing).stdout(discarded).spawn().unwrap()
 }
 
 /// As a container's manager prepares it (systemd.io/CONTAINER_INTERFACE): nothing of the kernel's

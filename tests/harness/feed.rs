@@ -1,4 +1,4 @@
-//! A range feed over HTTPS that answers whatever it is told to, also what no server should.
+//! A range feed over HTTPS that gives any answer, also one that no server should.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write};
@@ -35,7 +35,7 @@ pub enum Answer {
     /// The end of the connection before any answer.
     #[default]
     Nothing,
-    /// Nobody listens.
+    /// No server listens.
     Refused,
 }
 
@@ -141,7 +141,7 @@ impl Feed {
         }
     }
 
-    /// Whether somebody listens.
+    /// Whether a server listens.
     fn knock(&self) -> bool {
         let address = self.address;
         self.network

@@ -145,9 +145,9 @@ impl Rig {
         event["outcome"].as_str().unwrap().to_owned()
     }
 
-    /// What an upstream of [`crate::upstream::Manner::Answer`] was told.
+    /// What an upstream of [`crate::upstream::Manner::Answer`] has received.
     #[must_use]
-    pub fn told(&self, client: &Client, name: &str) -> Value {
+    pub fn received(&self, client: &Client, name: &str) -> Value {
         let (reply, outcome) = self.ask(client, name);
         let Reply::Response(200, body) = reply else {
             panic!("{reply}, {outcome}");

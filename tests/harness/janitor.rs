@@ -40,7 +40,7 @@ while read -r _; do :; done
 for namespace in "$@"; do
     kill -9 $(ip netns pids "$namespace" 2>/dev/null) 2>/dev/null
 done
-# Whoever was killed may not be gone yet.
+# A killed process may not be gone yet.
 for try in 1 2 3 4 5 6 7 8 9; do
     group="$directory/cgroup/${directory##*/}"
     find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null

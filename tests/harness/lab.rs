@@ -134,13 +134,13 @@ impl Lab {
         lab
     }
 
-    /// Writes another configuration, with these lines for `[filter]`; nobody is told.
+    /// Writes another configuration, with these lines for `[filter]`; no role reads it again.
     pub fn configure(&mut self, filter: &'static str) {
         self.plan.filter = filter;
         self.write_configuration();
     }
 
-    /// Writes another configuration, with these sources; nobody is told.
+    /// Writes another configuration, with these sources; no role reads it again.
     pub fn configure_sources(&mut self, sources: &'static str) {
         self.plan.sources = sources;
         self.write_configuration();
@@ -191,7 +191,7 @@ impl Lab {
         self.gate = Some(Pullgate::start(&self.network, &self.config, "gate"));
     }
 
-    /// Starts all roles anew, with these lines at the end of the configuration.
+    /// Starts all roles again, with these lines at the end of the configuration.
     pub fn restart_with(&mut self, lines: &str) {
         let text = fs::read_to_string(&self.config).unwrap();
         fs::write(&self.config, text + lines).unwrap();
@@ -300,7 +300,7 @@ impl Lab {
         daemon::output(&self.network, &self.config, arguments)
     }
 
-    /// Lines to copy, for somebody who wants to try by himself.
+    /// Commands to copy.
     #[must_use]
     pub fn hints(&self) -> String {
         let identity = self.pki.ours.client();

@@ -20,7 +20,7 @@ pub enum Host {
     Origin,
     /// A Cloudflare server.
     Edge,
-    /// Somebody who found the origin's address.
+    /// A client that found the origin's address.
     Stranger,
 }
 

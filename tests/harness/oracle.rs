@@ -1,4 +1,4 @@
-//! A second opinion: the verdict table, written anew on etherparse and a linear scan of ranges.
+//! A second opinion: the verdict table, written again on etherparse and a linear scan of ranges.
 //!
 //! It shares no code with the filter but the names of verdicts and reasons.
 

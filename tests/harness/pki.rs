@@ -29,7 +29,7 @@ pub struct Pki {
     pub ours: Authority,
     /// Signs what another operator uploads, and what [`BLOG`] trusts.
     pub other: Authority,
-    /// Stands for Cloudflare's shared CA, the key of which nobody else has.
+    /// Stands for Cloudflare's shared CA, whose key is nowhere else.
     pub shared: Authority,
     /// Signs the servers' certificates.
     pub web: Authority,
@@ -80,7 +80,7 @@ impl Pki {
         self.directory.join(name)
     }
 
-    /// Writes a file that nobody else may read.
+    /// Writes a file that no other user may read.
     pub fn write(&self, name: &str, content: &str) {
         let path = self.path(name);
         fs::write(&path, content).unwrap();

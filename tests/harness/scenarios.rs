@@ -1,4 +1,4 @@
-//! The scenarios: what somebody tries against the origin, what is to happen, and what did.
+//! The scenarios: what is tried against the origin, what is to happen, and what did.
 //!
 //! Each is a function from a running [`Lab`] to [`Row`]s; the lab prints them, the tests assert
 //! that every row matched.

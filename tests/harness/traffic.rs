@@ -41,7 +41,7 @@ impl Traffic {
             let mut objects = Objects::load();
             let program = objects.program("transmit");
             let context = context(&interface, frame.len());
-            // Bounded, should nobody stop it.
+            // Bounded, should it not be stopped.
             for _ in 0..BATCHES_MAX {
                 if stopped.load(Ordering::Relaxed) {
                     return;

@@ -1,4 +1,4 @@
-//! An upstream of the tests' own, which tells what it was told: it reads the PROXY header by the
+//! An upstream of the tests' own, which answers with what it received: it reads the PROXY header by the
 //! letter of the specification, with no code of the gate's.
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +26,7 @@ use crate::web::ADDRESS;
 /// What to do with a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Manner {
-    /// Read a PROXY header, if there is one, and a request; answer what was told, as JSON.
+    /// Read a PROXY header, if there is one, and a request; answer with what was received, as JSON.
     Answer,
     /// Take it, and say nothing.
     Hang,

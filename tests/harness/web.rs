@@ -1,4 +1,4 @@
-//! The web servers behind the gate: real nginx and Apache, told by the PROXY header who asks.
+//! The web servers behind the gate: real nginx and Apache, which read the client's address from the PROXY header.
 
 use std::fs;
 use std::net::TcpStream;

@@ -49,7 +49,7 @@ pub(crate) fn shown(command: &Command) -> String {
 
 /// Tells the developer something, on standard error.
 pub(crate) fn say(text: &str) {
-    // Nobody is left to tell if this fails.
+    // If this fails, there is no process to stop.
     drop(writeln!(io::stderr(), "{text}"));
 }
 

@@ -38,7 +38,7 @@ pub(super) fn execute(file: &Path, only: Option<Role>) -> Result<ExitCode, Failu
 struct Checked {
     /// What works and could be better.
     findings: Vec<Finding>,
-    /// What works for whoever checks, and not for the roles as the package runs them.
+    /// What works for the user who checks, and not for the roles as the package runs them.
     failures: Vec<Finding>,
     /// What was read from which of the gate's files.
     contents: Vec<FileContent>,
@@ -85,7 +85,7 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
         found.extend(findings::of_steered_web_server(gate));
     }
     found.extend(findings::of_roles(config, &roles));
-    // A role starts without them, and whoever asks for one asks whether it would.
+    // A role starts without them, and `--only` asks whether it would.
     if roles.contains(&Role::Ranges) {
         match (roles::examine_sources(&config.live.ranges), only) {
             (Err(error), None) => return Err(error.into()),

@@ -192,7 +192,7 @@ impl Display for Explanation {
                     "  the source is in no published range, and not in `allow`"
                 )?;
             }
-            None => writeln!(f, "  whoever sends it")?,
+            None => writeln!(f, "  from any source")?,
         }
         match self.steered {
             Some(SteeredTo::Gate) => writeln!(f, "  the connection is steered to the gate")?,

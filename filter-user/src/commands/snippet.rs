@@ -84,7 +84,7 @@ const SHARED: &str = "\
 # and name its CA in `trust` instead.
 ";
 
-/// What is told of a host.
+/// What a snippet has about a host.
 #[derive(Clone)]
 struct Site {
     place: Place,
@@ -272,7 +272,7 @@ fn can_be_behind(server: Server, host: &HostSettings) -> Result<(), ConfigError>
             .place
             .error("Apache listens on no UNIX socket; give it an address, such as 127.0.0.1:8080")),
         (Server::Caddy, Target::Unix(_)) => Err(host.upstream.place.error(
-            "Debian's Caddy 2.6 lets nobody else into its UNIX socket; give it an address, such as \
+            "Debian's Caddy 2.6 lets no other user into its UNIX socket; give it an address, such as \
              127.0.0.1:8080",
         )),
         (_, Target::Unix(path)) => plain(&host.upstream.place, path).map(drop),
@@ -318,8 +318,8 @@ fn authority(host: &HostSettings, shared: &Path) -> Result<String, ConfigError> 
     }
     if host.client_auth == ClientAuth::Log {
         return Err(host.place().of("gate.host.client_auth").error(
-            "a web server that demands a certificate lets nobody in without one; say \"enforce\" \
-             when nobody is missed any more",
+            "a web server that demands a certificate admits no client without one; write \"enforce\" \
+             once no client of yours would be refused",
         ));
     }
     if !host.crls.is_empty() {
@@ -420,7 +420,7 @@ fn number_upstreams(sites: &mut [Site]) {
     }
 }
 
-/// Who listens expects a header of everybody, or of nobody.
+/// A listener expects a header of every client, or of none.
 fn same_header(sites: &[Site]) -> Result<(), ConfigError> {
     let differs = |a: &Site, b: &Site| {
         let has_header = |site: &Site| site.proxy_protocol != ProxyProtocol::None;
@@ -436,7 +436,7 @@ fn same_header(sites: &[Site]) -> Result<(), ConfigError> {
     })
 }
 
-/// The same for a host whose upstream is told by no header who asks.
+/// The same for a host whose upstream gets no header.
 fn without_header(text: &str) -> String {
     let is_about_it = |line: &&str| {
         let about = ["real_ip", "RemoteIPProxyProtocol"];

@@ -191,7 +191,7 @@ pub enum Trust {
     Cloudflare,
     /// The CAs in a PEM file.
     CaFile(PathBuf),
-    /// The key with this SHA-256 digest of its SubjectPublicKeyInfo (RFC 7469 §2.4), whoever
+    /// The key with this SHA-256 digest of its SubjectPublicKeyInfo (RFC 7469 §2.4), whichever CA
     /// signed the certificate.
     Pin([u8; 32]),
 }

@@ -171,7 +171,7 @@ fn steered_ports(filter: Option<&FilterSettings>, place: &Place) -> Result<Vec<u
 /// Where Cloudflare speaks HTTP without TLS: developers.cloudflare.com/fundamentals/reference/network-ports.
 pub(crate) const HTTP_PORTS: [u16; 7] = [80, 8080, 8880, 2052, 2082, 2086, 2095];
 
-/// Refuses metrics where something else of ours is told or served.
+/// Refuses metrics where something else of ours is served.
 fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {
     for (index, (role, Located { value, place })) in boot.metrics.iter().enumerate() {
         let mut others = boot.metrics.iter().take(index);

@@ -72,7 +72,7 @@ impl SourceEndpoint {
         matches!(self.place, Location::File(_))
     }
 
-    /// Whether the other way's list comes from somebody else: another host, or another file.
+    /// Whether the other way's list comes from elsewhere: another host, or another file.
     #[must_use]
     pub fn is_independent_of(&self, other: &Self) -> bool {
         match (&self.place, &other.place) {

@@ -82,7 +82,7 @@ pub fn reload(paths: &Paths, role: Role) -> Result<Vec<Finding>, ControlError> {
 ///
 /// # Errors
 ///
-/// Returns why the role cannot be told, or that it does not end.
+/// Returns why the role cannot be instructed, or that it does not end.
 pub fn end_trial(paths: &Paths) -> Result<bool, ControlError> {
     match instruct(paths, Role::Filter, &Instruction::EndTrial, STOP_TIMEOUT) {
         // The role ends its connections when it looks after its links no more.
@@ -117,7 +117,7 @@ fn is_idle(usage: &RangeUseStatus, grace: Duration) -> bool {
 ///
 /// # Errors
 ///
-/// Returns why it cannot be told, or that it does not come to an end.
+/// Returns why it cannot be instructed, or that it does not come to an end.
 pub fn refresh(paths: &Paths) -> Result<Vec<RefreshStatus>, ControlError> {
     match instruct(paths, Role::Ranges, &Instruction::Refresh, REFRESH_TIMEOUT) {
         Ok(Ok(refreshed)) => Ok(refreshed),
@@ -171,7 +171,7 @@ fn ids_of(held: &[RefreshStatus]) -> impl Iterator<Item = &str> {
 ///
 /// # Errors
 ///
-/// Returns why the role cannot be told, or why it has not.
+/// Returns why the role cannot be instructed, or why it has failed.
 pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), ControlError> {
     let ids = ids_of(held).map(str::to_owned).collect();
     let instruction = Instruction::Approve(ids);

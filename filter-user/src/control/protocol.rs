@@ -168,7 +168,7 @@ pub struct RangesStatus {
     pub lists: Vec<ListStatus>,
 }
 
-/// What one source has told.
+/// The list of one source.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct ListStatus {
     /// Its name.

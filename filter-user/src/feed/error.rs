@@ -15,7 +15,7 @@ pub enum FeedError {
     /// The server cannot be reached, or broke off.
     #[error("no answer")]
     Request(#[source] reqwest::Error),
-    /// The server is not who it should be: somebody may be in between.
+    /// The server is not who it should be: a third party may be in between.
     #[error("the server cannot be trusted")]
     Untrusted(#[source] reqwest::Error),
     /// The whole answer did not come in time.

@@ -17,7 +17,7 @@ pub(super) struct Endpoint<S> {
     layer: Layer,
     /// Nothing more comes from it.
     pub(super) ended: bool,
-    /// It was told that nothing more comes from us.
+    /// Our side is shut down.
     pub(super) shut: bool,
     /// Once it was, it may go away without an end of its own.
     pub(super) may_vanish: bool,
@@ -64,7 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
         }
     }
 
-    /// Reads what it still sends, for a while: bytes that nobody has read would turn the close into
+    /// Reads what it still sends, for a while: unread bytes would turn the close into
     /// a reset, which discards an answer on its way.
     pub(super) async fn linger(&mut self) {
         let mut sink = [0; 4096];
@@ -242,5 +242,5 @@ fn poll<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
 
 /// Bytes on the wire without content: some records of the greatest size, or thousands of empty ones.
 const BARREN_MAX: usize = 128 << 10;
-/// How long a client may go on sending what nobody takes.
+/// How long a client may go on sending what is discarded.
 const LINGER: Duration = Duration::from_millis(500);

@@ -105,7 +105,7 @@ fn unreached(config: &GateSettings, listening: &[SocketAddr]) -> Vec<Finding> {
     config.steered_ports.iter().filter_map(finding).collect()
 }
 
-/// Files that whoever runs as root can read, and the gate as the package runs it can not.
+/// Files that root can read, and the gate as the package runs it cannot.
 #[must_use]
 pub fn unreadable_files(config: &GateSettings) -> Vec<Finding> {
     let groups = service_groups();
@@ -142,7 +142,7 @@ pub fn unreadable_files(config: &GateSettings) -> Vec<Finding> {
 }
 
 /// The weaknesses of hosts and their policies. A host that has none, for a file of its own cannot be used,
-/// serves nobody.
+/// serves no client.
 pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -> Vec<Finding> {
     let served = config.hosts.iter().filter_map(|host| {
         let policy = policies.labelled(&host.label())?;

@@ -41,7 +41,7 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Accepts connections from any of the sockets until `stop`, each in a task of its own; who comes
 /// later is left to a successor.
 ///
-/// Several may accept from one socket: whoever has time does. A socket each (SO_REUSEPORT) would
+/// Several may accept from one socket: an idle thread does. A socket each (SO_REUSEPORT) would
 /// give a busy thread as many as an idle one, and lose what waits in it when it is closed.
 ///
 /// One permit waits for all of them: a permit each would keep as many connections out.
@@ -154,7 +154,7 @@ mod tests {
         for _ in 0..20 {
             let _waiting = [(); 2].map(|()| StdStream::connect(address).unwrap());
             let listener = TcpListener::from_std(socket.try_clone().unwrap()).unwrap();
-            // It is known by this that somebody waits.
+            // This shows that a connection waits.
             drop(listener.accept().await.unwrap());
             let connections = TaskTracker::new();
             let accepting = serve(
@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    /// One that serves nobody.
+    /// One that serves no client.
     fn gate() -> Arc<Gate> {
         let text = "[gate]\n[[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"a.pem\"\n\
             key = \"a.key\"\ntrust = [\"cloudflare\"]\nupstream = \"127.0.0.1:8080\"\n";

@@ -142,7 +142,7 @@ pub(super) fn begins(bytes: &[u8]) -> bool {
     begins_with(b"PROXY ") || begins_with(v2::PROTOCOL_PREFIX)
 }
 
-/// What the upstream is told of a client.
+/// What the header has about a client.
 pub(super) struct ProxyInfo<'a> {
     pub(super) addresses: ConnectionAddrs,
     /// The protocol that was agreed on, if one was.
@@ -241,7 +241,7 @@ fn v2_without(info: &ProxyInfo<'_>, shed: Shed) -> io::Result<Vec<u8>> {
     header.build()
 }
 
-/// A health check of ours: a header that speaks for nobody.
+/// A health check of ours: a header that names no client.
 pub(super) const V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 /// The same in version 1.
 pub(super) const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
@@ -283,7 +283,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Bytes by which a header is told from anything else.
+/// Bytes that distinguish a header from anything else.
 pub(super) const HEADER_BEGINS: usize = 6;
 /// Bytes of a header of version 1, with its line's end; section 2.1.
 const V1_MAX: usize = 107;

@@ -45,10 +45,10 @@ impl Outcome {
 /// Why a connection was refused.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// We received a certificate that no CA of the host's may vouch for, whoever signed it.
+    /// We received a certificate that no CA of the host's may vouch for, even if it signed it.
     BadCertificate(Defect),
     /// We received no PROXY header from a load balancer that must send one, a damaged one, or one
-    /// from somebody who may not.
+    /// from a client that may not send one.
     BadProxyHeader,
     /// We received a signature that its key did not make, or that proves too little: SHA-1, RSA
     /// of less than 2,048 bits.
@@ -160,7 +160,7 @@ pub enum Quantity {
 /// What is wrong with the upstream.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum UpstreamFault {
-    /// Nobody listens there, or it cannot be reached.
+    /// No server listens there, or it cannot be reached.
     Unreachable,
     /// Its certificate does not verify, or its TLS fails.
     Tls,

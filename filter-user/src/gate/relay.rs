@@ -22,7 +22,7 @@ use super::shutdown::{Order, Signal};
 enum Event {
     /// Both sides are done, or one has broken off.
     Ended(Result<(), RelayFailure>),
-    /// Somebody wants it to end.
+    /// It is ordered to end.
     Order,
     /// Time has passed.
     Tick,
@@ -67,7 +67,7 @@ where
         }
     }
 
-    /// Relays until the end, or until it is told to end: when it is said, or when no byte has come
+    /// Relays until the end, or until it is ordered to end: at once, or when no byte has come
     /// between two ticks.
     pub(super) async fn run(&mut self, shutdown: &Signal) -> Outcome {
         let mut outcome = self.go_on(shutdown).await;
@@ -80,7 +80,7 @@ where
             // Rare, and large: it has a place of its own.
             Box::pin(self.client.linger()).await;
         }
-        // A client that is told the end can tell it from somebody who cut the line.
+        // A client that receives close_notify can distinguish it from a truncation (RFC 8446 §6.1).
         if outcome == Outcome::Stopped || outcome == Outcome::TrustChanged {
             let farewell = poll_fn(|context| self.client.poll_end(context));
             if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, farewell).await {
@@ -243,7 +243,7 @@ where
         let read = match ready!(from.poll_read(context, scratch)) {
             Ok(read) => read,
             // Once it has our end, a peer may just go away; before that, a stream without a
-            // close_notify may have been cut by somebody on the way. An answer in TLS may have
+            // close_notify may have been truncated on the way. An answer in TLS may have
             // been at any time: its end alone says that it is whole.
             Err(error) if from.shut && from.may_vanish && is_disconnect(error.kind()) => 0,
             Err(error) => return Poll::Ready(Err(Broken::Reading(error))),

@@ -1,4 +1,4 @@
-//! What live connections are told together: that they are to end, and that time has passed. Each
+//! Orders to all live connections: that they are to end, and that time has passed. Each
 //! looks at it whenever it is woken, so looking must cost next to nothing; and there may be many of
 //! them, so none has a clock of its own.
 

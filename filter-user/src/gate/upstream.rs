@@ -1,4 +1,4 @@
-//! The upstream: dialled only for a [`VerifiedPeer`], told who the client is by a PROXY header,
+//! The upstream: dialled only for a [`VerifiedPeer`], with the client's address in a PROXY header,
 //! spoken to in TLS if the policy says so.
 //!
 //! Sessions of TLS are resumed: all configurations that [`Encryption::offering`] makes share one store.

@@ -85,7 +85,7 @@ pub fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
     std::iter::successors(Some(path.to_owned()), follow).take(NAMES_MAX)
 }
 
-/// Why a file that somebody should keep cannot be read.
+/// Why a file with a trusted owner cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// As [`read`] says.
@@ -106,7 +106,7 @@ pub struct UntrustedFile {
 }
 
 fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Metadata)> {
-    // Whoever may write the directory may put a pipe there, which must not hold us up.
+    // A user who may write the directory may put a pipe there, which must not hold us up.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -137,7 +137,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What one file, behind all links, is told from another by that has its name or its inode:
+/// What distinguishes a file, behind all links, from another with its name or its inode:
 /// device, inode, time of change and size.
 pub type FileId = (u64, u64, i64, i64, u64);
 
@@ -150,7 +150,7 @@ pub fn file_id(path: &Path) -> Option<FileId> {
 }
 
 /// Who may create a file of this name besides the owner of its directory and root, and the directory; a
-/// sticky one as well. Nobody, if it does not exist.
+/// sticky one as well. None, if it does not exist.
 #[must_use]
 pub fn who_may_create(path: &Path) -> Option<(&Path, String)> {
     let directory = directory(path);
@@ -191,7 +191,7 @@ impl FileWatch {
     /// Returns why a directory cannot be watched.
     pub fn new(files: &[PathBuf]) -> notify::Result<Self> {
         let (sender, changes) = mpsc::channel(1);
-        // Changes are told by absolute paths, whatever was asked for.
+        // Changes are reported by absolute paths, whatever was asked for.
         let files: Result<Vec<_>, _> = files.iter().map(std::path::absolute).collect();
         let files = files.map_err(notify::Error::io)?;
         let directories: Vec<_> = files
@@ -200,7 +200,7 @@ impl FileWatch {
             .collect();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if event.map_or(true, |event| concerns(&event, &files)) {
-                // Full: a change is announced already. Closed: nobody wants to know.
+                // Full: a change is announced already. Closed: no receiver is left.
                 match sender.try_send(()) {
                     Ok(_) | Err(_) => {}
                 }
@@ -218,7 +218,7 @@ impl FileWatch {
     /// Returns when a file was written and closed, replaced or removed.
     pub async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
-            // The watching thread is gone; whoever waits has a clock as well.
+            // The watching thread is gone; the waiting task has a timer as well.
             std::future::pending().await
         }
     }

@@ -187,7 +187,7 @@ fn keep_only(kept: CapabilitySet) -> Result<(), Errno> {
         inheritable: CapabilitySet::empty(),
     };
     // A service manager that has granted no more may not let us ask either. What was to be inherited
-    // (by ambient capabilities) is nobody's: no program is started, and none would gain by it.
+    // (by ambient capabilities) is lost: no program is started, and none would gain by it.
     if (held.effective, held.permitted) == (kept, kept) {
         return Ok(());
     }

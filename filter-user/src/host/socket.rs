@@ -90,7 +90,7 @@ pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
             let text = "another instance of this role answers there; stop that one first";
             return Err(io::Error::new(ErrorKind::AddrInUse, text));
         }
-        // Who may not ask does not know whether somebody is behind it.
+        // Without permission to connect it is not known whether a process listens.
         Err(error) if !is_gone(error.kind()) => return Err(error),
         Err(_) => {}
     }

@@ -54,7 +54,7 @@ pub fn alive() {
     tell(b"WATCHDOG=1", &[]);
 }
 
-/// How often the service manager wants to be told, if it does: half of what it waits for.
+/// How often the service manager expects a message, if it does: half of what it waits for.
 /// sd_watchdog_enabled(3).
 pub fn watchdog() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
@@ -90,7 +90,7 @@ fn tell(message: &[u8], sockets: &[TcpListener]) {
         warn!(
             id = "service-manager-unreachable",
             %error,
-            "the service manager cannot be told anything"
+            "the service manager cannot be notified"
         );
     }
 }

@@ -35,7 +35,7 @@ impl Journal {
 
     fn at(path: PathBuf) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
-        // A journal that takes nothing any more must not hold up what it is told of.
+        // A journal that takes nothing any more must not hold up what is logged.
         socket.set_nonblocking(true)?;
         // Nothing is a message as well, which says nothing.
         socket.send_to(&[], &path)?;
@@ -89,7 +89,7 @@ impl JournalEntry {
         if field.name().starts_with("log.") {
             return;
         }
-        // Nobody can fail to write to a string.
+        // Writing to a string does not fail.
         match write!(self.line, " {}={shown:?}", field.name()) {
             Ok(_) | Err(_) => {}
         }

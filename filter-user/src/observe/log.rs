@@ -89,7 +89,7 @@ fn log_format() -> LogFormat {
     }
 }
 
-/// A log that nobody reads any more, because the terminal is gone, must not end what it tells of.
+/// A log without a reader, because the terminal is gone, must not end the process.
 struct Undisturbed(io::Stderr);
 
 impl Write for Undisturbed {
@@ -104,7 +104,7 @@ impl Write for Undisturbed {
     }
 }
 
-/// A budget of log lines per second; what exceeds it is counted and told with the next line.
+/// A budget of log lines per second; what exceeds it is counted and reported with the next line.
 #[derive(Debug)]
 pub struct Budget {
     per_second: u32,
@@ -147,7 +147,7 @@ impl Budget {
         Some(std::mem::take(&mut state.suppressed))
     }
 
-    /// Notes a line that is not worth its room for another reason, to be told with the next.
+    /// Notes a line that is not worth its room for another reason, to be reported with the next.
     pub fn skip(&self) {
         lock(&self.state).suppressed += 1;
     }

@@ -65,7 +65,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts that an interface was found unfiltered and was attached anew.
+    /// Counts that an interface was found unfiltered and was attached again.
     pub fn reattached(&self, iface: &str) {
         let iface = iface.to_owned();
         let labels = InterfaceLabels { iface };
@@ -208,7 +208,7 @@ impl Inner {
     fn register_filter(&self, r: &mut Registry) {
         r.register(
             "filter_reattached",
-            "Times that an interface was found unfiltered and was attached anew",
+            "Times that an interface was found unfiltered and was attached again",
             self.reattached.clone(),
         );
         r.register(
@@ -385,18 +385,18 @@ mod tests {
             assert_eq!(values["pullgate_ranges{family=\"ipv6\"}"], 7.0);
             assert_eq!(values["pullgate_ranges_age_seconds"], -1.0);
         }
-        let tells = |values: &BTreeMap<String, f64>, what: &str| {
+        let has = |values: &BTreeMap<String, f64>, what: &str| {
             values.keys().any(|name| name.starts_with(what))
         };
-        for (what, told) in [
+        for (what, expected) in [
             ("pullgate_filter_", [true, false, false]),
             ("pullgate_ranges_refresh", [false, true, false]),
             ("pullgate_ranges_held", [false, true, false]),
             ("pullgate_gate_", [false, false, true]),
         ] {
             assert_eq!(
-                [&filter, &ranges, &gate].map(|values| tells(values, what)),
-                told
+                [&filter, &ranges, &gate].map(|values| has(values, what)),
+                expected
             );
         }
     }

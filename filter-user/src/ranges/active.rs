@@ -15,7 +15,7 @@ pub struct ActiveRanges {
     set: RangeSet,
 }
 
-/// What one source has told.
+/// The list of one source.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct List {
     /// The source's name.
@@ -49,7 +49,7 @@ pub enum Freshness {
     Fresh,
     /// Not confirmed for three days.
     Stale,
-    /// Not confirmed for a month; or of the future, so that nobody knows for how long.
+    /// Not confirmed for a month; or of the future, so that its age is not known.
     Alarming,
 }
 
@@ -130,7 +130,7 @@ impl ActiveRanges {
         &self.lists
     }
 
-    /// What this source has told.
+    /// The list of this source.
     #[must_use]
     pub fn list(&self, source: &str) -> Option<&List> {
         self.lists.iter().find(|list| list.source == source)

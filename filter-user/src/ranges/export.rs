@@ -26,7 +26,7 @@ pub fn export(ranges: &RangeSet, language: Language) -> String {
     }
 }
 
-/// nft(8): one file is one transaction, so that nobody sees the sets empty.
+/// nft(8): one file is one transaction, so that no packet meets empty sets.
 fn nft(ranges: &RangeSet) -> String {
     let mut lines = vec!["add table inet pullgate".to_owned()];
     for (set, kind, nets) in [

@@ -24,7 +24,7 @@ pub enum Format {
     CloudFront,
 }
 
-/// A list of ranges that parsed whole and that nobody has judged yet.
+/// A list of ranges that parsed whole and is not judged yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Feed {
     ranges: Vec<IpNet>,

@@ -1,7 +1,7 @@
 //! What is known of one source: its last good list, and what vanished from it and is kept.
 //!
 //! Additions apply at once, unless they are many. A removal waits until the range was missing from every list for its
-//! grace, and until nobody who was authenticated came from it in that time: Cloudflare has re-added
+//! grace, and until no authenticated client came from it in that time: Cloudflare has re-added
 //! removed ranges, and a range removed too early is an outage. One that was merely split or joined,
 //! so that all of its addresses are still listed, takes nothing away by going at once.
 
@@ -38,7 +38,7 @@ pub struct Vanished {
 /// By which terms a list is taken in.
 #[derive(Clone, Copy, Debug)]
 pub struct MergePolicy<'a> {
-    /// Time since the source's last list was taken in, by a clock that nobody can set.
+    /// Time since the source's last list was taken in, by the monotonic clock.
     pub passed: Duration,
     /// How long a range must have been missing until it goes.
     pub grace: Duration,
@@ -52,10 +52,10 @@ pub struct MergePolicy<'a> {
     pub limits: &'a GuardLimits,
 }
 
-/// Which vanished ranges may go, because nobody who was authenticated comes from them any more.
+/// Which vanished ranges may go, because no authenticated client comes from them any more.
 #[derive(Clone, Copy, Debug)]
 pub enum Unused<'a> {
-    /// All: there is nobody who authenticates, and could tell.
+    /// All: there is no gate that authenticates clients.
     All,
     /// These; of any other it is not known.
     Only(&'a [IpNet]),

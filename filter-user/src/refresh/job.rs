@@ -28,7 +28,7 @@ pub struct Progress {
     pub under_way: bool,
     /// A list that waits for approval.
     pub held: Option<Held>,
-    /// Why it is not known which vanished ranges are idle, if somebody was asked and did not answer.
+    /// Why it is not known which vanished ranges are idle, if the gate was asked and did not answer.
     pub unanswered: Option<String>,
 }
 
@@ -63,13 +63,13 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// Whether somebody else says the same.
+    /// Whether an independent list is the same.
     pub(super) fn confirms(&self, other: &Self) -> bool {
         self.list == other.list && self.way.is_independent_of(&other.way)
     }
 }
 
-/// A list that would remove or add much, and that nobody has agreed to yet.
+/// A list that would remove or add much, and that is not approved yet.
 #[derive(Clone, Debug)]
 pub struct Held {
     /// What the list is known again by: the beginning of its SHA-256, in hexadecimal.
@@ -215,7 +215,7 @@ impl Job {
         self.record(outcome, Some(error));
     }
 
-    /// Waits for nobody's answer any more; it is asked again in its own time.
+    /// No caller waits for its answer any more; it is asked again in its own time.
     pub(super) fn give_up(&mut self) {
         self.asking = None;
     }
@@ -313,14 +313,14 @@ impl Failed {
     }
 }
 
-/// Hexadecimal digits that tell a list from any other that somebody could make.
+/// Hexadecimal digits that distinguish a list from any other that could be made.
 const ID_LENGTH: usize = 24;
 
 fn whole(pause: Duration) -> Duration {
     Duration::from_secs(pause.as_secs())
 }
 
-/// After which nobody waits for an attempt any more: each way of a source may take its 20 seconds.
+/// After which no caller waits for an attempt any more: each way of a source may take its 20 seconds.
 const OVERDUE: Duration = Duration::from_secs(900);
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ fn strange_destinations(filter: &FilterSettings) -> Vec<Finding> {
     strange.map(tell).collect()
 }
 
-/// Protected ports at which somebody answers UDP, so strangers too: HTTP/3.
+/// Protected ports at which a program answers UDP, so strangers too: HTTP/3.
 fn open_udp_ports(filter: &FilterSettings) -> Vec<Finding> {
     // A kernel that does not tell is no reason to warn.
     let listening = netlink::udp_listeners().unwrap_or_default();

@@ -91,7 +91,7 @@ impl Follower {
         loop {
             tokio::select! {
                 () = self.watch.changed() => {}
-                // A watch dies with its directory, and nobody says so.
+                // A watch dies with its directory, without an event.
                 () = tokio::time::sleep(POLL) => {}
                 // Other sources, other rules.
                 Ok(()) = self.config.changed() => {}

@@ -172,7 +172,7 @@ fn adopt(
         }
         let link = open(&pin)?;
         if link_index(&link) != Some(interface.index) {
-            // The interface was deleted and created anew, another one took its name, or somebody
+            // The interface was deleted and created again, another one took its name, or a process
             // has detached the link.
             info!(
                 id = "stale-link-removed",

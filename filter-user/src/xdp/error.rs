@@ -202,7 +202,7 @@ pub enum XdpError {
         /// The interface.
         interface: String,
     },
-    /// Somebody has unloaded the filter.
+    /// The filter was unloaded.
     #[error("the filter was unloaded, so there is nothing to change; restart its role")]
     Unloaded,
     /// What is active is on trial.

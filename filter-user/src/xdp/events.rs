@@ -37,7 +37,7 @@ impl Events {
             let Some(event) = self.ring.next() else {
                 break;
             };
-            // A test run's frames come in by loopback, which nobody filters.
+            // A test run's frames come in by loopback, which is never filtered.
             drops.extend(DropEvent::parse(&event).filter(|drop| drop.interface != LOOPBACK));
         }
         let cpus = nr_cpus().map_err(|(_, error)| XdpError::Cpus(error))?;
@@ -98,7 +98,7 @@ impl DropEvent {
 
 /// The sources of most drops, approximately and in bounded memory.
 ///
-/// Space-Saving (Metwally, Agrawal and El Abbadi, 2005): whoever holds more than a
+/// Space-Saving (Metwally, Agrawal and El Abbadi, 2005): a source with more than a
 /// 256th of the weight is in it, and no count is too low. IPv6 sources count by their
 /// /64, as a host may have any address of it.
 #[derive(Debug, Default)]

@@ -38,7 +38,7 @@ pub(super) fn shared_maps(staging: &Staging, table: &Table) -> Result<Ebpf, XdpE
 
 /// Nodes per family and generation that a table needs, and as many again for it to grow.
 ///
-/// What outgrows them is loaded anew, see [`super::Filter::publish`].
+/// What outgrows them is loaded again, see [`super::Filter::publish`].
 fn capacity(table: &Table) -> u32 {
     let needed = table
         .tree_v4()

@@ -486,7 +486,7 @@ fn create(path: &Path) -> Result<(), XdpError> {
     }
 }
 
-/// A fresh bpffs is open to everybody, so somebody may have been there before us.
+/// A fresh bpffs is open to every user, so another process may have been there before us.
 fn check_ours(path: &Path) -> Result<(), XdpError> {
     let metadata = fs::symlink_metadata(path).map_err(blame(path))?;
     let ours = rustix::process::geteuid().as_raw();

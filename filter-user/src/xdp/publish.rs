@@ -179,7 +179,7 @@ fn chunks(generation: u32) -> impl Iterator<Item = u32> {
     nodes.map(move |node| chunk_index(node, generation))
 }
 
-/// Nodes, and empty ones behind them, which nobody is sent to.
+/// Nodes, and empty ones behind them, which no lookup reaches.
 fn padded(nodes: &[Node]) -> Chunk {
     let mut chunk = [ABSENT; (CHUNK as usize) << 8];
     for (place, entry) in chunk.iter_mut().zip(nodes.as_flattened()) {

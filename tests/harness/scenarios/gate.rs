@@ -167,7 +167,7 @@ pub fn sessions_stay_at_home(lab: &Lab) -> Vec<Row> {
     rows
 }
 
-/// 4. What does not ask for a host of ours in TLS: refused or timed out, and nothing is told.
+/// 4. What does not ask for a host of ours in TLS: refused or timed out, and no certificate is shown.
 #[must_use]
 pub fn defective_greetings_are_refused(lab: &Lab) -> Vec<Row> {
     let mut rows = Vec::new();

@@ -204,5 +204,5 @@ impl Flood {
 const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);
 /// Frames that are sent without a look at the counter; a veth queues 256.
 const BURST: usize = 64;
-/// Bounds the flood, should nobody stop it.
+/// Bounds the flood, should it not be stopped.
 const BURSTS_MAX: usize = 100_000;

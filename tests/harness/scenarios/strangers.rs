@@ -167,5 +167,5 @@ const OTHER: Verdict = Verdict::Pass(Reason::OtherPort);
 const NOT_TCP: Verdict = Verdict::Pass(Reason::NotTcp);
 /// How many of each frame.
 const FRAMES: u64 = 20;
-/// A port that nobody protects.
+/// A port that is not protected.
 const OTHER_PORT: u16 = 7000;

@@ -18,7 +18,7 @@ use crate::ranges::{Families, Format, STATIC};
 
 /// One way to a list, or several ways to the same.
 ///
-/// By hand, because of what is wrong inside serde's untagged enums nothing is told.
+/// By hand, because serde's untagged enums do not report what is wrong inside them.
 pub(super) struct RawSource(Vec<RawWay>);
 
 impl RawSource {
@@ -301,7 +301,7 @@ fn web(
     if let Some(url) = urls.iter().find(|url| !is_trustworthy(url)) {
         return Err(place.error(format_args!(
             "`{}` is neither https nor http to loopback; ranges that anyone on the way can change \
-             protect nobody",
+             protect no host",
             redacted(url)
         )));
     }

@@ -126,7 +126,7 @@ impl Admission<'_> {
                 return Err(Refusal::TooMany(what(Quantity::Connections)));
             }
         }
-        // Nobody gives way to one that is refused.
+        // None gives way to one that is refused.
         for (queue, rule) in &queues {
             taken.in_flight.find_room(queue, *rule)?;
         }

@@ -2,7 +2,7 @@
 //!
 //! A generic cell rate algorithm per cell, and a sketch of cells instead of a map: each key has one
 //! cell in each of two rows, which it may share with others. A key is within its rate if any of its
-//! cells is, so it is wronged only if others crowd both; which those are, nobody outside can know.
+//! cells is, so it is wronged only if others crowd both; which those are cannot be known from outside.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +38,7 @@ impl Row {
 }
 
 impl RateLimiter {
-    /// Nobody has come yet.
+    /// No client has come yet.
     pub(in crate::gate) fn new() -> Self {
         Self {
             begun: Instant::now(),

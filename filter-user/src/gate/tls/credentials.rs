@@ -140,7 +140,7 @@ fn dns_names(leaf: &X509Certificate<'_>) -> Vec<String> {
     dns.collect()
 }
 
-/// Reads a private key, which nobody else on the host may be able to read.
+/// Reads a private key, which no other user of the host may be able to read.
 fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError> {
     let (pem, metadata) = read_trusted(place, path, TrustedOwner::Owner)?;
     let besides = [PemKind::Certificate, PemKind::Companion];
@@ -185,7 +185,7 @@ fn key(place: &Place, path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError
             path.display()
         )));
     }
-    // systemd lets a service read its credentials by the group's bits, whoever the group is.
+    // systemd lets a service read its credentials by the group's bits, whichever group that is.
     if mode & 0o070 != 0 && !is_our_group(metadata.gid()) && !is_credential(path) {
         let group = match metadata.gid() {
             NO_GROUP => "a group that this service cannot see".to_owned(),
@@ -410,7 +410,7 @@ pub(in crate::gate) fn roots(
 /// Returns what is wrong with the file.
 pub fn spki(path: &Path) -> Result<String, ConfigError> {
     let place = Place::nowhere();
-    // It is shown, and trusted by whoever writes it down.
+    // It is shown, and trusted by the operator who copies it.
     let pem = file::read(path, FILE_MAX);
     let pem = pem.map_err(|error| {
         place.unreadable(format_args!("{} cannot be read", path.display()), error)

@@ -32,7 +32,7 @@ pub struct VerifiedPeer {
 }
 
 impl VerifiedPeer {
-    /// Who it is; nobody that is known, if the policy does not enforce that.
+    /// Who it is; none, if the policy does not enforce that.
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_deref()

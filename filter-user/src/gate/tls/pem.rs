@@ -1,5 +1,5 @@
 //! PEM files: text in, sections out, as OpenSSL reads them. A line that looks like the edge of a
-//! section and is none is an error: what it hides would be missed by nobody.
+//! section and is none is an error: what it hides would not be missed.
 
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use thiserror::Error;

@@ -2,7 +2,7 @@
 //!
 //! Each policy has its own rustls configuration, so its own session store and ticket key: what a
 //! client was granted by one host can not be offered to another (CVE-2025-23419, CVE-2025-23048).
-//! Both are made anew whenever the host's [`TrustEpoch`] change: older sessions are then worth nothing.
+//! Both are made again whenever the host's [`TrustEpoch`] change: older sessions are then worth nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
@@ -305,7 +305,7 @@ impl Policy {
         self.epoch.digest == other.epoch.digest
     }
 
-    /// Where its live connections are told what concerns them all.
+    /// The signal to all its live connections.
     pub(in crate::gate) fn shutdown(&self) -> &Arc<Signal> {
         &self.epoch.shutdown
     }

@@ -2,7 +2,7 @@
 //! Pure: it reads no file and no clock.
 //!
 //! One decision over all lists. Every list that speaks for an issuer counts, wherever the path
-//! ends: whoever is revoked by one is refused, whichever CA would have accepted it. Of several
+//! ends: what is on one is refused, whichever CA would have accepted it. Of several
 //! lists of one issuer and scope the newest counts (RFC 5280 §5.2.3, §6.3.3).
 
 use std::cmp::Ordering;
@@ -221,7 +221,7 @@ impl Revocation {
         Ok(())
     }
 
-    /// Judges a leaf that is trusted for its key, whoever has signed it. The signature of a list
+    /// Judges a leaf that is trusted for its key, whichever CA has signed it. The signature of a list
     /// cannot be verified without its CA: name and key identifier decide, for a list that the
     /// operator has named.
     ///

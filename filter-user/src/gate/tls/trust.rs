@@ -39,7 +39,7 @@ pub struct Identity {
 /// All that decides whether a client certificate is trusted.
 pub(in crate::gate) struct Trusted {
     pub(in crate::gate) anchors: Vec<Anchor>,
-    /// SHA-256 digests of the SubjectPublicKeyInfo of leaves that are trusted whoever signed them.
+    /// SHA-256 digests of the SubjectPublicKeyInfo of leaves that are trusted whichever CA signed them.
     pub(in crate::gate) pins: Vec<[u8; 32]>,
     pub(in crate::gate) revocation: Revocation,
     /// Intermediates between a leaf and its CA.

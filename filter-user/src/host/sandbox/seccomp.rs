@@ -1,5 +1,5 @@
 //! System calls: those that a role makes, and no others. What is refused fails with EPERM, and does
-//! not kill: a library that tries something new shall be told, not end the protection.
+//! not kill: a library that tries something new gets an error and does not end the protection.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub(super) fn confine(access: &Access) -> Result<(), Error> {
         libc::SYS_tgkill,
         vec![rule(0, SeccompCmpOp::Eq, ourselves)?],
     );
-    // Whoever connects by sending has not asked landlock.
+    // landlock does not see a connection that begins with a send.
     for (call, flags) in [
         (libc::SYS_sendto, 3),
         (libc::SYS_sendmsg, 2),
@@ -48,7 +48,7 @@ pub(super) fn confine(access: &Access) -> Result<(), Error> {
             rule(2, SeccompCmpOp::Ne, word(libc::TCP_ULP))?,
         ],
     );
-    // Nothing is typed for whoever sits at a terminal.
+    // Nothing is typed into a terminal.
     rules.insert(
         libc::SYS_ioctl,
         vec![SeccompRule::new(vec![

@@ -192,7 +192,7 @@ struct Step {
     after: u64,
     /// The body.
     body: String,
-    /// Which of the blocks somebody came from.
+    /// Which of the blocks clients came from.
     in_use: BTreeSet<u8>,
     approved: bool,
 }
