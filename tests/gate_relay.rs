@@ -337,7 +337,7 @@ fn an_upstream_may_show_the_very_certificate_in_its_ca_file() {
 #[test]
 fn every_web_server_in_the_manual_is_told_the_clients_address() {
     let [edge, _] = Host::Edge.addresses();
-    let manual = include_str!("../README.md");
+    let manual = include_str!("../docs/web-servers.md");
     for (program, words, proxy, heading) in [
         ("nginx", &[][..], "v2", "nginx"),
         ("apache2", &["-DFOREGROUND", "-f"][..], "v2", "Apache"),
@@ -433,7 +433,7 @@ fn digest(identity: &Identity) -> String {
 
 /// The configuration that the manual shows under a heading.
 fn snippet<'a>(manual: &'a str, heading: &str) -> &'a str {
-    let section = manual.split(&format!("\n#### {heading}\n")).nth(1).unwrap();
+    let section = manual.split(&format!("\n### {heading}\n")).nth(1).unwrap();
     let block = section.split("```").nth(1).unwrap();
     block.split_once('\n').unwrap().1
 }

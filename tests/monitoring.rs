@@ -18,7 +18,7 @@ const DASHBOARD: &str = include_str!("../filter-user/dist/monitoring/dashboard.j
 
 #[test]
 fn rules_and_dashboard_name_what_the_manual_names() {
-    let manual = names(include_str!("../README.md"));
+    let manual = names(include_str!("../docs/metrics.md"));
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     assert!(dashboard["panels"].as_array().unwrap().len() > 8);
 

@@ -2,23 +2,84 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
-use clap::CommandFactory as _;
+use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
+use clap_mangen::Man;
 use pullgate::cli::Cli;
+use pullgate::report::EXIT_CODES;
 
 fn main() -> io::Result<()> {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
         return Err(io::Error::other("name a directory"));
     };
     let (man, completions) = (directory.join("man"), directory.join("completions"));
+    // What an older version has written there must not be packaged.
+    if man.exists() {
+        fs::remove_dir_all(&man)?;
+    }
     fs::create_dir_all(&man)?;
     fs::create_dir_all(&completions)?;
-    clap_mangen::generate_to(Cli::command(), man)?;
+    let mut command = Cli::command();
+    command.build();
+    write_page(&command, "pullgate", &man)?;
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         clap_complete::generate_to(shell, &mut Cli::command(), "pullgate", &completions)?;
     }
     Ok(())
 }
+
+/// The page of a command and those of its subcommands, in section 8: they administer a system.
+fn write_page(command: &Command, name: &str, directory: &Path) -> io::Result<()> {
+    let mut page = Vec::new();
+    let man = Man::new(command.clone()).section("8").title(name);
+    man.render(&mut page)?;
+    writeln!(page, ".SH \"EXIT STATUS\"")?;
+    for (code, meaning) in EXIT_CODES {
+        let meaning = meaning.replace('-', "\\-").replace('`', "");
+        writeln!(page, ".TP\n.B {code}\n{meaning}")?;
+    }
+    page.write_all(FILES.as_bytes())?;
+    if name == "pullgate" {
+        page.write_all(EXAMPLES.as_bytes())?;
+    }
+    page.write_all(SEE_ALSO.as_bytes())?;
+    fs::write(directory.join(format!("{name}.8")), page)?;
+    let inner = command.get_subcommands();
+    for inner in inner.filter(|it| it.get_name() != "help") {
+        write_page(inner, &format!("{name}-{}", inner.get_name()), directory)?;
+    }
+    Ok(())
+}
+
+const FILES: &str = "\
+.SH FILES
+.TP
+/etc/pullgate/pullgate.toml
+the configuration, see pullgate.toml(5)
+.TP
+/var/lib/pullgate/ranges.json
+the last known good ranges
+.TP
+/run/pullgate
+the sockets of the roles
+.TP
+/sys/fs/bpf/pullgate
+the pins, which keep the filter active without a process
+";
+const EXAMPLES: &str = "\
+.SH EXAMPLES
+.nf
+pullgate init \\-\\-write     # a configuration for the web server of this host
+pullgate check             # is it OK?
+pullgate status            # what is protected?
+pullgate explain 198.51.100.7
+pullgate unload            # the way back
+.fi
+";
+const SEE_ALSO: &str = "\
+.SH \"SEE ALSO\"
+pullgate.toml(5), systemctl(1), /usr/share/doc/pullgate/README.md
+";

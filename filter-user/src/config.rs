@@ -34,6 +34,8 @@ mod error;
 mod gate;
 mod load;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -303,6 +305,7 @@ pub enum Interfaces {
 
 /// What to do where another program holds the XDP hook.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Coexist {
     /// Refuse, and say whose it is.
@@ -314,6 +317,7 @@ pub enum Coexist {
 
 /// What to do with a drop verdict.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Drop.
@@ -325,6 +329,7 @@ pub enum Mode {
 
 /// What to do with strangers' later TCP fragments.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Fragments {
     /// Drop them: they spare the stack's reassembly memory, and TCP does not fragment.
@@ -336,6 +341,7 @@ pub enum Fragments {
 
 /// Which modes of the attach ladder may be used.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Attach {
     /// Native, else generic with a warning.

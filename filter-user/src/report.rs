@@ -45,7 +45,36 @@ impl<E: ExitStatus> From<E> for Failure {
     }
 }
 
-/// The command line is wrong; the numbers are those of sysexits.h.
+/// Every exit code with what it means, for the manual; the numbers are those of sysexits.h.
+pub const EXIT_CODES: [(u8, &str); 7] = [
+    (0, "all is well"),
+    (
+        EX_FAILURE,
+        "`status`: a role does not run, or the filter is in monitor mode; `check`: the package's gate cannot read \
+         a file; `ranges show`: a stranger; `ranges diff`, `ranges refresh`: a source failed",
+    ),
+    (
+        EX_USAGE,
+        "the command line is wrong, or there is nothing to `confirm` or `approve`",
+    ),
+    (EX_SOFTWARE, "something failed that should not"),
+    (
+        EX_TEMPFAIL,
+        "`run --confirm`: not confirmed, and what was before is active again; `confirm`: too late",
+    ),
+    (
+        EX_NOPERM,
+        "a capability or permission is missing; the message names it",
+    ),
+    (
+        EX_CONFIG,
+        "the configuration, or a file that it names, cannot be used; the message names file, line, field and \
+         remedy",
+    ),
+];
+/// The answer is no.
+pub const EX_FAILURE: u8 = 1;
+/// The command line is wrong.
 pub const EX_USAGE: u8 = 64;
 /// Something failed that should not.
 pub const EX_SOFTWARE: u8 = 70;

@@ -30,18 +30,22 @@ impl Manual {
     /// Reads them.
     #[must_use]
     pub fn read() -> Self {
-        let manual = include_str!("../../README.md");
-        let section = manual.split("## Install and first run").nth(1).unwrap();
-        let lines = section.lines().filter_map(|line| line.strip_prefix("$ "));
-        let mut commands = lines.map(|line| line.split(" #").next().unwrap().trim());
-        assert_eq!(commands.next(), Some("cargo xtask dist"));
-        let mut next = || commands.next().unwrap().strip_prefix("sudo ").unwrap();
+        let readme = include_str!("../../README.md");
+        let operations = include_str!("../../docs/operations.md");
+        let commands = |text: &'static str, heading: &str| {
+            let section = text.split(heading).nth(1).unwrap();
+            let lines = section.lines().filter_map(|line| line.strip_prefix("$ "));
+            lines.map(|line| line.split(" #").next().unwrap().trim())
+        };
+        let mut installing = commands(readme, "## Install and enforce");
+        assert_eq!(installing.next(), Some("cargo xtask dist"));
+        let mut next = || installing.next().unwrap().strip_prefix("sudo ").unwrap();
         let install = next();
         let (check, start_filter, status, enforce, reload) =
             (next(), next(), next(), next(), next());
-        assert_eq!([next(), next()], [status, check]);
-        let (reload_filter, start_steered) = (next(), next());
-        assert_eq!([reload_filter, next()], [reload, check]);
+        assert_eq!(next(), status);
+        let mut operating = commands(operations, "## The package");
+        let mut next = || operating.next().unwrap().strip_prefix("sudo ").unwrap();
         Self {
             package: install.strip_prefix("apt install ./").unwrap(),
             install,
@@ -50,8 +54,8 @@ impl Manual {
             status,
             enforce,
             reload,
-            start_steered,
             start_gate: next(),
+            start_steered: next(),
             unpack: next(),
             take_in: [next(), next(), next()],
         }

@@ -42,6 +42,7 @@ pub struct GateSettings {
 
 /// Which address the web server sees connections from.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAddress {
     /// Loopback's.
@@ -198,6 +199,7 @@ pub enum Trust {
 
 /// What happens to a client that is not trusted.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAuth {
     /// It is refused.
@@ -211,6 +213,7 @@ pub enum ClientAuth {
 
 /// What an expired list of revoked certificates is worth.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CrlExpired {
     /// Nothing: whose status it should tell is refused.
@@ -222,6 +225,7 @@ pub enum CrlExpired {
 
 /// The oldest TLS version that is spoken.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum MinTls {
     /// TLS 1.2.
     #[default]
@@ -234,6 +238,7 @@ pub enum MinTls {
 
 /// What sessions may be resumed.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Resumption {
     /// None: every connection is a full handshake.
@@ -245,6 +250,7 @@ pub enum Resumption {
 
 /// What becomes of live connections when their terms change.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTrustChange {
     /// They go on.
@@ -345,6 +351,7 @@ impl Display for Upstream {
 
 /// The header that tells the upstream who the client is.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ProxyProtocol {
     /// No header: the upstream sees connections from this host.

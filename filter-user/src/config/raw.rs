@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use toml::Spanned;
 
-use super::value::{absolute, parse_target};
+use super::value::{Spanned, absolute, parse_target};
 use super::{
     Boot, ClientAddress, Config, ConfigError, FilterSettings, Live, Located, Paths, Place, Source,
     Target,
@@ -72,13 +71,21 @@ fn field(path: &serde_path_to_error::Path) -> String {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct RawConfig {
+pub(super) struct RawConfig {
+    /// Where pullgate keeps what it needs.
     #[serde(default)]
     paths: RawPaths,
+    /// What the kernel drops. Without this section, nothing is filtered.
     filter: Option<filter::RawFilter>,
+    /// Who may connect: the union of all sources' lists, with your own rules.
     ranges: Option<ranges::RawRanges>,
+    /// The listener that demands the client certificate. Without this section, the web server has to
+    /// demand it (`pullgate snippet nginx --own-mtls`).
     gate: Option<gate::RawGate>,
+    /// Where a role serves its metrics to Prometheus: a loopback address or a UNIX socket. A change
+    /// takes effect at the next start.
     #[serde(default)]
     metrics: RawMetrics,
 }
@@ -225,10 +232,18 @@ pub(super) fn paths(source: &Source<'_>) -> Paths {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct RawMetrics {
+    /// Those of the filter. Under systemd a port needs the drop-in `monitoring/filter-metrics.conf`;
+    /// a UNIX socket does not.
+    #[cfg_attr(test, schemars(extend("examples" = ["127.0.0.1:9143"])))]
     filter: Option<Spanned<String>>,
+    /// Those of the role ranges.
+    #[cfg_attr(test, schemars(extend("examples" = ["127.0.0.1:9144"])))]
     ranges: Option<Spanned<String>>,
+    /// Those of the gate.
+    #[cfg_attr(test, schemars(extend("examples" = ["127.0.0.1:9145"])))]
     gate: Option<Spanned<String>>,
 }
 
@@ -267,11 +282,22 @@ impl RawMetrics {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct RawPaths {
+    /// Directory of `ranges.json`, the last known good ranges.
+    #[cfg_attr(test, schemars(extend("default" = "/var/lib/pullgate")))]
     state: Option<PathBuf>,
+    /// Directory of the roles' own directories, with their sockets `status.sock` (0660) and
+    /// `control.sock` (0600).
+    #[cfg_attr(test, schemars(extend("default" = "/run/pullgate")))]
     run: Option<PathBuf>,
+    /// Directory of the pins, on a BPF file system: they keep the filter active without a process.
+    #[cfg_attr(test, schemars(extend("default" = "/sys/fs/bpf/pullgate")))]
     bpf: Option<PathBuf>,
+    /// Directory of `uplinks.json`, the uplinks that `interfaces = "auto"` remembers. By default
+    /// beside `state`, with `-filter` at its end.
+    #[cfg_attr(test, schemars(extend("default" = "/var/lib/pullgate-filter")))]
     filter: Option<PathBuf>,
 }
 

@@ -29,8 +29,7 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
 
     let (shipped_filter, filter) = (shipped.live.filter.unwrap(), smallest.live.filter.unwrap());
     let (shipped_gate, gate) = (shipped.live.gate.unwrap(), smallest.live.gate.unwrap());
-    // Installing must not cut an origin off; everything else is the default.
-    assert_eq!(shipped_filter.mode, Mode::Monitor);
+    assert_eq!(shipped_filter.mode, filter.mode);
     assert_eq!(shipped_filter.ports, filter.ports);
     assert_eq!(
         format!("{:?}", shipped.boot.paths),

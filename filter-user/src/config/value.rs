@@ -1,6 +1,7 @@
 //! Single values: as they are written in, as they are meant out.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,11 +9,36 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
-use toml::Spanned;
 use url::{Host as UrlHost, Url};
 
 use super::{ConfigError, Located, Source, Target};
 use crate::ranges::exact;
+
+/// A value with its place in the file.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Spanned<T>(toml::Spanned<T>);
+
+impl<T> Spanned<T> {
+    /// A value that is in no file.
+    pub(super) fn unwritten(value: T) -> Self {
+        Self(toml::Spanned::new(0..0, value))
+    }
+
+    pub(super) fn span(&self) -> Range<usize> {
+        self.0.span()
+    }
+
+    pub(super) fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+}
+
+impl<T> AsRef<T> for Spanned<T> {
+    fn as_ref(&self) -> &T {
+        self.0.as_ref()
+    }
+}
 
 pub(super) fn located<T>(source: &Source<'_>, value: Spanned<T>, field: &str) -> Located<T> {
     Located {
@@ -194,3 +220,65 @@ const DURATION_MIN: Duration = Duration::from_millis(100);
 const DURATION_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// What a host with a million file descriptors could hold.
 const COUNT_MAX: usize = 1 << 20;
+
+/// The shape of what is a text or something else, for the schema.
+#[cfg(test)]
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "its shape is what matters")]
+pub(super) enum TextOr<T> {
+    Text(String),
+    Other(T),
+}
+
+/// Their shape in the schema: that of the value, and text.
+#[cfg(test)]
+mod schemas {
+    use std::borrow::Cow;
+
+    use schemars::{JsonSchema, Schema, SchemaGenerator};
+
+    use super::{Address, RawNet, Spanned};
+
+    impl<T: JsonSchema> JsonSchema for Spanned<T> {
+        fn inline_schema() -> bool {
+            T::inline_schema()
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            T::schema_name()
+        }
+
+        fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+            T::json_schema(generator)
+        }
+    }
+
+    impl JsonSchema for Address {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            "Address".into()
+        }
+
+        fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+            String::json_schema(generator)
+        }
+    }
+
+    impl JsonSchema for RawNet {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            "Range".into()
+        }
+
+        fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+            String::json_schema(generator)
+        }
+    }
+}

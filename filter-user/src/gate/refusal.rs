@@ -40,6 +40,35 @@ impl Outcome {
             Self::Refused(refusal) => refusal.label(),
         }
     }
+
+    /// How an admitted connection ended.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Relayed => "both sides ended it",
+            Self::Idle => "no byte came in either direction for `idle_timeout`",
+            Self::Aborted => "one side broke it off",
+            Self::Misused => "the client misused TLS: a flood of key updates or empty records",
+            Self::Stopped => "the gate was stopped",
+            Self::TrustChanged => {
+                "the host's trust has changed, with `on_trust_change = \"close\"`"
+            }
+            Self::Refused(refusal) => refusal.meaning(),
+        }
+    }
+
+    /// Those of admitted connections.
+    #[must_use]
+    pub fn of_admitted() -> [Self; 6] {
+        [
+            Self::Relayed,
+            Self::Idle,
+            Self::Aborted,
+            Self::Misused,
+            Self::Stopped,
+            Self::TrustChanged,
+        ]
+    }
 }
 
 /// Why a connection was refused.
@@ -319,6 +348,52 @@ impl Refusal {
     #[must_use]
     pub fn advice(self) -> &'static str {
         self.entry().advice
+    }
+
+    /// A command on the host that shows the cause: `client.pem` is the certificate at Cloudflare, `our-ca.pem`
+    /// what signed it.
+    #[must_use]
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::NotListed => "pullgate ranges show 198.51.100.7",
+            Self::Denied => "pullgate explain 198.51.100.7",
+            Self::NoServerName => "openssl s_client -connect 203.0.113.10:443 -noservername",
+            Self::NoCertificate => {
+                "openssl s_client -connect 203.0.113.10:443 -servername www.example.com"
+            }
+            Self::NoSharedProtocol => {
+                "openssl s_client -connect 203.0.113.10:443 -servername www.example.com -alpn http/1.1"
+            }
+            Self::Protocol => {
+                "openssl s_client -connect 203.0.113.10:443 -servername www.example.com -tls1_2"
+            }
+            Self::SharedCertificate => "openssl x509 -in our-ca.pem -noout -subject",
+            Self::UnknownIssuer => "openssl verify -CAfile our-ca.pem client.pem",
+            Self::PinMismatch => "pullgate spki client.pem",
+            Self::Expired => "openssl x509 -in client.pem -noout -enddate",
+            Self::NotYetValid => "date --utc",
+            Self::WrongUsage | Self::BadCertificate(_) | Self::BadSignature => {
+                "openssl x509 -in client.pem -noout -text"
+            }
+            Self::Revoked => "openssl crl -in crl.pem -noout -text",
+            Self::CrlExpired => "openssl crl -in crl.pem -noout -nextupdate",
+            Self::CrlMissing => "openssl crl -in crl.pem -noout -issuer",
+            Self::RefusedByClient | Self::Upstream(UpstreamFault::Tls) => {
+                "openssl x509 -in shop.example.pem -noout -ext subjectAltName"
+            }
+            Self::Plaintext => "curl --max-time 5 http://203.0.113.10:443/",
+            Self::Closed
+            | Self::Timeout(Phase::Upstream)
+            | Self::Upstream(UpstreamFault::Unreachable) => "ss --tcp --listening --numeric",
+            Self::BadProxyHeader | Self::Timeout(Phase::ProxyHeader) => "pullgate check",
+            Self::Upstream(UpstreamFault::Broken) => {
+                "curl --silent --haproxy-protocol http://127.0.0.1:8080/"
+            }
+            Self::HostUnavailable
+            | Self::UnknownServerName
+            | Self::Timeout(Phase::Hello | Phase::Handshake)
+            | Self::TooMany(_) => "pullgate status",
+        }
     }
 
     #[expect(clippy::too_many_lines, reason = "a table")]

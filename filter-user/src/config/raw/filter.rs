@@ -6,33 +6,57 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
-use toml::Spanned;
 
-use super::super::value::{duration, located};
+use super::super::value::{Spanned, duration, located};
 use super::super::{
     Attach, Coexist, ConfigError, FilterSettings, Fragments, Interfaces, Located, Mode, Source,
 };
 use crate::host::netlink::is_interface_name;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFilter {
+    /// Interfaces that face the internet, by name; one that does not exist yet is filtered when it
+    /// appears. Or `"auto"`: those that a route to the internet leads to, which are remembered over
+    /// reboots.
+    #[cfg_attr(test, schemars(with = "crate::config::value::TextOr<Vec<String>>", extend("examples" = ["auto"])))]
     interfaces: Spanned<RawInterfaces>,
+    /// Protected TCP ports. `"cloudflare-tls"` stands for 443, 2053, 2083, 2087, 2096 and 8443,
+    /// `"http"` for 80.
     #[serde(default = "https")]
+    #[cfg_attr(test, schemars(extend("default" = [443])))]
     ports: Spanned<Vec<RawPort>>,
-    #[serde(default = "nothing")]
+    /// Protected UDP ports. Cloudflare connects by TCP, so a program that answers UDP (HTTP/3) on a
+    /// protected port is there for strangers alone: `check` and `status` warn of it.
+    #[serde(default = "nothing::<u16>")]
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     udp_ports: Spanned<Vec<u16>>,
-    #[serde(default = "nothing")]
+    /// Protected addresses of this host, at most 16. Empty: every address.
+    #[serde(default = "nothing::<IpAddr>")]
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     destinations: Spanned<Vec<IpAddr>>,
+    /// `"enforce"` drops strangers' packets, `"monitor"` only counts them.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "enforce")))]
     mode: Mode,
+    /// What becomes of strangers' later TCP fragments: `"drop"` or `"pass"`.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "drop")))]
     fragments: Fragments,
+    /// The attach mode: `"native"`, `"generic"`, or `"auto"`: native, else generic with a warning.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "auto")))]
     attach: Attach,
+    /// What to do where another XDP program is attached: `"refuse"` names it, `"tcx"` judges behind
+    /// it, with a warning.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "refuse")))]
     coexist: Coexist,
+    /// How long a start waits for interfaces that are named or remembered and do not exist yet. Under
+    /// systemd the network waits with it.
     #[serde(default = "ten_seconds", deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "10s")))]
     interface_timeout: Duration,
 }
 
@@ -74,6 +98,7 @@ impl<'de> Deserialize<'de> for RawInterfaces {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(
     untagged,
     expecting = "a port is a number from 1 to 65535, \"cloudflare-tls\" or \"http\""
@@ -85,6 +110,7 @@ enum RawPort {
 
 /// What Cloudflare connects to: developers.cloudflare.com/fundamentals/reference/network-ports.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum PortPreset {
     CloudflareTls,
@@ -186,7 +212,7 @@ impl RawFilter {
 }
 
 fn https() -> Spanned<Vec<RawPort>> {
-    Spanned::new(0..0, vec![RawPort::Number(443)])
+    Spanned::unwritten(vec![RawPort::Number(443)])
 }
 
 fn ten_seconds() -> Duration {
@@ -194,7 +220,7 @@ fn ten_seconds() -> Duration {
 }
 
 fn nothing<T>() -> Spanned<Vec<T>> {
-    Spanned::new(0..0, Vec::new())
+    Spanned::unwritten(Vec::new())
 }
 
 const FIELD: &str = "filter.interfaces";

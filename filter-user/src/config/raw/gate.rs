@@ -5,44 +5,86 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toml::Spanned;
 
 use super::super::gate::{check_names, check_upstreams};
-use super::super::value::{Address, RawNet, absolute, count, duration, located, rules};
+use super::super::value::{Address, RawNet, Spanned, absolute, count, duration, located, rules};
 use super::super::{ClientAddress, ConfigError, GateSettings, PeerLimit, Source};
 use super::RawListening;
 use super::host::{RawHost, some_count};
 use crate::host::netlink::ReturnPath;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawGate {
+    /// Where the gate listens. With `steer`, the default is `["127.0.0.1:44300", "[::1]:44300"]`. A
+    /// change takes effect at the next start.
+    #[cfg_attr(test, schemars(extend("default" = ["0.0.0.0:443", "[::]:443"])))]
     listen: Option<Spanned<Vec<Address>>>,
+    /// `true`: connections to the protected ports are steered to the gate, and the web server keeps
+    /// its port. A change takes effect at the next start of the gate.
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     steer: Option<Spanned<bool>>,
+    /// The address that the web server sees where connections are steered: `"loopback"`, or
+    /// `"transparent"`: the client's own. Restart filter and gate after a change.
+    #[cfg_attr(test, schemars(extend("default" = "loopback")))]
     client_address: Option<Spanned<ClientAddress>>,
+    /// The routing table for `"transparent"`: a number that nothing else uses.
     #[serde(default = "route_table")]
+    #[cfg_attr(test, schemars(extend("default" = 44300)))]
     route_table: Spanned<u32>,
+    /// The priority of the policy rules for `"transparent"`.
     #[serde(default = "rule_priority")]
+    #[cfg_attr(test, schemars(extend("default" = 44)))]
     rule_priority: Spanned<u32>,
+    /// Load balancers in front, whose connections must begin with a PROXY header, v1 or v2. Source
+    /// check and limits use the address in it. No other client may send one. Let the filter admit
+    /// them too: `ranges.allow`.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     proxy_from: Vec<Spanned<RawNet>>,
+    /// Cloudflare's origin-pull CA, if it replaces the built-in one (valid until 2029-11-01).
+    #[cfg_attr(test, schemars(extend("examples" = ["/etc/pullgate/cloudflare-ca.pem"])))]
     cloudflare_ca_file: Option<Spanned<PathBuf>>,
+    /// Time from accept to the first relayed byte, absolute.
     #[serde(default = "seconds::<10>", deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "10s")))]
     handshake_timeout: Duration,
+    /// Time to reach the upstream, within `handshake_timeout`.
     #[serde(default = "seconds::<5>", deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "5s")))]
     connect_timeout: Duration,
+    /// A connection ends once no byte has come in either direction for once to twice this time. Keep
+    /// it above Cloudflare's 900 s.
     #[serde(default = "seconds::<1000>", deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "1000s")))]
     idle_timeout: Duration,
+    /// What live connections get when the gate is stopped. Under systemd, new ones wait as long at a
+    /// restart.
     #[serde(default = "seconds::<30>", deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "30s")))]
     drain_timeout: Duration,
+    /// Most connections; others wait in the kernel. Each takes two file descriptors, whose limit is
+    /// raised as far as the host allows. A change takes effect at the next start.
     #[serde(default = "number::<16384>", deserialize_with = "count")]
+    #[cfg_attr(test, schemars(extend("default" = 16384)))]
     max_connections: usize,
+    /// Most handshakes in flight. Beyond that the oldest silent one is closed, or else the new one
+    /// refused (`TooManyHandshakes`).
     #[serde(default = "number::<8192>", deserialize_with = "count")]
+    #[cfg_attr(test, schemars(extend("default" = 8192)))]
     max_handshakes: usize,
+    /// What one IPv4 address or IPv6 /64 may take.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = PER_SOURCE.shown())))]
     per_source: RawShare,
+    /// What one IPv4 /24 or IPv6 /48 may take.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = PER_NETWORK.shown())))]
     per_network: RawShare,
+    /// The hosts that are served: one policy each. A connection belongs to one by the server name in
+    /// its ClientHello: the exact name's, else the wildcard's, else that of the host with `default =
+    /// true`; else it is refused without a certificate.
     host: Spanned<Vec<RawHost>>,
 }
 
@@ -153,14 +195,19 @@ fn return_path(
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct RawShare {
+    /// Connections without a ClientHello. Beyond that, the oldest is closed.
     #[serde(default, deserialize_with = "some_count")]
     hellos: Option<usize>,
+    /// Connections to one host; all names that are not served count as one host.
     #[serde(default, deserialize_with = "some_count")]
     connections: Option<usize>,
+    /// Handshakes in flight with one host. One that takes more than a second gives way.
     #[serde(default, deserialize_with = "some_count")]
     handshakes: Option<usize>,
+    /// Handshakes begun a second with one host.
     #[serde(default, deserialize_with = "some_count")]
     handshakes_per_second: Option<usize>,
 }
@@ -177,25 +224,38 @@ impl RawShare {
     }
 }
 
+#[cfg(test)]
+impl PeerLimit {
+    /// As the schema shows them.
+    fn shown(&self) -> serde_json::Value {
+        serde_json::json!({
+            "hellos": self.hellos,
+            "connections": self.connections,
+            "handshakes": self.handshakes,
+            "handshakes_per_second": self.handshakes_per_second,
+        })
+    }
+}
+
 fn route_table() -> Spanned<u32> {
-    Spanned::new(0..0, ROUTE_TABLE)
+    Spanned::unwritten(ROUTE_TABLE)
 }
 
 fn rule_priority() -> Spanned<u32> {
-    Spanned::new(0..0, RULE_PRIORITY)
+    Spanned::unwritten(RULE_PRIORITY)
 }
 
 fn everywhere() -> Spanned<Vec<Address>> {
     let v4 = SocketAddr::from(([0, 0, 0, 0], 443));
     let v6 = SocketAddr::from(([0_u16; 8], 443));
-    Spanned::new(0..0, vec![Address(v4), Address(v6)])
+    Spanned::unwritten(vec![Address(v4), Address(v6)])
 }
 
 /// A port of its own: the web server has that which clients connect to.
 fn beside_the_web_server() -> Spanned<Vec<Address>> {
     let v4 = SocketAddr::from(([127, 0, 0, 1], STEERED_PORT));
     let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], STEERED_PORT));
-    Spanned::new(0..0, vec![Address(v4), Address(v6)])
+    Spanned::unwritten(vec![Address(v4), Address(v6)])
 }
 
 fn seconds<const N: u64>() -> Duration {

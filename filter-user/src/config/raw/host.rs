@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::Deserializer;
-use toml::Spanned;
 
-use super::super::value::{absolute, count, is_host_name, located, parse_target};
+use super::super::value::{Spanned, absolute, count, is_host_name, located, parse_target};
 use super::super::{
     ClientAuth, ConfigError, CrlExpired, DEFAULT_DEPTH, HostSettings, KeyPair, Located, MinTls,
     Name, OnTrustChange, ProxyProtocol, Reencryption, Resumption, Source, Target, Trust, Upstream,
@@ -14,44 +13,104 @@ use super::super::{
 };
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawHost {
+    /// Server names in full, or `*.example.com` for every name one label below. The first one stands
+    /// for the host in metrics and logs.
+    #[cfg_attr(test, schemars(extend("examples" = [["www.example.com", "example.com"]])))]
     names: Spanned<Vec<Spanned<String>>>,
+    /// `true` on one host: unknown names, and clients that send none, belong to it.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     default: bool,
+    /// PEM file of the certificate chain, leaf first; or a list of several (ECDSA and RSA), of which
+    /// the first that suits the client is shown.
+    #[cfg_attr(test, schemars(extend("examples" = ["/etc/pullgate/example.com.pem"])))]
     certificate: Spanned<OneOrMore>,
+    /// PEM file of the private key; a list, if `certificate` is one. It is readable by its owner
+    /// alone, or by the gate's group (or Debian's ssl-cert, if the gate is in it), or it is a systemd
+    /// credential.
+    #[cfg_attr(test, schemars(extend("examples" = ["/etc/pullgate/example.com.key"])))]
     key: Spanned<OneOrMore>,
+    /// Which client certificates are trusted, any of: `"cloudflare"` (any Cloudflare customer's!),
+    /// paths of CA files, key pins `"sha256:…"` (`pullgate spki`). One suffices, so that old and new
+    /// overlap.
+    #[cfg_attr(test, schemars(extend("examples" = [["/etc/pullgate/our-ca.pem"]])))]
     trust: Option<Spanned<Vec<Spanned<String>>>>,
+    /// `"enforce"` refuses clients that are not trusted. `"log"` admits them, and log and
+    /// `pullgate_gate_would_refuse_total` name them (a client without the key of its certificate is
+    /// refused all the same). `"off"` asks no client. `status` calls the host unprotected in the last
+    /// two.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "enforce")))]
     client_auth: ClientAuth,
+    /// PEM files of revocation lists, each signed by a CA in `trust` or by an intermediate. A
+    /// certificate on a list of its CA is refused, also if its key is pinned; so is a CA. Of several
+    /// lists of one CA and scope the newest counts. Once a CA has a list, its intermediates need one.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     crl: Vec<Spanned<PathBuf>>,
+    /// `"refuse"` or `"accept"`: what an expired list is worth. With `"accept"` it counts as if it
+    /// had not expired.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "refuse")))]
     crl_expired: CrlExpired,
+    /// The oldest TLS version: `"1.2"` or `"1.3"`.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "1.2")))]
     min_tls: MinTls,
+    /// Most intermediates between a client certificate and its CA, 0 to 6.
     #[serde(default = "intermediates")]
+    #[cfg_attr(test, schemars(extend("default" = 2)))]
     max_depth: Spanned<usize>,
+    /// `true`: the client certificate must name client authentication. By default it must only not
+    /// name other usages alone.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     require_client_eku: bool,
+    /// `"verified"`: the certificate of a resumed session is verified again. `"off"`: no session is
+    /// resumed.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "verified")))]
     resumption: Resumption,
+    /// `"close"`: live connections of the host end when anything changes that decides which clients
+    /// are trusted. `"keep"`: they go on.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "keep")))]
     on_trust_change: OnTrustChange,
+    /// Application protocols, first choice first. `"h2"` is offered only if the upstream is seen to
+    /// speak it. Keep `"http/1.1"` for WebSockets. Without `upstream`, the default is `["h2",
+    /// "http/1.1"]`.
+    #[cfg_attr(test, schemars(extend("default" = ["http/1.1"])))]
     alpn: Option<Spanned<Vec<String>>>,
+    /// The web server: `address:port`, or `unix:/path`. With `gate.steer`, the default is the web
+    /// server on the same port of loopback, in TLS.
+    #[cfg_attr(test, schemars(extend("examples" = ["127.0.0.1:8080"])))]
     upstream: Option<Spanned<String>>,
+    /// Speaks TLS to the upstream, and verifies it.
     upstream_tls: Option<Spanned<RawReencryption>>,
+    /// `true`: allows clear text to an upstream that is not loopback.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     unsafe_upstream: bool,
+    /// The header that names the client to the upstream: `"v2"`, `"v1"` or `"none"`. Without
+    /// `upstream`, the default is `"none"`.
+    #[cfg_attr(test, schemars(extend("default" = "v2")))]
     proxy_protocol: Option<ProxyProtocol>,
+    /// `false`: a header of v2 has the addresses alone.
     #[serde(default = "yes")]
+    #[cfg_attr(test, schemars(extend("default" = true)))]
     proxy_tlvs: bool,
+    /// Most relayed connections of this host, if fewer than the gate's.
     #[serde(default, deserialize_with = "some_count")]
+    #[cfg_attr(test, schemars(extend("examples" = [16384])))]
     max_connections: Option<usize>,
 }
 
 /// One file, or several.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "write a path, or a list of paths")]
 enum OneOrMore {
     One(PathBuf),
@@ -68,9 +127,16 @@ impl OneOrMore {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct RawReencryption {
+    /// The name on the upstream's certificate. By default the first of `names`; without `upstream`,
+    /// the one that the client sent.
+    #[cfg_attr(test, schemars(extend("examples" = ["example.com"])))]
     name: Option<String>,
+    /// PEM file of the CAs that the upstream's certificate may come from, or of that certificate.
+    /// Without it, the upstream must show the host's own certificate.
+    #[cfg_attr(test, schemars(extend("examples" = ["/etc/pullgate/upstream-ca.pem"])))]
     ca_file: Option<Spanned<PathBuf>>,
 }
 
@@ -370,15 +436,15 @@ pub(super) fn some_count<'de, D: Deserializer<'de>>(
 }
 
 fn http() -> Spanned<Vec<String>> {
-    Spanned::new(0..0, vec!["http/1.1".to_owned()])
+    Spanned::unwritten(vec!["http/1.1".to_owned()])
 }
 
 fn any_http() -> Spanned<Vec<String>> {
-    Spanned::new(0..0, vec!["h2".to_owned(), "http/1.1".to_owned()])
+    Spanned::unwritten(vec!["h2".to_owned(), "http/1.1".to_owned()])
 }
 
 fn intermediates() -> Spanned<usize> {
-    Spanned::new(0..0, DEFAULT_DEPTH)
+    Spanned::unwritten(DEFAULT_DEPTH)
 }
 
 fn yes() -> bool {

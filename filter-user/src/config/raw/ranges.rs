@@ -4,47 +4,88 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toml::Spanned;
 use url::Url;
 
 use super::source::RawSource;
-use crate::config::value::{RawNet, duration, rules};
+use crate::config::value::{RawNet, Spanned, duration, rules};
 use crate::config::{ConfigError, FeedSource, Located, Proxy, RangesSettings, Source};
 use crate::ranges::guard::Documentation;
 use crate::ranges::{Families, Feed, GuardLimits, RangeSet};
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawRanges {
+    /// Whose lists are admitted: `"cloudflare"`, `"cloudflare-jdcloud"`, `"fastly"`, `"cloudfront"`,
+    /// `{ url = "https://…" }`, `{ file = "…" }`, or a list of several ways to the same list.
+    #[cfg_attr(test, schemars(with = "Option<Vec<AnySource>>", extend("default" = ["cloudflare"])))]
     sources: Option<Spanned<Vec<Spanned<RawSource>>>>,
+    /// Ranges and addresses that are admitted as those of a source, such as dedicated egress
+    /// addresses.
     #[serde(rename = "static")]
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     static_: Spanned<Vec<Spanned<RawNet>>>,
+    /// `true`: `static` alone counts. No source is asked, and the role ranges is not needed.
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     only: Spanned<bool>,
+    /// The proxy by which sources are asked: `"none"`, `"env"` (`HTTPS_PROXY` and its like), or
+    /// `"http://user:password@proxy:3128"`.
+    #[cfg_attr(test, schemars(extend("default" = "none")))]
     proxy: Spanned<String>,
+    /// Time between two refreshes of a source, ± 10 %. After a failure it is 1 min, doubled up to 1
+    /// h, or as long as `Retry-After` says, but no longer than this.
     #[serde(deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "6h")))]
     interval: Duration,
+    /// How long a range that vanished from its list is kept.
     #[serde(deserialize_with = "duration")]
+    #[cfg_attr(test, schemars(with = "String", extend("default" = "24h")))]
     removal_grace: Duration,
+    /// Ranges and addresses of your own that are admitted, such as a monitoring host.
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     allow: Vec<Spanned<RawNet>>,
+    /// Ranges and addresses that are refused, whatever else admits them.
+    #[cfg_attr(test, schemars(extend("default" = [])))]
     deny: Vec<Spanned<RawNet>>,
+    /// Most ranges of a list, 64 to 4096. A longer one is refused.
+    #[cfg_attr(test, schemars(extend("default" = 4096)))]
     max_entries: Spanned<u64>,
+    /// Most IPv4 addresses of a list, and of all together; Cloudflare has 1.5 million. With `sources`
+    /// or `static` of your own the default is 16777216.
+    #[cfg_attr(test, schemars(extend("default" = 4194304)))]
     max_addresses_v4: Option<Spanned<u64>>,
+    /// The same in IPv6 networks of /32; Cloudflare has 14. With `sources` or `static` of your own
+    /// the default is 4096.
+    #[cfg_attr(test, schemars(extend("default" = 64)))]
     max_networks_v6: Option<Spanned<u64>>,
+    /// For test setups: accept documentation prefixes in lists.
+    #[cfg_attr(test, schemars(extend("default" = false)))]
     unsafe_documentation_ranges: bool,
+}
+
+/// What the schema has of a source: a name, a table, or a list of both.
+#[cfg(test)]
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "its shape is what matters")]
+enum AnySource {
+    Name(String),
+    Table(super::source::RawTable),
+    Ways(Vec<Self>),
 }
 
 impl Default for RawRanges {
     fn default() -> Self {
         Self {
             sources: None,
-            static_: Spanned::new(0..0, Vec::new()),
-            only: Spanned::new(0..0, false),
-            proxy: Spanned::new(0..0, "none".to_owned()),
+            static_: Spanned::unwritten(Vec::new()),
+            only: Spanned::unwritten(false),
+            proxy: Spanned::unwritten("none".to_owned()),
             interval: Duration::from_secs(6 * 3600),
             removal_grace: Duration::from_secs(24 * 3600),
             allow: Vec::new(),
             deny: Vec::new(),
-            max_entries: Spanned::new(0..0, *ENTRIES.end()),
+            max_entries: Spanned::unwritten(*ENTRIES.end()),
             max_addresses_v4: None,
             max_networks_v6: None,
             unsafe_documentation_ranges: false,
@@ -62,7 +103,7 @@ impl RawRanges {
             GuardLimits::default()
         };
         let said = |value: Option<Spanned<u64>>, default| {
-            value.unwrap_or_else(|| Spanned::new(0..0, default))
+            value.unwrap_or_else(|| Spanned::unwritten(default))
         };
         let max_addresses_v4 = said(self.max_addresses_v4, unsaid.addresses_v4);
         let max_networks_v6 = said(self.max_networks_v6, unsaid.networks_v6);

@@ -155,15 +155,32 @@ impl RawWay {
 
 /// A list of the operator's own, or his mirror of a published one.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct RawTable {
+pub(super) struct RawTable {
+    /// The name in log and status. By default the URL, without user, password and query, or the path.
     name: Option<String>,
+    /// The address of the list, HTTPS (HTTP to loopback only); or several, which are parts of one
+    /// list. Text with one range or address per line (`#` begins a comment), a JSON array of them, or
+    /// JSON like Cloudflare's API.
+    #[cfg_attr(
+        test,
+        schemars(with = "Option<crate::config::value::TextOr<Vec<String>>>")
+    )]
     url: Option<Urls>,
+    /// A local file with the list, which is watched.
     file: Option<PathBuf>,
+    /// PEM file of the CAs that the server's certificate may come from, instead of the system's.
     ca_file: Option<PathBuf>,
+    /// The name of a published list that this one mirrors: it has its format, families, size and
+    /// baseline.
     like: Option<String>,
+    /// JSON pointers (RFC 6901) to arrays of ranges in the answer.
     pointers: Option<Vec<String>>,
+    /// The families that the list must hold: `"ipv4"`, `"ipv6"`. By default both.
     families: Option<Vec<RawFamily>>,
+    /// Most bytes that are read.
+    #[cfg_attr(test, schemars(extend("default" = 65536)))]
     max_bytes: Option<usize>,
 }
 
@@ -205,6 +222,7 @@ impl<'de> Visitor<'de> for UrlsVisitor {
 }
 
 #[derive(Clone, Copy, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 enum RawFamily {
     Ipv4,
