@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use serde_json::Value;
 use tests::net::{Host, Network};
 use tests::pki::{Pki, SHOP};
 use tests::{daemon, eventually};
@@ -30,6 +31,30 @@ fn a_good_configuration_is_in_order() {
         assert!(text.contains(line), "{text}");
     }
     assert!(text.ends_with(": OK\n"), "{text}");
+}
+
+#[test]
+fn a_check_is_json_for_programs_and_takes_the_file_as_an_argument() {
+    let bench = Bench::new();
+    let path = bench.write(&bench.text()).display().to_string();
+    let check = || {
+        let elsewhere = bench.network.path("nowhere.toml");
+        let output = daemon::output(&bench.network, &elsewhere, &["check", &path, "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), report)
+    };
+
+    let (code, report) = check();
+    assert_eq!((code, &report["ok"]), (Some(0), &Value::Bool(true)));
+    let files = report["files"].as_array().unwrap();
+    assert!(files.iter().any(|file| file["what"] == "CA"), "{report}");
+    assert_eq!(report["findings"][0]["severity"], "warning");
+
+    fs::remove_file(bench.pki.path("ours-ca.pem")).unwrap();
+    let (code, report) = check();
+    assert_eq!((code, &report["ok"]), (Some(78), &Value::Bool(false)));
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("`gate.host.trust`: "), "{error}");
 }
 
 #[test]
@@ -502,9 +527,11 @@ fn nobody_answers_in_the_place_of_the_filter() {
     let mut rogue = rogue.args(["run", "--only", "ranges"]).spawn().unwrap();
     let [ranges, filter] =
         ["ranges", "filter"].map(|role| bench.network.path(format!("run/{role}")));
-    // The file is there before anybody listens.
-    let socket = ranges.join("status.sock");
-    eventually("the role answers", || UnixStream::connect(&socket).ok());
+    // The files are there before the role listens, and it ends if it finds no place for one.
+    for socket in ["status.sock", "control.sock"] {
+        let socket = ranges.join(socket);
+        eventually("the role answers", || UnixStream::connect(&socket).ok());
+    }
     fs::rename(&ranges, &filter).unwrap();
 
     let status = bench.pullgate(&bench.text(), &["status"]);

@@ -332,3 +332,32 @@ fn status(lab: &Lab) -> serde_json::Value {
     assert_eq!(output.status.code(), Some(code));
     status
 }
+
+#[test]
+fn a_reload_without_a_role_reloads_all_that_run() {
+    let mut lab = Lab::start(&Plan::default());
+    drop(lab.gate.take());
+    let roles = [lab.filter.as_ref().unwrap(), lab.ranges.as_ref().unwrap()];
+    let before = roles.map(Pullgate::reloads);
+
+    let output = lab.pullgate(&["reload"]);
+
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, "filter: reloaded\nranges: reloaded\n");
+    assert!(output.status.success());
+    let after = roles.map(Pullgate::reloads);
+    assert!(
+        after
+            .iter()
+            .zip(before)
+            .all(|(after, before)| *after > before)
+    );
+
+    // One that cannot use it does not hold up the other.
+    let good = fs::read_to_string(&lab.config).unwrap();
+    fs::write(&lab.config, format!("{good}\n[oops]\n")).unwrap();
+    let output = lab.pullgate(&["reload"]);
+    assert_eq!(output.status.code(), Some(78));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.lines().count(), 3, "{error}");
+}

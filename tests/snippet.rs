@@ -209,6 +209,20 @@ fn without_a_configuration_there_are_placeholders() {
 }
 
 #[test]
+fn without_a_pairing_both_are_explained() {
+    let rig = Rig::new();
+    rig.configure("", &[&shop(""), &blog("")]);
+
+    let output = rig.pullgate(&["snippet", "nginx"]);
+
+    assert_eq!(output.status.code(), Some(64));
+    let error = String::from_utf8(output.stderr).unwrap();
+    for words in ["`--behind-gate` for", "`--own-mtls` for"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn what_would_let_more_in_is_not_printed() {
     let rig = Rig::new();
     let pin = format!("trust = [\"sha256:{}\"]", "0".repeat(64));

@@ -46,15 +46,20 @@ pub enum Command {
     Confirm,
     /// Check the configuration and every file that it names; change nothing.
     Check {
+        /// The configuration file, instead of `--config`.
+        file: Option<PathBuf>,
         /// For one role only.
         #[arg(long, value_parser = roles())]
         only: Option<Role>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
-    /// Let a running role read its configuration again, and wait until that is active.
+    /// Let the running roles read their configuration again, and wait until that is active.
     Reload {
-        /// Which one.
+        /// One role only.
         #[arg(long, value_parser = roles())]
-        only: Role,
+        only: Option<Role>,
     },
     /// Show what is protected, and by which roles.
     Status {
@@ -85,11 +90,7 @@ pub enum Command {
         #[arg(value_enum)]
         server: Server,
         /// For a server behind the gate.
-        #[arg(
-            long,
-            required_unless_present = "own_mtls",
-            conflicts_with = "own_mtls"
-        )]
+        #[arg(long, conflicts_with = "own_mtls")]
         behind_gate: bool,
         /// For a server that demands Cloudflare's certificate itself, behind the filter alone.
         #[arg(long)]

@@ -22,7 +22,8 @@ use crate::config::{Paths, load, salvage_paths};
 use crate::control::client;
 use crate::gate;
 use crate::observe::log::LogFormat;
-use crate::report::{Failure, chain};
+use crate::report::{EX_USAGE, Failure, chain};
+use crate::role::Role;
 use crate::roles::{self, OwnConnection, Power};
 
 /// Does what the command line asks for.
@@ -45,14 +46,11 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
             let explanation = explain::explain(&config, packet)?;
             show(&explanation, packet.json)?;
         }
-        Command::Check { only } => return check::execute(&cli.config, *only),
-        Command::Reload { only } => {
-            let waiting = client::reload(&paths(&cli.config), *only)?;
-            for finding in waiting {
-                complain(&format!("warning: {finding}"));
-            }
-            say(&format!("{}: reloaded", only.label()))?;
+        Command::Check { file, only, json } => {
+            let file = file.as_ref().unwrap_or(&cli.config);
+            return check::execute(file, *only, *json);
         }
+        Command::Reload { only } => return reload(&paths(&cli.config), *only),
         Command::Status { json } => return status::execute(&cli.config, *json),
         Command::Ranges { command, json } => {
             let command = command.as_ref().unwrap_or(&RangesCommand::List);
@@ -60,12 +58,19 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Command::Spki { certificate } => say(&gate::spki(certificate)?)?,
         Command::Snippet {
-            server, own_mtls, ..
+            server,
+            own_mtls,
+            behind_gate,
         } => {
-            let pairing = if *own_mtls {
-                Pairing::OwnMtls
-            } else {
-                Pairing::BehindGate
+            let pairing = match (behind_gate, own_mtls) {
+                (true, _) => Pairing::BehindGate,
+                (false, true) => Pairing::OwnMtls,
+                (false, false) => {
+                    return Err(Failure {
+                        text: PAIRINGS.to_owned(),
+                        status: EX_USAGE,
+                    });
+                }
             };
             // Without one, placeholders stand for it.
             let config = match cli.config.try_exists() {
@@ -78,6 +83,42 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// Reloads a role, or all that run; one that fails does not hold up the others.
+fn reload(paths: &Paths, only: Option<Role>) -> Result<ExitCode, Failure> {
+    let runs = |role: &Role| matches!(client::status_if_permitted(paths, *role), Ok(Ok(_)));
+    let roles = match only {
+        Some(role) => vec![role],
+        None => Role::ALL.into_iter().filter(runs).collect(),
+    };
+    if roles.is_empty() {
+        return Err(Failure {
+            text: "no role runs, so there is nothing to reload".to_owned(),
+            status: EX_USAGE,
+        });
+    }
+    let mut failed = None;
+    for role in roles {
+        match client::reload(paths, role) {
+            Ok(waiting) => {
+                for finding in waiting {
+                    complain(&format!("warning: {finding}"));
+                }
+                say(&format!("{}: reloaded", role.label()))?;
+            }
+            Err(error) => {
+                if let Some(Failure { text, .. }) = failed.replace(Failure::from(error)) {
+                    complain(&format!("pullgate: {text}"));
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+/// What `snippet` needs to know.
+const PAIRINGS: &str = "write `--behind-gate` for a web server to which the gate relays, or `--own-mtls` for one that \
+                        demands Cloudflare's certificate itself, behind the filter alone";
 
 /// Where things live, even if the rest of the file is wrong: the way back in must not depend on it.
 fn paths(file: &Path) -> Paths {

@@ -1,7 +1,11 @@
 //! `check`: a configuration and every file that it names, looked at as the roles would.
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::json;
 
 use super::output::{complain, say};
 use super::surroundings;
@@ -15,33 +19,63 @@ use crate::roles::{self, StartError, access, findings};
 use crate::xdp;
 
 /// Checks the configuration in `file`, and prints what was found.
-pub(super) fn execute(file: &Path, only: Option<Role>) -> Result<ExitCode, Failure> {
-    let checked = check(&load(file)?, only)?;
-    for finding in checked.findings {
+pub(super) fn execute(file: &Path, only: Option<Role>, json: bool) -> Result<ExitCode, Failure> {
+    let checked = load(file).map_err(Failure::from);
+    let checked = checked.and_then(|config| Ok(check(&config, only)?));
+    if json {
+        return as_json(file, checked);
+    }
+    let checked = checked?;
+    for finding in &checked.findings {
         complain(&format!("warning: {finding}"));
     }
-    for content in checked.contents {
+    for content in &checked.files {
         say(&content.to_string())?;
     }
-    if !checked.failures.is_empty() {
-        for failure in checked.failures {
-            complain(&format!("pullgate: {failure}"));
-        }
-        return Ok(ExitCode::FAILURE);
+    for failure in &checked.failures {
+        complain(&format!("pullgate: {failure}"));
     }
-    say(&format!("{}: OK", file.display()))?;
-    Ok(ExitCode::SUCCESS)
+    if checked.failures.is_empty() {
+        say(&format!("{}: OK", file.display()))?;
+    }
+    Ok(checked.exit_code())
+}
+
+/// The same for programs: an error is a field, and the exit code is the same.
+fn as_json(file: &Path, checked: Result<Checked, Failure>) -> Result<ExitCode, Failure> {
+    let (report, code) = match &checked {
+        Ok(checked) => (serde_json::to_value(checked), checked.exit_code()),
+        Err(failure) => (
+            Ok(json!({ "error": failure.text })),
+            ExitCode::from(failure.status),
+        ),
+    };
+    let mut report = report.map_err(io::Error::from)?;
+    report["file"] = json!(file);
+    report["ok"] = json!(checked.is_ok_and(|checked| checked.failures.is_empty()));
+    say(&serde_json::to_string_pretty(&report).map_err(io::Error::from)?)?;
+    Ok(code)
 }
 
 /// What a check has found.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 struct Checked {
     /// What works and could be better.
     findings: Vec<Finding>,
     /// What works for the user who checks, and not for the roles as the package runs them.
     failures: Vec<Finding>,
     /// What was read from which of the gate's files.
-    contents: Vec<FileContent>,
+    files: Vec<FileContent>,
+}
+
+impl Checked {
+    fn exit_code(&self) -> ExitCode {
+        if self.failures.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Checks a configuration and every file that it names, as `run` would, and changes nothing on this
@@ -95,7 +129,7 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
             (Ok(()), _) => {}
         }
     }
-    let contents = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
+    let files = loaded.as_ref().map(Loaded::contents).unwrap_or_default();
     let mut failures = Vec::new();
     if let (Some(gate), Some(loaded)) = (&config.live.gate, &loaded) {
         loaded.ask_upstreams();
@@ -108,6 +142,6 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     Ok(Checked {
         findings: found,
         failures,
-        contents,
+        files,
     })
 }

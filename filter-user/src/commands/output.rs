@@ -1,8 +1,9 @@
 //! What commands print: results to standard output, complaints to standard error.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
+use anstyle::{AnsiColor, Effects};
 use serde::Serialize;
 
 pub(super) fn show(value: &(impl Display + Serialize), json: bool) -> io::Result<()> {
@@ -22,6 +23,34 @@ pub(super) fn show_all(values: &[impl Display + Serialize], json: bool) -> io::R
 
 pub(super) fn say(text: &str) -> io::Result<()> {
     print(&format!("{text}\n"))
+}
+
+/// Prints a status: in colour on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+pub(super) fn show_status(value: &(impl Display + Serialize), json: bool) -> io::Result<()> {
+    let has_colour = std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+    if json || !has_colour || !io::stdout().is_terminal() {
+        return show(value, json);
+    }
+    let text = harmless(&value.to_string());
+    let painted: Vec<_> = text.trim_end().lines().map(painted).collect();
+    writeln!(io::stdout(), "{}", painted.join("\n"))
+}
+
+/// A line of a status with its mark or its verdict in colour.
+fn painted(line: &str) -> String {
+    let style = |colour: AnsiColor| colour.on_default().effects(Effects::BOLD);
+    let parts = [
+        ("PROTECTED", AnsiColor::Green),
+        ("NOT PROTECTED", AnsiColor::Red),
+        ("  ✗", AnsiColor::Red),
+        ("  !", AnsiColor::Yellow),
+    ];
+    let found = parts.iter().find_map(|(part, colour)| {
+        let rest = line.strip_prefix(part)?;
+        let style = style(*colour);
+        Some(format!("{style}{part}{style:#}{rest}"))
+    });
+    found.unwrap_or_else(|| line.to_owned())
 }
 
 /// Who has read enough closes the pipe; what was to be done is done all the same.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use rustix::process::geteuid;
 
-use super::output::show;
+use super::output::show_status;
 use super::surroundings;
 use crate::config::{Config, LoadError, Paths, load, salvage_paths};
 use crate::control::client::{ANSWER_TIMEOUT, status_if_permitted};
@@ -25,7 +25,7 @@ pub(super) fn execute(file: &Path, json: bool) -> Result<ExitCode, Failure> {
         Ok(config) => status(&config)?,
         Err(error) => status_without(&salvage_paths(file), &error)?,
     };
-    show(&report, json)?;
+    show_status(&report, json)?;
     Ok(if report.protected {
         ExitCode::SUCCESS
     } else {

@@ -1,11 +1,13 @@
 //! The status of a host as people read it.
 
+use std::cmp::Reverse;
 use std::fmt::{self, Display, Formatter, Write as _};
 
 use super::protocol::{
     Admits, DropStatus, FilterStatus, FramesStatus, HostStatus, RangesStatus, RefreshStatus,
     RefusalStatus, SourceStatus, Status,
 };
+use crate::observe::{Finding, Severity};
 use crate::report::span;
 use crate::role::Role;
 
@@ -19,8 +21,12 @@ impl Display for HostStatus {
         if let (true, Some(admits)) = (self.protected, self.admits) {
             writeln!(f, "  admits {admits}")?;
         }
-        for finding in &self.findings {
-            writeln!(f, "  ! {finding}")?;
+        for (roles, finding) in merged(&self.findings) {
+            let mark = match finding.severity {
+                Severity::Error => '✗',
+                Severity::Warning => '!',
+            };
+            writeln!(f, "  {mark} {roles}{finding}")?;
         }
         for role in &self.roles {
             writeln!(
@@ -104,6 +110,31 @@ impl Display for FilterStatus {
         }
         Ok(())
     }
+}
+
+/// Each finding once, errors first, with the roles that report it.
+fn merged(findings: &[Finding]) -> Vec<(String, Finding)> {
+    let mut merged: Vec<(Vec<Role>, Finding)> = Vec::new();
+    for finding in findings {
+        let plain = Finding {
+            role: None,
+            ..finding.clone()
+        };
+        match merged.iter_mut().find(|(_, known)| *known == plain) {
+            Some((roles, _)) => roles.extend(finding.role),
+            None => merged.push((Vec::from_iter(finding.role), plain)),
+        }
+    }
+    merged.sort_by_key(|(_, finding)| Reverse(finding.severity));
+    let labelled = merged.into_iter().map(|(roles, finding)| {
+        let roles: Vec<_> = roles.into_iter().map(Role::label).collect();
+        let roles = match &roles[..] {
+            [] => String::new(),
+            roles => format!("{}: ", roles.join(", ")),
+        };
+        (roles, finding)
+    });
+    labelled.collect()
 }
 
 /// The counters of a role that say something at a glance.
@@ -194,5 +225,30 @@ impl Display for Admits {
             Self::Cloudflare => "Cloudflare, for any of its customers",
             Self::Unknown => "Cloudflare; whether for any of its customers is not known",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_of_several_roles_is_one_line_and_errors_come_first() {
+        let root = |role| Finding::warning("runs-as-root", "runs as root").of(role);
+        let mut findings: Vec<_> = Role::ALL.map(root).into();
+        findings.push(Finding::error("role-not-running", "not running").of(Role::Gate));
+        findings.push(Finding::warning("tcp-port-open", "a program answers"));
+        let report = HostStatus {
+            protected: false,
+            admits: None,
+            findings,
+            roles: Vec::new(),
+        };
+
+        assert_eq!(
+            report.to_string(),
+            "NOT PROTECTED:\n  ✗ gate: not running\n  ! filter, ranges, gate: runs as root\n  \
+             ! a program answers\n"
+        );
     }
 }

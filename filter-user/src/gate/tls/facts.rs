@@ -4,6 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::credentials::{self, Authority, Certified};
 use super::epoch::has_pins;
 use super::revocation::{Crl, newest};
@@ -30,7 +32,7 @@ pub(in crate::gate) struct CertFacts {
 }
 
 /// How many of what was read from a file.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct FileContent {
     path: PathBuf,
     count: usize,
