@@ -7,12 +7,10 @@
 mod content;
 mod follow;
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
 use tracing::warn;
 
 use self::content::Document;
@@ -169,27 +167,8 @@ pub fn save(path: &Path, active: &ActiveRanges, limits: &GuardLimits) -> Result<
         set_aside(path, &problem).map_err(blame)?;
     }
 
-    let temporary = path.with_extension("json.new");
-    // What a crash has left, or another process has put there: a link would be followed.
-    file::remove(&temporary).map_err(blame)?;
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&temporary)
-        .and_then(|mut file| {
-            // Whatever the umask is: the other roles' group may read.
-            file.set_permissions(Permissions::from_mode(0o640))?;
-            file.write_all(&text)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| File::open(file::directory(path))?.sync_all());
-    written.map_err(|error| {
-        // A half of it would only take the room that a disk lacks.
-        drop(fs::remove_file(&temporary));
-        blame(error)
-    })
+    // The other roles' group may read it.
+    file::replace(path, &text, 0o640, None).map_err(blame)
 }
 
 /// Gives a file that cannot be used another name, so that the next one does not replace it.

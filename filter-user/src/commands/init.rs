@@ -9,7 +9,7 @@ mod site;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt as _, chown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -17,7 +17,7 @@ use self::site::{ServedSite, comment};
 use super::output::{complain, print, say};
 use crate::config::Config;
 use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
-use crate::host::{accounts, kernel, netlink};
+use crate::host::{accounts, file, kernel, netlink};
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
 
@@ -393,14 +393,10 @@ fn put(target: &Path, text: &str) -> Result<(), InitError> {
         Err(error) => Err(error),
     };
     let before = before.map_err(blame)?;
-    let new = target.with_extension("toml.new");
-    fs::write(&new, text).map_err(blame)?;
     // The group of the directory may read it, as the package's own.
     let above = target.parent().and_then(|above| fs::metadata(above).ok());
     let group = before.or(above).as_ref().map(MetadataExt::gid);
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o640)).map_err(blame)?;
-    chown(&new, None, group).map_err(blame)?;
-    fs::rename(&new, target).map_err(blame)
+    file::replace(target, text.as_bytes(), 0o640, group).map_err(blame)
 }
 
 /// Why the configuration is not put in place.

@@ -1,8 +1,8 @@
-//! Files that others may write: read within bounds, watched for changes.
+//! Files that others may write or read: read within bounds, watched for changes, replaced in one step.
 
-use std::fs::{Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
@@ -61,13 +61,13 @@ pub fn read_trusted(
     };
     expose(path, foreign(&metadata), other_writers(&metadata))?;
     for name in names(path) {
-        let link = std::fs::symlink_metadata(&name)?;
+        let link = fs::symlink_metadata(&name)?;
         if link.is_symlink() {
             // Its mode says nothing.
             expose(&name, foreign(&link), None)?;
         }
         let directory = directory(&name);
-        let above = std::fs::metadata(directory)?;
+        let above = fs::metadata(directory)?;
         // There, everybody may put files, and replace his own.
         let is_sticky = above.mode() & 0o1000 != 0;
         let writers = other_writers(&above).filter(|_| !is_sticky);
@@ -125,13 +125,47 @@ fn read_with_metadata(path: &Path, size_max: usize) -> io::Result<(Vec<u8>, Meta
     Ok((content, metadata))
 }
 
+/// Writes a file in one step: a reader finds the old content or the new. It has this mode, whatever the umask is,
+/// and this group, if one is named.
+///
+/// # Errors
+///
+/// Returns the operating system's error; what was there stays.
+pub fn replace(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    // What a crash has left, or another process has put there: a link would be followed.
+    remove(&temporary)?;
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&temporary)
+        .and_then(|mut file| {
+            file.set_permissions(Permissions::from_mode(mode))?;
+            if group.is_some() {
+                fchown(&file, None, group)?;
+            }
+            file.write_all(content)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| File::open(directory(path))?.sync_all());
+    if written.is_err() {
+        // A half of it would only take the room that a disk lacks.
+        drop(fs::remove_file(&temporary));
+    }
+    written
+}
+
 /// Removes a file, if it is there.
 ///
 /// # Errors
 ///
 /// Returns the operating system's error.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
@@ -144,7 +178,7 @@ pub type FileId = (u64, u64, i64, i64, u64);
 /// The stamp of a file; `None` if there is none.
 #[must_use]
 pub fn file_id(path: &Path) -> Option<FileId> {
-    let found = std::fs::metadata(path).ok()?;
+    let found = fs::metadata(path).ok()?;
     let changed = (found.ctime(), found.ctime_nsec());
     Some((found.dev(), found.ino(), changed.0, changed.1, found.size()))
 }
@@ -154,7 +188,7 @@ pub fn file_id(path: &Path) -> Option<FileId> {
 #[must_use]
 pub fn who_may_create(path: &Path) -> Option<(&Path, String)> {
     let directory = directory(path);
-    let metadata = std::fs::metadata(directory).ok()?;
+    let metadata = fs::metadata(directory).ok()?;
     Some((directory, other_writers(&metadata)?))
 }
 
@@ -289,7 +323,7 @@ mod tests {
         symlink("../mid/list", &link).unwrap();
         symlink(&target, mid.join("list")).unwrap();
         let allow = |path: &Path, mode| {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         };
         let said =
             || read_trusted(&link, 5, TrustedOwner::Owner).map_err(|error| error.to_string());

@@ -5,9 +5,7 @@
 //! another user may write, is worth as much as none.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -116,17 +114,7 @@ pub fn save(path: &Path, memory: &Memory) -> io::Result<()> {
         },
     };
     let text = serde_json::to_vec(&document)?;
-    let temporary = path.with_extension("json.new");
-    file::remove(&temporary)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&temporary)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(file::directory(path))?.sync_all()
+    file::replace(path, &text, 0o600, None)
 }
 
 const VERSION: u32 = 1;
@@ -136,6 +124,9 @@ const SIZE_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -4,6 +4,9 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 use crate::config::Config;
 use crate::ranges::guard::Documentation;
