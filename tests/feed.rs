@@ -402,6 +402,17 @@ fn a_gzip_bomb() {
     fault(Answer::With("", bomb), "BadList", &["the list is not text"]);
 }
 
+#[test]
+fn no_encoding_by_name() {
+    let rig = Rig::take();
+    let list = format!("{IPS_V4}89.187.188.0/24\n{IPS_V6}").into_bytes();
+    rig.lab
+        .feed
+        .answer(Answer::With("Content-Encoding: Identity\r\n", list));
+
+    rig.succeeds("Changed");
+}
+
 // Lists that are good by themselves, and wrong all the same.
 
 #[test]

@@ -53,7 +53,7 @@ fn weak_and_forged_certificates_are_refused() {
 #[test]
 fn a_refusal_names_what_was_refused() {
     let rig = Rig::with_shop("");
-    let long = "x".repeat(60_000) + "\n\u{1b}[31m";
+    let long = "\n\u{1b}[31m".to_owned() + &"x".repeat(60_000);
     let client = rig.pki.other.client_with(|params| {
         params
             .distinguished_name
@@ -73,6 +73,7 @@ fn a_refusal_names_what_was_refused() {
     let subject = event["subject"].as_str().unwrap();
     assert!(subject.len() <= 256, "{subject}");
     assert!(subject.contains("CN=origin-pull"), "{subject}");
+    assert!(subject.contains("\\n\\u{1b}[31mxxx"), "{subject}");
     assert_eq!(event.get("anchor"), None);
     // A CA of the same name is where the operator has to look.
     let event = refused(&Client::new(&rig.pki, Some(&namesake)), SHOP);
@@ -104,6 +105,12 @@ fn what_is_only_logged_is_named_too() {
         });
     assert_eq!(event["subject"], "CN=origin-pull");
     assert_eq!(event["issuer"], "CN=Another origin-pull CA");
+    assert_eq!(event["server_name"], SHOP);
+    // And in the status, as one that was admitted.
+    let status = rig.gate().status();
+    let last = &status["refusals"][0];
+    assert_eq!(last["reason"], "UnknownIssuer");
+    assert_eq!(last["admitted"], true);
 }
 
 #[test]
@@ -124,7 +131,8 @@ fn what_is_no_client_hello_gets_an_alert_before_the_end() {
     let mut record = vec![22, 3, 1, 0x3f, 0xff, 1, 0, 0xea, 0x60, 3, 3];
     record.resize(5 + 0x3fff, 0);
     stream.write_all(&record).unwrap();
-    stream.write_all(&record[..64]).unwrap();
+    // What is behind the limit is read: else the end would be a reset, and the alert lost.
+    stream.write_all(&record).unwrap();
     assert_eq!(last_words(stream), illegal_parameter);
     assert_eq!(rig.outcome(mark), "TooManyHelloBytes");
 }

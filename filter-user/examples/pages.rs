@@ -22,7 +22,8 @@ fn main() -> io::Result<()> {
     }
     fs::create_dir_all(&man)?;
     fs::create_dir_all(&completions)?;
-    let mut command = Cli::command();
+    // Without `help`, which has no page of its own.
+    let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     write_page(&command, "pullgate", &man)?;
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
@@ -41,6 +42,7 @@ fn write_page(command: &Command, name: &str, directory: &Path) -> io::Result<()>
         let meaning = meaning.replace('-', "\\-").replace('`', "");
         writeln!(page, ".TP\n.B {code}\n{meaning}")?;
     }
+    page.write_all(ENVIRONMENT.as_bytes())?;
     page.write_all(FILES.as_bytes())?;
     if name == "pullgate" {
         page.write_all(EXAMPLES.as_bytes())?;
@@ -54,6 +56,15 @@ fn write_page(command: &Command, name: &str, directory: &Path) -> io::Result<()>
     Ok(())
 }
 
+const ENVIRONMENT: &str = "\
+.SH ENVIRONMENT
+.TP
+PULLGATE_LOG
+the level of the log: info, pullgate=debug
+.TP
+NO_COLOR
+no colour on a terminal
+";
 const FILES: &str = "\
 .SH FILES
 .TP

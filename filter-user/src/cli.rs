@@ -71,7 +71,7 @@ pub enum Command {
     Explain(Explain),
     /// Look at the ranges that are active, and at what becomes of them.
     Ranges {
-        /// What to do with them; `list`, if nothing is said.
+        /// What to do with them; by default `list`.
         #[command(subcommand)]
         command: Option<RangesCommand>,
         /// As JSON.
@@ -96,7 +96,7 @@ pub enum Command {
         #[arg(long)]
         own_mtls: bool,
     },
-    /// Detach the filter and remove all its pins: strangers' packets pass again.
+    /// Detach the filter, end steering, and remove all pins: strangers' packets pass again.
     Unload,
 }
 
@@ -109,7 +109,7 @@ pub struct RunArgs {
     /// Go back to what was before, unless `pullgate confirm` comes within this time.
     #[arg(long, value_name = "TIME", value_parser = trial)]
     pub confirm: Option<Duration>,
-    /// Start even if that cuts your own connection to this host.
+    /// Start even if that drops your own connection to this host.
     #[arg(long)]
     pub yes: bool,
     /// A listening socket of the gate's that was handed over: its number.
@@ -128,14 +128,14 @@ pub struct RunArgs {
 pub enum RangesCommand {
     /// List the active ranges, and where each came from.
     List,
-    /// Tell whether an address may enter, and by which range or rule.
+    /// Show whether an address is admitted, and by which range or rule.
     Show {
         /// The address.
         address: IpAddr,
     },
-    /// Ask every source, and tell what a refresh would come to; change nothing.
+    /// Ask every source, and show what a refresh would change; change nothing.
     Diff,
-    /// Let the ranges role ask every source now, and tell what became of it.
+    /// Let the ranges role ask every source now, and show the result.
     Refresh,
     /// Show a list that would remove many ranges and is held, and let it be taken in.
     Approve {
@@ -161,7 +161,7 @@ pub struct Explain {
     /// The destination port.
     #[arg(long, default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// The destination address.
+    /// The destination address; by default one of documentation.
     #[arg(long)]
     pub to: Option<IpAddr>,
     /// The interface that it comes in by.

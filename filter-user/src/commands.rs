@@ -86,11 +86,15 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
 
 /// Reloads a role, or all that run; one that fails does not hold up the others.
 fn reload(paths: &Paths, only: Option<Role>) -> Result<ExitCode, Failure> {
-    let runs = |role: &Role| matches!(client::status_if_permitted(paths, *role), Ok(Ok(_)));
-    let roles = match only {
-        Some(role) => vec![role],
-        None => Role::ALL.into_iter().filter(runs).collect(),
-    };
+    let mut roles = Vec::from_iter(only);
+    if only.is_none() {
+        for role in Role::ALL {
+            // One that runs and does not answer is to say so itself.
+            if client::runs(paths, role)? {
+                roles.push(role);
+            }
+        }
+    }
     if roles.is_empty() {
         return Err(Failure {
             text: "no role runs, so there is nothing to reload".to_owned(),

@@ -127,12 +127,12 @@ impl Fetcher {
 /// # Errors
 ///
 /// Returns why a fetch could not succeed.
-pub fn check(way: &SourceEndpoint, proxy: &Proxy) -> Result<(), FeedError> {
+pub fn check(way: &SourceEndpoint, proxy: &Proxy) -> Result<Option<Feed>, FeedError> {
     match &way.place {
-        Location::File(path) => read(path, way).map(|_| ()),
-        Location::Web { ca_file: None, .. } => Ok(()),
+        Location::File(path) => read(path, way).map(Some),
+        Location::Web { ca_file: None, .. } => Ok(None),
         Location::Web { urls, ca_file } => {
-            client(ca_file.as_deref(), proxy_for(urls, proxy)).map(|_| ())
+            client(ca_file.as_deref(), proxy_for(urls, proxy)).map(|_| None)
         }
     }
 }

@@ -50,12 +50,12 @@ pub const EXIT_CODES: [(u8, &str); 7] = [
     (0, "all is well"),
     (
         EX_FAILURE,
-        "`status`: a role does not run, or the filter is in monitor mode; `check`: the package's gate cannot read \
-         a file; `ranges show`: a stranger; `ranges diff`, `ranges refresh`: a source failed",
+        "`status`: the host is not protected, or a finding is an error; `check`: the package's gate cannot read a \
+         file; `ranges show`: a stranger; `ranges diff`, `ranges refresh`: a source failed",
     ),
     (
         EX_USAGE,
-        "the command line is wrong, or there is nothing to `confirm` or `approve`",
+        "the command line is wrong, or there is nothing to `confirm`, `approve` or `reload`",
     ),
     (EX_SOFTWARE, "something failed that should not"),
     (

@@ -144,7 +144,14 @@ fn describe(command: &Command, above: &str, text: &mut String) {
     if is_leaf {
         let mut usage = format!("`{name}");
         for argument in command.get_positionals() {
-            write!(usage, " {}", values(argument)).unwrap();
+            let shown = values(argument);
+            let optional = format!("[{}]", shown.trim_matches(['<', '>']));
+            let shown = if argument.is_required_set() {
+                shown
+            } else {
+                optional
+            };
+            write!(usage, " {shown}").unwrap();
         }
         usage.push('`');
         let about = command

@@ -12,7 +12,7 @@ use super::surroundings;
 use crate::config::{Config, load};
 use crate::gate::{FileContent, Loaded, service_groups, unreadable_files};
 use crate::host::sandbox;
-use crate::observe::Finding;
+use crate::observe::{Finding, Severity};
 use crate::report::Failure;
 use crate::role::Role;
 use crate::roles::{self, StartError, access, findings};
@@ -27,7 +27,11 @@ pub(super) fn execute(file: &Path, only: Option<Role>, json: bool) -> Result<Exi
     }
     let checked = checked?;
     for finding in &checked.findings {
-        complain(&format!("warning: {finding}"));
+        let severity = match finding.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        complain(&format!("{severity}: {finding}"));
     }
     for content in &checked.files {
         say(&content.to_string())?;
@@ -46,7 +50,7 @@ fn as_json(file: &Path, checked: Result<Checked, Failure>) -> Result<ExitCode, F
     let (report, code) = match &checked {
         Ok(checked) => (serde_json::to_value(checked), checked.exit_code()),
         Err(failure) => (
-            Ok(json!({ "error": failure.text })),
+            Ok(json!({ "error": failure.text, "findings": [], "failures": [], "files": [] })),
             ExitCode::from(failure.status),
         ),
     };

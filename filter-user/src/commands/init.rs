@@ -154,7 +154,7 @@ impl HostFacts {
              [filter]\n\
              interfaces = \"auto\"  # those that lead to the internet: {leads}\n\
              ports = [{}]\n\
-             # \"monitor\" counts strangers, \"enforce\" drops them.\n\
+             # Counts strangers' packets; enforce drops them.\n\
              mode = \"monitor\"\n",
             ports.join(", ")
         );
@@ -172,7 +172,7 @@ impl HostFacts {
             text.push_str(
                 "\n[gate]\n\
                  steer = true  # the web server keeps its port, and is reached through the gate\n\
-                 # The web server sees 127.0.0.1, unless this is set (see the README, Steering):\n\
+                 # The web server sees 127.0.0.1, unless this is set (docs/gate.md, Steering):\n\
                  # client_address = \"transparent\"\n",
             );
         }
@@ -403,7 +403,7 @@ fn put(target: &Path, text: &str) -> Result<(), InitError> {
 #[derive(Debug, thiserror::Error)]
 enum InitError {
     /// The operator has written one.
-    #[error("{} is not the one that the package has brought; without `--write`, the new one is printed", path.display())]
+    #[error("{} is not the one that the package has brought; move it away first, or leave `--write` out to see the new one", path.display())]
     Taken {
         /// The file.
         path: PathBuf,

@@ -9,11 +9,11 @@ use rustix::process::geteuid;
 use super::output::show_status;
 use super::surroundings;
 use crate::config::{Config, LoadError, Paths, load, salvage_paths};
-use crate::control::client::{ANSWER_TIMEOUT, status_if_permitted};
+use crate::control::client::{ANSWER_TIMEOUT, is_absent, status_if_permitted};
 use crate::control::error::ControlError;
 use crate::control::protocol::{HostStatus, Status};
 use crate::gate::Loaded;
-use crate::observe::Finding;
+use crate::observe::{Finding, Severity};
 use crate::report::{Failure, chain};
 use crate::role::Role;
 use crate::roles::{self, findings};
@@ -26,7 +26,10 @@ pub(super) fn execute(file: &Path, json: bool) -> Result<ExitCode, Failure> {
         Err(error) => status_without(&salvage_paths(file), &error)?,
     };
     show_status(&report, json)?;
-    Ok(if report.protected {
+    // Clients that should be served and are not are no all-clear either.
+    let mut findings = report.findings.iter();
+    let is_well = report.protected && !findings.any(|it| it.severity == Severity::Error);
+    Ok(if is_well {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -144,10 +147,7 @@ fn ask_all(
 
 /// Why a role has no status, and what that means.
 fn absent(paths: &Paths, role: Role, error: &io::Error) -> Finding {
-    let is_gone = matches!(
-        error.kind(),
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused
-    );
+    let is_gone = is_absent(error);
     let mut text = match is_gone {
         true => "not running".to_owned(),
         // A socket whose queue is full returns EAGAIN.

@@ -1,14 +1,20 @@
 //! What of this host is in the way of a configuration: what a role does not see, or cannot report while it does
 //! not run.
 
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use crate::config::{Config, FilterSettings, GateSettings, HostSettings, Interfaces, Target};
-use crate::control::client::status_if_permitted;
+use rustix::process::geteuid;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::config::{Config, FilterSettings, GateSettings, HostSettings, Interfaces, Mode, Target};
+use crate::control::client;
 use crate::host::netlink::{self, Interface, InterfaceKind};
-use crate::host::process::{holder_of, outgoing_ports};
+use crate::host::process::{OutgoingPorts, holder_of};
 use crate::observe::Finding;
 use crate::role::Role;
 
@@ -59,22 +65,30 @@ fn guests(filter: &FilterSettings) -> Vec<Finding> {
 
 /// Protected ports that this host's own connections may be given: the answers come from strangers.
 fn own_connections(filter: &FilterSettings) -> Option<Finding> {
-    let ports = outgoing_ports(filter.ports.iter().chain(&filter.udp_ports).copied());
-    let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+    let outgoing = OutgoingPorts::read()?;
+    let protected: BTreeSet<_> = filter.ports.iter().chain(&filter.udp_ports).collect();
+    let ports = protected.into_iter().filter(|port| outgoing.has(**port));
+    let ports: Vec<_> = ports.map(u16::to_string).collect();
     let ports = (!ports.is_empty()).then(|| ports.join(","))?;
+    let dropped = match filter.mode {
+        Mode::Enforce => "are dropped",
+        Mode::Monitor => "would be dropped",
+    };
     let text = format!(
         "this host's own outgoing connections may use protected ports ({ports}), which are in \
-         `net.ipv4.ip_local_port_range`: the answers to these are dropped"
+         `net.ipv4.ip_local_port_range`: the answers to these {dropped}"
     );
+    // What is reserved already stays so.
+    let reserved = outgoing.reserved_with(&ports);
     Some(Finding::warning("outgoing-ports-protected", text).remedy(format!(
-        "`sysctl -w net.ipv4.ip_local_reserved_ports={ports}`, and the same line in /etc/sysctl.d/"
+        "`sysctl -w net.ipv4.ip_local_reserved_ports={reserved}`, and the same line in /etc/sysctl.d/"
     )))
 }
 
 /// Ports of the gate that another process has.
 fn taken_ports(config: &Config) -> Vec<Finding> {
-    let gate = status_if_permitted(&config.boot.paths, Role::Gate);
-    if matches!(gate, Ok(Ok(_))) {
+    // One that runs is not in its own way, whether it answers or not.
+    if !matches!(client::runs(&config.boot.paths, Role::Gate), Ok(false)) {
         return Vec::new();
     }
     // A kernel that does not answer is no reason to warn.
@@ -82,15 +96,14 @@ fn taken_ports(config: &Config) -> Vec<Finding> {
     let findings = config.boot.listen.iter().filter_map(|wanted| {
         let mut taken = listening.iter();
         let taken = taken.find(|socket| is_in_the_way(socket.local, *wanted))?;
-        let holder = holder_of(taken.inode);
-        // systemd holds the sockets of its units.
-        if matches!(holder, Some((1, _))) {
-            return None;
-        }
-        let holder = holder.map_or_else(
-            || "another process".to_owned(),
-            |(pid, name)| format!("`{name}` (pid {pid})"),
-        );
+        let holder = match holder_of(taken.inode) {
+            // systemd holds the sockets of its units.
+            Some((1, name)) if name == "systemd" => return None,
+            Some((pid, name)) => format!("`{name}` (pid {pid})"),
+            // Another user does not see whether it is systemd.
+            None if !geteuid().is_root() => return None,
+            None => "another process".to_owned(),
+        };
         let text = format!(
             "{holder} listens on {}, where the gate is to listen ({wanted})",
             taken.local
@@ -108,28 +121,66 @@ fn is_in_the_way(taken: SocketAddr, wanted: SocketAddr) -> bool {
     taken.port() == wanted.port() && is_family && (is_any || taken.ip() == wanted.ip())
 }
 
-/// Upstreams at which no server answers.
+/// Upstreams at which no server answers: each is looked at once, all at the same time.
 fn silent_upstreams(gate: &GateSettings) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = Vec::new();
+    // A kernel that does not answer is no reason to warn.
+    let Ok(listening) = netlink::listeners() else {
+        return Vec::new();
+    };
+    let mut upstreams: Vec<(&HostSettings, &Target)> = Vec::new();
     for host in &gate.hosts {
-        let finding = host.upstream.value.fixed().and_then(|it| silent(host, it));
-        if let Some(finding) = finding
-            && !findings.iter().any(|known| known.text == finding.text)
+        if let Some(target) = host.upstream.value.fixed()
+            && !upstreams.iter().any(|(_, known)| *known == target)
         {
-            findings.push(finding);
+            upstreams.push((host, target));
         }
     }
-    findings
+    thread::scope(|scope| {
+        let looks = upstreams.into_iter().map(|(host, target)| {
+            let listening = &listening;
+            (
+                host,
+                target,
+                scope.spawn(move || silence(target, listening)),
+            )
+        });
+        let looks: Vec<_> = looks.collect();
+        let findings = looks.into_iter().filter_map(|(host, target, look)| {
+            let error = look.join().ok()??;
+            let text =
+                format!("no web server answers on {target} ({error}), to which the gate relays");
+            let finding = Finding::warning("upstream-silent", text).at(&host.upstream.place);
+            Some(finding.remedy("start it, or let it listen there"))
+        });
+        findings.collect()
+    })
 }
 
-fn silent(host: &HostSettings, upstream: &Target) -> Option<Finding> {
+/// Why no server answers, if none does. One on loopback is not connected to: it would log that.
+fn silence(upstream: &Target, listening: &[SocketAddr]) -> Option<io::Error> {
     let error = match upstream {
+        Target::Tcp(address) if address.ip().to_canonical().is_loopback() => {
+            let listens = |it: &SocketAddr| {
+                let is_any = it.ip().is_unspecified() && (it.is_ipv6() || address.is_ipv4());
+                it.port() == address.port() && (is_any || it.ip() == address.ip().to_canonical())
+            };
+            let is_there = listening.iter().any(listens);
+            (!is_there).then(|| ErrorKind::ConnectionRefused.into())?
+        }
         Target::Tcp(address) => TcpStream::connect_timeout(address, PATIENCE).err()?,
-        Target::Unix(path) => UnixStream::connect(path).err()?,
+        Target::Unix(path) => connect_unix(path).err()?,
     };
-    let text = format!("no web server answers on {upstream} ({error}), to which the gate relays");
-    let finding = Finding::warning("upstream-silent", text).at(&host.upstream.place);
-    Some(finding.remedy("start it, or let it listen there"))
+    // A queue that is full is that of a busy server; and another user may not ask.
+    let is_busy = error.kind() == ErrorKind::WouldBlock;
+    let is_forbidden = error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root();
+    (!is_busy && !is_forbidden).then_some(error)
+}
+
+/// Connects without waiting for room in the server's queue.
+fn connect_unix(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
 }
 
 /// How long a server on another host may take to answer.

@@ -90,13 +90,13 @@ pub struct HostSettings {
     pub require_client_eku: bool,
     /// What sessions may be resumed.
     pub resumption: Resumption,
-    /// What becomes of live connections when their terms change.
+    /// What becomes of live connections when their policy changes.
     pub on_trust_change: OnTrustChange,
     /// Protocols offered by ALPN, in order of preference.
     pub alpn: Vec<String>,
     /// Where accepted connections are relayed to.
     pub upstream: Located<Upstream>,
-    /// The header that tells the upstream who the client is.
+    /// The header that names the client to the upstream.
     pub proxy_protocol: ProxyProtocol,
     /// Whether a PROXY header of version 2 says more than the addresses: its TLVs.
     pub proxy_tlvs: bool,
@@ -205,7 +205,7 @@ pub enum ClientAuth {
     /// It is refused.
     #[default]
     Enforce,
-    /// It is let in; log and metric tell what it would be refused for.
+    /// It is admitted; log and metric name what it would be refused for.
     Log,
     /// It is not even asked for a certificate.
     Off,
@@ -216,7 +216,7 @@ pub enum ClientAuth {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CrlExpired {
-    /// Nothing: whose status it should tell is refused.
+    /// Nothing: what it should vouch for is refused.
     #[default]
     Refuse,
     /// As much as one that is not.
@@ -248,7 +248,7 @@ pub enum Resumption {
     Verified,
 }
 
-/// What becomes of live connections when their terms change.
+/// What becomes of live connections when their policy changes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -349,7 +349,7 @@ impl Display for Upstream {
     }
 }
 
-/// The header that tells the upstream who the client is.
+/// The header that names the client to the upstream.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]

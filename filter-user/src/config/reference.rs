@@ -115,6 +115,7 @@ fn sections(schema: &Value) -> Vec<DocSection> {
                 about: about_of(option),
                 default: option
                     .get("default")
+                    .filter(|it| !it.is_null())
                     .or_else(|| defaults.get(name))
                     .cloned()
                     .filter(|it| !it.is_null()),
@@ -314,7 +315,7 @@ const FILE: &str = "\
 const MAN_HEAD: &str = "\
 .TH PULLGATE.TOML 5
 .SH NAME
-pullgate.toml \\- configuration of pullgate(1)
+pullgate.toml \\- configuration of pullgate(8)
 .SH SYNOPSIS
 /etc/pullgate/pullgate.toml
 .SH DESCRIPTION
@@ -343,5 +344,5 @@ trust = [\"/etc/pullgate/our\\-ca.pem\"]
 upstream = \"127.0.0.1:8080\"
 .fi
 .SH SEE ALSO
-pullgate(1)
+pullgate(8)
 ";

@@ -201,6 +201,25 @@ pub fn status_if_permitted(paths: &Paths, role: Role) -> Result<io::Result<Statu
     }
 }
 
+/// Whether a role runs, whether it answers or not.
+///
+/// # Errors
+///
+/// Returns that this user may not ask.
+pub fn runs(paths: &Paths, role: Role) -> Result<bool, ControlError> {
+    let status = status_if_permitted(paths, role)?;
+    Ok(!status.is_err_and(|error| is_absent(&error)))
+}
+
+/// Whether no process listens at a role's socket.
+#[must_use]
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+    )
+}
+
 /// Asks a role for what it serves at `path`.
 async fn get<T: serde::de::DeserializeOwned>(
     paths: &Paths,

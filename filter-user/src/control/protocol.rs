@@ -238,6 +238,8 @@ pub struct RangeUseStatus {
 pub struct RefusalStatus {
     /// The reason.
     pub reason: String,
+    /// What has happened.
+    pub meaning: String,
     /// Seconds ago.
     pub seconds_ago: u64,
     /// Who it was.
@@ -252,6 +254,8 @@ pub struct RefusalStatus {
     pub issuer: Option<String>,
     /// The CA in `trust` that bears the issuer's name, or that of one behind it.
     pub anchor: Option<String>,
+    /// Whether it was admitted all the same: its host does not enforce its trust.
+    pub admitted: bool,
 }
 
 /// The status of the host: of each role, or why it has none.

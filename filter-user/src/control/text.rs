@@ -163,10 +163,11 @@ impl Display for RefusalStatus {
         if let (Some(subject), Some(issuer)) = (&self.subject, &self.issuer) {
             write!(f, ", certificate `{subject}` of `{issuer}`")?;
         }
-        match &self.anchor {
-            Some(anchor) => write!(f, ", whose name is in {anchor}"),
-            None => Ok(()),
+        if let Some(anchor) = &self.anchor {
+            write!(f, ", whose name is in {anchor}")?;
         }
+        let admitted = if self.admitted { ", admitted" } else { "" };
+        write!(f, "{admitted}: {}", self.meaning)
     }
 }
 

@@ -18,13 +18,13 @@ use super::refusal::{Limit, Refusal};
 ///
 /// # Errors
 ///
-/// Returns why there is none, with the stream if the client speaks TLS and has got no alert yet.
+/// Returns why there is none.
 pub(super) async fn read_hello(
     stream: TcpStream,
-) -> Result<StartHandshake<LimitedStream>, (Refusal, Option<LimitedStream>)> {
+) -> Result<StartHandshake<LimitedStream>, Unreadable> {
     let mut first = [0; proxy::HEADER_BEGINS];
     let first = match stream.peek(&mut first).await {
-        Ok(0) | Err(_) => return Err((Refusal::Closed, None)),
+        Ok(0) | Err(_) => return Err(Refusal::Closed.into()),
         Ok(length) => &first[..length],
     };
     let nodelay = stream.set_nodelay(true);
@@ -34,9 +34,12 @@ pub(super) async fn read_hello(
     };
     if let Err(refusal) = judge(first) {
         let is_record = matches!(first, [first, ..] if RECORDS.contains(first));
-        return Err((refusal, is_record.then_some(bounded)));
+        return Err(Unreadable {
+            refusal,
+            unanswered: is_record.then_some(bounded),
+        });
     }
-    nodelay.map_err(|_gone| (Refusal::Closed, None))?;
+    nodelay.map_err(|_gone| Refusal::Closed)?;
     let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), bounded);
     match (&mut acceptor).await {
         Ok(mut hello) => {
@@ -47,12 +50,36 @@ pub(super) async fn read_hello(
             let refusal = Refusal::from_handshake(&error);
             // What rustls has refused, it has answered.
             let is_ours = refusal == Refusal::TooMany(Limit::HelloBytes);
-            Err((refusal, acceptor.take_io().filter(|_| is_ours)))
+            let mut unanswered = acceptor.take_io().filter(|_| is_ours);
+            if let Some(taken) = &mut unanswered {
+                // What is still on its way is read, so that the alert is not lost in a reset.
+                taken.left = HANDSHAKE_MAX;
+            }
+            Err(Unreadable {
+                refusal,
+                unanswered,
+            })
         }
     }
 }
 
-/// Tells TLS by its first bytes from what is not.
+/// Why no ClientHello was read.
+pub(super) struct Unreadable {
+    pub(super) refusal: Refusal,
+    /// The stream, if the client speaks TLS and has got no alert yet.
+    pub(super) unanswered: Option<LimitedStream>,
+}
+
+impl From<Refusal> for Unreadable {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            unanswered: None,
+        }
+    }
+}
+
+/// Distinguishes TLS by its first bytes.
 pub(super) fn judge(first: &[u8]) -> Result<(), Refusal> {
     match first {
         _ if proxy::begins(first) => Err(Refusal::BadProxyHeader),

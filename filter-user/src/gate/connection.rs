@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tracing::debug;
 
-use super::client_hello::{LimitedStream, read_hello};
+use super::client_hello::{LimitedStream, Unreadable, read_hello};
 use super::endpoint::Endpoint;
 use super::limits::{Admission, source};
 use super::printable::printable;
@@ -87,7 +87,20 @@ impl Gate {
         self.check_source(addresses.client)?;
         admission.await_hello(addresses.client.ip(), &in_use.allowed)?;
 
-        let hello = or_superseded(&mut admission, hello(stream, deadline)).await?;
+        let hello = match or_superseded(&mut admission, hello(stream, deadline)).await {
+            Ok(hello) => hello,
+            Err(Unreadable {
+                refusal,
+                unanswered,
+            }) => {
+                // What is left to do takes no room from handshakes.
+                admission.handshake_done();
+                if let Some(unanswered) = unanswered {
+                    refuse_hello(unanswered, refusal, deadline).await;
+                }
+                return Err(refusal);
+            }
+        };
         let name = hello.client_hello().server_name().map(str::to_owned);
         about.server_name = name.as_deref().map(printable);
         let (hello, offered) = self
@@ -233,13 +246,15 @@ impl Gate {
         let (host, client) = (policy.label(), about.client);
         if let Some((refusal, presented)) = peer.tolerated() {
             self.metrics.tolerated(host, refusal.label());
+            let refused = Refused {
+                presented: presented.cloned(),
+                is_admitted: true,
+                ..about.refused(refusal)
+            };
             if let Some(suppressed) = self.sample(refusal, client) {
-                let refused = Refused {
-                    presented: presented.cloned(),
-                    ..about.refused(refusal)
-                };
                 refused.log_tolerated(suppressed);
             }
+            self.last_refusals.keep(refused);
         }
         if let Some(identity) = peer.identity() {
             debug!(
@@ -299,6 +314,7 @@ impl About {
             host: self.host.label().to_owned(),
             server_name: self.server_name.clone(),
             presented: self.presented.clone(),
+            is_admitted: false,
         }
     }
 }
@@ -349,31 +365,23 @@ impl Host {
 }
 
 /// What comes of a step, unless the connection has to make room for others meanwhile.
-async fn or_superseded<T>(
+async fn or_superseded<T, E: From<Refusal>>(
     admission: &mut Admission<'_>,
-    step: impl Future<Output = Result<T, Refusal>>,
-) -> Result<T, Refusal> {
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     tokio::select! {
         biased;
         done = step => done,
-        refusal = admission.superseded() => Err(refusal),
+        refusal = admission.superseded() => Err(refusal.into()),
     }
 }
 
 async fn hello(
     stream: TcpStream,
     deadline: Instant,
-) -> Result<StartHandshake<LimitedStream>, Refusal> {
-    match timeout_at(deadline, read_hello(stream)).await {
-        Ok(Ok(hello)) => Ok(hello),
-        Ok(Err((refusal, unanswered))) => {
-            if let Some(unanswered) = unanswered {
-                refuse_hello(unanswered, refusal, deadline).await;
-            }
-            Err(refusal)
-        }
-        Err(_) => Err(Refusal::Timeout(Phase::Hello)),
-    }
+) -> Result<StartHandshake<LimitedStream>, Unreadable> {
+    let hello = timeout_at(deadline, read_hello(stream)).await;
+    hello.unwrap_or_else(|_late| Err(Refusal::Timeout(Phase::Hello).into()))
 }
 
 /// Finishes the handshake by the host's policy.

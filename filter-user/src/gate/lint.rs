@@ -180,12 +180,14 @@ fn trust(host: &HostSettings) -> Option<Finding> {
             &asked(),
             "no client is asked for a certificate (`client_auth = \"off\"`): every client with a \
              listed address is served",
-        ),
+        )
+        .with_severity(Severity::Error),
         ClientAuth::Log => lint(
             "client-auth-log",
             &asked(),
             "no client is refused for its certificate (`client_auth = \"log\"`)",
         )
+        .with_severity(Severity::Error)
         .remedy("once no line says `would be refused`, write \"enforce\""),
         ClientAuth::Enforce => {
             let mut trust = host.trust.iter();

@@ -442,7 +442,7 @@ impl Refusal {
                 "BadSignature",
                 "the client has not the certificate's key, or a signature proves too little: \
                  SHA-1, RSA of less than 2,048 bits",
-                "a forgery; or is the uploaded certificate's key RSA of less than 2,048 bits, \
+                "was it signed by another CA of the same name as one in `trust`, such as one that was made again? Else a forgery; or is the uploaded certificate's key RSA of less than 2,048 bits, \
                  or its signature SHA-1?",
             ),
             Self::Closed => entry(

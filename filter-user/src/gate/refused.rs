@@ -24,6 +24,8 @@ pub struct Refused {
     pub server_name: Option<String>,
     /// The certificate that it presented, if that was judged.
     pub presented: Option<Presented>,
+    /// Whether it was admitted all the same: its host does not enforce its trust.
+    pub is_admitted: bool,
 }
 
 /// What a judged certificate says of itself: escaped, and at most 256 bytes a field.
@@ -84,12 +86,14 @@ impl Refused {
     pub(super) fn log_tolerated(&self, suppressed: u64) {
         let (reason, advice) = (self.refusal.label(), self.refusal.advice());
         let (client, host) = (self.client, self.host.as_str());
+        let server_name = self.server_name.as_deref();
         let (subject, issuer, anchor) = self.certificate();
         warn!(
             id = "would-refuse",
             reason,
             %client,
             host,
+            server_name,
             subject,
             issuer,
             anchor,

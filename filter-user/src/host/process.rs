@@ -41,27 +41,43 @@ fn inodes(process: &Process) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Which of these ports the kernel may give to this host's own outgoing connections: those in
-/// `net.ipv4.ip_local_port_range` that are not in `net.ipv4.ip_local_reserved_ports` (ip-sysctl.rst).
-#[must_use]
-pub fn outgoing_ports(ports: impl IntoIterator<Item = u16>) -> Vec<u16> {
-    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"));
-    // A kernel that does not show them is no reason to warn.
-    let Ok(range) = read("ip_local_port_range") else {
-        return Vec::new();
-    };
-    let Some(range) = port_range(range.split_whitespace()) else {
-        return Vec::new();
-    };
-    let reserved = read("ip_local_reserved_ports").unwrap_or_default();
-    let reserved: Vec<_> = reserved
-        .trim()
-        .split(',')
-        .filter_map(|part| port_range(part.split('-')))
-        .collect();
-    let ports = ports.into_iter().filter(|port| range.contains(port));
-    let is_reserved = |port: &u16| reserved.iter().any(|few| few.contains(port));
-    ports.filter(|port| !is_reserved(port)).collect()
+/// The ports that the kernel gives to this host's own outgoing connections (ip-sysctl.rst).
+pub struct OutgoingPorts {
+    /// `net.ipv4.ip_local_port_range`.
+    range: RangeInclusive<u16>,
+    /// `net.ipv4.ip_local_reserved_ports`, as the kernel writes it.
+    reserved: String,
+}
+
+impl OutgoingPorts {
+    /// Reads them; none, if the kernel does not show them.
+    #[must_use]
+    pub fn read() -> Option<Self> {
+        let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
+        let reserved = read("ip_local_reserved_ports").unwrap_or_default();
+        Some(Self {
+            range: port_range(read("ip_local_port_range")?.split_whitespace())?,
+            reserved: reserved.trim().to_owned(),
+        })
+    }
+
+    /// Whether an outgoing connection may get this port.
+    #[must_use]
+    pub fn has(&self, port: u16) -> bool {
+        let mut reserved = self.reserved.split(',');
+        let is_reserved =
+            |part: &str| port_range(part.split('-')).is_some_and(|few| few.contains(&port));
+        self.range.contains(&port) && !reserved.any(is_reserved)
+    }
+
+    /// What to reserve, so that these ports are reserved too.
+    #[must_use]
+    pub fn reserved_with(&self, ports: &str) -> String {
+        match self.reserved.as_str() {
+            "" => ports.to_owned(),
+            reserved => format!("{reserved},{ports}"),
+        }
+    }
 }
 
 /// One number, or two.
@@ -105,5 +121,14 @@ mod tests {
         assert_eq!(port_range("8443".split('-')), Some(8443..=8443));
         assert_eq!(port_range("2083-2087".split('-')), Some(2083..=2087));
         assert_eq!(port_range("".split('-')), None);
+
+        let ports = OutgoingPorts {
+            range: 1024..=60999,
+            reserved: "2083-2087,8443".to_owned(),
+        };
+        let outgoing = [443, 2053, 2083, 2096, 8443].into_iter();
+        let outgoing: Vec<_> = outgoing.filter(|port| ports.has(*port)).collect();
+        assert_eq!(outgoing, [2053, 2096]);
+        assert_eq!(ports.reserved_with("2053"), "2083-2087,8443,2053");
     }
 }

@@ -260,7 +260,7 @@ impl Inner {
         r.register("gate_relayed_bytes", "Bytes relayed", self.relayed.clone());
         r.register(
             "gate_would_refuse",
-            "Clients that were let in, and would not be with client_auth = enforce",
+            "Clients that were admitted, and would be refused with client_auth = enforce",
             self.tolerated.clone(),
         );
         r.register(

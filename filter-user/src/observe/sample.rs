@@ -57,7 +57,7 @@ impl Collector for Sample {
         let counts = counts.map(|(family, count)| (FamilyLabels { family }, whole(count)));
         gauges(&mut encoder, "ranges", "Active ranges", &counts)?;
         let age = ranges.age_seconds.map_or(-1, whole);
-        let help = "Seconds since the active ranges were fetched, -1 for the baseline";
+        let help = "Seconds since the active ranges were fetched, -1 if none was: the baseline, or ranges.only";
         gauge(&mut encoder, "ranges_age_seconds", help, age)?;
         match filter {
             Some(filter) => filter.encode(&mut encoder),

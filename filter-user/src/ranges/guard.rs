@@ -338,7 +338,9 @@ fn overlap(left: &[(u128, u128)], right: &[(u128, u128)]) -> u128 {
 #[non_exhaustive]
 pub enum Rejection {
     /// A family has no range at all.
-    #[error("the list holds no {family} range")]
+    #[error(
+        "the list holds no {family} range; if it is not meant to, write `families = [\"…\"]` in its source"
+    )]
     Empty {
         /// The family.
         family: Family,

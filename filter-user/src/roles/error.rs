@@ -149,7 +149,7 @@ pub enum StartError {
     /// The filter was on trial, and was not confirmed.
     #[error(
         "not confirmed in time, so what was active before is so again; \
-         is this host still reachable? then run it without `--confirm`"
+         if this host was reachable, run it again with a longer time, and `pullgate confirm` within it"
     )]
     NotConfirmed,
     /// The filter was on trial, and was stopped before it was confirmed.

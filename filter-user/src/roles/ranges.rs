@@ -24,8 +24,12 @@ use crate::report::chain;
 pub(super) fn examine(ranges: &RangesSettings) -> Result<(), ConfigError> {
     for Located { value, place } in &ranges.sources {
         for way in &value.ways {
-            feed::check(way, &ranges.proxy)
+            let list = feed::check(way, &ranges.proxy)
                 .map_err(|error| place.error(format_args!("{way}: {}", chain(&error))))?;
+            if let Some(list) = list {
+                RangeSet::check(list, way.families, &ranges.limits)
+                    .map_err(|rejection| place.error(format_args!("{way}: {rejection}")))?;
+            }
         }
     }
     Ok(())

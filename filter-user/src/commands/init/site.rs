@@ -171,7 +171,7 @@ impl ServedSite {
         text.push_str(if self.verifies {
             "client_auth = \"enforce\"  # as the web server does today\n"
         } else {
-            "# \"log\" serves every client, \"enforce\" refuses those without the certificate.\n\
+            "# Serves every client and logs what it would refuse; enforce refuses.\n\
              client_auth = \"log\"\n"
         });
         if let Some(address) = self.only_address() {

@@ -153,7 +153,7 @@ impl RawWay {
     }
 }
 
-/// A list of the operator's own, or his mirror of a published one.
+/// A list of the operator's own, or a mirror of a published one.
 #[derive(Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]

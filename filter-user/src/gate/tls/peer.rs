@@ -105,6 +105,20 @@ impl PeerVerifier {
     fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
         &self.trusted.algorithms
     }
+
+    /// Notes whose key a client does not have.
+    fn note_signature(
+        &self,
+        certificate: &CertificateDer<'_>,
+        verified: Result<HandshakeSignatureValid, TlsError>,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verified.inspect_err(|error| {
+            let chain = [CertificateDer::from(certificate.as_ref())];
+            if let Some(presented) = self.trusted.describe(&chain) {
+                note(Refusal::from_tls(error), presented);
+            }
+        })
+    }
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -164,7 +178,7 @@ impl ClientCertVerifier for PeerVerifier {
                 Err(_) => break,
             }
         }
-        Err(CertificateError::BadSignature.into())
+        self.note_signature(cert, Err(CertificateError::BadSignature.into()))
     }
 
     fn verify_tls13_signature(
@@ -173,7 +187,9 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature_with_raw_key(message, &public_key(cert)?, dss, self.algorithms())
+        let key = public_key(cert)?;
+        let verified = verify_tls13_signature_with_raw_key(message, &key, dss, self.algorithms());
+        self.note_signature(cert, verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -147,7 +147,10 @@ impl Trusted {
         let (_, parsed) = X509Certificate::from_der(leaf)
             .map_err(|_unparsed| Refusal::BadCertificate(Defect::Unreadable))?;
         let (by, validity) = self.find_trust(leaf, &parsed, rest, now)?;
-        let may_sign = allows(&parsed, KeyUsageExtension::digital_signature);
+        // As OpenSSL has it; keyAgreement is for keys that RFC 8422 §5.5 has with a fixed share.
+        let may_sign = allows(&parsed, |usage| {
+            usage.digital_signature() || usage.key_agreement()
+        });
         if !may_sign || self.require_eku && !names_client_use(&parsed) {
             return Err(Refusal::WrongUsage);
         }
@@ -238,14 +241,14 @@ impl Trusted {
             KeyUsage::client_auth()
         };
         // webpki tries another path when one is refused, and keeps to itself why.
-        let on_lists = Cell::new(None);
+        let beyond_webpki = Cell::new(None);
         let is_good = |path: &VerifiedPath<'_>| {
             if path.intermediate_certificates().count() > self.max_depth {
                 return Err(WebpkiError::MaximumPathDepthExceeded);
             }
             self.judge_path(anchor, path, now).map_err(|refusal| {
-                let before: Option<Refusal> = on_lists.get();
-                on_lists.set(
+                let before: Option<Refusal> = beyond_webpki.get();
+                beyond_webpki.set(
                     before
                         .filter(|before| *before == Refusal::Revoked)
                         .or(Some(refusal)),
@@ -264,7 +267,7 @@ impl Trusted {
             None,
             Some(&is_good),
         );
-        match (path, on_lists.get()) {
+        match (path, beyond_webpki.get()) {
             (_, Some(Refusal::Revoked)) => Err(Refusal::Revoked),
             (Ok(_), _) => Ok(()),
             (Err(WebpkiError::UnknownRevocationStatus), Some(refusal)) => Err(refusal),
@@ -348,7 +351,7 @@ fn telling_more(first: Refusal, second: Refusal) -> Refusal {
     }
 }
 
-/// Whether the key usage, if there is one, allows this (RFC 5280 §4.2.1.3; of clients, RFC 8446 §4.4.2.2).
+/// Whether the key usage, if there is one, allows this (RFC 5280 §4.2.1.3; of clients, RFC 5246 §7.4.6).
 fn allows(certificate: &X509Certificate<'_>, wanted: impl Fn(&KeyUsageExtension) -> bool) -> bool {
     let usage = certificate.key_usage();
     usage.is_ok_and(|usage| usage.is_none_or(|usage| wanted(usage.value)))

@@ -71,12 +71,14 @@ impl GateRole {
                 host,
                 server_name,
                 presented,
+                is_admitted: admitted,
             } = refused;
             let (subject, issuer, anchor) = presented.map_or((None, None, None), |it| {
                 (Some(it.subject), Some(it.issuer), it.anchor)
             });
             RefusalStatus {
                 reason: refusal.label().to_owned(),
+                meaning: refusal.meaning().to_owned(),
                 seconds_ago: time.elapsed().as_secs(),
                 client,
                 host,
@@ -84,6 +86,7 @@ impl GateRole {
                 subject,
                 issuer,
                 anchor,
+                admitted,
             }
         });
         statuses.collect()
