@@ -19,6 +19,7 @@ use pullgate::snapshot;
 use pullgate::xdp::{Filter, FilterStart, Lifetime};
 use serde_json::Value;
 use tests::daemon::{self, Pullgate};
+use tests::gate::origin;
 use tests::net::{Host, INTERFACE, ip};
 use tests::traffic::Objects;
 use tests::wire::Sender;
@@ -847,7 +848,7 @@ fn a_sample_of_drops_and_their_sources_is_seen() {
     let shown = String::from_utf8(shown).unwrap();
     assert!(shown.contains("top sources of drops"), "{shown}");
     assert!(
-        shown.contains(&format!("{stranger} to port 443 on wan0")),
+        shown.contains(&format!("{stranger} to {} port 443 on wan0", origin())),
         "{shown}"
     );
 }

@@ -109,7 +109,8 @@ fn status_without(paths: &Paths, error: &LoadError) -> Result<HostStatus, Contro
     let mut report = HostStatus {
         protected: true,
         admits: None,
-        findings: Vec::from([Finding::error(
+        // What is active goes on, whatever is on disk.
+        findings: Vec::from([Finding::warning(
             "configuration-unusable",
             format!("which roles should run is unknown: {}", chain(error)),
         )]),

@@ -134,6 +134,9 @@ pub struct DropStatus {
     pub iface: String,
     /// Who sent it, if that can be read.
     pub source: Option<IpAddr>,
+    /// To which address, if that can be read.
+    #[serde(default)]
+    pub destination: Option<IpAddr>,
     /// To which port, if the packet shows one.
     pub port: Option<u16>,
     /// `drop` or `would_drop`.

@@ -86,6 +86,9 @@ impl Display for FilterStatus {
             let source = drop
                 .source
                 .map_or_else(|| "?".to_owned(), |ip| ip.to_string());
+            let destination = drop
+                .destination
+                .map_or_else(|| "?".to_owned(), |ip| ip.to_string());
             let port = drop
                 .port
                 .map_or_else(|| "-".to_owned(), |port| port.to_string());
@@ -98,8 +101,8 @@ impl Display for FilterStatus {
             } = drop;
             writeln!(
                 f,
-                "  {seconds_ago:>12} s ago  {verdict:<10} {reason:<16} {source} to port {port} on \
-                 {iface}"
+                "  {seconds_ago:>12} s ago  {verdict:<10} {reason:<16} {source} to {destination} port \
+                 {port} on {iface}"
             )?;
         }
         if !self.top_sources.is_empty() {

@@ -122,7 +122,11 @@ where
                 Event::Order => match shutdown.word() {
                     Order::TrustChanged => return Outcome::TrustChanged,
                     Order::Stop => return Outcome::Stopped,
-                    Order::Drain => drains = true,
+                    Order::Drain => {
+                        drains = true;
+                        // Its silence is measured from now on.
+                        before = Some((self.up, self.down));
+                    }
                     Order::GoOn => {}
                 },
                 Event::Tick => {
@@ -334,6 +338,19 @@ mod tests {
 
         let relayed = rig.relaying.await.unwrap();
         assert_eq!(relayed.outcome, Outcome::Stopped);
+    }
+
+    #[tokio::test]
+    async fn while_it_drains_the_first_silence_ends_what_waits_for_nothing() {
+        let mut rig = Rig::new();
+        rig.shutdown.send(Order::Drain);
+        tokio::task::yield_now().await;
+
+        rig.shutdown.tick();
+
+        let mut rest = Vec::new();
+        rig.client.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rig.relaying.await.unwrap().outcome, Outcome::Stopped);
     }
 
     #[tokio::test]

@@ -58,6 +58,8 @@ pub struct DropEvent {
     pub counted: Counted,
     /// Source address, if the packet has one that can be read.
     pub source: Option<IpAddr>,
+    /// Destination address, if the packet has one that can be read and is final.
+    pub destination: Option<IpAddr>,
     /// Destination port, if the packet shows one.
     pub port: Option<u16>,
 }
@@ -80,6 +82,7 @@ impl DropEvent {
             interface: number(4)?,
             counted: Counted::at(number(0)?)?,
             source: headers.map(|headers| headers.source.ip()),
+            destination: headers.and_then(|headers| Some(headers.destination?.ip())),
             port: match headers.map(|headers| headers.transport) {
                 Some(Transport::Tcp(port) | Transport::Udp(port)) => Some(port),
                 Some(
@@ -171,6 +174,7 @@ mod tests {
         assert_eq!(drop.interface, 7);
         assert_eq!(drop.counted.reason, Reason::NotListed);
         assert_eq!(drop.source, Some("198.51.100.7".parse().unwrap()));
+        assert_eq!(drop.destination, Some("203.0.113.10".parse().unwrap()));
         assert_eq!(drop.port, Some(443));
     }
 

@@ -383,6 +383,7 @@ fn drops(tally: &Tally) -> Vec<DropStatus> {
         seconds_ago: seconds_since(*at),
         iface: name_of(drop.interface),
         source: drop.source,
+        destination: drop.destination,
         port: drop.port,
         verdict: drop.counted.verdict.to_owned(),
         reason: drop.counted.reason.label().to_owned(),
