@@ -117,7 +117,7 @@ fn an_empty_body() {
 
 #[test]
 fn an_empty_object() {
-    fault(body("{}"), "BadList", &["does not say `success: true`"]);
+    fault(body("{}"), "BadList", &["has no `success: true`"]);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn json_with_wrong_types() {
 #[test]
 fn json_that_says_it_has_failed() {
     let failed = api_answer(&[], &[]).replace("true", "false");
-    fault(body(&failed), "BadList", &["does not say `success: true`"]);
+    fault(body(&failed), "BadList", &["has no `success: true`"]);
 }
 
 #[test]

@@ -397,7 +397,8 @@ impl Refresher {
                 if unanswered.as_ref() != Some(&error) {
                     warn!(
                         id = "range-usage-unknown",
-                        error, "vanished ranges stay: the gate cannot say who comes from them"
+                        error,
+                        "vanished ranges stay: the gate cannot report which clients come from them"
                     );
                 }
                 *unanswered = Some(error);

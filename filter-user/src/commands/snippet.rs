@@ -262,8 +262,8 @@ fn can_be_behind(server: Server, host: &HostSettings) -> Result<(), ConfigError>
     }
     if server == Server::Caddy && host.proxy_protocol != ProxyProtocol::None {
         return Err(host.place().of("gate.host.proxy_protocol").error(
-            "Debian's Caddy 2.6 reads no PROXY header, and would answer 400 to everybody; let this \
-             host say \"none\"",
+            "Debian's Caddy 2.6 reads no PROXY header, and would answer 400 to every client; let this \
+             host have \"none\"",
         ));
     }
     match (server, target) {
@@ -324,7 +324,7 @@ fn authority(host: &HostSettings, shared: &Path) -> Result<String, ConfigError> 
     }
     if !host.crls.is_empty() {
         return Err(host.place().of("gate.host.crl").error(
-            "the web server would let in what is revoked; leave `crl` out, or let the gate verify",
+            "the web server would admit what is revoked; leave `crl` out, or let the gate verify",
         ));
     }
     let [Located { value, place }] = &host.trust[..] else {
@@ -339,7 +339,7 @@ fn authority(host: &HostSettings, shared: &Path) -> Result<String, ConfigError> 
         Trust::CaFile(path) => plain(place, path),
         Trust::Cloudflare => plain(place, shared),
         Trust::Pin(_) => Err(place.error(
-            "a web server knows no pins, and would let in whatever the CA has signed; name the CA of \
+            "a web server knows no pins, and would admit whatever the CA has signed; name the CA of \
              your client certificate, or let the gate verify",
         )),
     }

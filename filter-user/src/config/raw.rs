@@ -184,7 +184,7 @@ fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {
         let mut others = boot.metrics.iter().take(index);
         if let Some((other, _)) = others.find(|(_, target)| target.value == *value) {
             return Err(place.error(format_args!(
-                "`{value}` is where the role {} tells its metrics; each role needs a place of its \
+                "`{value}` is where the role {} serves its metrics; each role needs a place of its \
                  own",
                 other.label()
             )));
@@ -206,7 +206,7 @@ fn refuse_taken(boot: &Boot) -> Result<(), ConfigError> {
         };
         if is_taken {
             return Err(place.error(format_args!(
-                "`{value}` is taken by pullgate itself; let the role {} tell its metrics elsewhere",
+                "`{value}` is taken by pullgate itself; let the role {} serve its metrics elsewhere",
                 role.label()
             )));
         }
@@ -265,7 +265,7 @@ impl RawMetrics {
                 && !address.ip().to_canonical().is_loopback()
             {
                 return Err(place.error(format_args!(
-                    "`{address}` is not loopback, and metrics tell which hosts are served; use \
+                    "`{address}` is not loopback, and metrics name the hosts that are served; use \
                      127.0.0.1 or a UNIX socket, and let your monitoring's agent fetch them there"
                 )));
             }

@@ -121,7 +121,7 @@ fn metrics_are_told_where_nothing_else_of_ours_is() {
     for (metrics, words) in [
         (
             "filter = \"127.0.0.1:9143\"\ngate = \"127.0.0.1:9143\"",
-            "is where the role filter tells its metrics",
+            "is where the role filter serves its metrics",
         ),
         ("gate = \"127.0.0.1:8443\"", "is taken by pullgate itself"),
         (
@@ -327,11 +327,11 @@ fn a_bad_range_is_named_with_its_line_and_field() {
         "/etc/pullgate/pullgate.toml:2: `ranges.deny`: `192.0.2.1/24` has host bits set; did \
          you mean `192.0.2.0/24`?"
     );
-    assert!(error("[ranges]\nallow = [\"::/0\"]").contains("is everybody"));
+    assert!(error("[ranges]\nallow = [\"::/0\"]").contains("is every address"));
     assert_eq!(
         error("[ranges]\ndeny = [\"0.0.0.0/1\",\n\"192.0.0.0/2\",\n\"128.0.0.0/2\"]"),
         "/etc/pullgate/pullgate.toml:4: `ranges.deny`: with those before it is `0.0.0.0/0`, \
-         which is everybody; name the ranges that you mean"
+         which is every address; name the ranges that you mean"
     );
 }
 

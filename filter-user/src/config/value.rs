@@ -55,7 +55,7 @@ pub(super) fn absolute(source: &Source<'_>, path: PathBuf) -> PathBuf {
     }
 }
 
-/// Rules without host bits, none of which is everybody.
+/// Rules without host bits, none of which is every address.
 pub(super) fn rules(
     source: &Source<'_>,
     rules: Vec<Spanned<RawNet>>,
@@ -76,7 +76,7 @@ pub(super) fn rules(
         }
         if net.prefix_len() == 0 {
             return Err(place.error(format_args!(
-                "`{net}` is everybody; name the ranges that you mean"
+                "`{net}` is every address; name the ranges that you mean"
             )));
         }
         nets.push(net);
@@ -86,7 +86,7 @@ pub(super) fn rules(
     let everybody = union.iter().find(|net| net.prefix_len() == 0);
     match (everybody, last) {
         (Some(net), Some(place)) => Err(place.error(format_args!(
-            "with those before it is `{net}`, which is everybody; name the ranges that you mean"
+            "with those before it is `{net}`, which is every address; name the ranges that you mean"
         ))),
         (_, _) => Ok(nets),
     }

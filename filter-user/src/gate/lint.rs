@@ -188,7 +188,7 @@ fn trust(host: &HostSettings) -> Option<Finding> {
             "no client is refused for its certificate (`client_auth = \"log\"`)",
         )
         .with_severity(Severity::Error)
-        .remedy("once no line says `would be refused`, write \"enforce\""),
+        .remedy("once `pullgate_gate_would_refuse_total` no longer grows, write \"enforce\""),
         ClientAuth::Enforce => {
             let mut trust = host.trust.iter();
             let shared = trust.find(|trust| trust.value == Trust::Cloudflare)?;

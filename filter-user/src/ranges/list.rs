@@ -298,7 +298,7 @@ pub enum ListError {
     #[error("the list is not the JSON that was expected")]
     Json(#[source] serde_json::Error),
     /// The API says that it failed.
-    #[error("the answer does not say `success: true`")]
+    #[error("the answer has no `success: true`")]
     Unsuccessful,
     /// The answer lacks a field.
     #[error("the answer lacks `{field}`")]
@@ -452,14 +452,14 @@ mod tests {
     #[test]
     fn what_is_not_a_list_is_refused() {
         assert_eq!(refusal("<html>"), "the list is a web page, not ranges");
-        assert_eq!(refusal("{}"), "the answer does not say `success: true`");
+        assert_eq!(refusal("{}"), "the answer has no `success: true`");
         assert_eq!(
             refusal("{\"result\":"),
             "the list is not the JSON that was expected"
         );
         assert_eq!(
             refusal(&api(false, "[\"131.0.72.0/22\"]")),
-            "the answer does not say `success: true`"
+            "the answer has no `success: true`"
         );
         assert_eq!(refusal(&api(true, "null")), "the answer lacks `ipv4_cidrs`");
         assert_eq!(

@@ -196,7 +196,7 @@ pub(crate) fn of_web_servers(filter: &FilterSettings) -> (Admits, Vec<Finding>) 
             ),
             Demand::Certificate(Issuers::Unsaid) => (
                 Admits::Unknown,
-                "demands a certificate and does not say of which CA".to_owned(),
+                "demands a certificate and does not name its CA".to_owned(),
             ),
             Demand::Nothing(status) => {
                 let answer = status.map_or_else(String::new, |status| format!(" ({status})"));

@@ -347,7 +347,7 @@ impl GateRole {
                 warn!(
                     id = "drain-aborted",
                     left = self.connections.len(),
-                    "connections cut off"
+                    "connections closed by force"
                 );
             }
         }

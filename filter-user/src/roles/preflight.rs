@@ -42,7 +42,7 @@ pub(super) fn check(
         info!(
             id = "own-connection-dropped",
             peer = %ours.peer,
-            "your own connection will be dropped, as you say"
+            "your own connection will be dropped, as `--yes` allows"
         );
         return Ok(());
     }

@@ -446,7 +446,7 @@ server { listen 443 ssl; server_name $hostname; ssl_certificate $ssl_server_name
 
         assert_eq!(
             other.problem(),
-            Some("it has no name that a client could say")
+            Some("it has no name that a client can send")
         );
         assert!(!other.host().contains("[[gate.host]]"));
     }

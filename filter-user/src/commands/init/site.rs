@@ -99,7 +99,7 @@ impl ServedSite {
         let mut text = format!("\n{}", comment(&self.place));
         for name in &self.other_names {
             text.push_str(&comment(&format!(
-                "left out: `{name}` is no name that a client says by itself"
+                "left out: `{name}` is no name that a client sends by itself"
             )));
         }
         for note in &self.notes {
@@ -126,7 +126,7 @@ impl ServedSite {
             return Some("connections to its port are not steered: Cloudflare speaks HTTP there");
         }
         if self.names.is_empty() {
-            return Some("it has no name that a client could say");
+            return Some("it has no name that a client can send");
         }
         if self.verifies && self.authority.is_none() {
             return Some(

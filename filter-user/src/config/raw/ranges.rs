@@ -132,7 +132,7 @@ impl RawRanges {
         let sources = match (self.only.into_inner(), self.sources) {
             (true, _) if static_.is_empty() => {
                 return Err(only_place.error(
-                    "only the ranges in `ranges.static` would be let in, and there are none",
+                    "only the ranges in `ranges.static` would be admitted, and there are none",
                 ));
             }
             (true, Some(_)) => {

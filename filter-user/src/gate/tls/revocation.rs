@@ -65,7 +65,7 @@ impl Crl {
         let (_, parsed) =
             CertificateRevocationList::from_der(der).map_err(|error| error.to_string())?;
         let next_update = parsed.next_update().map(|time| time.timestamp());
-        let next_update = next_update.ok_or("it does not say when it expires")?;
+        let next_update = next_update.ok_or("it has no nextUpdate, so its end is not known")?;
         let serials = parsed.iter_revoked_certificates();
         let number = parsed
             .crl_number()
