@@ -220,6 +220,8 @@ pub fn connect(network: &Network, from: Host, to: IpAddr) -> Result<TcpStream, R
         }
         Err(error) if error.kind() == ErrorKind::TimedOut => Err(Reply::Silence),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Err(Reply::Refused),
+        // The listener was closed while the connection waited in its queue.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(Reply::Closed),
         Err(error) => panic!("{error}"),
     }
 }

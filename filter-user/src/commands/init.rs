@@ -370,8 +370,12 @@ fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
         .map_err(|error| error.to_string())?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        let last = words.lines().last().unwrap_or("it prints no reason");
-        return Err(last.to_owned());
+        // nginx names the cause before its last line.
+        let mut lines = words.lines();
+        let cause = lines.find(|line| line.starts_with("nginx: [emerg]"));
+        let last = words.lines().last();
+        let cause = cause.or(last).unwrap_or("it prints no reason");
+        return Err(cause.to_owned());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -39,6 +39,9 @@ pub(super) fn execute(
             }
         }
         RangesCommand::Diff => {
+            if config.live.ranges.sources.is_empty() && !json {
+                say(NO_SOURCE)?;
+            }
             let runtime = tokio::runtime::Runtime::new()?;
             let now = SystemTime::now();
             let previews = runtime.block_on(refresh::preview(&config.live.ranges, &active()?, now));
@@ -55,7 +58,7 @@ pub(super) fn execute(
         RangesCommand::Refresh => {
             let refreshed = client::refresh(&config.boot.paths)?;
             if refreshed.is_empty() && !json {
-                say("there is no source to ask: `ranges.static` alone is active")?;
+                say(NO_SOURCE)?;
             }
             show_all(&refreshed, json)?;
             if refreshed.iter().any(|refresh| refresh.error.is_some()) {
@@ -79,3 +82,6 @@ pub(super) fn execute(
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// With `ranges.only`.
+const NO_SOURCE: &str = "there is no source to ask: `ranges.static` alone is active";

@@ -8,7 +8,7 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 
 use crate::host::kernel;
-use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, ExitStatus};
+use crate::report::{EX_CONFIG, EX_NOPERM, EX_SOFTWARE, EX_USAGE, ExitStatus};
 
 /// Why the filter could not be put into the kernel, or could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -296,6 +296,8 @@ impl ExitStatus for XdpError {
             Self::NotBpffs { .. } | Self::NoInterface { .. } | Self::NotEthernet { .. } => {
                 EX_CONFIG
             }
+            // The packet that was asked about is the command line's.
+            Self::Frame { .. } => EX_USAGE,
             Self::NoProgram
             | Self::Capabilities { .. }
             | Self::InUse { .. }
@@ -325,8 +327,7 @@ impl ExitStatus for XdpError {
             | Self::NotLoaded { .. }
             | Self::TestRun(_)
             | Self::NoTwin { .. }
-            | Self::UnknownSlot { .. }
-            | Self::Frame { .. } => EX_SOFTWARE,
+            | Self::UnknownSlot { .. } => EX_SOFTWARE,
         }
     }
 }
