@@ -49,8 +49,7 @@ fn write_page(command: &Command, name: &str, directory: &Path) -> io::Result<()>
     }
     page.write_all(SEE_ALSO.as_bytes())?;
     fs::write(directory.join(format!("{name}.8")), page)?;
-    let inner = command.get_subcommands();
-    for inner in inner.filter(|it| it.get_name() != "help") {
+    for inner in command.get_subcommands() {
         write_page(inner, &format!("{name}-{}", inner.get_name()), directory)?;
     }
     Ok(())

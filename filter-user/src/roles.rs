@@ -45,7 +45,7 @@ use self::sockets::RoleSockets;
 use self::supervisor::{Parts, Supervisor};
 use self::tasks::Tasks;
 use crate::config::{Config, ConfigError, LoadError, Paths, RangesSettings, load};
-use crate::control::client::status_if_permitted;
+use crate::control::client::runs;
 use crate::gate::Loaded;
 use crate::host::accounts::Account;
 use crate::host::sandbox::{self, Confined};
@@ -293,15 +293,15 @@ pub(crate) fn named(config: &Config, only: Option<Role>) -> Result<Vec<Role>, St
 /// A trial is the filter's: it leaves alone what runs already of the other roles.
 fn leave_running(paths: &Paths, roles: &mut Vec<Role>) {
     roles.retain(|role| {
-        let runs = *role != Role::Filter && matches!(status_if_permitted(paths, *role), Ok(Ok(_)));
-        if runs {
+        let is_running = *role != Role::Filter && matches!(runs(paths, *role), Ok(true));
+        if is_running {
             info!(
                 id = "role-runs-already",
                 role = role.label(),
                 "runs already and is not started again"
             );
         }
-        !runs
+        !is_running
     });
 }
 

@@ -165,12 +165,11 @@ fn describe(command: &Command, above: &str, text: &mut String) {
             !it.is_hide_set() && (!is_everywhere || it.get_id() == "json")
         };
         let mut arguments = command.get_arguments().filter(own).peekable();
-        if arguments.peek().is_some() {
+        let has_arguments = arguments.peek().is_some();
+        if has_arguments {
             text.push_str("| argument | |\n|---|---|\n");
         }
-        let mut any = false;
         for argument in arguments {
-            any = true;
             let help = argument.get_help().unwrap().to_string();
             writeln!(
                 text,
@@ -180,7 +179,7 @@ fn describe(command: &Command, above: &str, text: &mut String) {
             )
             .unwrap();
         }
-        if any {
+        if has_arguments {
             text.push('\n');
         }
     }

@@ -191,7 +191,28 @@ pub fn approve(paths: &Paths, held: &[RefreshStatus]) -> Result<(), ControlError
 ///
 /// Returns that this user may not ask.
 pub fn status_if_permitted(paths: &Paths, role: Role) -> Result<io::Result<Status>, ControlError> {
-    match block_on(get(paths, role, "/status")) {
+    if_permitted(paths, role, block_on(get(paths, role, "/status")))
+}
+
+/// Whether a role runs, whether it answers or not: it is connected to, and not waited for.
+///
+/// # Errors
+///
+/// Returns that this user may not ask.
+pub fn runs(paths: &Paths, role: Role) -> Result<bool, ControlError> {
+    let socket = paths.socket(role);
+    let connected = block_on(async { connect(paths, role, &socket).await.map(drop) });
+    let connected = if_permitted(paths, role, connected)?;
+    Ok(!connected.is_err_and(|error| is_absent(&error)))
+}
+
+/// What came of asking a role, unless this user may not.
+fn if_permitted<T>(
+    paths: &Paths,
+    role: Role,
+    asked: io::Result<T>,
+) -> Result<io::Result<T>, ControlError> {
+    match asked {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Err(ControlError::SocketForbidden {
                 path: paths.socket(role),
@@ -199,16 +220,6 @@ pub fn status_if_permitted(paths: &Paths, role: Role) -> Result<io::Result<Statu
         }
         asked => Ok(asked),
     }
-}
-
-/// Whether a role runs, whether it answers or not.
-///
-/// # Errors
-///
-/// Returns that this user may not ask.
-pub fn runs(paths: &Paths, role: Role) -> Result<bool, ControlError> {
-    let status = status_if_permitted(paths, role)?;
-    Ok(!status.is_err_and(|error| is_absent(&error)))
 }
 
 /// Whether no process listens at a role's socket.

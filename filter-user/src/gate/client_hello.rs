@@ -1,4 +1,4 @@
-//! The first bytes of a client: tells TLS from what is not, and reads a ClientHello of a bounded size.
+//! The first bytes of a client: distinguishes TLS from other protocols, and reads a ClientHello of a bounded size.
 
 use std::io;
 use std::ops::RangeInclusive;

@@ -574,8 +574,8 @@ impl Refusal {
             ),
             Self::TooMany(Limit::HelloBytes) => entry(
                 "TooManyHelloBytes",
-                "a ClientHello of more than 16 KiB, or more than 64 KiB in the rest of the \
-                 handshake",
+                "a ClientHello of more than 16 KiB on the wire, record headers included, or more \
+                 than 64 KiB in the rest of the handshake",
                 "an attack: no client needs a ClientHello that long",
             ),
             Self::TooMany(Limit::HostConnections) => entry(

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Gid, getegid, geteuid, getgroups};
-use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
@@ -386,21 +385,11 @@ pub(in crate::gate) fn crls(
 }
 
 /// Reads the certificates that an upstream's certificate may be or come from.
-pub(in crate::gate) fn roots(
+pub(in crate::gate) fn upstream_cas(
     file: &Located<PathBuf>,
-) -> Result<(Vec<CertificateDer<'static>>, RootCertStore), ConfigError> {
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let Located { value: path, place } = file;
-    let mut roots = RootCertStore::empty();
-    let certificates = pem_certificates(place, path, &read(place, path)?)?;
-    for certificate in &certificates {
-        roots.add(certificate.clone()).map_err(|error| {
-            place.error(format_args!(
-                "a certificate in {} cannot be trusted: {error}",
-                path.display()
-            ))
-        })?;
-    }
-    Ok((certificates, roots))
+    pem_certificates(place, path, &read(place, path)?)
 }
 
 /// The key pin of a certificate: SHA-256 of its leaf's SubjectPublicKeyInfo, as `trust` takes it.

@@ -4,9 +4,10 @@ use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
-use super::credentials::{self, Authority, Certified};
+use super::credentials::{Authority, Certified};
 use super::epoch::has_pins;
 use super::revocation::{Crl, newest};
 use crate::config::{HostSettings, Trust, UpstreamTrust};
@@ -91,6 +92,7 @@ pub(super) fn contents(
     certified: &[Certified],
     authorities: &[Authority],
     lists: &[Vec<Arc<Crl>>],
+    upstream_cas: &[CertificateDer<'static>],
 ) -> Vec<FileContent> {
     let content = |path: &Path, count, what| FileContent {
         path: path.to_owned(),
@@ -112,11 +114,10 @@ pub(super) fn contents(
     }
     if let Some(UpstreamTrust::CaFile(path)) =
         host.upstream.value.tls.as_ref().map(|tls| &tls.trust)
-        && let Ok((certificates, _)) = credentials::roots(path)
     {
         contents.push(content(
             &path.value,
-            certificates.len(),
+            upstream_cas.len(),
             "CA or self-signed certificate",
         ));
     }

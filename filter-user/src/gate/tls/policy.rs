@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig, ServerConnection};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
@@ -180,7 +180,8 @@ impl Policy {
         let parsed = authorities.iter().map(Authority::parsed);
         let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
         let lists = load_crls(host, &authorities, &parsed)?;
-        let contents = contents(host, &certified, &authorities, &lists);
+        let upstream_cas = upstream_cas(host)?;
+        let contents = contents(host, &certified, &authorities, &lists, &upstream_cas);
         let crls: Vec<_> = lists.into_iter().flatten().collect();
 
         let epoch = TrustEpoch::new(host, &authorities, &crls, before.map(|it| &it.epoch))
@@ -202,7 +203,7 @@ impl Policy {
             tls.alpn_protocols.retain(|name| name != H2);
             Arc::new(tls)
         });
-        let dialer = dialer(host, context, &shown)?;
+        let dialer = dialer(host, context, &shown, upstream_cas)?;
         // What is known of an upstream holds until it is asked again.
         let same = before.filter(|before| before.dialer.upstream == dialer.upstream);
         let known = same.map_or_else(UpstreamH2::default, Self::upstream_h2);
@@ -432,10 +433,19 @@ fn server_config(
     Ok(tls)
 }
 
+/// The certificates in the upstream's `ca_file`; none, if it has none.
+fn upstream_cas(host: &HostSettings) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    match host.upstream.value.tls.as_ref().map(|tls| &tls.trust) {
+        Some(UpstreamTrust::CaFile(file)) => credentials::upstream_cas(file),
+        Some(UpstreamTrust::Shown) | None => Ok(Vec::new()),
+    }
+}
+
 fn dialer(
     host: &HostSettings,
     context: &TlsContext,
     shown: &ShownCertificates,
+    upstream_cas: Vec<CertificateDer<'static>>,
 ) -> Result<Dialer, ConfigError> {
     let place = &host.upstream.place;
     let upstream = host.upstream.value.clone();
@@ -460,9 +470,7 @@ fn dialer(
         let algorithms = context.provider.signature_verification_algorithms;
         let builder = match &tls.trust {
             UpstreamTrust::CaFile(path) => {
-                let (certificates, roots) = credentials::roots(path)?;
-                let provider = &context.provider;
-                let verifier = UpstreamCas::new(&path.place, certificates, roots, provider)?;
+                let verifier = UpstreamCas::new(path, upstream_cas, &context.provider)?;
                 builder
                     .dangerous()
                     .with_custom_certificate_verifier(Arc::new(verifier))

@@ -1,5 +1,6 @@
 //! The certificates in an upstream's `ca_file`: CAs, and servers' own, which openssl(1) makes as CAs too.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -13,7 +14,7 @@ use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::validity::Validity;
-use crate::config::{ConfigError, Place};
+use crate::config::{ConfigError, Located};
 use crate::gate::refusal::Refusal;
 
 /// Accepts a server whose certificate is in the file, or comes from one that is.
@@ -28,11 +29,20 @@ pub(super) struct UpstreamCas {
 
 impl UpstreamCas {
     pub(super) fn new(
-        place: &Place,
+        file: &Located<PathBuf>,
         certificates: Vec<CertificateDer<'static>>,
-        roots: RootCertStore,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, ConfigError> {
+        let Located { value: path, place } = file;
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            roots.add(certificate.clone()).map_err(|error| {
+                place.error(format_args!(
+                    "a certificate in {} cannot be trusted: {error}",
+                    path.display()
+                ))
+            })?;
+        }
         let roots = Arc::new(roots);
         let chains =
             WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider)).build();
