@@ -182,6 +182,16 @@ fn whatever_is_in_the_gates_way_is_named_with_its_holder() {
         assert!(!check.contains(silent), "{check}");
     }
     assert!(!origin.check().contains("listens on"));
+    {
+        // One socket for both families (Rust's `TcpListener`), in the way of IPv4 alone.
+        let for_both = || TcpListener::bind("[::]:443").unwrap();
+        let _both = origin.network.on(Host::Origin, for_both);
+        let ipv4 = format!("[gate]\nlisten = [\"0.0.0.0:443\"]\n{gate}");
+        origin.configure("", &ipv4);
+        let check = origin.check();
+        assert!(check.contains("listens on [::]:443"), "{check}");
+        origin.configure("", &gate);
+    }
     // The gate is not in its own way.
     let _gate = Pullgate::start(&origin.network, &origin.config, "gate");
     assert!(!origin.check().contains("listens on"), "{}", origin.check());

@@ -8,8 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use tests::gate::{host, shop};
+use serde_json::Value;
+use tests::gate::{host, origin, shop};
 use tests::net::Host;
+use tests::pki::SHOP;
 use tests::upstream::{Manner, Upstream};
 use tests::{Rig, daemon};
 
@@ -55,6 +57,71 @@ fn a_role_takes_instructions_from_root_and_its_own_user_alone() {
     });
     assert_eq!(event["user"], 1);
     assert_eq!(rig.gate().reloads(), before);
+}
+
+#[test]
+fn the_level_of_the_log_changes_without_a_restart() {
+    let rig = Rig::with_shop("");
+    let level = |level: &str| {
+        let output = rig.pullgate(&["log-level", level]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let steps_are_logged = || {
+        let mark = rig.gate().mark();
+        // No web server runs here.
+        let (reply, _) = rig.edge().get(&rig.network, Host::Edge, origin(), SHOP);
+        assert_eq!(reply.brief(), "closed");
+        let events = rig.gate().events().split_off(mark);
+        events.iter().any(|event| event["level"] == "DEBUG")
+    };
+    let shown = || String::from_utf8(rig.pullgate(&["status"]).stdout).unwrap();
+    // As `PULLGATE_LOG` says.
+    assert!(steps_are_logged());
+
+    assert!(level("info").contains("gate: logs at the level `info`\n"));
+    assert!(!steps_are_logged());
+    assert!(shown().contains("\n  log          info\n"), "{}", shown());
+    level("debug");
+    assert!(steps_are_logged());
+
+    level("warn");
+    level("default");
+    assert!(steps_are_logged());
+    assert!(!shown().contains("  log  "), "{}", shown());
+    let refused = rig.pullgate(&["log-level", "verbose"]);
+    assert_eq!(refused.status.code(), Some(64));
+}
+
+#[test]
+fn every_result_is_to_be_had_as_json() {
+    let rig = Rig::with_shop("");
+    let certificate = rig.pki.path("ours-ca.pem");
+    let certificate = certificate.to_str().unwrap();
+    let json = |arguments: &[&str]| -> Value {
+        let output = rig.pullgate(&[&["--json"], arguments].concat());
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
+    };
+
+    assert_eq!(json(&["reload"])[0]["role"], "gate");
+    assert_eq!(json(&["log-level", "info"])[0]["error"], Value::Null);
+    assert_eq!(json(&["check"])["ok"], true);
+    assert!(json(&["status"])["protected"].is_boolean());
+    assert!(
+        json(&["spki", certificate])["spki"]
+            .as_str()
+            .unwrap()
+            .starts_with("sha256:")
+    );
+    assert!(json(&["ranges"]).is_array());
+    assert!(json(&["ranges", "export", "text"])["export"].is_string());
+    assert!(json(&["ranges", "show", "173.245.48.5"]).is_object());
+    assert!(json(&["snippet", "nginx", "--behind-gate"])["configuration"].is_string());
+    assert_eq!(json(&["init"])["written"], false);
+    assert_eq!(json(&["unload"])["removed"], Value::Array(Vec::new()));
+    let refused = rig.pullgate(&["--json", "run"]);
+    assert_eq!(refused.status.code(), Some(64));
 }
 
 #[test]

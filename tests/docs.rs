@@ -5,13 +5,18 @@
 )]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tests::gate::origin;
 use tests::lab::METRICS;
 use tests::manual::Manual;
@@ -33,6 +38,7 @@ fn every_command_runs() {
     let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
     pki.write("crl.pem", &pki.ours.crl(&[7], tomorrow));
     let tools = tools(&lab);
+    let api = Api::start(&lab);
 
     let mut count = 0;
     for (page, text) in pages() {
@@ -53,9 +59,78 @@ fn every_command_runs() {
         }
     }
     assert!(count > 60, "{count}");
+    api.was_asked_as_documented();
     try_on_trial(&mut lab, &tools);
     run(&lab, &tools, &lab.pki.path(""), "sudo pullgate unload");
 }
+
+/// A place where Cloudflare's API is not, which takes down what it is asked.
+struct Api(Arc<Mutex<Vec<(String, String)>>>);
+
+impl Api {
+    fn start(lab: &Lab) -> Self {
+        let listener = lab
+            .network
+            .on(Host::Origin, || TcpListener::bind(API).unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let taken_down = Arc::clone(&asked);
+        // It ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let head = (&mut stream).lines().map(Result::unwrap);
+                let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+                let length = head
+                    .iter()
+                    .find_map(|line| line.strip_prefix("Content-Length: "));
+                let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+                stream.read_exact(&mut body).unwrap();
+                taken_down
+                    .lock()
+                    .unwrap()
+                    .push((head.join("\n"), String::from_utf8(body).unwrap()));
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"success\":true}";
+                stream.get_mut().write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        Self(asked)
+    }
+
+    /// developers.cloudflare.com/api, "Zone-level authenticated origin pulls".
+    fn was_asked_as_documented(&self) {
+        let asked = self.0.lock().unwrap();
+        assert_eq!(asked.len(), 3, "{asked:?}");
+        let [(upload, pair), (look, _), (switch, on)] = [&asked[0], &asked[1], &asked[2]];
+        let at = "/client/v4/zones/a-zone/origin_tls_client_auth";
+        assert!(upload.starts_with(&format!("POST {at} ")), "{upload}");
+        assert!(look.starts_with(&format!("GET {at} ")), "{look}");
+        assert!(
+            switch.starts_with(&format!("PUT {at}/settings ")),
+            "{switch}"
+        );
+        for (head, _) in &*asked {
+            assert!(head.contains("\nAuthorization: Bearer a token"), "{head}");
+        }
+        let pair: Value = serde_json::from_str(pair).unwrap();
+        for (field, kind) in [
+            ("certificate", "CERTIFICATE"),
+            ("private_key", "PRIVATE KEY"),
+        ] {
+            let text = pair[field].as_str().unwrap();
+            assert!(
+                text.starts_with(&format!("-----BEGIN {kind}-----\n")),
+                "{text}"
+            );
+        }
+        assert_eq!(serde_json::from_str::<Value>(on).unwrap()["enabled"], true);
+    }
+}
+
+/// Where it is.
+const API: &str = "127.0.0.1:8099";
+/// What a page lets run elsewhere, to look from outside.
+const OUTSIDE: &str =
+    "curl --max-time 5 --resolve www.example.com:443:203.0.113.10 https://www.example.com/";
 
 /// The pages and the files beside them, by name.
 fn pages() -> Vec<(String, String)> {
@@ -69,8 +144,10 @@ fn pages() -> Vec<(String, String)> {
     pages
 }
 
-/// What needs a Debian with systemd, or cargo, and is run there by other tests, word for word.
+/// What needs a Debian with systemd, or cargo, and is run there by other tests, word for word: it is one of
+/// their strings.
 fn runs_elsewhere(command: &str) -> bool {
+    // At the end of this one.
     const TRIAL: [&str; 3] = [
         "sudo pullgate run --confirm 60s",
         "sudo pullgate confirm",
@@ -94,13 +171,14 @@ fn runs_elsewhere(command: &str) -> bool {
         manual.start_steered,
         manual.unpack,
     ];
-    let guide = include_str!("getting_started.rs").replace("\\\"", "\"");
+    let guide = include_str!("getting_started.rs").replace("\\\"", "\u{0}");
+    let mut guide = guide.split('"').map(|text| text.replace('\u{0}', "\""));
     TRIAL.contains(&command)
         || CARGO.iter().any(|it| command.starts_with(it))
         || on_debian.contains(&plain)
         || manual.take_in.contains(&plain)
         || plain.starts_with("apt install ./pullgate_")
-        || command.starts_with("sudo ") && guide.contains(plain)
+        || guide.any(|text| text == plain)
 }
 
 /// The commands as an operator has them; systemd is not process 1 here, so it only listens.
@@ -132,12 +210,20 @@ fn shell(lab: &Lab, tools: &Path, directory: &Path, command: &str) -> Command {
         .replace(
             "/usr/share/doc/pullgate/",
             &format!("{ROOT}/filter-user/dist/"),
-        );
-    let mut shell = lab.network.command(Host::Origin, "sh");
+        )
+        .replace("https://api.cloudflare.com", &format!("http://{API}"))
+        .replace(":203.0.113.10 ", &format!(":{} ", origin()));
+    let host = match command {
+        OUTSIDE => Host::Stranger,
+        _ => Host::Origin,
+    };
+    let mut shell = lab.network.command(host, "sh");
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
     shell
         .args(["-c", &here])
         .env("PATH", path)
+        .env("TOKEN", "a token")
+        .env("ZONE", "a-zone")
         .current_dir(directory)
         .stdin(Stdio::null());
     shell
@@ -153,6 +239,8 @@ fn run(lab: &Lab, tools: &Path, directory: &Path, command: &str) {
     let expected: &[i32] = match command {
         "pullgate ranges show 198.51.100.7" | "pullgate ranges show 203.0.113.10" => &[1],
         it if it.starts_with("openssl s_client") => &[1],
+        // The filter answers with silence.
+        OUTSIDE => &[28],
         it if it.starts_with("curl") && it.contains("http://203.0.113.10:443") => &[52, 56],
         _ => &[0],
     };
@@ -254,12 +342,14 @@ fn files(directory: &str) -> Vec<(PathBuf, PathBuf)> {
     pages.map(|page| (directory.clone(), page)).collect()
 }
 
-/// What stands behind a prompt, and in the last column of the tables that name a command for each cause.
+/// What stands behind a prompt, in blocks for a shell elsewhere, and in the last column of the tables that name a command for each cause.
 fn commands(page: &str, text: &str) -> Vec<String> {
     let prompted = text
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("$ "))
         .map(|line| line.split("  #").next().unwrap().trim());
+    let blocks = text.split("```sh\n").skip(1);
+    let blocks = blocks.flat_map(|block| block.split("```").next().unwrap().lines());
     let rows = text
         .lines()
         .filter(|line| ["refusals", "troubleshooting"].contains(&page) && line.ends_with("` |"));
@@ -267,7 +357,8 @@ fn commands(page: &str, text: &str) -> Vec<String> {
     let known = ["pullgate ", "openssl ", "curl ", "ss ", "date ", "bpftool "];
     let confirming =
         confirming.filter(|word| known.iter().any(|program| word.starts_with(program)));
-    prompted.map(str::to_owned).chain(confirming).collect()
+    let written = prompted.chain(blocks).map(str::to_owned);
+    written.chain(confirming).collect()
 }
 
 fn quoted(text: &str) -> Vec<String> {

@@ -844,8 +844,10 @@ fn a_sample_of_drops_and_their_sources_is_seen() {
         status["filter"]["top_sources"][0]["source"],
         stranger.as_str()
     );
-    let shown = lab.pullgate(&["status"]).stdout;
-    let shown = String::from_utf8(shown).unwrap();
+    let shown = |arguments: &[&str]| String::from_utf8(lab.pullgate(arguments).stdout).unwrap();
+    let brief = shown(&["status"]);
+    assert!(!brief.contains("top sources of drops"), "{brief}");
+    let shown = shown(&["status", "--verbose"]);
     assert!(shown.contains("top sources of drops"), "{shown}");
     assert!(
         shown.contains(&format!("{stranger} to {} port 443 on wan0", origin())),

@@ -60,6 +60,12 @@ fn these_are_the_commands_of_the_manual() {
     for command in [INIT, START, ENFORCE, RELOAD, BACK] {
         assert!(manual.contains(&format!("$ sudo {command}\n")), "{command}");
     }
+    let operations = include_str!("../docs/operations.md");
+    let troubleshooting = include_str!("../docs/troubleshooting.md");
+    for command in [STOP_ALL, START_ALL, JOURNAL_FIELD] {
+        assert!(operations.contains(&format!("{command}\n")), "{command}");
+    }
+    assert!(troubleshooting.contains(&format!("{JOURNAL}\n")));
 }
 
 fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &[&str]) {
@@ -181,6 +187,29 @@ fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &
         (ask(edge, SHOP).brief() == "200").then_some(())
     });
 
+    for command in [JOURNAL, JOURNAL_FIELD] {
+        assert!(
+            debian.says(&["sh", "-c", command]).contains("refused"),
+            "{command}"
+        );
+    }
+    // All of it at once: what drops is pinned, and goes on.
+    debian.follow(&[STOP_ALL]);
+    let is_active = [
+        "systemctl",
+        "list-units",
+        "--quiet",
+        "--state=active",
+        "pullgate*",
+    ];
+    assert_eq!(debian.says(&is_active), "");
+    assert!(debian.has_pins());
+    debian.follow(&[START_ALL]);
+    eventually("all that is enabled runs", || {
+        (ask(edge, SHOP).brief() == "200").then_some(())
+    });
+    assert_eq!(debian.says(&is_active).lines().count(), 5);
+
     // And back, by one.
     debian.follow(&[BACK]);
     eventually("the port is the web server's again", || {
@@ -234,4 +263,8 @@ const START: &str =
     "systemctl enable --now pullgate-filter pullgate-ranges pullgate-steer.socket pullgate-gate";
 const ENFORCE: &str =
     "sed -i 's/\"monitor\"/\"enforce\"/; s/\"log\"/\"enforce\"/' /etc/pullgate/pullgate.toml";
+const JOURNAL: &str = "journalctl --unit pullgate-gate F_ID=refused";
+const JOURNAL_FIELD: &str = "journalctl --unit pullgate-gate F_ID=refused F_REASON=NoCertificate";
+const STOP_ALL: &str = "systemctl stop pullgate.target";
+const START_ALL: &str = "systemctl start pullgate.target";
 const RELOAD: &str = "systemctl reload pullgate-filter pullgate-gate";

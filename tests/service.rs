@@ -62,10 +62,7 @@ fn who_asks_for_a_reload_is_told_what_became_of_it() {
     let refused = reload();
     let error = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(78), "{error}");
-    assert!(
-        error.contains("reload of the gate: TCP port 8090"),
-        "{error}"
-    );
+    assert!(error.contains("runs the gate: TCP port 8090"), "{error}");
 }
 
 #[test]

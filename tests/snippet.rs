@@ -135,6 +135,58 @@ fn a_server_that_demands_the_certificate_itself_demands_as_much() {
 }
 
 #[test]
+fn sites_that_are_there_include_what_they_lack() {
+    for (server, pairing) in [
+        ("nginx", "--behind-gate"),
+        ("nginx", "--own-mtls"),
+        ("apache", "--behind-gate"),
+        ("apache", "--own-mtls"),
+    ] {
+        let mut rig = Rig::new();
+        // Behind the gate, both have the same upstream, and so the same file.
+        let hosts = [shop(""), blog("")];
+        if pairing == "--behind-gate" {
+            rig.start("", &hosts.each_ref().map(String::as_str));
+        } else {
+            rig.configure("", &hosts.each_ref().map(String::as_str));
+        }
+        let output = rig.pullgate(&["snippet", server, pairing, "--include"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let second = text[1..].find("# /etc/").map_or(text.len(), |at| at + 1);
+        let (first, second) = text.split_at(second);
+        for (name, file) in [("pullgate.conf", first), ("pullgate-2.conf", second)] {
+            assert!(
+                file.is_empty() || file.contains(&format!("/{name},")),
+                "{text}"
+            );
+            fs::write(rig.network.path(name), file).unwrap();
+        }
+        assert_eq!(second.is_empty(), pairing == "--behind-gate", "{text}");
+        let _server = start_site(&rig, server, pairing);
+
+        let (reply, _) = rig.edge().get(&rig.network, Host::Edge, origin(), SHOP);
+
+        let Reply::Response(200, body) = reply else {
+            panic!("{server} {pairing}: {reply}");
+        };
+        // What is particular to the site is still served.
+        assert!(body.contains("of the site"), "{body}");
+        if pairing == "--own-mtls" {
+            let stranger = Client::new(&rig.pki, None);
+            let (reply, _) = stranger.get(&rig.network, Host::Edge, origin(), SHOP);
+            assert_ne!(reply.brief(), "200", "{server}");
+            let theirs = Client::new(&rig.pki, Some(&rig.pki.other.client()));
+            let (reply, _) = theirs.get(&rig.network, Host::Edge, origin(), SHOP);
+            assert_ne!(reply.brief(), "200", "{server}");
+            let (reply, _) = theirs.get(&rig.network, Host::Edge, origin(), BLOG);
+            assert_eq!(reply.brief(), "200", "{server}");
+        }
+    }
+    let output = Rig::new().pullgate(&["snippet", "haproxy", "--own-mtls", "--include"]);
+    assert_eq!(output.status.code(), Some(64));
+}
+
+#[test]
 fn each_upstream_has_a_place_of_its_own() {
     let mut rig = Rig::new();
     let elsewhere = format!(
@@ -372,6 +424,70 @@ fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
     }
 }
 
+/// Starts a server with sites of its own, which include what is printed for them.
+fn start_site(rig: &Rig, server: &str, pairing: &str) -> Server {
+    let site = |name: &str, file: &str| {
+        let (certificate, key) = (
+            format!("@DIR@/pki/{name}.pem"),
+            format!("@DIR@/pki/{name}.key"),
+        );
+        match (server, pairing) {
+            ("nginx", "--own-mtls") => format!(
+                "server {{ listen 443 ssl; server_name {name}; ssl_certificate {certificate}; \
+                 ssl_certificate_key {key}; include @DIR@/{file}; {NGINX_SITE} }}\n"
+            ),
+            ("nginx", _) => {
+                format!("server {{ server_name {name}; include @DIR@/{file}; {NGINX_SITE} }}\n")
+            }
+            (_, "--own-mtls") => format!(
+                "<VirtualHost *:443>\nServerName {name}\nSSLEngine on\nSSLCertificateFile {certificate}\n\
+                 SSLCertificateKeyFile {key}\nDocumentRoot @DIR@/htdocs\nInclude @DIR@/{file}\n</VirtualHost>\n"
+            ),
+            (_, _) => format!(
+                "<VirtualHost 127.0.0.1:8080>\nServerName https://{name}:443\nDocumentRoot @DIR@/htdocs\n\
+                 Include @DIR@/{file}\n</VirtualHost>\n"
+            ),
+        }
+    };
+    let own = pairing == "--own-mtls";
+    let second = if own {
+        "pullgate-2.conf"
+    } else {
+        "pullgate.conf"
+    };
+    let sites = site(SHOP, "pullgate.conf") + &site(BLOG, second);
+    let htdocs = rig.network.path("htdocs");
+    fs::create_dir(&htdocs).unwrap();
+    fs::write(htdocs.join("index.html"), "page of the site\n").unwrap();
+    let text = match server {
+        "nginx" => format!(
+            "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
+             http {{ access_log off; @NGINX@\n{sites}\n}}"
+        ),
+        _ => {
+            let listen = if own {
+                "Listen 443\nSSLSessionCache none"
+            } else {
+                "Listen 127.0.0.1:8080"
+            };
+            APACHE
+                .replace("@LISTEN@", listen)
+                .replace("@SNIPPET@", &sites)
+        }
+    };
+    let (program, words): (_, &[&str]) = match server {
+        "apache" => ("apache2", &["-DFOREGROUND", "-f"]),
+        _ => ("nginx", &[]),
+    };
+    let address = if own {
+        "127.0.0.1:443"
+    } else {
+        "127.0.0.1:8080"
+    };
+    Server::start_at(&rig.network, program, words, &text, address)
+}
+
+const NGINX_SITE: &str = "location / { return 200 \"page of the site\\n\"; }";
 const SHOP_NAME: &str = "names = [\"shop.example\"";
 const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";
 const APACHE: &str = "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;
-use pullgate::cli::Cli;
+use pullgate::cli::{Cli, EXAMPLES};
 use pullgate::report::EXIT_CODES;
 
 fn main() -> io::Result<()> {
@@ -44,15 +44,30 @@ fn write_page(command: &Command, name: &str, directory: &Path) -> io::Result<()>
     }
     page.write_all(ENVIRONMENT.as_bytes())?;
     page.write_all(FILES.as_bytes())?;
-    if name == "pullgate" {
-        page.write_all(EXAMPLES.as_bytes())?;
-    }
+    page.write_all(examples(name).as_bytes())?;
     page.write_all(SEE_ALSO.as_bytes())?;
     fs::write(directory.join(format!("{name}.8")), page)?;
     for inner in command.get_subcommands() {
         write_page(inner, &format!("{name}-{}", inner.get_name()), directory)?;
     }
     Ok(())
+}
+
+/// What begins like the command: all, for the page of the program.
+fn examples(page: &str) -> String {
+    let start = page.replace('-', " ");
+    let lines = EXAMPLES
+        .iter()
+        .filter(|(line, _)| line.replace('-', " ").starts_with(&start));
+    let lines = lines.map(|(line, about)| {
+        let [line, about] = [line, about].map(|text| text.replace('-', "\\-").replace('`', ""));
+        format!(".TP\n.B {line}\n{about}\n")
+    });
+    let lines: String = lines.collect();
+    match lines.as_str() {
+        "" => lines,
+        lines => format!(".SH EXAMPLES\n{lines}"),
+    }
 }
 
 const ENVIRONMENT: &str = "\
@@ -78,16 +93,6 @@ the sockets of the roles
 .TP
 /sys/fs/bpf/pullgate
 the pins, which keep the filter active without a process
-";
-const EXAMPLES: &str = "\
-.SH EXAMPLES
-.nf
-pullgate init \\-\\-write     # a configuration for the web server of this host
-pullgate check             # is it OK?
-pullgate status            # what is protected?
-pullgate explain 198.51.100.7
-pullgate unload            # the way back
-.fi
 ";
 const SEE_ALSO: &str = "\
 .SH \"SEE ALSO\"

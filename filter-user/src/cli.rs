@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::observe::log::LogFormat;
+use crate::observe::log::{LogFormat, LogLevel};
 use crate::ranges::export::Language;
 use crate::role::Role;
 
@@ -26,9 +26,85 @@ pub struct Cli {
     /// How logs are written; for the journal under systemd, else for people.
     #[arg(long, global = true, value_parser = log_formats())]
     pub log_format: Option<LogFormat>,
+    /// Print the result as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// How results are printed.
+    #[must_use]
+    pub fn format(&self) -> OutputFormat {
+        if self.json {
+            OutputFormat::Json
+        } else {
+            OutputFormat::Text
+        }
+    }
+}
+
+/// For each command, lines to begin with.
+pub const EXAMPLES: [(&str, &str); 24] = [
+    ("pullgate init", "what would protect this host"),
+    ("pullgate init --write", "puts it in place"),
+    (
+        "pullgate run --confirm 60s",
+        "a filter on trial, for a minute",
+    ),
+    ("pullgate run --only gate", "one role, as its unit does"),
+    ("pullgate confirm", "the filter on trial stays"),
+    ("pullgate check", "is the configuration OK?"),
+    (
+        "pullgate check new.toml --only gate",
+        "would this role start with that one?",
+    ),
+    ("pullgate reload", "all roles that run"),
+    ("pullgate reload --only gate", "one of them"),
+    (
+        "pullgate log-level debug --only gate",
+        "each step of each connection",
+    ),
+    ("pullgate log-level default", "as at the start"),
+    ("pullgate status", "what is protected?"),
+    ("pullgate status --verbose", "with the last drops"),
+    ("pullgate --json status", "for a script"),
+    (
+        "pullgate explain 198.51.100.7",
+        "what becomes of a stranger's SYN?",
+    ),
+    (
+        "pullgate explain 2400:cb00::1 --port 8443 --iface eth0",
+        "and of this one?",
+    ),
+    ("pullgate ranges", "what is active, and from which source"),
+    (
+        "pullgate ranges show 173.245.48.5",
+        "is it admitted, and why?",
+    ),
+    ("pullgate ranges diff", "what would a refresh change?"),
+    ("pullgate ranges export nft", "for another program"),
+    ("pullgate spki client.pem", "a pin for `trust`"),
+    (
+        "pullgate snippet nginx --behind-gate --include",
+        "lines for sites that are there",
+    ),
+    (
+        "pullgate snippet apache --own-mtls",
+        "a web server that demands the certificate itself",
+    ),
+    ("pullgate unload", "the way back"),
+];
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// What to do.
@@ -51,9 +127,6 @@ pub enum Command {
         /// For one role only.
         #[arg(long, value_parser = roles())]
         only: Option<Role>,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
     },
     /// Let the running roles read their configuration again, and wait until that is active.
     Reload {
@@ -61,11 +134,20 @@ pub enum Command {
         #[arg(long, value_parser = roles())]
         only: Option<Role>,
     },
+    /// Log more or less from now on, until a role ends.
+    LogLevel {
+        /// How much.
+        #[arg(value_parser = log_levels())]
+        level: LogLevel,
+        /// One role only.
+        #[arg(long, value_parser = roles())]
+        only: Option<Role>,
+    },
     /// Show what is protected, and by which roles.
     Status {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
+        /// With the last drops, the sources of most drops, and how each role is confined.
+        #[arg(long, short)]
+        verbose: bool,
     },
     /// Ask the loaded filter what it does with a packet, and why.
     Explain(Explain),
@@ -74,9 +156,6 @@ pub enum Command {
         /// What to do with them; by default `list`.
         #[command(subcommand)]
         command: Option<RangesCommand>,
-        /// As JSON.
-        #[arg(long, global = true)]
-        json: bool,
     },
     /// Print the key pin of a certificate, for a host's `trust`: SHA-256 of its SubjectPublicKeyInfo.
     #[command(alias = "pin")]
@@ -85,17 +164,7 @@ pub enum Command {
         certificate: PathBuf,
     },
     /// Print a web server's configuration, to paste.
-    Snippet {
-        /// For whom.
-        #[arg(value_enum)]
-        server: Server,
-        /// For a server behind the gate.
-        #[arg(long, conflicts_with = "own_mtls")]
-        behind_gate: bool,
-        /// For a server that demands Cloudflare's certificate itself, behind the filter alone.
-        #[arg(long)]
-        own_mtls: bool,
-    },
+    Snippet(SnippetArgs),
     /// Detach the filter, end steering, and remove all pins: strangers' packets pass again.
     Unload,
 }
@@ -176,9 +245,44 @@ pub struct Explain {
     /// As UDP instead of TCP.
     #[arg(long)]
     pub udp: bool,
-    /// As JSON.
+}
+
+/// What to print of a web server's configuration.
+#[derive(Args, Clone, Debug)]
+pub struct SnippetArgs {
+    /// For whom.
+    #[arg(value_enum)]
+    pub server: Server,
+    /// For a server behind the gate.
+    #[arg(long, conflicts_with = "own_mtls")]
+    behind_gate: bool,
+    /// For a server that demands Cloudflare's certificate itself, behind the filter alone.
     #[arg(long)]
-    pub json: bool,
+    own_mtls: bool,
+    /// Only the lines to include into sites that are there already.
+    #[arg(long)]
+    include: bool,
+}
+
+impl SnippetArgs {
+    /// For which of the pairings; none, if none was named.
+    #[must_use]
+    pub fn pairing(&self) -> Option<Pairing> {
+        if self.behind_gate {
+            return Some(Pairing::BehindGate);
+        }
+        self.own_mtls.then_some(Pairing::OwnMtls)
+    }
+
+    /// How much of it.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        if self.include {
+            Extent::Included
+        } else {
+            Extent::Whole
+        }
+    }
 }
 
 /// A web server.
@@ -201,6 +305,15 @@ pub enum Pairing {
     BehindGate,
     /// The web server demands it, and the filter drops the rest.
     OwnMtls,
+}
+
+/// How much of a web server's configuration is printed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Extent {
+    /// A server to start from.
+    Whole,
+    /// What sites that are there include.
+    Included,
 }
 
 fn roles() -> impl TypedValueParser<Value = Role> {
@@ -226,6 +339,20 @@ fn log_formats() -> impl TypedValueParser<Value = LogFormat> {
         ),
     ];
     one_of(all.map(|(format, about)| (format, format.label(), about)))
+}
+
+fn log_levels() -> impl TypedValueParser<Value = LogLevel> {
+    let all = [
+        (
+            LogLevel::Default,
+            "As at the start: `PULLGATE_LOG`, or `info`",
+        ),
+        (LogLevel::Error, "Errors alone"),
+        (LogLevel::Warn, "Warnings too"),
+        (LogLevel::Info, "What has happened"),
+        (LogLevel::Debug, "Each step of each connection"),
+    ];
+    one_of(all.map(|(level, about)| (level, level.label(), about)))
 }
 
 fn languages() -> impl TypedValueParser<Value = Language> {

@@ -4,6 +4,7 @@
 mod check;
 pub mod explain;
 mod init;
+mod instruct;
 pub mod listing;
 pub mod output;
 mod ranges;
@@ -15,15 +16,16 @@ mod unload;
 use std::path::Path;
 use std::process::ExitCode;
 
-use self::output::{complain, print, say, show};
-use self::snippet::snippet;
-use crate::cli::{Cli, Command, Pairing, RangesCommand, RunArgs};
+use serde_json::json;
+
+use self::output::{complain, show, show_either};
+use self::status::Detail;
+use crate::cli::{Cli, Command, OutputFormat, RangesCommand, RunArgs};
 use crate::config::{Paths, load, salvage_paths};
 use crate::control::client;
 use crate::gate;
 use crate::observe::log::LogFormat;
 use crate::report::{EX_USAGE, Failure, chain};
-use crate::role::Role;
 use crate::roles::{self, OwnConnection, Power};
 
 /// Does what the command line asks for.
@@ -32,98 +34,70 @@ use crate::roles::{self, OwnConnection, Power};
 ///
 /// Returns why it cannot be done.
 pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
+    let format = cli.format();
     match &cli.command {
         Command::Run(arguments) => {
+            if format == OutputFormat::Json {
+                return Err(usage(RUN_AS_JSON));
+            }
             roles::run(&cli.config, &options(arguments, cli.log_format))?;
         }
-        Command::Init { write } => init::execute(&cli.config, *write)?,
+        Command::Init { write } => init::execute(&cli.config, *write, format)?,
         Command::Confirm => {
             client::confirm(&paths(&cli.config))?;
-            say("confirmed: the filter stays")?;
+            let result = (
+                "confirmed: the filter stays\n",
+                json!({ "confirmed": true }),
+            );
+            show_either(result, format)?;
         }
         Command::Explain(packet) => {
             let config = load(&cli.config)?;
             let explanation = explain::explain(&config, packet)?;
-            show(&explanation, packet.json)?;
+            show(&explanation, format)?;
         }
-        Command::Check { file, only, json } => {
+        Command::Check { file, only } => {
             let file = file.as_ref().unwrap_or(&cli.config);
-            return check::execute(file, *only, *json);
+            return check::execute(file, *only, format);
         }
-        Command::Reload { only } => return reload(&paths(&cli.config), *only),
-        Command::Status { json } => return status::execute(&cli.config, *json),
-        Command::Ranges { command, json } => {
+        Command::Reload { only } => {
+            return instruct::reload(&cli.config, &paths(&cli.config), *only, format);
+        }
+        Command::LogLevel { level, only } => {
+            return instruct::set_log_level(&paths(&cli.config), *only, *level, format);
+        }
+        Command::Status { verbose } => {
+            let detail = if *verbose {
+                Detail::Full
+            } else {
+                Detail::Brief
+            };
+            return status::execute(&cli.config, detail, format);
+        }
+        Command::Ranges { command } => {
             let command = command.as_ref().unwrap_or(&RangesCommand::List);
-            return ranges::execute(&load(&cli.config)?, command, *json);
+            return ranges::execute(&load(&cli.config)?, command, format);
         }
-        Command::Spki { certificate } => say(&gate::spki(certificate)?)?,
-        Command::Snippet {
-            server,
-            own_mtls,
-            behind_gate,
-        } => {
-            let pairing = match (behind_gate, own_mtls) {
-                (true, _) => Pairing::BehindGate,
-                (false, true) => Pairing::OwnMtls,
-                (false, false) => {
-                    return Err(Failure {
-                        text: PAIRINGS.to_owned(),
-                        status: EX_USAGE,
-                    });
-                }
-            };
-            // Without one, placeholders stand for it.
-            let config = match cli.config.try_exists() {
-                Ok(false) => None,
-                Ok(true) | Err(_) => Some(load(&cli.config)?),
-            };
-            print(&snippet(*server, pairing, config.as_ref())?)?;
+        Command::Spki { certificate } => {
+            let spki = gate::spki(certificate)?;
+            show_either((&format!("{spki}\n"), json!({ "spki": spki })), format)?;
         }
-        Command::Unload => unload::execute(&paths(&cli.config))?,
+        Command::Snippet(arguments) => snippet::execute(&cli.config, arguments, format)?,
+        Command::Unload => unload::execute(&paths(&cli.config), format)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reloads a role, or all that run; one that fails does not hold up the others.
-fn reload(paths: &Paths, only: Option<Role>) -> Result<ExitCode, Failure> {
-    let mut roles = Vec::from_iter(only);
-    if only.is_none() {
-        for role in Role::ALL {
-            // One that runs and does not answer is to say so itself.
-            if client::runs(paths, role)? {
-                roles.push(role);
-            }
-        }
+fn usage(text: &str) -> Failure {
+    Failure {
+        text: text.to_owned(),
+        status: EX_USAGE,
     }
-    if roles.is_empty() {
-        return Err(Failure {
-            text: "no role runs, so there is nothing to reload".to_owned(),
-            status: EX_USAGE,
-        });
-    }
-    let mut failed = None;
-    for role in roles {
-        match client::reload(paths, role) {
-            Ok(waiting) => {
-                for finding in waiting {
-                    complain(&format!("warning: {finding}"));
-                }
-                say(&format!("{}: reloaded", role.label()))?;
-            }
-            Err(error) => {
-                if let Some(Failure { text, .. }) = failed.replace(Failure::from(error)) {
-                    complain(&format!("pullgate: {text}"));
-                }
-            }
-        }
-    }
-    failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-/// What `snippet` needs to know.
-const PAIRINGS: &str = "write `--behind-gate` for a web server to which the gate relays, or `--own-mtls` for one that \
-                        demands Cloudflare's certificate itself, behind the filter alone";
-
+/// Why there is no JSON of `run`.
+const RUN_AS_JSON: &str =
+    "`run` prints no result; `--log-format json` writes its log as JSON, one object per line";
 /// Where things live, even if the rest of the file is wrong: the way back in must not depend on it.
 fn paths(file: &Path) -> Paths {
     match load(file) {

@@ -5,7 +5,7 @@
 //! | socket | for | serves |
 //! |---|---|---|
 //! | `status.sock` | the role's user and group | `GET /status /findings /range-usage` |
-//! | `control.sock` | root and the role's user | `POST /reload /confirm /refresh /approve /stop` |
+//! | `control.sock` | root and the role's user | `POST /reload /confirm /refresh /approve /log-level /stop` |
 //! | `[metrics]` | monitoring | `GET /metrics /healthz /readyz` |
 //!
 //! The filter has one more, for the gate's listening sockets: see [`handover`].

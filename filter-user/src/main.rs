@@ -1,6 +1,7 @@
 //! pullgate: arguments → command → exit code.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -26,15 +27,18 @@ fn main() -> ExitCode {
 }
 
 fn explain_usage(error: &clap::Error) -> ExitCode {
-    // Nothing can be done if standard output or error is closed.
-    let printed = error.print().is_ok();
+    let printed = error.print();
     let asked_for = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
-    if asked_for && printed {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(EX_USAGE)
+    if !asked_for {
+        // Nothing can be done if standard error is closed.
+        return ExitCode::from(EX_USAGE);
+    }
+    match printed {
+        // Who has read enough closes the pipe.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
 }

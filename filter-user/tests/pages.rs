@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use clap::{Arg, Command, CommandFactory as _};
-use pullgate::cli::Cli;
+use clap::{Arg, Command, CommandFactory as _, Parser as _};
+use pullgate::cli::{Cli, EXAMPLES};
 use pullgate::gate::{Outcome, Refusal};
 use pullgate::observe::{Attachment, FilterSample, FrameLabels, Metrics, Sample};
 use pullgate::report::EXIT_CODES;
@@ -162,7 +162,7 @@ fn describe(command: &Command, above: &str, text: &mut String) {
         let own = |it: &&Arg| {
             let is_everywhere =
                 it.is_global_set() || ["help", "version"].contains(&it.get_id().as_str());
-            !it.is_hide_set() && (!is_everywhere || it.get_id() == "json")
+            !it.is_hide_set() && !is_everywhere
         };
         let mut arguments = command.get_arguments().filter(own).peekable();
         let has_arguments = arguments.peek().is_some();
@@ -185,6 +185,20 @@ fn describe(command: &Command, above: &str, text: &mut String) {
     }
     for inner in inner {
         describe(inner, &name, text);
+    }
+}
+
+#[test]
+fn every_command_has_an_example_that_is_understood() {
+    for (line, _) in EXAMPLES {
+        let parsed = Cli::try_parse_from(line.split_whitespace());
+        assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+    }
+    let command = Cli::command();
+    for inner in command.get_subcommands() {
+        let start = format!("pullgate {}", inner.get_name());
+        let mut lines = EXAMPLES.iter();
+        assert!(lines.any(|(line, _)| line.starts_with(&start)), "{start}");
     }
 }
 

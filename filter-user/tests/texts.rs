@@ -83,7 +83,8 @@ fn status_of_a_host() {
     for status in serde_json::from_str::<Vec<Status>>(&statuses).unwrap() {
         report.add(status);
     }
-    insta::assert_snapshot!(report);
+    insta::assert_snapshot!("status_of_a_host", report);
+    insta::assert_snapshot!("status_of_a_host_in_full", format!("{report:#}"));
 }
 
 /// What the sources hold.

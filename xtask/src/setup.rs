@@ -219,7 +219,7 @@ const CARGO_DEB: &str = "3.8.0";
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_FUZZ: &str = "0.13.2";
 /// What the lab, the tests and the benchmarks run.
-const PACKAGES: [&str; 24] = [
+const PACKAGES: [&str; 25] = [
     "apache2",
     "bpftool",
     "ca-certificates",
@@ -234,6 +234,7 @@ const PACKAGES: [&str; 24] = [
     "ipset",
     "iptables",
     "iputils-ping",
+    "jq",
     "libnginx-mod-stream",
     "musl-tools",
     "nftables",

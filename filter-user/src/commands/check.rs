@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::json;
 
-use super::output::{complain, say};
+use super::output::{complain, say, show_json};
 use super::surroundings;
+use crate::cli::OutputFormat;
 use crate::config::{Config, load};
 use crate::gate::{FileContent, Loaded, service_groups, unreadable_files};
 use crate::host::sandbox;
@@ -19,10 +20,14 @@ use crate::roles::{self, StartError, access, findings};
 use crate::xdp;
 
 /// Checks the configuration in `file`, and prints what was found.
-pub(super) fn execute(file: &Path, only: Option<Role>, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn execute(
+    file: &Path,
+    only: Option<Role>,
+    format: OutputFormat,
+) -> Result<ExitCode, Failure> {
     let checked = load(file).map_err(Failure::from);
     let checked = checked.and_then(|config| Ok(check(&config, only)?));
-    if json {
+    if format == OutputFormat::Json {
         return as_json(file, checked);
     }
     let checked = checked?;
@@ -57,7 +62,7 @@ fn as_json(file: &Path, checked: Result<Checked, Failure>) -> Result<ExitCode, F
     let mut report = report.map_err(io::Error::from)?;
     report["file"] = json!(file);
     report["ok"] = json!(checked.is_ok_and(|checked| checked.failures.is_empty()));
-    say(&serde_json::to_string_pretty(&report).map_err(io::Error::from)?)?;
+    show_json(&report)?;
     Ok(code)
 }
 

@@ -13,8 +13,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
+
 use self::site::{ServedSite, comment};
-use super::output::{complain, print, say};
+use super::output::{complain, print, say, show_json};
+use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
 use crate::host::{accounts, file, kernel, netlink};
@@ -22,20 +25,28 @@ use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
 
 /// Prints the configuration, or puts it in place.
-pub(super) fn execute(target: &Path, write: bool) -> Result<(), Failure> {
+pub(super) fn execute(target: &Path, write: bool, format: OutputFormat) -> Result<(), Failure> {
     let host = HostFacts::look();
-    let text = host.configuration();
+    let configuration = host.configuration();
     // What we write ourselves is read as an operator's would be; not put in place, if it cannot be.
-    let parsed = Config::parse(target, &text);
-    if write && parsed.is_ok() {
-        put(target, &text)?;
-        say(&format!("{}: written", target.display()))?;
-    } else {
-        print(&text)?;
+    let parsed = Config::parse(target, &configuration);
+    let written = write && parsed.is_ok();
+    if written {
+        put(target, &configuration)?;
+    }
+    let next_steps = host.next_steps(target);
+    match format {
+        OutputFormat::Json => show_json(&json!({
+            "written": written,
+            "configuration": configuration,
+            "next_steps": next_steps,
+        }))?,
+        OutputFormat::Text if written => say(&format!("{}: written", target.display()))?,
+        OutputFormat::Text => print(&configuration)?,
     }
     parsed?;
-    for line in host.next_steps(target) {
-        complain(&line);
+    if format == OutputFormat::Text {
+        next_steps.iter().for_each(|line| complain(line));
     }
     Ok(())
 }

@@ -4,37 +4,81 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anstyle::{AnsiColor, Effects};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
+use serde_json::Value;
 
-pub(super) fn show(value: &(impl Display + Serialize), json: bool) -> io::Result<()> {
-    if json {
-        say(&serde_json::to_string_pretty(value)?)
-    } else {
-        say(value.to_string().trim_end())
+use crate::cli::OutputFormat;
+
+pub(super) fn show(value: &(impl Display + Serialize), format: OutputFormat) -> io::Result<()> {
+    match format {
+        OutputFormat::Json => show_json(value),
+        OutputFormat::Text => say(value.to_string().trim_end()),
     }
 }
 
-pub(super) fn show_all(values: &[impl Display + Serialize], json: bool) -> io::Result<()> {
-    if json {
-        return say(&serde_json::to_string_pretty(values)?);
+pub(super) fn show_all(
+    values: &[impl Display + Serialize],
+    format: OutputFormat,
+) -> io::Result<()> {
+    match format {
+        OutputFormat::Json => show_json(values),
+        OutputFormat::Text => values.iter().try_for_each(|value| say(&value.to_string())),
     }
-    values.iter().try_for_each(|value| say(&value.to_string()))
+}
+
+/// Prints a result that is finished text for people, and something else for programs.
+pub(super) fn show_either((text, value): (&str, Value), format: OutputFormat) -> io::Result<()> {
+    match format {
+        OutputFormat::Text => print(text),
+        OutputFormat::Json => show_json(&value),
+    }
+}
+
+pub(super) fn show_json(value: &(impl Serialize + ?Sized)) -> io::Result<()> {
+    say(&serde_json::to_string_pretty(value)?)
 }
 
 pub(super) fn say(text: &str) -> io::Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// Prints a status: in colour on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
-pub(super) fn show_status(value: &(impl Display + Serialize), json: bool) -> io::Result<()> {
-    let has_colour = std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-    if json || !has_colour || !io::stdout().is_terminal() {
-        return show(value, json);
+/// Prints a report with marks: on a terminal in its width, and in colour unless `NO_COLOR` is set
+/// (<https://no-color.org>); else a line per thing, for grep(1).
+pub(super) fn show_report(text: &str) -> io::Result<()> {
+    let text = harmless(text);
+    if !io::stdout().is_terminal() {
+        return print(text.trim_end()).and_then(|()| print("\n"));
     }
-    let text = harmless(&value.to_string());
-    let painted: Vec<_> = text.trim_end().lines().map(painted).collect();
-    writeln!(io::stdout(), "{}", painted.join("\n"))
+    let has_colour = std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+    let width = tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_col));
+    let wrapped = wrap(&text, if width == 0 { COLUMNS } else { width });
+    let lines = wrapped.lines().map(|line| {
+        if has_colour {
+            painted(line)
+        } else {
+            line.to_owned()
+        }
+    });
+    writeln!(io::stdout(), "{}", lines.collect::<Vec<_>>().join("\n"))
 }
+
+/// Breaks long lines between words; what follows is further in than the line.
+fn wrap(text: &str, width: usize) -> String {
+    let wrapped = text.trim_end().lines().map(|line| {
+        let depth = line.len() - line.trim_start().len();
+        let indent = " ".repeat(depth + 4);
+        let options = textwrap::Options::new(width)
+            .break_words(false)
+            .word_splitter(textwrap::WordSplitter::NoHyphenation)
+            .subsequent_indent(&indent);
+        textwrap::fill(line, options)
+    });
+    wrapped.collect::<Vec<_>>().join("\n")
+}
+
+/// Columns of a terminal that does not say.
+const COLUMNS: usize = 80;
 
 /// A line of a status with its mark or its verdict in colour.
 fn painted(line: &str) -> String {

@@ -8,22 +8,55 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::cli::{Pairing, Server};
+use serde_json::json;
+
+use super::output::{complain, show_either};
+use crate::cli::{Extent, OutputFormat, Pairing, Server, SnippetArgs};
 use crate::config::{
     ClientAuth, Config, ConfigError, DEFAULT_DEPTH, HostSettings, Located, MinTls, Place,
-    ProxyProtocol, Target, Trust,
+    ProxyProtocol, Target, Trust, load,
 };
+use crate::report::{EX_USAGE, ExitStatus, Failure};
+
+/// Prints it.
+pub(super) fn execute(
+    file: &Path,
+    arguments: &SnippetArgs,
+    format: OutputFormat,
+) -> Result<(), Failure> {
+    let pairing = arguments.pairing().ok_or(SnippetError::NoPairing)?;
+    let config = match file.try_exists() {
+        Ok(false) => {
+            complain(&format!(
+                "{} is not there, so placeholders stand for names and files",
+                file.display()
+            ));
+            None
+        }
+        Ok(true) | Err(_) => Some(load(file)?),
+    };
+    let text = snippet(
+        arguments.server,
+        pairing,
+        arguments.extent(),
+        config.as_ref(),
+    )?;
+    show_either((&text, json!({ "configuration": text })), format)?;
+    Ok(())
+}
 
 /// The configuration for a server; names that pullgate's own does not tell are placeholders.
 ///
 /// # Errors
 ///
 /// Returns what of pullgate's configuration the server cannot do, or only by letting more in.
-pub fn snippet(
+fn snippet(
     server: Server,
     pairing: Pairing,
+    extent: Extent,
     config: Option<&Config>,
-) -> Result<String, ConfigError> {
+) -> Result<String, SnippetError> {
+    let template = template(server, pairing, extent).ok_or(SnippetError::NoInclude)?;
     let gate = config.and_then(|config| config.live.gate.as_ref());
     let hosts = gate.map_or(&[][..], |gate| &gate.hosts);
     let shared = gate.and_then(|gate| gate.cloudflare_ca.as_ref());
@@ -41,12 +74,17 @@ pub fn snippet(
         Pairing::BehindGate => same_header(&sites)?,
     }
 
-    if server == Server::Apache {
-        sites = closest_first(&sites);
+    match extent {
+        Extent::Whole => {
+            if server == Server::Apache {
+                sites = closest_first(&sites);
+            }
+            number_upstreams(&mut sites);
+        }
+        Extent::Included => sites = alike(sites, pairing),
     }
-    number_upstreams(&mut sites);
 
-    let mut parts = template(server, pairing).split("---\n");
+    let mut parts = template.split("---\n");
     let mut part = || parts.next().unwrap_or_default();
     let listens = sites.iter().map(|site| format!("Listen {}", site.target));
     let listens: Vec<_> = listens.collect::<BTreeSet<_>>().into_iter().collect();
@@ -404,7 +442,7 @@ fn closest_first(sites: &[Site]) -> Vec<Site> {
     split
 }
 
-/// One suffix for all sites of an upstream; the first has none.
+/// One suffix for all sites of an upstream.
 fn number_upstreams(sites: &mut [Site]) {
     let mut targets: Vec<Target> = Vec::new();
     for site in sites {
@@ -413,10 +451,36 @@ fn number_upstreams(sites: &mut [Site]) {
             targets.push(site.target.clone());
             targets.len() - 1
         });
-        site.suffix = match index {
-            0 => String::new(),
-            _ => format!("-{}", index + 1),
+        site.suffix = suffix(index);
+    }
+}
+
+/// One site for all of which the same is demanded, or that have the same upstream: they include the same file.
+fn alike(sites: Vec<Site>, pairing: Pairing) -> Vec<Site> {
+    let mut files: Vec<Site> = Vec::new();
+    for site in sites {
+        let same = |file: &&mut Site| match pairing {
+            Pairing::BehindGate => file.target == site.target && file.speaks_h2 == site.speaks_h2,
+            Pairing::OwnMtls => {
+                file.authority == site.authority && file.max_depth == site.max_depth
+            }
         };
+        match files.iter_mut().find(same) {
+            Some(file) => file.names.extend(site.names),
+            None => files.push(Site {
+                suffix: suffix(files.len()),
+                ..site
+            }),
+        }
+    }
+    files
+}
+
+/// Tells the one at this index from others; the first has none.
+fn suffix(index: usize) -> String {
+    match index {
+        0 => String::new(),
+        _ => format!("-{}", index + 1),
     }
 }
 
@@ -447,8 +511,25 @@ fn without_header(text: &str) -> String {
     without_nginx.replace(" accept-proxy", "") + "\n"
 }
 
-fn template(server: Server, pairing: Pairing) -> &'static str {
-    match (server, pairing) {
+fn template(server: Server, pairing: Pairing, extent: Extent) -> Option<&'static str> {
+    if extent == Extent::Included {
+        return match (server, pairing) {
+            (Server::Nginx, Pairing::BehindGate) => Some(include_str!(
+                "../../dist/snippets/nginx-behind-gate-include"
+            )),
+            (Server::Nginx, Pairing::OwnMtls) => {
+                Some(include_str!("../../dist/snippets/nginx-own-mtls-include"))
+            }
+            (Server::Apache, Pairing::BehindGate) => Some(include_str!(
+                "../../dist/snippets/apache-behind-gate-include"
+            )),
+            (Server::Apache, Pairing::OwnMtls) => {
+                Some(include_str!("../../dist/snippets/apache-own-mtls-include"))
+            }
+            (Server::Haproxy | Server::Caddy, _) => None,
+        };
+    }
+    Some(match (server, pairing) {
         (Server::Nginx, Pairing::BehindGate) => {
             include_str!("../../dist/snippets/nginx-behind-gate")
         }
@@ -465,6 +546,35 @@ fn template(server: Server, pairing: Pairing) -> &'static str {
             include_str!("../../dist/snippets/caddy-behind-gate")
         }
         (Server::Caddy, Pairing::OwnMtls) => include_str!("../../dist/snippets/caddy-own-mtls"),
+    })
+}
+
+/// Why there is no snippet.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnippetError {
+    /// What of pullgate's configuration the server cannot do.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It is not said which pairing is meant.
+    #[error(
+        "write `--behind-gate` for a web server to which the gate relays, or `--own-mtls` for one that demands \
+         Cloudflare's certificate itself, behind the filter alone"
+    )]
+    NoPairing,
+    /// The server's sites cannot include a file.
+    #[error(
+        "`--include` is for nginx and Apache; of what is printed without it, take the lines over that your sites lack"
+    )]
+    NoInclude,
+}
+
+impl ExitStatus for SnippetError {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(error) => error.exit_status(),
+            Self::NoInclude | Self::NoPairing => EX_USAGE,
+        }
     }
 }
 

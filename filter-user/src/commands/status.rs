@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use rustix::process::geteuid;
 
-use super::output::show_status;
+use super::output::{show_json, show_report};
 use super::surroundings;
+use crate::cli::OutputFormat;
 use crate::config::{Config, LoadError, Paths, load, salvage_paths};
 use crate::control::client::{ANSWER_TIMEOUT, is_absent, status_if_permitted};
 use crate::control::error::ControlError;
@@ -19,13 +20,28 @@ use crate::role::Role;
 use crate::roles::{self, findings};
 use crate::xdp;
 
+/// How much of a status people are shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Detail {
+    Brief,
+    Full,
+}
+
 /// Prints the status of this host.
-pub(super) fn execute(file: &Path, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn execute(
+    file: &Path,
+    detail: Detail,
+    format: OutputFormat,
+) -> Result<ExitCode, Failure> {
     let report = match load(file) {
         Ok(config) => status(&config)?,
         Err(error) => status_without(&salvage_paths(file), &error)?,
     };
-    show_status(&report, json)?;
+    match (format, detail) {
+        (OutputFormat::Json, _) => show_json(&report)?,
+        (OutputFormat::Text, Detail::Brief) => show_report(&report.to_string())?,
+        (OutputFormat::Text, Detail::Full) => show_report(&format!("{report:#}"))?,
+    }
     // Clients that should be served and are not are no all-clear either.
     let mut findings = report.findings.iter();
     let is_well = report.protected && !findings.any(|it| it.severity == Severity::Error);

@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::{Config, FilterSettings, GateSettings, HostSettings, Interfaces, Mode, Target};
 use crate::control::client;
-use crate::host::netlink::{self, Interface, InterfaceKind};
+use crate::host::netlink::{self, Connection, Interface, InterfaceKind};
 use crate::host::process::{OutgoingPorts, holder_of};
 use crate::observe::Finding;
 use crate::role::Role;
@@ -95,7 +95,7 @@ fn taken_ports(config: &Config) -> Vec<Finding> {
     let listening = netlink::listening_sockets().unwrap_or_default();
     let findings = config.boot.listen.iter().filter_map(|wanted| {
         let mut taken = listening.iter();
-        let taken = taken.find(|socket| is_in_the_way(socket.local, *wanted))?;
+        let taken = taken.find(|socket| is_in_the_way(socket, *wanted))?;
         let holder = match holder_of(taken.inode) {
             // systemd holds the sockets of its units.
             Some((1, name)) if name == "systemd" => return None,
@@ -115,10 +115,12 @@ fn taken_ports(config: &Config) -> Vec<Finding> {
     findings.collect()
 }
 
-fn is_in_the_way(taken: SocketAddr, wanted: SocketAddr) -> bool {
-    let is_family = taken.is_ipv4() == wanted.is_ipv4();
-    let is_any = taken.ip().is_unspecified() || wanted.ip().is_unspecified();
-    taken.port() == wanted.port() && is_family && (is_any || taken.ip() == wanted.ip())
+fn is_in_the_way(taken: &Connection, wanted: SocketAddr) -> bool {
+    let local = taken.local;
+    let takes_all = local.ip().is_unspecified() && taken.is_dual_stack;
+    let is_family = local.is_ipv4() == wanted.is_ipv4() || takes_all;
+    let is_any = local.ip().is_unspecified() || wanted.ip().is_unspecified();
+    local.port() == wanted.port() && is_family && (is_any || local.ip() == wanted.ip())
 }
 
 /// Upstreams at which no server answers: each is looked at once, all at the same time.

@@ -1,9 +1,13 @@
 //! `unload`: the way back, after which strangers' packets pass again.
 
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 
-use super::output::say;
+use serde::Serialize;
+
+use super::output::show;
+use crate::cli::OutputFormat;
 use crate::config::Paths;
 use crate::control::client;
 use crate::host::file;
@@ -11,34 +15,73 @@ use crate::host::netlink::return_paths;
 use crate::report::{EX_CONFIG, EX_SOFTWARE, ExitStatus, Failure};
 use crate::xdp;
 
+/// What was undone.
+#[derive(Debug, Serialize)]
+struct Unloaded {
+    /// Whether a filter was on trial: its role has ended.
+    trial_ended: bool,
+    /// Whether there were rules and routes of `client_address`: connections in clients' names end.
+    return_paths_removed: bool,
+    /// The pins that were there.
+    removed: Vec<PathBuf>,
+    /// Interfaces with a program of ours that no pin holds.
+    still_filtered: Vec<String>,
+}
+
 /// Detaches the filter and removes its pins.
-pub(super) fn execute(paths: &Paths) -> Result<(), Failure> {
-    if client::end_trial(paths)? {
-        say("the filter that was on trial is gone, and its role has ended")?;
-    }
+pub(super) fn execute(paths: &Paths, format: OutputFormat) -> Result<(), Failure> {
+    let trial_ended = client::end_trial(paths)?;
     let removed = xdp::unload(&paths.bpf)?;
-    if remove_return_paths().map_err(|source| ReturnPathKept { source })? {
-        say(
-            "the rules and routes of `client_address` are removed: connections in clients' names end",
-        )?;
-    }
-    for pin in &removed {
-        say(&format!("removed {}", pin.display()))?;
-    }
-    if removed.is_empty() {
-        let interfaces = xdp::interfaces_with_our_program();
-        if !interfaces.is_empty() {
-            let (bpf, interfaces) = (paths.bpf.clone(), interfaces.join(", "));
-            return Err(StillAttached { bpf, interfaces }.into());
-        }
-        say("nothing was loaded")?;
+    let still_filtered = if removed.is_empty() {
+        xdp::interfaces_with_our_program()
     } else {
-        say("the filter is detached: strangers' packets reach this host again")?;
+        Vec::new()
+    };
+    let unloaded = Unloaded {
+        trial_ended,
+        return_paths_removed: remove_return_paths().map_err(|source| ReturnPathKept { source })?,
+        removed,
+        still_filtered,
+    };
+    show(&unloaded, format)?;
+    if !unloaded.still_filtered.is_empty() {
+        let (bpf, interfaces) = (paths.bpf.clone(), unloaded.still_filtered.join(", "));
+        return Err(StillAttached { bpf, interfaces }.into());
+    }
+    if unloaded.removed.is_empty() {
+        return Ok(());
     }
     // Else the next boot would filter what may lead elsewhere by then.
     let path = paths.uplinks();
     file::remove(&path).map_err(|source| UplinksKept { path, source })?;
     Ok(())
+}
+
+impl Display for Unloaded {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.trial_ended {
+            writeln!(
+                f,
+                "the filter that was on trial is gone, and its role has ended"
+            )?;
+        }
+        if self.return_paths_removed {
+            writeln!(
+                f,
+                "the rules and routes of `client_address` are removed: connections in clients' names end"
+            )?;
+        }
+        for pin in &self.removed {
+            writeln!(f, "removed {}", pin.display())?;
+        }
+        f.write_str(
+            match (self.removed.is_empty(), self.still_filtered.is_empty()) {
+                (true, true) => "nothing was loaded",
+                (true, false) => "no pin was found",
+                (false, _) => "the filter is detached: strangers' packets reach this host again",
+            },
+        )
+    }
 }
 
 /// Whether there were any.

@@ -50,8 +50,25 @@ fn in_plain_words(message: &str) -> String {
         structure if structure.starts_with("struct ") => "a section, or a table { … = … }",
         other => other,
     };
-    format!("{found}, expected {expected}")
+    match meant(&found, expected) {
+        Some(word) => format!("{found}; did you mean `{word}`?"),
+        None => format!("{found}, expected {expected}"),
+    }
 }
+
+/// The expected word that an unknown one is most like, if any is like it.
+fn meant<'a>(found: &str, expected: &'a str) -> Option<&'a str> {
+    let unknown = found.strip_prefix("unknown ")?.split('`').nth(1)?;
+    let words = expected.split('`').skip(1).step_by(2);
+    let alike = words.map(|word| (strsim::jaro_winkler(unknown, word), word));
+    let closest = alike.max_by(|(one, _), (other, _)| one.total_cmp(other));
+    closest
+        .filter(|(likeness, _)| *likeness > LIKENESS)
+        .map(|(_, word)| word)
+}
+
+/// As clap asks of options that it suggests.
+const LIKENESS: f64 = 0.8;
 
 /// The path to a field without the segments that belong to `Spanned` itself.
 fn field(path: &serde_path_to_error::Path) -> String {

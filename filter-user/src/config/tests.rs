@@ -147,7 +147,7 @@ fn a_misspelt_source_is_refused() {
         ("7", "expected a name such as \"cloudflare\""),
         (
             "{ url = \"https://a.example/\", cafile = \"x\" }",
-            "unknown field `cafile`, expected one of",
+            "unknown field `cafile`; did you mean `ca_file`?",
         ),
         ("{ file = \"x\", max_bytes = \"64k\" }", "max_bytes"),
         (
@@ -291,7 +291,12 @@ fn a_proxy_is_only_used_if_it_is_named_and_its_password_is_not_shown() {
 fn an_unknown_field_is_named_with_its_line() {
     assert_eq!(
         error(&MINIMAL.replace("[gate]", "[gate]\nlisten_on = 1")),
-        "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`, expected \
+        "/etc/pullgate/pullgate.toml:4: `gate.listen_on`: unknown field `listen_on`; did you mean \
+         `listen`?"
+    );
+    assert_eq!(
+        error(&MINIMAL.replace("[gate]", "[gate]\nfoo = 1")),
+        "/etc/pullgate/pullgate.toml:4: `gate.foo`: unknown field `foo`, expected \
          one of `listen`, `steer`, `client_address`, `route_table`, `rule_priority`, \
          `proxy_from`, `cloudflare_ca_file`, `handshake_timeout`, \
          `connect_timeout`, `idle_timeout`, `drain_timeout`, `max_connections`, \

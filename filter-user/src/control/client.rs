@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -25,6 +25,7 @@ use super::peer::is_user_of;
 use super::protocol::{RangeUseStatus, RefreshStatus, Status};
 use crate::config::{Config, Paths};
 use crate::observe::Finding;
+use crate::observe::log::LogLevel;
 use crate::report::EX_SOFTWARE;
 use crate::role::Role;
 
@@ -51,20 +52,36 @@ pub fn confirm(paths: &Paths) -> Result<(), ControlError> {
     }
 }
 
-/// Lets a running role read its configuration again, and returns when that is done: with what waits for
-/// a restart.
+/// What a role has read again.
+#[derive(Debug, Default)]
+pub struct Reloaded {
+    /// The file, if the role has answered once more.
+    pub file: Option<PathBuf>,
+    /// What of it waits for a restart.
+    pub waiting: Vec<Finding>,
+}
+
+/// Lets a running role read its configuration again, and returns when that is done.
 ///
 /// # Errors
 ///
 /// Returns why the role cannot be reached, what of the configuration is not used, or that it does not come
 /// to an end.
-pub fn reload(paths: &Paths, role: Role) -> Result<Vec<Finding>, ControlError> {
+pub fn reload(paths: &Paths, role: Role) -> Result<Reloaded, ControlError> {
     match instruct(paths, role, &Instruction::Reload, RELOAD_TIMEOUT) {
         Ok(Ok(_)) => {
-            let status = status_if_permitted(paths, role)?;
-            let mut findings = status.map(|status| status.findings).unwrap_or_default();
-            findings.retain(|finding| finding.id == "restart-needed");
-            Ok(findings)
+            // It has done what it should, whether or not it answers once more.
+            let Ok(Status {
+                config: file,
+                findings: mut waiting,
+                ..
+            }) = status_if_permitted(paths, role)?
+            else {
+                return Ok(Reloaded::default());
+            };
+            waiting.retain(|finding| finding.id == "restart-needed");
+            let file = Some(file);
+            Ok(Reloaded { file, waiting })
         }
         Ok(Err(declined)) => {
             let (_, error, status) = declined.into_parts();
@@ -73,6 +90,22 @@ pub fn reload(paths: &Paths, role: Role) -> Result<Vec<Finding>, ControlError> {
                 error,
                 status: status.unwrap_or(EX_SOFTWARE),
             })
+        }
+        Err(unanswered) => Err(unanswered.into_error(paths, role)),
+    }
+}
+
+/// Lets a running role log more or less.
+///
+/// # Errors
+///
+/// Returns why the role cannot be reached, or does not do it.
+pub fn set_log_level(paths: &Paths, role: Role, level: LogLevel) -> Result<(), ControlError> {
+    match instruct(paths, role, &Instruction::LogLevel(level), ANSWER_TIMEOUT) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(declined)) => {
+            let (_, error, _) = declined.into_parts();
+            Err(ControlError::LevelKept { role, error })
         }
         Err(unanswered) => Err(unanswered.into_error(paths, role)),
     }

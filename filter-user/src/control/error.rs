@@ -68,8 +68,16 @@ pub enum ControlError {
         /// The role.
         role: Role,
     },
+    /// A role logs as before.
+    #[error("log level of the {}: {error}", role.label())]
+    LevelKept {
+        /// The role.
+        role: Role,
+        /// Why.
+        error: String,
+    },
     /// A reload was refused, as a whole or in parts.
-    #[error("reload of the {}: {error}", role.label())]
+    #[error("reload of the process that runs the {}: {error}", role.label())]
     NotReloaded {
         /// The role.
         role: Role,
@@ -88,6 +96,7 @@ impl ExitStatus for ControlError {
             Self::NotConfirmed { .. } | Self::NotDone { .. } => EX_TEMPFAIL,
             Self::NothingHeld | Self::OtherHeld { .. } | Self::NothingOnTrial => EX_USAGE,
             Self::Socket { .. }
+            | Self::LevelKept { .. }
             | Self::NoRangesRole { .. }
             | Self::StillHeld { .. }
             | Self::TrialGoesOn => EX_SOFTWARE,

@@ -2,6 +2,7 @@
 
 use hyper::StatusCode;
 
+use crate::observe::log::LogLevel;
 use crate::report::EX_CONFIG;
 
 /// What a role can be instructed to do. It answers when that is done.
@@ -14,6 +15,8 @@ pub enum Instruction {
     /// `/end-trial`: end, if a filter is on trial, as if its time were over. The end of the connection is
     /// the answer.
     EndTrial,
+    /// `/log-level`: log as much from now on, a JSON string.
+    LogLevel(LogLevel),
     /// `/refresh`: ask every source of ranges now.
     Refresh,
     /// `/reload`: read the configuration again.
@@ -30,6 +33,7 @@ impl Instruction {
             Self::Approve(_) => "/approve",
             Self::Confirm => "/confirm",
             Self::EndTrial => "/end-trial",
+            Self::LogLevel(_) => "/log-level",
             Self::Refresh => "/refresh",
             Self::Reload => "/reload",
             Self::Stop => "/stop",
@@ -40,8 +44,9 @@ impl Instruction {
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
         match self {
-            // An array of strings has nothing in it that could fail.
+            // Strings have nothing in them that could fail.
             Self::Approve(ids) => serde_json::to_vec(ids).unwrap_or_default(),
+            Self::LogLevel(level) => serde_json::to_vec(level).unwrap_or_default(),
             Self::Confirm | Self::EndTrial | Self::Refresh | Self::Reload | Self::Stop => {
                 Vec::new()
             }
@@ -58,6 +63,7 @@ impl Instruction {
             "/approve" => Self::Approve(serde_json::from_slice(body)?),
             "/confirm" => Self::Confirm,
             "/end-trial" => Self::EndTrial,
+            "/log-level" => Self::LogLevel(serde_json::from_slice(body)?),
             "/refresh" => Self::Refresh,
             "/reload" => Self::Reload,
             "/stop" => Self::Stop,

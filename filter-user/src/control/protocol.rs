@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,9 @@ pub struct Status {
     pub version: String,
     /// Process id.
     pub pid: u32,
+    /// The file that its configuration was read from.
+    #[serde(default)]
+    pub config: PathBuf,
     /// The roles that its configuration describes.
     #[serde(default)]
     pub described: Vec<Role>,
@@ -50,6 +54,9 @@ pub struct Status {
     /// All metrics of the process, by name and labels.
     pub metrics: BTreeMap<String, f64>,
 }
+
+/// The detail of a role about its confinement, which an operator needs less often.
+pub const CONFINED: &str = "confined";
 
 /// Which clients get in.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

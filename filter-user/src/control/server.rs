@@ -145,7 +145,9 @@ impl<A: Answers> Service for ControlService<A> {
         let instruction = match Instruction::parse(path, &body) {
             Ok(Some(instruction)) => instruction,
             Ok(None) => {
-                return unknown("/reload, /confirm, /end-trial, /refresh, /approve or /stop");
+                return unknown(
+                    "/reload, /confirm, /end-trial, /refresh, /approve, /log-level or /stop",
+                );
             }
             Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
         };

@@ -1,11 +1,11 @@
-//! The status of a host as people read it.
+//! The status of a host as people read it; with `{:#}`, in full.
 
 use std::cmp::Reverse;
 use std::fmt::{self, Display, Formatter, Write as _};
 
 use super::protocol::{
-    Admits, DropStatus, FilterStatus, FramesStatus, HostStatus, RangesStatus, RefreshStatus,
-    RefusalStatus, SourceStatus, Status,
+    Admits, CONFINED, DropStatus, FilterStatus, FramesStatus, HostStatus, RangesStatus,
+    RefreshStatus, RefusalStatus, SourceStatus, Status,
 };
 use crate::observe::{Finding, Severity};
 use crate::report::span;
@@ -38,13 +38,15 @@ impl Display for HostStatus {
             )?;
             writeln!(f, "  {:<12} {}", "ranges", role.ranges)?;
             for (name, value) in &role.details {
-                writeln!(f, "  {name:<12} {value}")?;
+                if f.alternate() || name != CONFINED {
+                    writeln!(f, "  {name:<12} {value}")?;
+                }
             }
             for refresh in &role.refresh {
                 writeln!(f, "  {:<12} {refresh}", "refresh")?;
             }
             if let Some(filter) = &role.filter {
-                write!(f, "{filter}")?;
+                filter.fmt(f)?;
             }
             for (name, value) in shown(role) {
                 writeln!(f, "  {value:>12} {name}")?;
@@ -78,6 +80,9 @@ impl Display for FilterStatus {
                 f,
                 "  {total:>14} {per_second:>10}  {verdict:<10} {reason:<16} {family:<4} {iface}"
             )?;
+        }
+        if !f.alternate() {
+            return Ok(());
         }
         if !self.drops.is_empty() {
             writeln!(f, "  last drops, of a sample")?;

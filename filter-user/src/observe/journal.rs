@@ -4,11 +4,18 @@
 //! and a line is what `journalctl` shows.
 
 use std::fmt::{Debug, Write as _};
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::net::{
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
+};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -42,6 +49,38 @@ impl Journal {
         let lost = AtomicU64::new(0);
         Ok(Self { socket, path, lost })
     }
+
+    fn send(&self, message: &[u8]) -> io::Result<()> {
+        match self.socket.send_to(message, &self.path) {
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => self.send_large(message),
+            sent => sent.map(drop),
+        }
+    }
+
+    /// Sends what no datagram has room for (`net.core.wmem_max`): in a file in memory that cannot change any more.
+    fn send_large(&self, message: &[u8]) -> io::Result<()> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("pullgate-journal", flags)?;
+        File::from(file.try_clone()?).write_all(message)?;
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        fcntl_add_seals(&file, seals)?;
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+            return Err(io::Error::other("no room for a descriptor"));
+        }
+        let journal = SocketAddrUnix::new(&self.path)?;
+        let nothing = [IoSlice::new(&[])];
+        sendmsg_addr(
+            &self.socket,
+            &journal,
+            &nothing,
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
@@ -66,7 +105,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         );
         append(&mut message, "SYSLOG_IDENTIFIER", "pullgate");
         append(&mut message, "TARGET", event.metadata().target());
-        if self.socket.send_to(&message, &self.path).is_err() {
+        if self.send(&message).is_err() {
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }
@@ -129,6 +168,10 @@ fn priority(level: Level) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+
+    use rustix::fs::fcntl_get_seals;
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
@@ -173,6 +216,36 @@ mod tests {
         assert_eq!(value("PRIORITY"), "4");
         assert_eq!(value("F_CLIENT"), "192.0.2.1");
         assert_eq!(value("F_NAME"), "a\nPRIORITY=0");
+    }
+
+    #[test]
+    fn what_is_too_large_for_a_datagram_is_in_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let journald = UnixDatagram::bind(&path).unwrap();
+        let subscriber = tracing_subscriber::registry().with(Journal::at(path).unwrap());
+        assert_eq!(journald.recv(&mut [0; 16]).unwrap(), 0);
+        let long = "x".repeat(4 << 20);
+
+        tracing::subscriber::with_default(subscriber, || tracing::info!(long, "large"));
+
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(&journald, &mut [], &mut ancillary, RecvFlags::empty()).unwrap();
+        assert_eq!(received.bytes, 0);
+        let Some(RecvAncillaryMessage::ScmRights(mut files)) = ancillary.drain().next() else {
+            panic!("no descriptor");
+        };
+        let file = files.next().unwrap();
+        let seals = fcntl_get_seals(&file).unwrap();
+        assert!(seals.contains(SealFlags::SEAL | SealFlags::WRITE));
+        let mut entry = Vec::new();
+        let mut file = File::from(file);
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut entry).unwrap();
+        let entry = String::from_utf8_lossy(&entry);
+        assert!(entry.contains(&long));
+        assert!(entry.contains("\nSYSLOG_IDENTIFIER\n"));
     }
 
     #[test]

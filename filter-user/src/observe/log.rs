@@ -1,13 +1,14 @@
 //! Where logs go and how they look there, and the budget that keeps strangers from filling the disk.
 
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use super::journal::Journal;
 use crate::sync::lock;
@@ -35,6 +36,55 @@ impl LogFormat {
     }
 }
 
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What `PULLGATE_LOG` said at the start.
+    Default,
+    /// Errors alone.
+    Error,
+    /// Warnings too.
+    Warn,
+    /// What has happened.
+    Info,
+    /// Each step of each connection; of the libraries, what has happened.
+    Debug,
+}
+
+impl LogLevel {
+    /// The word on the command line.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+
+    /// The directives of [`EnvFilter`]: a library that speaks of each packet helps no operator.
+    fn directives(self, at_start: &str) -> &str {
+        match self {
+            Self::Default => at_start,
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "info,pullgate=debug",
+        }
+    }
+}
+
+/// The level of this process, which has one log.
+struct Level {
+    at_start: String,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+static LEVEL: OnceLock<Level> = OnceLock::new();
+
 /// Starts logging: `PULLGATE_LOG` sets the level.
 pub fn start(format: Option<LogFormat>) {
     let wanted = std::env::var("PULLGATE_LOG").unwrap_or_default();
@@ -46,27 +96,31 @@ pub fn start(format: Option<LogFormat>) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let builder = tracing_subscriber::fmt()
+    let at_start = filter.to_string();
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer()
         .with_target(false)
         .log_internal_errors(false)
+        .with_ansi(false)
         .with_writer(|| Undisturbed(io::stderr()));
     match format.unwrap_or_else(log_format) {
-        LogFormat::Text => builder.with_env_filter(filter).with_ansi(false).init(),
-        LogFormat::Json => {
-            let json = builder.with_env_filter(filter).json();
-            json.flatten_event(true).init();
-        }
+        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
         LogFormat::Journald => match Journal::open() {
-            Ok(journal) => tracing_subscriber::registry()
-                .with(filter)
-                .with(journal)
-                .init(),
+            Ok(journal) => registry.with(journal).init(),
             Err(error) => {
-                builder.with_env_filter(filter).with_ansi(false).init();
+                registry.with(lines).init();
                 tracing::warn!(id = "journal-missing", %error, "the journal is not there, so this is text");
             }
         },
     }
+    let level = Level {
+        at_start,
+        filter: handle,
+    };
+    // A subscriber is set once, and `init` panics before this could be.
+    drop(LEVEL.set(level));
     if let Some(error) = refused {
         tracing::warn!(
             id = "log-level-invalid",
@@ -75,6 +129,27 @@ pub fn start(format: Option<LogFormat>) {
             "PULLGATE_LOG is not understood, so the level is `info`"
         );
     }
+}
+
+/// Changes the level of this process until it ends.
+///
+/// # Errors
+///
+/// Returns that a thread has panicked while it logged.
+pub fn set_level(level: LogLevel) -> Result<(), reload::Error> {
+    let Some(current) = LEVEL.get() else {
+        return Ok(());
+    };
+    let directives = level.directives(&current.at_start);
+    current.filter.reload(EnvFilter::new(directives))
+}
+
+/// The directives of the level, if it is not that of the start.
+#[must_use]
+pub fn changed_level() -> Option<String> {
+    let level = LEVEL.get()?;
+    let directives = level.filter.with_current(ToString::to_string).ok()?;
+    (directives != level.at_start).then_some(directives)
 }
 
 /// What standard error leads to: systemd.exec(5), `$JOURNAL_STREAM`.

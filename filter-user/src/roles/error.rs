@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::errno::Errno;
-use nix::unistd::geteuid;
+use rustix::process::geteuid;
 
 use crate::config::{ConfigError, LoadError};
 use crate::host::sandbox::ConfineError;
@@ -41,7 +41,7 @@ pub enum StartError {
     #[error(
         "{} cannot be made or written by the user {}; `systemd-tmpfiles --create pullgate.conf` makes \
          the package's directories, for others see [paths]",
-        path.display(), geteuid()
+        path.display(), geteuid().as_raw()
     )]
     Directory {
         /// The directory, or a file in it.
@@ -72,6 +72,14 @@ pub enum StartError {
         /// The address.
         address: SocketAddr,
         /// Why not.
+        source: io::Error,
+    },
+    /// Another process listens there.
+    #[error("cannot listen on {address}; `pullgate check` names the process that does")]
+    PortTaken {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
         source: io::Error,
     },
     /// None of the addresses can be listened on, for want of IPv6.
@@ -230,6 +238,7 @@ impl ExitStatus for StartError {
             | Self::Child { .. }
             | Self::Confine(_)
             | Self::Bind { .. }
+            | Self::PortTaken { .. }
             | Self::Workers { .. }
             | Self::TaskEnded
             | Self::ReturnPath { .. }

@@ -11,10 +11,12 @@ use super::running::Running;
 use super::supervisor::Supervisor;
 use crate::config::Config;
 use crate::control::instruction::{Declined, Instruction};
-use crate::control::protocol::{ListStatus, RangeUseStatus, RangesStatus, RefreshStatus, Status};
+use crate::control::protocol::{
+    CONFINED, ListStatus, RangeUseStatus, RangesStatus, RefreshStatus, Status,
+};
 use crate::control::server::Answers;
 use crate::host::sandbox::{Confined, NETWORK_ABI};
-use crate::observe::{Finding, RangesSample, Sample, Severity};
+use crate::observe::{Finding, RangesSample, Sample, Severity, log};
 use crate::ranges::{ActiveRanges, BASELINE_DATE, Freshness, List, Origin};
 use crate::role::Role;
 use crate::sync::lock;
@@ -61,8 +63,9 @@ impl Reporter {
         let mut findings = self.common_findings(&config, active.ranges());
         findings.extend(own);
         if let Some(confined) = supervisor.confined() {
-            details.push(("confined".to_owned(), confined.to_string()));
+            details.push((CONFINED.to_owned(), confined.to_string()));
         }
+        details.extend(log::changed_level().map(|level| ("log".to_owned(), level)));
         let (filter, filter_sample) = filter.unzip();
         let ranges = ranges(active.ranges());
         let sample = Sample {
@@ -77,6 +80,7 @@ impl Reporter {
             role,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            config: supervisor.file().to_owned(),
             described: config.roles(),
             enforcing: is_enforcing,
             admits,

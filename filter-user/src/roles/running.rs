@@ -237,9 +237,10 @@ impl Running {
                 Self::Filter(_) | Self::Gate(_) => Err(Declined::NotMine),
             },
             // What concerns all roles of a process is the supervisor's.
-            Instruction::EndTrial | Instruction::Reload | Instruction::Stop => {
-                Err(Declined::NotMine)
-            }
+            Instruction::EndTrial
+            | Instruction::LogLevel(_)
+            | Instruction::Reload
+            | Instruction::Stop => Err(Declined::NotMine),
         }
     }
 

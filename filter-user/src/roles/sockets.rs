@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::error::StartError;
 use super::reporter::Reporter;
@@ -81,7 +81,7 @@ impl RoleSockets {
 /// Why metrics are not served, and what helps.
 fn metrics_disabled(error: &io::Error) -> Finding {
     // systemd.exec(5), RestrictAddressFamilies=.
-    let remedy = if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) {
+    let remedy = if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
         "the service may open no such port; use a UNIX socket, or for the filter copy \
              /usr/share/doc/pullgate/monitoring/filter-metrics.conf to \
              /etc/systemd/system/pullgate-filter.service.d/"

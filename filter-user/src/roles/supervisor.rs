@@ -24,7 +24,7 @@ use crate::control::instruction::{Declined, Instruction};
 use crate::control::protocol::{RefreshStatus, ReloadStatus};
 use crate::host::sandbox::Confined;
 use crate::host::systemd;
-use crate::observe::{Finding, Metrics};
+use crate::observe::{Finding, Metrics, log};
 use crate::ranges::Compiled;
 use crate::report::{ExitStatus as _, chain};
 use crate::role::Role;
@@ -148,6 +148,11 @@ impl Supervisor {
         }
     }
 
+    /// The file that the configuration is read from.
+    pub(super) fn file(&self) -> &Path {
+        &self.parts.file
+    }
+
     /// Does what a role is instructed to do, and returns when that is done.
     pub(super) async fn follow(
         &self,
@@ -171,6 +176,10 @@ impl Supervisor {
                 // The end of the connection is the answer.
                 std::future::pending().await
             }
+            Instruction::LogLevel(level) => match log::set_level(level) {
+                Ok(()) => Ok(Vec::new()),
+                Err(error) => Err(Declined::Failed(error.to_string())),
+            },
             Instruction::Approve(_) | Instruction::Confirm | Instruction::Refresh => {
                 role.follow(instruction).await
             }

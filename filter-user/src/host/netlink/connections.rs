@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
@@ -20,6 +21,8 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// The number of the socket, as `/proc/<pid>/fd` shows it.
     pub inode: u32,
+    /// Whether it is of IPv6 and takes IPv4 as well, if it listens on all addresses (ipv6(7), `IPV6_V6ONLY`).
+    pub is_dual_stack: bool,
 }
 
 /// All established TCP connections of this network namespace: sock_diag(7).
@@ -77,11 +80,13 @@ fn sockets(protocol: u8, states: &StateFlags) -> io::Result<Vec<Connection>> {
         ask(NETLINK_SOCK_DIAG, request, NLM_F_DUMP, |message| {
             if let SockDiagMessage::InetResponse(response) = message {
                 let id = response.header.socket_id;
+                let is_dual_stack = response.nlas.contains(&Nla::SkV6Only(false));
                 let end = |address: IpAddr, port| SocketAddr::new(address.to_canonical(), port);
                 connections.push(Connection {
                     local: end(id.source_address, id.source_port),
                     peer: end(id.destination_address, id.destination_port),
                     inode: response.header.inode,
+                    is_dual_stack,
                 });
             }
         })?;

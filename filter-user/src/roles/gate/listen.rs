@@ -1,5 +1,6 @@
 //! The gate's listening sockets: inherited or bound, and as many descriptors as they need.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
 use rustix::io::Errno;
@@ -51,7 +52,11 @@ pub(super) fn bind(
             }
             Err(source) => {
                 let address = *address;
-                return Err(StartError::Bind { address, source });
+                return Err(if source.kind() == ErrorKind::AddrInUse {
+                    StartError::PortTaken { address, source }
+                } else {
+                    StartError::Bind { address, source }
+                });
             }
         };
         bound.push(socket.try_clone().map_err(|source| StartError::Bind {
