@@ -49,6 +49,8 @@ fn the_web_server_stays_as_it_is_and_is_reached_through_the_gate() {
             page.starts_with("shop.example saw 127.0.0.1, https, host=shop.example"),
             "{software:?}: {page}"
         );
+        // What was not asked for is not missed: Apache speaks no HTTP/2 here.
+        assert!(!has(&rig.gate().status(), "h2-not-spoken"));
         // A host that trusts another CA refuses it, and so does a stranger's address.
         assert_eq!(rig.tell(&edge, Host::Edge, BLOG), "alert UnknownCA");
         let without = Client::new(&rig.pki, None);

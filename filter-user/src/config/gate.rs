@@ -94,6 +94,8 @@ pub struct HostSettings {
     pub on_trust_change: OnTrustChange,
     /// Protocols offered by ALPN, in order of preference.
     pub alpn: Vec<String>,
+    /// Whether the file has `alpn`: an operator who did not ask for HTTP/2 does not miss it.
+    pub has_alpn: bool,
     /// Where accepted connections are relayed to.
     pub upstream: Located<Upstream>,
     /// The header that names the client to the upstream.

@@ -69,6 +69,7 @@ fn the_shipped_configuration_parses_and_shows_the_defaults() {
             resumption,
             on_trust_change,
             alpn,
+            has_alpn: _,
             upstream: _,
             proxy_protocol,
             proxy_tlvs,

@@ -151,7 +151,7 @@ pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -
     let served: Vec<(&HostSettings, &Policy)> = served.collect();
     let mut lints = Vec::new();
     for (host, policy) in &served {
-        if policy.would_offer_h2() {
+        if host.has_alpn && policy.would_offer_h2() {
             lints.extend(h2(host, policy));
         }
         lints.extend(trust(host));

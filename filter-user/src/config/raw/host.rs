@@ -176,6 +176,7 @@ impl RawHost {
         let is_fixed = upstream.value.fixed().is_some();
         // What the web server speaks is asked; one behind a fixed address may be any program.
         let otherwise = if is_fixed { http } else { any_http };
+        let has_alpn = self.alpn.is_some();
         let alpn = convert_alpn(source, self.alpn.unwrap_or_else(otherwise))?;
 
         if let Some(Target::Tcp(address)) = upstream.value.fixed()
@@ -204,6 +205,7 @@ impl RawHost {
             resumption: self.resumption,
             on_trust_change: self.on_trust_change,
             alpn,
+            has_alpn,
             upstream,
             proxy_protocol: self.proxy_protocol.unwrap_or(if is_fixed {
                 ProxyProtocol::V2

@@ -47,6 +47,7 @@ impl TrustEpoch {
             resumption,
             on_trust_change: _,
             alpn: _,
+            has_alpn: _,
             upstream: _,
             proxy_protocol: _,
             proxy_tlvs: _,
