@@ -1,16 +1,11 @@
 //! Verifies that `status` is no wrong all-clear: what stands open beside the filter and behind it is
 //! named, when it happens.
-#![expect(clippy::unwrap_used, reason = "a broken rig must stop the test")]
 
-use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use serde_json::Value;
 use tests::daemon::{self, Pullgate};
-use tests::net::{Host, INTERFACE, Network};
-use tests::pki::Pki;
+use tests::net::Host;
+use tests::origin::Origin;
 use tests::web::Server;
 
 #[test]
@@ -210,77 +205,6 @@ fn files_on_disk_that_the_gate_could_not_read_are_named_before_it_is_asked_to() 
     assert!(text.contains("files-on-disk-unusable"), "{text}");
     // What runs goes on.
     assert_eq!(status["protected"], true, "{text}");
-}
-
-/// A host with a filter and without a gate.
-struct Origin {
-    _filter: Pullgate,
-    config: PathBuf,
-    pki: Pki,
-    network: Arc<Network>,
-}
-
-impl Origin {
-    /// Rewrites the configuration, which the filter does not read again: with these lines in [filter], and others.
-    fn configure(&self, filter: &str, others: &str) {
-        let text = fs::read_to_string(&self.config).unwrap();
-        let text = text.split("[[gate.host]]").next().unwrap();
-        let (before, rest) = text.split_once("[filter]").unwrap();
-        let (_, ranges) = rest.split_once("[ranges]").unwrap();
-        let interfaces = if filter.contains("interfaces") {
-            String::new()
-        } else {
-            format!("interfaces = [\"{INTERFACE}\"]")
-        };
-        let text = format!("{before}[filter]\n{interfaces}\n{filter}\n[ranges]{ranges}{others}");
-        fs::write(&self.config, text).unwrap();
-    }
-
-    /// A host of the gate's.
-    fn gate(&self) -> String {
-        let pki = self.network.path("pki");
-        let pki = pki.display();
-        format!(
-            "[[gate.host]]\nnames = [\"shop.example\"]\ncertificate = \"{pki}/shop.example.pem\"\n\
-             key = \"{pki}/shop.example.key\"\ntrust = [\"{pki}/ours-ca.pem\"]\nupstream = \"127.0.0.1:8080\"\n"
-        )
-    }
-
-    /// What `check` warns of.
-    fn check(&self) -> String {
-        let output = daemon::output(&self.network, &self.config, &["check"]);
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn new() -> Self {
-        let network = Arc::new(Network::new());
-        let pki = Pki::new(&network.path("pki"));
-        let config = network.path("pullgate.toml");
-        let directory = network.path("").display().to_string();
-        let directory = directory.trim_end_matches('/');
-        let text = format!(
-            "[paths]\nrun = \"{directory}/run\"\nstate = \"{directory}/state\"\n\
-             bpf = \"{directory}/bpf/pullgate\"\nfilter = \"{directory}/filter\"\n\
-             [filter]\ninterfaces = [\"{INTERFACE}\"]\n\
-             [ranges]\nonly = true\nstatic = [\"173.245.48.0/20\", \"2400:cb00::/32\"]\n"
-        );
-        fs::write(&config, text).unwrap();
-        Self {
-            _filter: Pullgate::start_all(&network, &config),
-            config,
-            pki,
-            network,
-        }
-    }
-
-    /// As JSON, and as a text of all warnings.
-    fn status(&self) -> (Value, String) {
-        let output = daemon::output(&self.network, &self.config, &["status", "--json"]);
-        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let warnings = status["findings"].to_string();
-        (status, warnings)
-    }
 }
 
 const CLOUDFLARE_CA: &str =

@@ -79,7 +79,7 @@ fn the_level_of_the_log_changes_without_a_restart() {
     // As `PULLGATE_LOG` says.
     assert!(steps_are_logged());
 
-    assert!(level("info").contains("gate: logs at the level `info`\n"));
+    assert!(level("info").contains("gate: its process logs at the level `info`\n"));
     assert!(!steps_are_logged());
     assert!(shown().contains("\n  log          info\n"), "{}", shown());
     level("debug");
@@ -91,6 +91,36 @@ fn the_level_of_the_log_changes_without_a_restart() {
     assert!(!shown().contains("  log  "), "{}", shown());
     let refused = rig.pullgate(&["log-level", "verbose"]);
     assert_eq!(refused.status.code(), Some(64));
+}
+
+#[test]
+fn a_role_that_reads_another_file_is_not_reloaded() {
+    let rig = Rig::with_shop("");
+    let (other, link) = (
+        rig.network.path("other.toml"),
+        rig.network.path("link.toml"),
+    );
+    fs::copy(&rig.config, &other).unwrap();
+    std::os::unix::fs::symlink(&rig.config, &link).unwrap();
+    let before = rig.gate().reloads();
+
+    let refused = daemon::output(&rig.network, &other, &["reload"]);
+    assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+    let text = String::from_utf8(refused.stderr).unwrap();
+    let words = format!(
+        "the gate reads {} and not {}",
+        rig.config.display(),
+        other.display()
+    );
+    assert!(text.contains(&words), "{text}");
+    assert_eq!(rig.gate().reloads(), before);
+    // Another name of the same.
+    assert!(
+        daemon::output(&rig.network, &link, &["reload"])
+            .status
+            .success()
+    );
+    assert_eq!(rig.gate().reloads(), before + 1);
 }
 
 #[test]

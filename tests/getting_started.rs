@@ -132,6 +132,21 @@ fn protect(service: &str, sites: &str, site: impl Fn(&str) -> String, prepare: &
     debian.follow(&["pullgate check"]);
     debian.follow(&[START]);
     serves(anybody);
+    // The roles come back at the next boot, unless their units are disabled.
+    let doctor = || text(&debian.run(&["pullgate", "doctor"]).stdout);
+    let enabled = "✓ units";
+    eventually("all roles answer", || {
+        doctor().contains("✓ roles").then_some(())
+    });
+    assert!(doctor().contains(enabled), "{}", doctor());
+    debian.systemctl(&["disable", "pullgate-ranges"]);
+    assert!(
+        doctor().contains("`systemctl enable pullgate-ranges.service`"),
+        "{}",
+        doctor()
+    );
+    debian.systemctl(&["enable", "pullgate-ranges"]);
+    assert!(doctor().contains(enabled));
     let status = debian.run(&["pullgate", "status"]);
     assert!(
         text(&status.stdout).starts_with("NOT PROTECTED"),

@@ -152,16 +152,26 @@ fn sites_that_are_there_include_what_they_lack() {
         }
         let output = rig.pullgate(&["snippet", server, pairing, "--include"]);
         let text = String::from_utf8(output.stdout).unwrap();
-        let second = text[1..].find("# /etc/").map_or(text.len(), |at| at + 1);
-        let (first, second) = text.split_at(second);
-        for (name, file) in [("pullgate.conf", first), ("pullgate-2.conf", second)] {
-            assert!(
-                file.is_empty() || file.contains(&format!("/{name},")),
-                "{text}"
-            );
-            fs::write(rig.network.path(name), file).unwrap();
+        let files = files(&text);
+        for (name, content) in &files {
+            fs::write(rig.network.path(name), content).unwrap();
         }
-        assert_eq!(second.is_empty(), pairing == "--behind-gate", "{text}");
+        let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let expected: &[&str] = match (server, pairing) {
+            ("nginx", "--behind-gate") => &["snippets-pullgate.conf"],
+            ("nginx", _) => &[
+                "conf.d-pullgate.conf",
+                "snippets-pullgate.conf",
+                "snippets-pullgate-2.conf",
+            ],
+            (_, "--behind-gate") => &["sites-enabled-000-pullgate.conf", "apache2-pullgate.conf"],
+            (_, _) => &[
+                "sites-enabled-000-pullgate.conf",
+                "apache2-pullgate.conf",
+                "apache2-pullgate-2.conf",
+            ],
+        };
+        assert_eq!(names, expected, "{text}");
         let _server = start_site(&rig, server, pairing);
 
         let (reply, _) = rig.edge().get(&rig.network, Host::Edge, origin(), SHOP);
@@ -180,6 +190,14 @@ fn sites_that_are_there_include_what_they_lack() {
             assert_ne!(reply.brief(), "200", "{server}");
             let (reply, _) = theirs.get(&rig.network, Host::Edge, origin(), BLOG);
             assert_eq!(reply.brief(), "200", "{server}");
+            // A name of another customer's, which leads here.
+            rig.pki.write_identity("client", &rig.pki.ours.client());
+            assert_eq!(ask_without_verifying(&rig, SHOP), "200", "{server}");
+            assert_ne!(
+                ask_without_verifying(&rig, "unknown.example"),
+                "200",
+                "{server}"
+            );
         }
     }
     let output = Rig::new().pullgate(&["snippet", "haproxy", "--own-mtls", "--include"]);
@@ -426,53 +444,57 @@ fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
 
 /// Starts a server with sites of its own, which include what is printed for them.
 fn start_site(rig: &Rig, server: &str, pairing: &str) -> Server {
-    let site = |name: &str, file: &str| {
+    let own = pairing == "--own-mtls";
+    let site = |name: &str, number: &str| {
         let (certificate, key) = (
             format!("@DIR@/pki/{name}.pem"),
             format!("@DIR@/pki/{name}.key"),
         );
-        match (server, pairing) {
-            ("nginx", "--own-mtls") => format!(
+        match (server, own) {
+            ("nginx", true) => format!(
                 "server {{ listen 443 ssl; server_name {name}; ssl_certificate {certificate}; \
-                 ssl_certificate_key {key}; include @DIR@/{file}; {NGINX_SITE} }}\n"
+                 ssl_certificate_key {key}; include @DIR@/snippets-pullgate{number}.conf; {NGINX_SITE} }}\n"
             ),
-            ("nginx", _) => {
-                format!("server {{ server_name {name}; include @DIR@/{file}; {NGINX_SITE} }}\n")
-            }
-            (_, "--own-mtls") => format!(
+            ("nginx", false) => format!(
+                "server {{ server_name {name}; include @DIR@/snippets-pullgate.conf; {NGINX_SITE} }}\n"
+            ),
+            (_, true) => format!(
                 "<VirtualHost *:443>\nServerName {name}\nSSLEngine on\nSSLCertificateFile {certificate}\n\
-                 SSLCertificateKeyFile {key}\nDocumentRoot @DIR@/htdocs\nInclude @DIR@/{file}\n</VirtualHost>\n"
+                 SSLCertificateKeyFile {key}\nDocumentRoot @DIR@/htdocs\n\
+                 Include @DIR@/apache2-pullgate{number}.conf\n</VirtualHost>\n"
             ),
-            (_, _) => format!(
+            (_, false) => format!(
                 "<VirtualHost 127.0.0.1:8080>\nServerName https://{name}:443\nDocumentRoot @DIR@/htdocs\n\
-                 Include @DIR@/{file}\n</VirtualHost>\n"
+                 {TO_HTTPS}\nInclude @DIR@/apache2-pullgate.conf\n</VirtualHost>\n"
             ),
         }
     };
-    let own = pairing == "--own-mtls";
-    let second = if own {
-        "pullgate-2.conf"
-    } else {
-        "pullgate.conf"
-    };
-    let sites = site(SHOP, "pullgate.conf") + &site(BLOG, second);
+    let sites = site(SHOP, "") + &site(BLOG, "-2");
     let htdocs = rig.network.path("htdocs");
     fs::create_dir(&htdocs).unwrap();
     fs::write(htdocs.join("index.html"), "page of the site\n").unwrap();
     let text = match server {
-        "nginx" => format!(
-            "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
-             http {{ access_log off; @NGINX@\n{sites}\n}}"
-        ),
+        "nginx" => {
+            let once = if own {
+                "include @DIR@/conf.d-pullgate.conf;"
+            } else {
+                ""
+            };
+            format!(
+                "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
+                 http {{ access_log off; @NGINX@\n{once}\n{sites}\n}}"
+            )
+        }
         _ => {
             let listen = if own {
-                "Listen 443\nSSLSessionCache none"
+                "Listen 443"
             } else {
-                "Listen 127.0.0.1:8080"
+                "LoadModule rewrite_module /usr/lib/apache2/modules/mod_rewrite.so"
             };
+            let once = "Include @DIR@/sites-enabled-000-pullgate.conf\n";
             APACHE
                 .replace("@LISTEN@", listen)
-                .replace("@SNIPPET@", &sites)
+                .replace("@SNIPPET@", &format!("{once}{sites}"))
         }
     };
     let (program, words): (_, &[&str]) = match server {
@@ -487,6 +509,26 @@ fn start_site(rig: &Rig, server: &str, pairing: &str) -> Server {
     Server::start_at(&rig.network, program, words, &text, address)
 }
 
+/// The files that a text consists of, each of which begins with its path: by what is particular to that.
+fn files(text: &str) -> Vec<(String, String)> {
+    let mut files: Vec<(String, String)> = Vec::new();
+    for line in text.lines() {
+        if let Some(path) = line.strip_prefix("# /etc/") {
+            let path = path.split([':', ',']).next().unwrap();
+            let mut parts: Vec<_> = path.split('/').rev().take(2).collect();
+            parts.reverse();
+            files.push((parts.join("-"), String::new()));
+        }
+        let (_, content) = files.last_mut().unwrap();
+        content.push_str(line);
+        content.push('\n');
+    }
+    files
+}
+
+/// What sends visitors by HTTP elsewhere: for ever, if the site does not know that they came by HTTPS.
+const TO_HTTPS: &str = "RewriteEngine On\nRewriteCond %{ENV:HTTPS} !=on\n\
+    RewriteRule ^ https://%{SERVER_NAME}%{REQUEST_URI} [R=301,L]";
 const NGINX_SITE: &str = "location / { return 200 \"page of the site\\n\"; }";
 const SHOP_NAME: &str = "names = [\"shop.example\"";
 const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";

@@ -96,5 +96,5 @@ the pins, which keep the filter active without a process
 ";
 const SEE_ALSO: &str = "\
 .SH \"SEE ALSO\"
-pullgate.toml(5), systemctl(1), /usr/share/doc/pullgate/README.md
+pullgate(8), pullgate.toml(5), systemctl(1), /usr/share/doc/pullgate/README.md
 ";

@@ -47,7 +47,7 @@ impl Cli {
 }
 
 /// For each command, lines to begin with.
-pub const EXAMPLES: [(&str, &str); 24] = [
+pub const EXAMPLES: [(&str, &str); 28] = [
     ("pullgate init", "what would protect this host"),
     ("pullgate init --write", "puts it in place"),
     (
@@ -61,6 +61,7 @@ pub const EXAMPLES: [(&str, &str); 24] = [
         "pullgate check new.toml --only gate",
         "would this role start with that one?",
     ),
+    ("pullgate doctor", "what is not right on this host?"),
     ("pullgate reload", "all roles that run"),
     ("pullgate reload --only gate", "one of them"),
     (
@@ -79,7 +80,16 @@ pub const EXAMPLES: [(&str, &str); 24] = [
         "pullgate explain 2400:cb00::1 --port 8443 --iface eth0",
         "and of this one?",
     ),
-    ("pullgate ranges", "what is active, and from which source"),
+    (
+        "pullgate ranges list",
+        "what is active, and from which source",
+    ),
+    ("pullgate ranges refresh", "asks every source now"),
+    (
+        "pullgate ranges approve --dry-run",
+        "what is held, and why?",
+    ),
+    ("pullgate ranges approve", "takes it in"),
     (
         "pullgate ranges show 173.245.48.5",
         "is it admitted, and why?",
@@ -128,6 +138,8 @@ pub enum Command {
         #[arg(long, value_parser = roles())]
         only: Option<Role>,
     },
+    /// Ask everything that can be asked on this host: what is not right, and what to do about it.
+    Doctor,
     /// Let the running roles read their configuration again, and wait until that is active.
     Reload {
         /// One role only.

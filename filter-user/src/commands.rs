@@ -2,12 +2,14 @@
 //! another part.
 
 mod check;
+mod doctor;
 pub mod explain;
 mod init;
 mod instruct;
 pub mod listing;
 pub mod output;
 mod ranges;
+mod served;
 pub mod snippet;
 mod status;
 mod surroundings;
@@ -60,6 +62,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
             let file = file.as_ref().unwrap_or(&cli.config);
             return check::execute(file, *only, format);
         }
+        Command::Doctor => return doctor::execute(&cli.config, format),
         Command::Reload { only } => {
             return instruct::reload(&cli.config, &paths(&cli.config), *only, format);
         }

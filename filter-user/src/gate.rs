@@ -54,7 +54,7 @@ pub use self::tls::peer::VerifiedPeer;
 use self::tls::policy::TlsContext;
 pub use self::tls::policy::{Policies, Policy};
 pub use self::tls::trust::Identity;
-use crate::config::{self, ConfigError, OnTrustChange};
+use crate::config::{self, ConfigError, HostSettings, OnTrustChange};
 use crate::observe::log::Budget;
 use crate::observe::{Finding, Metrics};
 use crate::ranges::Compiled;
@@ -176,6 +176,35 @@ impl Loaded {
                 scope.spawn(|| policy.ask_h2());
             }
         });
+    }
+
+    /// Upstreams that expect another PROXY header than they get. Blocks as [`Self::ask_upstreams`] does.
+    #[must_use]
+    pub fn header_mismatches(&self, settings: &config::GateSettings) -> Vec<Finding> {
+        let mut asked: Vec<(&HostSettings, &Policy)> = Vec::new();
+        for host in &settings.hosts {
+            let is_known = asked.iter().any(|(known, _)| {
+                (&known.upstream.value, known.proxy_protocol)
+                    == (&host.upstream.value, host.proxy_protocol)
+            });
+            if let (Some(policy), false) = (self.policies.labelled(&host.label()), is_known) {
+                asked.push((host, policy));
+            }
+        }
+        thread::scope(|scope| {
+            let asking = asked.into_iter().map(|(host, policy)| {
+                (
+                    host,
+                    scope.spawn(|| policy.dialer().expected_header(&host.label())),
+                )
+            });
+            let asking: Vec<_> = asking.collect();
+            let findings = asking.into_iter().filter_map(|(host, answer)| {
+                let expected = answer.join().ok()??;
+                Some(lint::header_mismatch(host, expected))
+            });
+            findings.collect()
+        })
     }
 
     /// What was read from which file, each once, by path.

@@ -197,8 +197,12 @@ fn every_command_has_an_example_that_is_understood() {
     let command = Cli::command();
     for inner in command.get_subcommands() {
         let start = format!("pullgate {}", inner.get_name());
-        let mut lines = EXAMPLES.iter();
-        assert!(lines.any(|(line, _)| line.starts_with(&start)), "{start}");
+        let below = inner.get_subcommands();
+        let below = below.map(|below| format!("{start} {}", below.get_name()));
+        for start in below.chain([start.clone()]) {
+            let mut lines = EXAMPLES.iter();
+            assert!(lines.any(|(line, _)| line.starts_with(&start)), "{start}");
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod lab;
 pub mod manual;
 pub mod net;
 pub mod oracle;
+pub mod origin;
 pub mod pairing;
 pub mod pki;
 pub mod proxies;

@@ -245,6 +245,7 @@ LoadModule include_module /usr/lib/apache2/modules/mod_include.so
 LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so
 LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so
 LoadModule env_module /usr/lib/apache2/modules/mod_env.so
+LoadModule setenvif_module /usr/lib/apache2/modules/mod_setenvif.so
 LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
 TypesConfig /dev/null";
 

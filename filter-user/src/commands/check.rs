@@ -68,11 +68,11 @@ fn as_json(file: &Path, checked: Result<Checked, Failure>) -> Result<ExitCode, F
 
 /// What a check has found.
 #[derive(Debug, Serialize)]
-struct Checked {
+pub(super) struct Checked {
     /// What works and could be better.
-    findings: Vec<Finding>,
+    pub(super) findings: Vec<Finding>,
     /// What works for the user who checks, and not for the roles as the package runs them.
-    failures: Vec<Finding>,
+    pub(super) failures: Vec<Finding>,
     /// What was read from which of the gate's files.
     files: Vec<FileContent>,
 }
@@ -95,7 +95,7 @@ impl Checked {
 /// # Errors
 ///
 /// Returns the first thing that would keep a role from starting.
-fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
+pub(super) fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let roles = roles::named(config, only)?;
     // Others' sockets cannot be looked at without root's power. A unit that reloads waits for no web server.
     let surroundings = match only {
@@ -142,6 +142,10 @@ fn check(config: &Config, only: Option<Role>) -> Result<Checked, StartError> {
     let mut failures = Vec::new();
     if let (Some(gate), Some(loaded)) = (&config.live.gate, &loaded) {
         loaded.ask_upstreams();
+        // A unit that reloads waits for no web server.
+        if only.is_none() {
+            found.extend(loaded.header_mismatches(gate));
+        }
         let broken = loaded.broken().iter().map(ToString::to_string);
         found.extend(broken.map(|text| Finding::error("files-unusable", text)));
         found.extend(loaded.lints(gate));

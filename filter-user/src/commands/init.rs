@@ -1,22 +1,16 @@
 //! `init`: looks at this host, and writes the configuration that protects it in front of the web server as it
 //! stands. What cannot be read is a comment, not a guess.
 
-mod apache;
-mod caddy;
-mod nginx;
-mod site;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::json;
 
-use self::site::{ServedSite, comment};
 use super::output::{complain, print, say, show_json};
+use super::served::{ServedSite, comment, redirected, tool, web_servers};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
@@ -64,22 +58,18 @@ impl HostFacts {
     fn look() -> Self {
         let mut notes = Vec::new();
         let mut sites = Vec::new();
-        for (names, arguments, read) in WEB_SERVERS {
-            let Some(program) = names.iter().find_map(|name| tool(name)) else {
-                continue;
-            };
-            match run(&program, arguments).and_then(|text| read(&text)) {
+        for server in web_servers() {
+            let program = server.program.display();
+            match server.sites {
                 Ok(found) if found.is_empty() => {
-                    notes.push(format!(
-                        "{} has no site that speaks TLS.",
-                        program.display()
-                    ));
+                    notes.push(format!("{program} has no site that speaks TLS."));
                 }
                 Ok(found) => sites.extend(found),
-                Err(problem) => notes.push(format!(
-                    "What {} serves cannot be read: {problem}.",
-                    program.display()
-                )),
+                Err(problem) => {
+                    let text = format!("What {program} serves cannot be read: {problem}.");
+                    complain(&text);
+                    notes.push(text);
+                }
             }
         }
         if tool("haproxy").is_some() {
@@ -121,18 +111,11 @@ impl HostFacts {
                 ));
             }
         }
-        for (name, arguments) in [
-            ("iptables-save", ["-t", "nat"].as_slice()),
-            ("nft", ["list", "ruleset"].as_slice()),
-        ] {
-            let rules = tool(name).and_then(|program| run(&program, arguments).ok());
-            let rules = rules.unwrap_or_default();
-            for port in ports.iter().filter(|port| is_redirected(&rules, **port)) {
-                self.notes.push(format!(
-                    "A rule of {name} redirects TCP port {port} (as Docker's published ports are), before \
-                     connections are steered: these do not reach the gate. The filter covers them."
-                ));
-            }
+        for (name, port) in redirected(&ports) {
+            self.notes.push(format!(
+                "A rule of {name} redirects TCP port {port} (as Docker's published ports are), before \
+                 connections are steered: these do not reach the gate. The filter covers them."
+            ));
         }
     }
 
@@ -252,38 +235,22 @@ impl HostFacts {
     }
 }
 
-/// How the sites of a web server are read from what a tool of it prints.
-type Read = fn(&str) -> Result<Vec<ServedSite>, String>;
-
 /// What lets web servers read the visitor's address; the Caddy of Debian 12 has no option for it.
 const VISITORS_ADDRESS: [(&str, &str); 3] = [
     (
         "nginx",
-        "set_real_ip_from 127.0.0.1; set_real_ip_from ::1; real_ip_header CF-Connecting-IP;",
+        "printf 'set_real_ip_from 127.0.0.1;\\nset_real_ip_from ::1;\\nreal_ip_header CF-Connecting-IP;\\n' \
+         >/etc/nginx/conf.d/visitors-address.conf && systemctl reload nginx",
     ),
     (
         "Apache",
-        "RemoteIPHeader CF-Connecting-IP and RemoteIPInternalProxy 127.0.0.1 ::1",
+        "a2enmod remoteip && printf 'RemoteIPHeader CF-Connecting-IP\\nRemoteIPInternalProxy 127.0.0.1 ::1\\n' \
+         >/etc/apache2/conf-available/visitors-address.conf && a2enconf visitors-address && systemctl reload \
+         apache2",
     ),
     (
         "Caddy",
         "Caddy 2.6 cannot: set `client_address = \"transparent\"`, or let the application read CF-Connecting-IP",
-    ),
-];
-
-/// The web servers whose tools print what they serve: the names of the tool, what it is run with, and what
-/// reads that.
-const WEB_SERVERS: [(&[&str], &[&str], Read); 3] = [
-    (&["nginx"], &["-T"], nginx::sites),
-    (
-        &["apache2ctl", "apachectl"],
-        &["-t", "-D", "DUMP_VHOSTS"],
-        apache::sites,
-    ),
-    (
-        &["caddy"],
-        &["adapt", "--config", "/etc/caddy/Caddyfile"],
-        caddy::sites,
     ),
 ];
 
@@ -356,41 +323,6 @@ fn uplinks() -> Vec<String> {
         .collect()
 }
 
-/// Whether a rule of the firewall leads a port elsewhere.
-fn is_redirected(rules: &str, port: u16) -> bool {
-    rules.lines().any(|rule| {
-        let rule = format!("{rule} ");
-        rule.contains(&format!("dport {port} ")) && rule.to_lowercase().contains("dnat")
-    })
-}
-
-/// A program of the host's, where its packages put it.
-fn tool(name: &str) -> Option<PathBuf> {
-    let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
-    let mut places = places.iter().map(|place| Path::new(place).join(name));
-    places.find(|place| place.is_file())
-}
-
-/// What a program prints, if it ends well and in time.
-fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("timeout")
-        .arg(PATIENCE)
-        .arg(program)
-        .args(arguments)
-        .output()
-        .map_err(|error| error.to_string())?;
-    if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr);
-        // nginx names the cause before its last line.
-        let mut lines = words.lines();
-        let cause = lines.find(|line| line.starts_with("nginx: [emerg]"));
-        let last = words.lines().last();
-        let cause = cause.or(last).unwrap_or("it prints no reason");
-        return Err(cause.to_owned());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// Puts the configuration in the place of the one that the package has brought, or of none.
 fn put(target: &Path, text: &str) -> Result<(), InitError> {
     let blame = |source| InitError::Write {
@@ -447,5 +379,3 @@ const SHIPPED: &str = include_str!("../../dist/pullgate.toml");
 const HTTPS: u16 = 443;
 /// The group of the user who may do everything.
 const ROOT: u32 = 0;
-/// Seconds for a web server to look at its own configuration.
-const PATIENCE: &str = "20";

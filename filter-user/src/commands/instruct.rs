@@ -16,53 +16,28 @@ use crate::observe::log::LogLevel;
 use crate::report::Failure;
 use crate::role::Role;
 
-/// Lets roles read their configuration again, which should be this file.
+/// Lets roles read their configuration again, which is this file.
 pub(super) fn reload(
     named: &Path,
     paths: &Paths,
     only: Option<Role>,
     format: OutputFormat,
 ) -> Result<ExitCode, Failure> {
-    let named = std::path::absolute(named)?;
-    instruct(paths, only, format, |role| {
-        let client::Reloaded {
-            file,
-            waiting: mut findings,
-        } = client::reload(paths, role)?;
-        let done = match file {
-            Some(file) => {
-                if file != named {
-                    let text = format!(
-                        "this role was started with another file than {}",
-                        named.display()
-                    );
-                    findings.push(Finding::warning("other-file-reloaded", text).of(role));
-                }
-                format!("has reloaded {}", file.display())
-            }
-            None => "has reloaded its configuration".to_owned(),
-        };
-        Ok(Instructed {
-            done: Some(done),
-            findings,
-            ..Instructed::of(role)
-        })
+    instruct(paths, only, format, "reloaded", |role| {
+        client::reload(paths, role, named)
     })
 }
 
-/// Lets roles log more or less.
+/// Lets roles log more or less; those of one process have one log.
 pub(super) fn set_log_level(
     paths: &Paths,
     only: Option<Role>,
     level: LogLevel,
     format: OutputFormat,
 ) -> Result<ExitCode, Failure> {
-    instruct(paths, only, format, |role| {
-        client::set_log_level(paths, role, level)?;
-        Ok(Instructed {
-            done: Some(format!("logs at the level `{}`", level.label())),
-            ..Instructed::of(role)
-        })
+    let done = format!("its process logs at the level `{}`", level.label());
+    instruct(paths, only, format, &done, |role| {
+        client::set_log_level(paths, role, level).map(|()| Vec::new())
     })
 }
 
@@ -70,23 +45,9 @@ pub(super) fn set_log_level(
 #[derive(Debug, Serialize)]
 struct Instructed {
     role: Role,
-    /// What was done.
-    done: Option<String>,
     /// Why it was not done.
     error: Option<String>,
     findings: Vec<Finding>,
-}
-
-impl Instructed {
-    /// Nothing came of it yet.
-    fn of(role: Role) -> Self {
-        Self {
-            role,
-            done: None,
-            error: None,
-            findings: Vec::new(),
-        }
-    }
 }
 
 /// Instructs a role, or all that run; one that fails does not hold up the others.
@@ -94,7 +55,8 @@ fn instruct(
     paths: &Paths,
     only: Option<Role>,
     format: OutputFormat,
-    mut ask: impl FnMut(Role) -> Result<Instructed, ControlError>,
+    done: &str,
+    mut ask: impl FnMut(Role) -> Result<Vec<Finding>, ControlError>,
 ) -> Result<ExitCode, Failure> {
     let mut roles = Vec::from_iter(only);
     if only.is_none() {
@@ -106,18 +68,25 @@ fn instruct(
         }
     }
     if roles.is_empty() {
-        return Err(usage("no role runs, so there is none to instruct"));
+        return Err(usage(
+            "no role runs, so there is none to instruct; `pullgate status` names those that should",
+        ));
     }
     let (mut instructed, mut code) = (Vec::new(), ExitCode::SUCCESS);
     for role in roles {
-        instructed.push(ask(role).unwrap_or_else(|error| {
-            let Failure { text, status } = Failure::from(error);
-            code = ExitCode::from(status);
-            Instructed {
-                error: Some(text),
-                ..Instructed::of(role)
+        let (error, findings) = match ask(role) {
+            Ok(findings) => (None, findings),
+            Err(error) => {
+                let Failure { text, status } = Failure::from(error);
+                code = ExitCode::from(status);
+                (Some(text), Vec::new())
             }
-        }));
+        };
+        instructed.push(Instructed {
+            role,
+            error,
+            findings,
+        });
     }
     match format {
         OutputFormat::Json => show_json(&instructed)?,
@@ -126,11 +95,9 @@ fn instruct(
                 for finding in it.findings {
                     complain(&format!("warning: {finding}"));
                 }
-                if let Some(done) = it.done {
-                    say(&format!("{}: {done}", it.role.label()))?;
-                }
-                if let Some(error) = it.error {
-                    complain(&format!("pullgate: {error}"));
+                match it.error {
+                    None => say(&format!("{}: {done}", it.role.label()))?,
+                    Some(error) => complain(&format!("pullgate: {error}")),
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd;
 
 use anstyle::{AnsiColor, Effects};
 use rustix::termios::tcgetwinsize;
@@ -50,9 +51,9 @@ pub(super) fn show_report(text: &str) -> io::Result<()> {
     if !io::stdout().is_terminal() {
         return print(text.trim_end()).and_then(|()| print("\n"));
     }
-    let has_colour = std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-    let width = tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_col));
-    let wrapped = wrap(&text, if width == 0 { COLUMNS } else { width });
+    let variable = |name| std::env::var_os(name).unwrap_or_default();
+    let has_colour = variable("NO_COLOR").is_empty() && variable("TERM") != "dumb";
+    let wrapped = wrap(&text, columns(io::stdout()));
     let lines = wrapped.lines().map(|line| {
         if has_colour {
             painted(line)
@@ -63,6 +64,14 @@ pub(super) fn show_report(text: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
+/// How wide a terminal is.
+fn columns(terminal: impl AsFd) -> usize {
+    match tcgetwinsize(terminal) {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        Ok(_) | Err(_) => COLUMNS,
+    }
+}
+
 /// Breaks long lines between words; what follows is further in than the line.
 fn wrap(text: &str, width: usize) -> String {
     let wrapped = text.trim_end().lines().map(|line| {
@@ -70,6 +79,7 @@ fn wrap(text: &str, width: usize) -> String {
         let indent = " ".repeat(depth + 4);
         let options = textwrap::Options::new(width)
             .break_words(false)
+            .word_separator(textwrap::WordSeparator::AsciiSpace)
             .word_splitter(textwrap::WordSplitter::NoHyphenation)
             .subsequent_indent(&indent);
         textwrap::fill(line, options)
@@ -107,12 +117,33 @@ pub(super) fn print(text: &str) -> io::Result<()> {
 
 /// Writes a line to standard error.
 pub fn complain(text: &str) {
+    let text = harmless(text);
+    let text = if io::stderr().is_terminal() {
+        wrap(&text, columns(io::stderr()))
+    } else {
+        text
+    };
     // Nothing can be done if this fails.
-    drop(writeln!(io::stderr(), "{}", harmless(text)));
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
 /// A role that was taken over must not steer the terminal of a client.
 fn harmless(text: &str) -> String {
     let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     text.replace(is_odd, "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_break_between_words_and_paths_stay_whole() {
+        let text = "PROTECTED\n  ! a finding about /etc/pullgate/pullgate.toml:14, which is long\n";
+
+        assert_eq!(
+            wrap(text, 40),
+            "PROTECTED\n  ! a finding about\n      /etc/pullgate/pullgate.toml:14,\n      which is long"
+        );
+    }
 }

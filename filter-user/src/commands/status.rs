@@ -33,10 +33,7 @@ pub(super) fn execute(
     detail: Detail,
     format: OutputFormat,
 ) -> Result<ExitCode, Failure> {
-    let report = match load(file) {
-        Ok(config) => status(&config)?,
-        Err(error) => status_without(&salvage_paths(file), &error)?,
-    };
+    let report = report(file, &load(file))?;
     match (format, detail) {
         (OutputFormat::Json, _) => show_json(&report)?,
         (OutputFormat::Text, Detail::Brief) => show_report(&report.to_string())?,
@@ -50,6 +47,21 @@ pub(super) fn execute(
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What this host reports, by the configuration in a file or without it.
+///
+/// # Errors
+///
+/// Returns that this user may not ask.
+pub(super) fn report(
+    file: &Path,
+    loaded: &Result<Config, LoadError>,
+) -> Result<HostStatus, ControlError> {
+    match loaded {
+        Ok(config) => status(config),
+        Err(error) => status_without(&salvage_paths(file), error),
+    }
 }
 
 /// Asks every role that the configuration describes for its status.

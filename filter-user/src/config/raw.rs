@@ -55,24 +55,22 @@ fn in_plain_words(message: &str) -> String {
         other => other,
     };
     match meant(&found, expected) {
-        Some(word) => format!("{found}; did you mean `{word}`?"),
+        Some(word) => format!("{found}; did you mean `{word}`? Expected {expected}"),
         None => format!("{found}, expected {expected}"),
     }
 }
 
-/// The expected word that an unknown one is most like, if any is like it.
+/// The expected word of which an unknown one is a slip of the keys, if it is.
 fn meant<'a>(found: &str, expected: &'a str) -> Option<&'a str> {
-    let unknown = found.strip_prefix("unknown ")?.split('`').nth(1)?;
+    let unknown = found.strip_prefix("unknown field ")?.split('`').nth(1)?;
     let words = expected.split('`').skip(1).step_by(2);
-    let alike = words.map(|word| (strsim::jaro_winkler(unknown, word), word));
-    let closest = alike.max_by(|(one, _), (other, _)| one.total_cmp(other));
-    closest
-        .filter(|(likeness, _)| *likeness > LIKENESS)
-        .map(|(_, word)| word)
+    let slips = words.map(|word| (strsim::osa_distance(unknown, word), word));
+    let (slips, word) = slips.min_by_key(|(slips, _)| *slips)?;
+    (slips <= SLIPS_MAX).then_some(word)
 }
 
-/// As clap asks of options that it suggests.
-const LIKENESS: f64 = 0.8;
+/// Letters that are wrong, missing, too many or in the wrong order. One more, and `client_ca` is `client_auth`.
+const SLIPS_MAX: usize = 2;
 
 /// The path to a field without the segments that belong to `Spanned` itself.
 fn field(path: &serde_path_to_error::Path) -> String {

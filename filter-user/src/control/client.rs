@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -52,36 +52,30 @@ pub fn confirm(paths: &Paths) -> Result<(), ControlError> {
     }
 }
 
-/// What a role has read again.
-#[derive(Debug, Default)]
-pub struct Reloaded {
-    /// The file, if the role has answered once more.
-    pub file: Option<PathBuf>,
-    /// What of it waits for a restart.
-    pub waiting: Vec<Finding>,
-}
-
-/// Lets a running role read its configuration again, and returns when that is done.
+/// Lets a running role read its configuration again, which is to be the file that is named, and returns when that
+/// is done: with what waits for a restart.
 ///
 /// # Errors
 ///
-/// Returns why the role cannot be reached, what of the configuration is not used, or that it does not come
-/// to an end.
-pub fn reload(paths: &Paths, role: Role) -> Result<Reloaded, ControlError> {
+/// Returns why the role cannot be reached, that it reads another file, what of the configuration is not used, or
+/// that it does not come to an end.
+pub fn reload(paths: &Paths, role: Role, named: &Path) -> Result<Vec<Finding>, ControlError> {
+    // One that does not answer is found out below.
+    if let Ok(status) = status_if_permitted(paths, role)?
+        && !is_same_file(named, &status.config)
+    {
+        return Err(ControlError::OtherFile {
+            role,
+            reads: status.config,
+            named: named.to_owned(),
+        });
+    }
     match instruct(paths, role, &Instruction::Reload, RELOAD_TIMEOUT) {
         Ok(Ok(_)) => {
-            // It has done what it should, whether or not it answers once more.
-            let Ok(Status {
-                config: file,
-                findings: mut waiting,
-                ..
-            }) = status_if_permitted(paths, role)?
-            else {
-                return Ok(Reloaded::default());
-            };
-            waiting.retain(|finding| finding.id == "restart-needed");
-            let file = Some(file);
-            Ok(Reloaded { file, waiting })
+            let status = status_if_permitted(paths, role)?;
+            let mut findings = status.map(|status| status.findings).unwrap_or_default();
+            findings.retain(|finding| finding.id == "restart-needed");
+            Ok(findings)
         }
         Ok(Err(declined)) => {
             let (_, error, status) = declined.into_parts();
@@ -93,6 +87,13 @@ pub fn reload(paths: &Paths, role: Role) -> Result<Reloaded, ControlError> {
         }
         Err(unanswered) => Err(unanswered.into_error(paths, role)),
     }
+}
+
+/// Whether both are one file. An earlier version does not report what it reads.
+fn is_same_file(named: &Path, reads: &str) -> bool {
+    let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
+    reads.is_empty()
+        || real(named).is_ok_and(|named| real(Path::new(reads)).is_ok_and(|reads| named == reads))
 }
 
 /// Lets a running role log more or less.

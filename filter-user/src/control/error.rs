@@ -68,6 +68,18 @@ pub enum ControlError {
         /// The role.
         role: Role,
     },
+    /// A role was started with another configuration than the one that is named.
+    #[error(
+        "the {} reads {reads} and not {}; name that one: `--config {reads}`", role.label(), named.display()
+    )]
+    OtherFile {
+        /// The role.
+        role: Role,
+        /// The file that it reads.
+        reads: String,
+        /// The file that is named.
+        named: PathBuf,
+    },
     /// A role logs as before.
     #[error("log level of the {}: {error}", role.label())]
     LevelKept {
@@ -94,7 +106,10 @@ impl ExitStatus for ControlError {
             Self::NotReloaded { status, .. } => *status,
             Self::SocketForbidden { .. } => EX_NOPERM,
             Self::NotConfirmed { .. } | Self::NotDone { .. } => EX_TEMPFAIL,
-            Self::NothingHeld | Self::OtherHeld { .. } | Self::NothingOnTrial => EX_USAGE,
+            Self::NothingHeld
+            | Self::OtherFile { .. }
+            | Self::OtherHeld { .. }
+            | Self::NothingOnTrial => EX_USAGE,
             Self::Socket { .. }
             | Self::LevelKept { .. }
             | Self::NoRangesRole { .. }

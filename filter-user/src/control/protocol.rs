@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -19,9 +18,9 @@ pub struct Status {
     pub version: String,
     /// Process id.
     pub pid: u32,
-    /// The file that its configuration was read from.
+    /// The file that its configuration was read from, as it is printed.
     #[serde(default)]
-    pub config: PathBuf,
+    pub config: String,
     /// The roles that its configuration describes.
     #[serde(default)]
     pub described: Vec<Role>,

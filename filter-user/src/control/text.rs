@@ -49,7 +49,7 @@ impl Display for HostStatus {
                 filter.fmt(f)?;
             }
             for (name, value) in shown(role) {
-                writeln!(f, "  {value:>12} {name}")?;
+                writeln!(f, "  {value:>12}  {}", in_words(name))?;
             }
             if !role.refusals.is_empty() {
                 writeln!(f, "  last refusal for each reason")?;
@@ -159,6 +159,18 @@ fn shown(role: &Status) -> impl Iterator<Item = (&str, f64)> {
     let counters = role.metrics.iter();
     let counters = counters.filter(move |(name, value)| **value != 0.0 && is_shown(name));
     counters.map(|(name, value)| (name.as_str(), *value))
+}
+
+/// A counter's name without what all names have, and its labels' values: `connections shop.example Relayed`.
+fn in_words(name: &str) -> String {
+    let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+    let parts = name.strip_prefix("pullgate_").unwrap_or(name);
+    let parts = parts.strip_suffix("_total").unwrap_or(parts);
+    let (_role, what) = parts.split_once('_').unwrap_or(("", parts));
+    let values = labels.split('"').skip(1).step_by(2);
+    let words = [what.replace('_', " ")].into_iter();
+    let words = words.chain(values.map(str::to_owned));
+    words.collect::<Vec<_>>().join("  ")
 }
 
 impl Display for RefusalStatus {

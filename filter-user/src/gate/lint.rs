@@ -9,7 +9,7 @@ use super::tls::credentials::{GATE_GROUP, obstacle, service_groups};
 use super::tls::policy::{Policies, Policy, UpstreamH2};
 use super::tls::validity::seconds;
 use crate::config::{
-    ClientAuth, CrlExpired, GateSettings, HostSettings, Name, Place, Target, Trust,
+    ClientAuth, CrlExpired, GateSettings, HostSettings, Name, Place, ProxyProtocol, Target, Trust,
 };
 use crate::host::file;
 use crate::observe::{Finding, Severity};
@@ -20,6 +20,28 @@ fn lint(id: &'static str, place: &Place, text: impl Into<String>) -> Finding {
     Finding::warning(id, text).at(place)
 }
 
+/// A web server that gets another PROXY header than it expects: it refuses every request.
+pub(super) fn header_mismatch(host: &HostSettings, expected: ProxyProtocol) -> Finding {
+    let word = |header| match header {
+        ProxyProtocol::None => "\"none\"",
+        ProxyProtocol::V1 => "\"v1\"",
+        ProxyProtocol::V2 => "\"v2\"",
+    };
+    let upstream = &host.upstream.value;
+    let (sent, expected) = (word(host.proxy_protocol), word(expected));
+    let text = format!(
+        "{upstream} refuses requests with `proxy_protocol = {sent}` (error 400, or no answer), and serves with \
+         {expected}: every visitor sees an error"
+    );
+    let place = host.place().of("gate.host.proxy_protocol");
+    Finding::error("proxy-header-mismatch", text)
+        .at(place)
+        .remedy(format!(
+            "write `proxy_protocol = {expected}`, or change what the web server expects (nginx: `listen … \
+             proxy_protocol`)"
+        ))
+}
+
 /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are
 /// offered what is left, for Cloudflare answers its visitors with error 520 otherwise.
 fn h2(host: &HostSettings, policy: &Policy) -> Option<Finding> {
@@ -27,6 +49,8 @@ fn h2(host: &HostSettings, policy: &Policy) -> Option<Finding> {
     let place = host.place().of("gate.host.alpn");
     Some(match policy.upstream_h2() {
         UpstreamH2::Spoken | UpstreamH2::Unasked => return None,
+        // What the file does not ask for is not missed.
+        UpstreamH2::NotSpoken if !host.has_alpn => return None,
         UpstreamH2::NotSpoken => {
             let text = format!("{upstream} does not speak HTTP/2, so \"h2\" is not offered");
             lint("h2-not-spoken", &place, text)
@@ -151,7 +175,7 @@ pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -
     let served: Vec<(&HostSettings, &Policy)> = served.collect();
     let mut lints = Vec::new();
     for (host, policy) in &served {
-        if host.has_alpn && policy.would_offer_h2() {
+        if policy.would_offer_h2() {
             lints.extend(h2(host, policy));
         }
         lints.extend(trust(host));

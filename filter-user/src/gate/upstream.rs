@@ -145,10 +145,10 @@ impl Dialer {
     pub(super) fn speaks_h2(&self) -> io::Result<bool> {
         let deadline = Instant::now() + PROBE_TIMEOUT;
         let Some(encryption) = &self.encryption else {
-            return ask_for_settings(&mut self.open(deadline)?);
+            return ask_for_settings(&mut self.open(self.proxy_protocol, deadline)?);
         };
         for name in &encryption.asked_names {
-            let mut stream = self.open(deadline)?;
+            let mut stream = self.open(self.proxy_protocol, deadline)?;
             let config = encryption.offering(Some(H2));
             let session = ClientConnection::new(config, name.clone());
             let mut session = session.map_err(io::Error::other)?;
@@ -165,6 +165,41 @@ impl Dialer {
             }
         }
         Ok(!encryption.asked_names.is_empty())
+    }
+
+    /// The PROXY header that the web server does expect, if it refuses a request behind the one that is
+    /// configured, or behind none. Looked at for clear text; blocks as [`Self::speaks_h2`] does, for each try.
+    pub(super) fn expected_header(&self, name: &str) -> Option<ProxyProtocol> {
+        if self.encryption.is_some() {
+            return None;
+        }
+        let serves = |header| self.serves_behind(header, name);
+        // One that does not answer at all is reported elsewhere.
+        if serves(self.proxy_protocol).unwrap_or(true) {
+            return None;
+        }
+        let others = match self.proxy_protocol {
+            ProxyProtocol::None => [ProxyProtocol::V2, ProxyProtocol::V1],
+            ProxyProtocol::V1 => [ProxyProtocol::None, ProxyProtocol::V2],
+            ProxyProtocol::V2 => [ProxyProtocol::None, ProxyProtocol::V1],
+        };
+        others
+            .into_iter()
+            .find(|header| serves(*header) == Some(true))
+    }
+
+    /// Whether a request is answered by anything but 400 behind such a header; none, if nothing can be asked.
+    fn serves_behind(&self, header: ProxyProtocol, name: &str) -> Option<bool> {
+        let mut stream = self.open(header, Instant::now() + PROBE_TIMEOUT).ok()?;
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: {name}\r\nUser-Agent: pullgate-check\r\nConnection: close\r\n\r\n"
+        );
+        // RFC 9112 §4: `HTTP/1.1 400`.
+        let mut status = [0; 12];
+        let answered = stream
+            .write_all(request.as_bytes())
+            .and_then(|()| stream.read_exact(&mut status));
+        Some(answered.is_ok() && status.starts_with(b"HTTP/1.") && !status.ends_with(b" 400"))
     }
 
     /// Where a connection with these addresses is relayed to.
@@ -186,8 +221,8 @@ impl Dialer {
         }
     }
 
-    /// Connects to the upstream with no client's word.
-    fn open(&self, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
+    /// Connects to the upstream with no client's word, behind such a header.
+    fn open(&self, header: ProxyProtocol, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let addresses = ConnectionAddrs {
@@ -207,7 +242,7 @@ impl Dialer {
                 Box::new(DeadlineStream { stream, deadline })
             }
         };
-        match self.proxy_protocol {
+        match header {
             ProxyProtocol::None => {}
             ProxyProtocol::V1 => stream.write_all(proxy::V1_UNKNOWN)?,
             ProxyProtocol::V2 => stream.write_all(&proxy::V2_LOCAL)?,

@@ -4,18 +4,11 @@
 //! and a line is what `journalctl` shows.
 
 use std::fmt::{Debug, Write as _};
-use std::fs::File;
-use std::io::{self, IoSlice, Write as _};
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
-};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -50,36 +43,18 @@ impl Journal {
         Ok(Self { socket, path, lost })
     }
 
-    fn send(&self, message: &[u8]) -> io::Result<()> {
-        match self.socket.send_to(message, &self.path) {
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => self.send_large(message),
+    fn send(&self, entry: &JournalEntry, priority: &str, target: &str) -> io::Result<()> {
+        let sent = self
+            .socket
+            .send_to(&entry.message(priority, target), &self.path);
+        match sent {
+            // More than `net.core.wmem_max`: the line alone, as much of it as a reader bears.
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                let cut = entry.cut().message(priority, target);
+                self.socket.send_to(&cut, &self.path).map(drop)
+            }
             sent => sent.map(drop),
         }
-    }
-
-    /// Sends what no datagram has room for (`net.core.wmem_max`): in a file in memory that cannot change any more.
-    fn send_large(&self, message: &[u8]) -> io::Result<()> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("pullgate-journal", flags)?;
-        File::from(file.try_clone()?).write_all(message)?;
-        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-        fcntl_add_seals(&file, seals)?;
-        let files = [file.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
-            return Err(io::Error::other("no room for a descriptor"));
-        }
-        let journal = SocketAddrUnix::new(&self.path)?;
-        let nothing = [IoSlice::new(&[])];
-        sendmsg_addr(
-            &self.socket,
-            &journal,
-            &nothing,
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )?;
-        Ok(())
     }
 }
 
@@ -87,25 +62,16 @@ impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut entry = JournalEntry::default();
         event.record(&mut entry);
-        let JournalEntry {
-            mut line,
-            mut message,
-        } = entry;
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            match write!(line, " ({lost} lines before it were lost)") {
+            // Writing to a string does not fail.
+            match write!(entry.line, " ({lost} lines before it were lost)") {
                 Ok(_) | Err(_) => {}
             }
         }
-        append(&mut message, "MESSAGE", &line);
-        append(
-            &mut message,
-            "PRIORITY",
-            priority(*event.metadata().level()),
-        );
-        append(&mut message, "SYSLOG_IDENTIFIER", "pullgate");
-        append(&mut message, "TARGET", event.metadata().target());
-        if self.send(&message).is_err() {
+        let metadata = event.metadata();
+        let sent = self.send(&entry, priority(*metadata.level()), metadata.target());
+        if sent.is_err() {
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }
@@ -115,10 +81,30 @@ impl<S: Subscriber> Layer<S> for Journal {
 #[derive(Default)]
 struct JournalEntry {
     line: String,
-    message: Vec<u8>,
+    fields: Vec<u8>,
 }
 
 impl JournalEntry {
+    /// The entry as the journal takes it.
+    fn message(&self, priority: &str, target: &str) -> Vec<u8> {
+        let mut message = self.fields.clone();
+        append(&mut message, "MESSAGE", &self.line);
+        append(&mut message, "PRIORITY", priority);
+        append(&mut message, "SYSLOG_IDENTIFIER", "pullgate");
+        append(&mut message, "TARGET", target);
+        message
+    }
+
+    /// The beginning of the line, without the fields.
+    fn cut(&self) -> Self {
+        let end = self.line.floor_char_boundary(LINE_MAX);
+        let rest = self.line.len() - end;
+        Self {
+            line: format!("{} … ({rest} bytes more)", &self.line[..end]),
+            fields: Vec::new(),
+        }
+    }
+
     fn add(&mut self, field: &Field, value: &str, shown: &dyn Debug) {
         if field.name() == "message" {
             self.line.insert_str(0, value);
@@ -133,7 +119,7 @@ impl JournalEntry {
             Ok(_) | Err(_) => {}
         }
         let name = format!("F_{}", field.name().to_uppercase().replace('.', "_"));
-        append(&mut self.message, &name, value);
+        append(&mut self.fields, &name, value);
     }
 }
 
@@ -166,12 +152,11 @@ fn priority(level: Level) -> &'static str {
     }
 }
 
+/// Bytes of a line that stands for an entry without room.
+const LINE_MAX: usize = 16 << 10;
+
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-
-    use rustix::fs::fcntl_get_seals;
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
@@ -219,33 +204,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_for_a_datagram_is_in_a_file() {
+    fn what_is_too_large_for_a_datagram_is_cut() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let journald = UnixDatagram::bind(&path).unwrap();
         let subscriber = tracing_subscriber::registry().with(Journal::at(path).unwrap());
         assert_eq!(journald.recv(&mut [0; 16]).unwrap(), 0);
-        let long = "x".repeat(4 << 20);
+        let long = "ä".repeat(4 << 20);
 
-        tracing::subscriber::with_default(subscriber, || tracing::info!(long, "large"));
+        tracing::subscriber::with_default(subscriber, || tracing::warn!(long, "large"));
 
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(&journald, &mut [], &mut ancillary, RecvFlags::empty()).unwrap();
-        assert_eq!(received.bytes, 0);
-        let Some(RecvAncillaryMessage::ScmRights(mut files)) = ancillary.drain().next() else {
-            panic!("no descriptor");
-        };
-        let file = files.next().unwrap();
-        let seals = fcntl_get_seals(&file).unwrap();
-        assert!(seals.contains(SealFlags::SEAL | SealFlags::WRITE));
-        let mut entry = Vec::new();
-        let mut file = File::from(file);
-        file.seek(SeekFrom::Start(0)).unwrap();
-        file.read_to_end(&mut entry).unwrap();
-        let entry = String::from_utf8_lossy(&entry);
-        assert!(entry.contains(&long));
-        assert!(entry.contains("\nSYSLOG_IDENTIFIER\n"));
+        let mut entry = vec![0; 1 << 20];
+        let length = journald.recv(&mut entry).unwrap();
+        let entry = String::from_utf8_lossy(&entry[..length]);
+        assert!(length < 2 * LINE_MAX, "{length}");
+        assert!(entry.contains("large long=\"ää"), "{entry}");
+        assert!(entry.contains(" bytes more)"));
+        assert!(entry.contains("PRIORITY\n"));
     }
 
     #[test]

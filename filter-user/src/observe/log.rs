@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tracing::info;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -141,7 +142,23 @@ pub fn set_level(level: LogLevel) -> Result<(), reload::Error> {
         return Ok(());
     };
     let directives = level.directives(&current.at_start);
-    current.filter.reload(EnvFilter::new(directives))
+    // By the level that lets it through, before or after.
+    let is_logged = tracing::enabled!(tracing::Level::INFO);
+    let announce = || {
+        info!(
+            id = "log-level-changed",
+            level = directives,
+            "the level of the log changes"
+        )
+    };
+    if is_logged {
+        announce();
+    }
+    current.filter.reload(EnvFilter::new(directives))?;
+    if !is_logged {
+        announce();
+    }
+    Ok(())
 }
 
 /// The directives of the level, if it is not that of the start.

@@ -75,7 +75,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// Another process listens there.
-    #[error("cannot listen on {address}; `pullgate check` names the process that does")]
+    #[error("cannot listen on {address}, where another process listens; `pullgate check` names it")]
     PortTaken {
         /// The address.
         address: SocketAddr,

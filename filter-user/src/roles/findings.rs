@@ -346,6 +346,6 @@ pub(super) fn monitor() -> Finding {
 }
 
 /// <https://developers.cloudflare.com/fundamentals/reference/network-ports/>
-const PROXIED_PORTS: [u16; 13] = [
+pub(crate) const PROXIED_PORTS: [u16; 13] = [
     80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,
 ];

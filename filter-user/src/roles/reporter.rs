@@ -80,7 +80,7 @@ impl Reporter {
             role,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            config: supervisor.file().to_owned(),
+            config: supervisor.file().display().to_string(),
             described: config.roles(),
             enforcing: is_enforcing,
             admits,

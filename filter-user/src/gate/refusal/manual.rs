@@ -22,6 +22,42 @@ impl Refusal {
         self.entry().advice
     }
 
+    /// The error of Cloudflare's that a visitor sees for it; none for what is no visitor's.
+    ///
+    /// developers.cloudflare.com/support, "Cloudflare 5xx errors": 525 is a failed handshake. With TLS 1.3 a
+    /// certificate is refused after the client's side of it has ended, and Cloudflare lists that under 520.
+    #[must_use]
+    pub fn visitor_sees(self) -> Option<&'static str> {
+        match self {
+            Self::NotListed
+            | Self::Denied
+            | Self::Plaintext
+            | Self::Closed
+            | Self::Timeout(Phase::Handshake | Phase::Hello | Phase::ProxyHeader) => None,
+            Self::NoServerName
+            | Self::UnknownServerName
+            | Self::NoSharedProtocol
+            | Self::Protocol
+            | Self::BadProxyHeader => Some("525"),
+            Self::RefusedByClient => Some("526"),
+            Self::Timeout(Phase::Upstream) | Self::Upstream(_) => Some("520"),
+            Self::NoCertificate
+            | Self::SharedCertificate
+            | Self::UnknownIssuer
+            | Self::PinMismatch
+            | Self::Expired
+            | Self::NotYetValid
+            | Self::WrongUsage
+            | Self::BadCertificate(_)
+            | Self::BadSignature
+            | Self::Revoked
+            | Self::CrlExpired
+            | Self::CrlMissing
+            | Self::HostUnavailable
+            | Self::TooMany(_) => Some("520 or 525"),
+        }
+    }
+
     /// A command on the host that shows the cause: `client.pem` is the certificate at Cloudflare, `our-ca.pem`
     /// what signed it.
     #[must_use]
@@ -319,8 +355,8 @@ impl Refusal {
             Self::Upstream(UpstreamFault::Broken) => entry(
                 "UpstreamBroken",
                 "the web server hung up on a request without an answer",
-                "does the web server expect the PROXY header of `proxy_protocol`? One that \
-                 expects none hangs up, or answers 400",
+                "does the web server expect the PROXY header that `proxy_protocol` sends, or none if \
+                 that is \"none\"? `pullgate check` asks it both ways",
             ),
             Self::Upstream(UpstreamFault::Tls) => entry(
                 "UpstreamTls",

@@ -144,7 +144,7 @@ fn word(value: c_int) -> u64 {
 }
 
 /// What the runtime, its threads, files, sockets and clocks take.
-const COMMON: [c_long; 103] = [
+const COMMON: [c_long; 102] = [
     // Memory and threads.
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -204,8 +204,6 @@ const COMMON: [c_long; 103] = [
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_fcntl,
-    // Entries that the journal has no datagram for.
-    libc::SYS_memfd_create,
     libc::SYS_pipe2,
     libc::SYS_eventfd2,
     libc::SYS_epoll_create1,

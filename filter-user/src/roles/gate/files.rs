@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{GateRole, settings};
 use crate::config::{Config, GateSettings};
@@ -104,10 +104,12 @@ pub(super) fn file_ids(settings: &GateSettings) -> Vec<Option<FileId>> {
 
 fn watch_files(settings: &GateSettings) -> Option<FileWatch> {
     let unwatched = |error: &_| {
-        warn!(
+        // A directory for keys may be entered and not listed, as Debian's is.
+        info!(
             id = "files-not-watched",
             %error,
-            "the gate's files are not watched: send SIGHUP when they change"
+            "not all directories of the gate's files can be watched: changes there are found within {} s",
+            LOOK_AGAIN.as_secs()
         );
     };
     FileWatch::new(&settings.files())

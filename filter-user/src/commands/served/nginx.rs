@@ -78,6 +78,11 @@ fn site(server: &Directive, http: &[Directive], directory: &Path) -> Option<Serv
         }
         site.certificates.push((path(&certificate), path(&key)));
     }
+    // ngx_http_ssl_module: tickets are on, and the cache is `none`, where nothing is said.
+    let has_tickets = one("ssl_session_tickets").is_none_or(|word| word != "off");
+    let cache = one("ssl_session_cache");
+    let has_cache = cache.is_some_and(|word| word != "none" && word != "off");
+    site.resumes_sessions = Some(has_tickets || has_cache);
     let verifies = one("ssl_verify_client");
     site.verifies = verifies.as_deref() == Some("on");
     if let Some("on" | "optional") = verifies.as_deref() {

@@ -7,28 +7,30 @@ use crate::config::HTTP_PORTS;
 
 /// A site that speaks TLS, of whatever web server.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct ServedSite {
+pub(in crate::commands) struct ServedSite {
     /// The file and line where it is configured.
-    pub(super) place: String,
+    pub(in crate::commands) place: String,
     /// The names that it serves, as `gate.host` takes them.
-    pub(super) names: Vec<String>,
+    pub(in crate::commands) names: Vec<String>,
     /// Names of it that `gate.host` does not take.
-    pub(super) other_names: Vec<String>,
+    pub(in crate::commands) other_names: Vec<String>,
     /// Its certificates, each with its key.
-    pub(super) certificates: Vec<(PathBuf, PathBuf)>,
+    pub(in crate::commands) certificates: Vec<(PathBuf, PathBuf)>,
     /// Where it listens.
-    pub(super) listens: Vec<Listen>,
+    pub(in crate::commands) listens: Vec<Listen>,
     /// Whether it refuses clients without a certificate today.
-    pub(super) verifies: bool,
+    pub(in crate::commands) verifies: bool,
+    /// Whether it resumes TLS sessions, as far as its configuration says.
+    pub(in crate::commands) resumes_sessions: Option<bool>,
     /// The CAs that it verifies clients' certificates by.
-    pub(super) authority: Option<PathBuf>,
+    pub(in crate::commands) authority: Option<PathBuf>,
     /// Whether it resumes sessions of other sites, or anything else that the operator has to look at.
-    pub(super) notes: Vec<String>,
+    pub(in crate::commands) notes: Vec<String>,
 }
 
 /// Where a site listens for TLS.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Listen {
+pub(in crate::commands) enum Listen {
     /// On this port of every address.
     Every(u16),
     /// On this port of one address.
@@ -37,13 +39,13 @@ pub(super) enum Listen {
 
 impl Listen {
     /// From `address:port`, where an IPv6 address is in brackets, and `*` or nothing stands for all.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(in crate::commands) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         Self::on(host, port.parse().ok()?)
     }
 
     /// On a port of what is before it in such a word; none, where a name stands whose address is not known.
-    pub(super) fn on(host: &str, port: u16) -> Option<Self> {
+    pub(in crate::commands) fn on(host: &str, port: u16) -> Option<Self> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let address = match host {
             "" | "*" | "_default_" => return Some(Self::Every(port)),
@@ -57,7 +59,7 @@ impl Listen {
         })
     }
 
-    pub(super) fn port(self) -> u16 {
+    pub(in crate::commands) fn port(self) -> u16 {
         match self {
             Self::Every(port) => port,
             Self::One(address) => address.port(),
@@ -80,7 +82,7 @@ impl Listen {
 
 impl ServedSite {
     /// Takes the names that `gate.host` takes, each once, and keeps the others apart.
-    pub(super) fn name(&mut self, names: impl IntoIterator<Item = String>) {
+    pub(in crate::commands) fn name(&mut self, names: impl IntoIterator<Item = String>) {
         for name in names {
             let name = name.to_ascii_lowercase();
             let kept = if takes(&name) {
@@ -95,7 +97,7 @@ impl ServedSite {
     }
 
     /// Its `[[gate.host]]`; in comments, if the gate cannot serve it as it is.
-    pub(super) fn host(&self) -> String {
+    pub(in crate::commands) fn host(&self) -> String {
         let mut text = format!("\n{}", comment(&self.place));
         for name in &self.other_names {
             text.push_str(&comment(&format!(
@@ -114,7 +116,7 @@ impl ServedSite {
     }
 
     /// Why no `[[gate.host]]` can be written for it.
-    pub(super) fn problem(&self) -> Option<&'static str> {
+    pub(in crate::commands) fn problem(&self) -> Option<&'static str> {
         if self.listens.iter().all(|listen| listen.is_private()) {
             return Some("this host alone reaches it");
         }
@@ -186,7 +188,7 @@ impl ServedSite {
     }
 
     /// The address that it listens on, if none of loopback reaches it.
-    pub(super) fn only_address(&self) -> Option<SocketAddr> {
+    pub(in crate::commands) fn only_address(&self) -> Option<SocketAddr> {
         if self.listens.iter().any(|listen| listen.is_on_loopback()) {
             return None;
         }
@@ -217,12 +219,12 @@ fn paths(all: &[PathBuf]) -> String {
 }
 
 /// A line of comment: what a web server's configuration says may hold line ends.
-pub(super) fn comment(text: &str) -> String {
+pub(in crate::commands) fn comment(text: &str) -> String {
     let is_odd = |c: char| c.is_control();
     format!("# {}\n", text.replace(is_odd, "\u{fffd}"))
 }
 
 /// A TOML string.
-pub(super) fn quoted(text: &str) -> String {
+pub(in crate::commands) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }

@@ -1,0 +1,224 @@
+//! `doctor`: every question that can be asked on this host, what was looked at, and what to do about each answer.
+//!
+//! The answers are findings: those of the roles that run, those of a check, and some that only this command asks
+//! for, as they take a web server's own tools. What has none is in order.
+
+mod host;
+mod questions;
+mod visitors;
+mod web_server;
+
+use std::fmt::{self, Display, Formatter};
+use std::path::Path;
+use std::process::ExitCode;
+
+use rustix::process::geteuid;
+use serde::Serialize;
+
+use self::questions::{QUESTIONS, Question, Subject};
+use super::output::{show_json, show_report};
+use super::{check, status};
+use crate::cli::OutputFormat;
+use crate::config::{Config, load};
+use crate::control::protocol::HostStatus;
+use crate::observe::{Finding, Severity};
+use crate::report::{EX_NOPERM, Failure, chain};
+
+/// What was found on this host.
+#[derive(Debug, Serialize)]
+struct Examination {
+    checks: Vec<Check>,
+}
+
+/// The answer to one question.
+#[derive(Debug, Serialize)]
+struct Check {
+    /// Stays the same from version to version.
+    id: &'static str,
+    /// What is so if it is in order.
+    about: &'static str,
+    /// Whether who knows the answer has given it.
+    answered: bool,
+    /// What was looked at.
+    seen: String,
+    /// What is not right.
+    findings: Vec<Finding>,
+}
+
+impl Check {
+    /// How bad its worst finding is; none, if it is in order.
+    fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|it| it.severity).max()
+    }
+}
+
+/// How a finding, or the lack of any, is shown.
+fn mark(worst: Option<Severity>) -> char {
+    match worst {
+        None => '✓',
+        Some(Severity::Warning) => '!',
+        Some(Severity::Error) => '✗',
+    }
+}
+
+/// What the host shows: the configuration, and what the roles report.
+struct Facts {
+    /// None, if it cannot be used.
+    config: Option<Config>,
+    report: HostStatus,
+}
+
+/// Asks all of it, and prints the answers.
+pub(super) fn execute(file: &Path, format: OutputFormat) -> Result<ExitCode, Failure> {
+    if !geteuid().is_root() {
+        return Err(Failure {
+            text: "processes, keys and the web server's configuration are root's to look at; run it as root"
+                .to_owned(),
+            status: EX_NOPERM,
+        });
+    }
+    let examination = examine(file)?;
+    match format {
+        OutputFormat::Json => show_json(&examination)?,
+        OutputFormat::Text => show_report(&examination.to_string())?,
+    }
+    let mut checks = examination.checks.iter();
+    Ok(
+        if checks.any(|check| check.worst() == Some(Severity::Error)) {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        },
+    )
+}
+
+fn examine(file: &Path) -> Result<Examination, Failure> {
+    let loaded = load(file);
+    let report = status::report(file, &loaded)?;
+    let mut findings = report.findings.clone();
+    if let Err(error) = &loaded {
+        // What runs goes on, so that `status` only warns of it.
+        findings.retain(|finding| finding.id != "configuration-unusable");
+        findings.push(Finding::error("configuration-unusable", chain(error)));
+    }
+    let config = loaded.ok();
+    if let Some(config) = &config {
+        findings.extend(host::findings(config, &report));
+        findings.extend(visitors::findings(config, &report));
+        findings.extend(web_server::findings(config));
+        // Last of all: it gives up the power to look.
+        match check::check(config, None) {
+            Ok(checked) => {
+                findings.extend(checked.findings);
+                findings.extend(checked.failures);
+            }
+            Err(error) => findings.push(Finding::error("start-refused", chain(&error))),
+        }
+    }
+    let facts = Facts { config, report };
+    Ok(Examination {
+        checks: sort_in(findings, &facts),
+    })
+}
+
+/// Each finding once, under the question that it answers.
+fn sort_in(findings: Vec<Finding>, facts: &Facts) -> Vec<Check> {
+    let mut once: Vec<Finding> = Vec::new();
+    for finding in findings {
+        // A role that runs may say the same as a look from here.
+        let is_known = |known: &Finding| known.id == finding.id && known.text == finding.text;
+        if !once.iter().any(is_known) {
+            once.push(finding);
+        }
+    }
+    let asked = QUESTIONS.iter().filter(|question| applies(question, facts));
+    let mut checks: Vec<_> = asked
+        .map(|question| {
+            let belongs = |finding: &mut Finding| question.findings.contains(&finding.id.as_ref());
+            Check {
+                id: question.id,
+                about: question.about,
+                answered: question.answered_by.is_there(&facts.report),
+                seen: question.subject.seen(question.id, facts),
+                findings: once.extract_if(.., belongs).collect(),
+            }
+        })
+        .collect();
+    // None is lost, wherever it comes from.
+    if !once.is_empty() {
+        checks.push(Check {
+            id: "others",
+            about: "nothing else is reported",
+            answered: true,
+            seen: String::new(),
+            findings: once,
+        });
+    }
+    checks
+}
+
+fn applies(question: &Question, facts: &Facts) -> bool {
+    let Some(config) = &facts.config else {
+        return ["configuration", "roles"].contains(&question.id);
+    };
+    match question.subject {
+        Subject::Pullgate | Subject::Host | Subject::Ranges => true,
+        Subject::Filter => config.live.filter.is_some(),
+        Subject::Gate => config.live.gate.is_some(),
+        Subject::Steering => config.boot.steer,
+        Subject::WebServer => config.live.gate.is_none(),
+    }
+}
+
+impl Display for Examination {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for check in &self.checks {
+            let Check {
+                id,
+                about,
+                answered,
+                seen,
+                findings,
+            } = check;
+            let shown = match check.worst() {
+                None if !answered => '?',
+                worst => mark(worst),
+            };
+            writeln!(f, "  {shown} {id:<15} {about}")?;
+            if !answered {
+                writeln!(
+                    f,
+                    "                    not known: no role answers that could say"
+                )?;
+            }
+            if !seen.is_empty() {
+                writeln!(f, "                    {seen}")?;
+            }
+            for finding in findings {
+                let bare = Finding {
+                    remedy: String::new(),
+                    ..finding.clone()
+                };
+                writeln!(f, "      {} {bare}", mark(Some(finding.severity)))?;
+                if !finding.remedy.is_empty() {
+                    writeln!(f, "        → {}", finding.remedy)?;
+                }
+            }
+        }
+        let count = |worst, answered| {
+            let alike = self.checks.iter();
+            alike
+                .filter(|it| it.worst() == worst && it.answered == answered)
+                .count()
+        };
+        let either = |worst| count(Some(worst), true) + count(Some(worst), false);
+        writeln!(
+            f,
+            "\n{} in order, {} could be better, {} wrong, {} not known",
+            count(None, true),
+            either(Severity::Warning),
+            either(Severity::Error),
+            count(None, false)
+        )
+    }
+}

@@ -1,0 +1,176 @@
+//! What of this host is no role's: its kernel's settings, its interfaces' queues, and its service manager.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::commands::served::{redirected, run, tool};
+use crate::config::{Config, FilterSettings};
+use crate::control::protocol::HostStatus;
+use crate::host::netlink;
+use crate::observe::Finding;
+use crate::role::Role;
+use crate::roles::findings::PROXIED_PORTS;
+
+pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(kernel(config));
+    findings.extend(queues(report));
+    findings.extend(units(config));
+    if let Some(filter) = &config.live.filter {
+        findings.extend(redirections(filter));
+        findings.extend(missing_destinations(filter));
+    }
+    findings
+}
+
+/// tcp(7), and Documentation/networking/ip-sysctl.rst. What the kernel does not show is no reason to warn.
+fn kernel(config: &Config) -> Vec<Finding> {
+    let setting = |name: &str| {
+        let text = fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok()?;
+        text.trim().parse::<u32>().ok()
+    };
+    let mut findings = Vec::new();
+    if setting("ipv4/tcp_syncookies") == Some(0) {
+        findings.push(
+            Finding::warning(
+                "syncookies-off",
+                "`net.ipv4.tcp_syncookies` is 0: under a flood of forged SYNs, Cloudflare's are lost too",
+            )
+            .remedy("`sysctl -w net.ipv4.tcp_syncookies=1`, and the same line in /etc/sysctl.d/"),
+        );
+    }
+    let longest = setting("core/somaxconn").filter(|longest| *longest < BACKLOG);
+    if let (Some(longest), Some(_)) = (longest, &config.live.gate) {
+        let text = format!(
+            "`net.core.somaxconn` is {longest}: that many connections wait for the gate, instead of {BACKLOG}"
+        );
+        findings.push(Finding::warning("backlog-short", text).remedy(format!(
+            "`sysctl -w net.core.somaxconn={BACKLOG}`, and the same line in /etc/sysctl.d/"
+        )));
+    }
+    findings
+}
+
+/// Interfaces whose packets one processor receives, where that costs most: with generic XDP.
+fn queues(report: &HostStatus) -> Vec<Finding> {
+    let filters = report.roles.iter().filter_map(|role| role.filter.as_ref());
+    let interfaces = filters.flat_map(|filter| &filter.interfaces);
+    let generic = interfaces.filter(|interface| interface.mode == "generic");
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let findings = generic.filter_map(|interface| {
+        let name = &interface.name;
+        let queues = format!("/sys/class/net/{name}/queues");
+        let queues = fs::read_dir(queues).ok()?.flatten();
+        let receiving: Vec<_> = queues
+            .filter(|queue| queue.file_name().as_encoded_bytes().starts_with(b"rx-"))
+            .collect();
+        let is_spread = receiving.iter().any(|queue| {
+            let mask = fs::read_to_string(queue.path().join("rps_cpus")).unwrap_or_default();
+            mask.contains(|c: char| c.is_ascii_hexdigit() && c != '0')
+        });
+        if receiving.len() != 1 || is_spread || processors == 1 {
+            return None;
+        }
+        let text = format!(
+            "`{name}` has one receive queue, and its packets are not spread over the {processors} processors: \
+             generic XDP judges all of them on one"
+        );
+        Some(Finding::warning("one-processor-receives", text).remedy(format!(
+            "`echo ffffffff >/sys/class/net/{name}/queues/rx-0/rps_cpus` (Receive Packet Steering)"
+        )))
+    });
+    findings.collect()
+}
+
+/// Roles that systemd does not start at the next boot.
+fn units(config: &Config) -> Vec<Finding> {
+    let Some(program) = tool("systemctl") else {
+        return Vec::from([Finding::warning(
+            "units-unknown",
+            "there is no systemctl: who starts the roles at the next boot?",
+        )]);
+    };
+    let mut findings = Vec::new();
+    for role in config.roles() {
+        if role == Role::Ranges && config.live.ranges.sources.is_empty() {
+            continue;
+        }
+        let unit = format!("pullgate-{}.service", role.label());
+        let property = ["show", "--value", "--property", "UnitFileState", &unit];
+        match run(&program, &property).as_deref().map(str::trim) {
+            Ok("enabled" | "enabled-runtime" | "static" | "generated") => {}
+            Ok("") => findings.push(Finding::warning(
+                "units-unknown",
+                format!("systemd has no {unit}: who starts the role at the next boot?"),
+            )),
+            Ok(state) => findings.push(
+                Finding::warning(
+                    "unit-not-enabled",
+                    format!("{unit} is {state}: the role does not come back at the next boot"),
+                )
+                .remedy(format!("`systemctl enable {unit}`")),
+            ),
+            Err(error) => findings.push(Finding::warning(
+                "units-unknown",
+                format!("systemd cannot be asked for {unit} ({error})"),
+            )),
+        }
+    }
+    findings
+}
+
+/// Ports that a firewall leads elsewhere, which the filter does not judge.
+fn redirections(filter: &FilterSettings) -> Vec<Finding> {
+    let ports: BTreeSet<_> = PROXIED_PORTS
+        .into_iter()
+        .filter(|port| !filter.ports.contains(port))
+        .collect();
+    let findings = redirected(&ports).into_iter().map(|(name, port)| {
+        let text = format!(
+            "a rule of {name} redirects TCP port {port} (as Docker's published ports are), which Cloudflare \
+             proxies and `filter.ports` does not name: strangers reach what is behind it"
+        );
+        Finding::warning("port-redirected", text).remedy("add it to `filter.ports`")
+    });
+    findings.collect()
+}
+
+/// Addresses of this host at which packets to the protected ports are not judged.
+fn missing_destinations(filter: &FilterSettings) -> Vec<Finding> {
+    if filter.destinations.is_empty() {
+        return Vec::new();
+    }
+    // A kernel that does not answer is no reason to warn.
+    let (addresses, listening) = (
+        netlink::addresses().unwrap_or_default(),
+        netlink::listening_sockets().unwrap_or_default(),
+    );
+    let missing = addresses.into_iter().filter(|address| {
+        let is_local = match address {
+            std::net::IpAddr::V4(address) => address.is_loopback() || address.is_link_local(),
+            std::net::IpAddr::V6(address) => {
+                address.is_loopback() || address.is_unicast_link_local()
+            }
+        };
+        !is_local && !filter.destinations.contains(address)
+    });
+    let findings = missing.filter_map(|address| {
+        let mut answering = listening.iter().filter(|socket| {
+            let local = socket.local;
+            let is_family = local.is_ipv4() == address.is_ipv4() || socket.is_dual_stack;
+            filter.ports.contains(&local.port())
+                && (local.ip() == address || local.ip().is_unspecified() && is_family)
+        });
+        let port = answering.next()?.local.port();
+        let text = format!(
+            "{address} is an address of this host and not in `filter.destinations`, and a program answers on its \
+             port {port}: a client that finds it gets around Cloudflare"
+        );
+        Some(Finding::error("destination-missing", text).remedy("add it"))
+    });
+    findings.collect()
+}
+
+/// What the gate and its socket units ask for.
+const BACKLOG: u32 = 4096;

@@ -1,0 +1,105 @@
+//! Why visitors who come by Cloudflare see an error: clients that were refused, ranges that are not admitted, and
+//! ports on which no program answers.
+
+use crate::commands::listing;
+use crate::config::{Config, Fallback};
+use crate::control::protocol::{HostStatus, RefusalStatus};
+use crate::gate::Refusal;
+use crate::host::netlink;
+use crate::observe::Finding;
+use crate::ranges::baseline;
+use crate::report::span;
+use crate::snapshot;
+
+pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(refused(report));
+    findings.extend(not_admitted(config));
+    findings.extend(silent_ports(config));
+    findings
+}
+
+/// Clients from admitted addresses that the gate has refused lately.
+fn refused(report: &HostStatus) -> Vec<Finding> {
+    let refusals = report.roles.iter().flat_map(|role| &role.refusals);
+    let lately = refusals.filter(|it| !it.admitted && it.seconds_ago < LATELY);
+    lately.filter_map(refusal).collect()
+}
+
+fn refusal(last: &RefusalStatus) -> Option<Finding> {
+    let reason = Refusal::all()
+        .into_iter()
+        .find(|it| it.label() == last.reason)?;
+    let error = reason.visitor_sees()?;
+    let name = last
+        .server_name
+        .as_deref()
+        .map_or_else(String::new, |name| format!(" for {name}"));
+    let text = format!(
+        "{} ago {} was refused{name} as `{}`: {}. If Cloudflare sent it, the visitor saw error {error}",
+        span(last.seconds_ago),
+        last.client,
+        last.reason,
+        last.meaning
+    );
+    Some(Finding::warning("clients-refused", text).remedy(reason.advice()))
+}
+
+/// Cloudflare's published ranges, as they were known when this was built, that are not admitted.
+fn not_admitted(config: &Config) -> Vec<Finding> {
+    let ranges = &config.live.ranges;
+    let mut sources = ranges.sources.iter();
+    if !sources.any(|source| source.value.fallback == Fallback::Baseline) {
+        // Who has egress addresses of their own at Cloudflare lists these alone.
+        return Vec::new();
+    }
+    // What a role reports of a broken snapshot is enough.
+    let active = snapshot::load(&config.boot.paths.snapshot(), ranges);
+    let (Ok(active), Ok(published)) = (active, baseline()) else {
+        return Vec::new();
+    };
+    let findings = published.ranges().iter().filter_map(|range| {
+        let ends = [range.network(), range.broadcast()];
+        let shown = ends.map(|address| listing::show(ranges, &active, address));
+        let refused = shown.into_iter().find(|shown| !shown.enters)?;
+        let cause = match refused.rule {
+            Some(rule) => format!("it is in `ranges.{}` ({})", rule.list, rule.range),
+            None => "no active list has it".to_owned(),
+        };
+        let text = format!(
+            "{} of Cloudflare's {range} is refused, as {cause}: visitors who come by it see error 522",
+            refused.address
+        );
+        Some(Finding::error("cloudflare-refused", text).remedy(
+            "take it out of `ranges.deny`, or refresh the lists (`pullgate ranges refresh`)",
+        ))
+    });
+    findings.collect()
+}
+
+/// Protected ports on which no program answers, where there is no gate.
+fn silent_ports(config: &Config) -> Vec<Finding> {
+    let (Some(filter), None) = (&config.live.filter, &config.live.gate) else {
+        return Vec::new();
+    };
+    // A kernel that does not answer is no reason to warn.
+    let Ok(listening) = netlink::listeners() else {
+        return Vec::new();
+    };
+    let is_public = |port: &u16| {
+        let mut here = listening.iter().filter(|address| address.port() == *port);
+        here.any(|address| !address.ip().to_canonical().is_loopback())
+    };
+    let silent = filter.ports.iter().filter(|port| !is_public(port));
+    let findings = silent.map(|port| {
+        let text = format!(
+            "no program answers on port {port}, which is protected: visitors see error 521"
+        );
+        Finding::warning("port-silent", text)
+            .remedy("start the web server, or take the port out of `filter.ports`")
+    });
+    findings.collect()
+}
+
+/// Seconds for which a refusal is news.
+const LATELY: u64 = 3600;

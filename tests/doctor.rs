@@ -1,0 +1,384 @@
+//! Verifies `pullgate doctor`: each of its questions has a host that answers it well, and one that does not.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a rig that cannot be made stops the test"
+)]
+
+use std::fs;
+use std::net::TcpListener;
+
+use serde_json::Value;
+use tests::client::Client;
+use tests::daemon::{Pullgate, binary};
+use tests::gate::{origin, shop};
+use tests::net::Host;
+use tests::origin::Origin;
+use tests::pki::{BLOG, SHOP};
+use tests::web::Server;
+use tests::{Lab, Plan, Rig};
+
+#[test]
+fn settings_of_the_kernel_are_looked_at() {
+    let host = Origin::new();
+    host.configure("", &host.gate());
+    for (setting, bad, good, id) in [
+        ("net.ipv4.tcp_syncookies", "0", "1", "syncookies-off"),
+        ("net.core.somaxconn", "128", "4096", "backlog-short"),
+    ] {
+        let set = |value: &str| {
+            let words = ["sysctl", "-w", &format!("{setting}={value}")];
+            assert!(host.network.output(Host::Origin, &words).status.success());
+        };
+        set(bad);
+        assert_eq!(
+            verdict(&host.doctor().1, "kernel", id),
+            "warning",
+            "{setting}"
+        );
+        // As the remedy says.
+        set(good);
+        assert_eq!(
+            verdict(&host.doctor().1, "kernel", id),
+            "in order",
+            "{setting}"
+        );
+    }
+}
+
+#[test]
+fn an_address_that_is_not_judged_is_an_error_where_a_program_answers() {
+    let host = Origin::new();
+    let [v4, v6] = Host::Origin.addresses();
+    let _web_server = host
+        .network
+        .on(Host::Origin, || TcpListener::bind("[::]:443").unwrap());
+    let one = format!("destinations = [\"{v4}\"]");
+    host.configure(&one, "");
+    let (code, report) = host.doctor();
+    assert_eq!(
+        verdict(&report, "destinations", "destination-missing"),
+        "error"
+    );
+    assert!(
+        report.to_string().contains(&format!("{v6} is an address")),
+        "{report:#}"
+    );
+    assert_eq!(code, 1);
+
+    host.configure(&format!("destinations = [\"{v4}\", \"{v6}\"]"), "");
+    let report = host.doctor().1;
+    assert_eq!(
+        verdict(&report, "destinations", "destination-missing"),
+        "in order"
+    );
+}
+
+#[test]
+fn ports_that_a_firewall_redirects_are_found() {
+    let host = Origin::new();
+    let nft = |rules: &str| {
+        let output = host.network.output(Host::Origin, &["nft", rules]);
+        assert!(output.status.success(), "{output:?}");
+    };
+    nft(
+        "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority -100; }",
+    );
+    assert_eq!(
+        verdict(&host.doctor().1, "ports", "port-redirected"),
+        "in order"
+    );
+    nft("add rule ip nat prerouting tcp dport 8443 dnat to 192.0.2.9:443");
+
+    let report = host.doctor().1;
+    assert_eq!(verdict(&report, "ports", "port-redirected"), "warning");
+    assert!(report.to_string().contains("port 8443"), "{report:#}");
+    // As the remedy says.
+    host.configure("ports = [443, 8443]", "");
+    assert_eq!(
+        verdict(&host.doctor().1, "ports", "port-redirected"),
+        "in order"
+    );
+}
+
+#[test]
+fn errors_521_and_522_have_their_causes() {
+    let host = Origin::new();
+    let text = fs::read_to_string(&host.config).unwrap();
+    let cloudflare = |lines: &str| {
+        let (before, _) = text.split_once("[ranges]").unwrap();
+        fs::write(&host.config, format!("{before}[ranges]\n{lines}\n")).unwrap();
+    };
+    // No program listens: Cloudflare is refused, and says 521.
+    let silent = |report: &Value| verdict(report, "listening", "port-silent");
+    cloudflare("");
+    let report = host.doctor().1;
+    assert_eq!(silent(&report), "warning");
+    assert!(report.to_string().contains("error 521"), "{report:#}");
+    let web_server = host
+        .network
+        .on(Host::Origin, || TcpListener::bind("0.0.0.0:443").unwrap());
+    assert_eq!(silent(&host.doctor().1), "in order");
+    drop(web_server);
+
+    // A rule of the operator's keeps Cloudflare out.
+    let refused = |report: &Value| verdict(report, "cloudflare", "cloudflare-refused");
+    assert_eq!(refused(&host.doctor().1), "in order");
+    cloudflare("deny = [\"172.64.0.0/13\"]");
+    let (code, report) = host.doctor();
+    assert_eq!(refused(&report), "error");
+    assert_eq!(code, 1);
+    let text = report.to_string();
+    assert!(
+        text.contains("172.64.0.0 of Cloudflare's 172.64.0.0/13 is refused"),
+        "{text}"
+    );
+    assert!(text.contains("`ranges.deny`"), "{text}");
+    assert!(text.contains("error 522"), "{text}");
+}
+
+#[test]
+fn errors_520_and_525_have_the_reason_of_the_refusal() {
+    let rig = Rig::with_shop("");
+    assert_eq!(
+        verdict(&doctor(&rig), "refusals", "clients-refused"),
+        "in order"
+    );
+    for (client, name, reason, error) in [
+        (
+            Client::new(&rig.pki, None),
+            SHOP,
+            "NoCertificate",
+            "error 520 or 525",
+        ),
+        (
+            rig.edge(),
+            "unknown.example",
+            "UnknownServerName",
+            "error 525",
+        ),
+        (rig.edge(), SHOP, "UpstreamUnreachable", "error 520"),
+    ] {
+        // What the client sees is another test's matter.
+        drop(client.get(&rig.network, Host::Edge, origin(), name));
+        let report = doctor(&rig);
+        assert_eq!(verdict(&report, "refusals", "clients-refused"), "warning");
+        let text = report.to_string();
+        assert!(text.contains(reason), "{text}");
+        assert!(text.contains(error), "{text}");
+    }
+}
+
+#[test]
+fn a_web_server_that_expects_another_header_is_asked_both_ways() {
+    for (server, header, words) in [
+        ("nginx", "", "proxy_protocol"),
+        ("apache", "", "RemoteIPProxyProtocol On"),
+    ] {
+        let rig = Rig::new();
+        let verdict_with = |protocol: &str| {
+            rig.configure("", &[&shop(&format!("proxy_protocol = \"{protocol}\""))]);
+            let report = doctor(&rig);
+            let found = verdict(&report, "upstream", "proxy-header-mismatch");
+            (found, report.to_string())
+        };
+        {
+            let _plain = web_server(&rig, server, header);
+            let (found, text) = verdict_with("v2");
+            assert_eq!(found, "error", "{server}: {text}");
+            assert!(
+                text.contains("serves with \\\"none\\\""),
+                "{server}: {text}"
+            );
+            assert_eq!(verdict_with("v1").0, "error", "{server}");
+            assert_eq!(verdict_with("none").0, "in order", "{server}");
+        }
+        let _expecting = web_server(&rig, server, words);
+        let (found, text) = verdict_with("none");
+        assert_eq!(found, "error", "{server}: {text}");
+        assert!(text.contains("serves with \\\"v2\\\""), "{server}: {text}");
+        assert_eq!(verdict_with("v2").0, "in order", "{server}");
+    }
+}
+
+/// nginx or Apache behind the gate, with these words about the header.
+fn web_server(rig: &Rig, server: &str, words: &str) -> Server {
+    if server == "nginx" {
+        let text = format!(
+            "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
+             http {{ access_log off; @NGINX@\nserver {{ listen 127.0.0.1:8080 {words}; return 204; }} }}"
+        );
+        return Server::start(&rig.network, "nginx", &[], &text);
+    }
+    let text = format!(
+        "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\nErrorLog @DIR@/apache.log\n\
+         Mutex file:@DIR@\n@APACHE@\nListen 127.0.0.1:8080\n<VirtualHost 127.0.0.1:8080>\n{words}\n</VirtualHost>\n"
+    );
+    Server::start(&rig.network, "apache2", &["-DFOREGROUND", "-f"], &text)
+}
+
+#[test]
+fn sites_of_the_web_server_that_demand_nothing_are_named() {
+    let host = Origin::new();
+    let pki = host.pki.path("").display().to_string();
+    let directory = host.network.path("nginx");
+    fs::create_dir(&directory).unwrap();
+    let write = |blog: &str, more: &str| {
+        let site = |name: &str, lines: &str| {
+            format!(
+                "server {{ listen 443 ssl; server_name {name}; ssl_certificate {pki}{name}.pem; \
+                 ssl_certificate_key {pki}{name}.key; {lines} }}\n"
+            )
+        };
+        let demand =
+            format!("ssl_client_certificate {pki}ours-ca.pem; ssl_verify_client on; {more}");
+        let sites = site(SHOP, &demand) + &site(BLOG, &format!("{blog} {more}"));
+        let main = format!(
+            "pid {0}/nginx.pid; error_log {0}/error.log;\nevents {{}}\nhttp {{ access_log off;\n{sites}}}\n",
+            host.network.path("").display()
+        );
+        fs::write(directory.join("nginx.conf"), main).unwrap();
+    };
+    let doctor = || {
+        let script = format!(
+            "mount --bind {} /etc/nginx && exec {} --config {} --json doctor",
+            directory.display(),
+            binary().display(),
+            host.config.display()
+        );
+        let words = ["unshare", "--mount", "--", "sh", "-c", &script];
+        let output = host.network.output(Host::Origin, &words);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    // One is open, and sessions of one are worth something at the other.
+    write("", "");
+    let report = doctor();
+    assert_eq!(verdict(&report, "sites", "site-without-demand"), "error");
+    assert!(
+        report.to_string().contains("blog.example serves clients"),
+        "{report:#}"
+    );
+    assert_eq!(verdict(&report, "sessions", "sessions-shared"), "warning");
+
+    // As the snippet has it.
+    let closed = format!("ssl_client_certificate {pki}other-ca.pem; ssl_verify_client on;");
+    write(&closed, "ssl_session_tickets off; ssl_session_cache none;");
+    let report = doctor();
+    assert_eq!(verdict(&report, "sites", "site-without-demand"), "in order");
+    assert_eq!(verdict(&report, "sessions", "sessions-shared"), "in order");
+
+    fs::write(directory.join("nginx.conf"), "nonsense").unwrap();
+    let report = doctor();
+    assert_eq!(verdict(&report, "sites", "sites-unreadable"), "warning");
+    assert!(
+        report.to_string().contains("unexpected end of file"),
+        "{report:#}"
+    );
+}
+
+#[test]
+fn a_host_that_is_in_order_has_no_error_and_a_broken_one_says_what_is_wrong() {
+    let host = Origin::new();
+    let gate = host.gate();
+    host.configure("", &gate);
+    let running = Pullgate::start(&host.network, &host.config, "gate");
+    let _web_server = host.network.on(Host::Origin, || {
+        TcpListener::bind("127.0.0.1:8080").unwrap()
+    });
+    let report = host.doctor().1;
+    for question in [
+        "configuration",
+        "roles",
+        "interfaces",
+        "enforcing",
+        "kernel-ranges",
+    ] {
+        assert_eq!(
+            verdict(&report, question, ""),
+            "in order",
+            "{question}: {report:#}"
+        );
+    }
+    drop(running);
+
+    let (code, report) = host.doctor();
+    assert_eq!(code, 1);
+    assert_eq!(verdict(&report, "roles", "role-not-running"), "error");
+    assert_eq!(verdict(&report, "port", ""), "not known");
+    host.configure("", &gate.replace("ours-ca.pem", "gone.pem"));
+    let (code, report) = host.doctor();
+    assert_eq!(code, 1);
+    assert_eq!(verdict(&report, "configuration", "start-refused"), "error");
+    fs::write(&host.config, "nonsense").unwrap();
+    let (code, report) = host.doctor();
+    assert_eq!(code, 1);
+    assert_eq!(
+        verdict(&report, "configuration", "configuration-unusable"),
+        "error"
+    );
+}
+
+#[test]
+fn generic_xdp_on_one_processor_is_named() {
+    if std::thread::available_parallelism().unwrap().get() == 1 {
+        tests::skip(
+            "generic_xdp_on_one_processor_is_named",
+            "this machine has one processor",
+        );
+        return;
+    }
+    let mut lab = Lab::start(&Plan::default());
+    let add = ["ip", "link", "add", "br0", "type", "bridge"];
+    assert!(lab.network.output(Host::Origin, &add).status.success());
+    lab.unload();
+    lab.configure("interfaces = [\"wan0\", \"br0\"]");
+    lab.start_filter();
+    let doctor = |processors: &str| {
+        // The interfaces of the namespace, and of no other.
+        let script = format!(
+            "mount -t sysfs none /sys && echo {processors} >/sys/class/net/br0/queues/rx-0/rps_cpus && \
+             exec {} --config {} --json doctor",
+            binary().display(),
+            lab.config.display()
+        );
+        let words = ["unshare", "--mount", "--", "sh", "-c", &script];
+        let output = lab.network.output(Host::Origin, &words);
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+
+    let report = doctor("0");
+    assert_eq!(
+        verdict(&report, "receiving", "one-processor-receives"),
+        "warning"
+    );
+    // As the remedy says.
+    let report = doctor("3");
+    assert_eq!(
+        verdict(&report, "receiving", "one-processor-receives"),
+        "in order"
+    );
+}
+
+fn doctor(rig: &Rig) -> Value {
+    let output = rig.pullgate(&["--json", "doctor"]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// How bad a finding is among those of a question; in order, if it is not there, or if there is none at all where
+/// no finding is named.
+fn verdict(report: &Value, question: &str, id: &str) -> String {
+    let checks = report["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["id"] == question);
+    assert!(check.is_some(), "{question} is not asked: {report:#}");
+    let check = check.unwrap();
+    if check["answered"] == false {
+        return "not known".to_owned();
+    }
+    let findings = check["findings"].as_array().unwrap();
+    let found = findings
+        .iter()
+        .find(|finding| id.is_empty() || finding["id"] == id);
+    found
+        .map_or("in order", |finding| finding["severity"].as_str().unwrap())
+        .to_owned()
+}
