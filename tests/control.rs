@@ -104,6 +104,16 @@ fn a_role_that_reads_another_file_is_not_reloaded() {
     std::os::unix::fs::symlink(&rig.config, &link).unwrap();
     let before = rig.gate().reloads();
 
+    let is_newer = || {
+        rig.gate().status()["findings"]
+            .to_string()
+            .contains("configuration-not-read")
+    };
+    assert!(!is_newer());
+    let text = fs::read_to_string(&rig.config).unwrap();
+    fs::write(&rig.config, text + "# changed\n").unwrap();
+    assert!(is_newer());
+
     let refused = daemon::output(&rig.network, &other, &["reload"]);
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
     let text = String::from_utf8(refused.stderr).unwrap();
@@ -121,6 +131,7 @@ fn a_role_that_reads_another_file_is_not_reloaded() {
             .success()
     );
     assert_eq!(rig.gate().reloads(), before + 1);
+    assert!(!is_newer());
 }
 
 #[test]

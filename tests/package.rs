@@ -194,7 +194,13 @@ fn mishaps(debian: &Debian<'_>, visitors: &Visitors<'_>) {
         let reload = debian.run(&["systemctl", "reload", &unit(role)]);
         assert!(!reload.status.success(), "{role}");
     }
+    // As an earlier version has enabled its units.
+    let wanted = "/etc/systemd/system/pullgate.target.wants";
+    debian.follow(&[&format!("rm -r {wanted}")]);
     debian.follow(&[&format!("dpkg --install {UPGRADE}")]);
+    debian.follow(&[&format!(
+        "test -L {wanted}/pullgate-gate.socket && test -L {wanted}/{FILTER}"
+    )]);
     assert_eq!(pids(debian), before);
     assert!(
         debian
@@ -287,7 +293,10 @@ fn by_hand(debian: &Debian<'_>, visitors: &Visitors<'_>) {
     let refused = debian.run(&["pullgate", "run"]);
     let said = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(70), "{said}");
-    assert!(said.contains("cannot listen on"), "{said}");
+    assert!(
+        said.contains("where another process listens; `pullgate check` names it"),
+        "{said}"
+    );
     assert!(said.contains("gate has ended: exit status: 70"), "{said}");
     assert!(!debian.has_pins());
     // What a service manager has for one process is for one role.

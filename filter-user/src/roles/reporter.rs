@@ -111,6 +111,14 @@ impl Reporter {
             let text = format!("the configuration was not reloaded: {error}");
             findings.push(Finding::warning("configuration-not-reloaded", text));
         }
+        if supervisor.is_file_newer() {
+            let file = supervisor.file().display();
+            let text = format!("{file} has changed since it was read");
+            findings.push(
+                Finding::warning("configuration-not-read", text)
+                    .remedy("`pullgate check`, then `pullgate reload`"),
+            );
+        }
         findings.extend(lists(config, active));
         findings.extend(self.metrics_disabled.clone());
         findings.extend(supervisor.restart_needed().into_iter().map(|setting| {

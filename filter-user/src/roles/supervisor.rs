@@ -22,6 +22,7 @@ use super::{FAREWELL, Options};
 use crate::config::{Config, load};
 use crate::control::instruction::{Declined, Instruction};
 use crate::control::protocol::{RefreshStatus, ReloadStatus};
+use crate::host::file::{self, FileId};
 use crate::host::sandbox::Confined;
 use crate::host::systemd;
 use crate::observe::{Finding, Metrics, log};
@@ -35,6 +36,8 @@ use crate::sync::lock;
 pub(super) struct Supervisor {
     parts: Parts,
     reloads: watch::Sender<ReloadStatus>,
+    /// The file when it was read last.
+    read: Mutex<Option<FileId>>,
     /// Settings of the file that wait for a restart.
     restart_needed: Mutex<Vec<&'static str>>,
     /// Who waits for a reload.
@@ -66,6 +69,7 @@ impl Supervisor {
     pub(super) fn start(parts: Parts, tasks: &Tasks) -> Arc<Self> {
         let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
         let supervisor = Arc::new(Self {
+            read: Mutex::new(file::file_id(&parts.file)),
             parts,
             reloads: watch::Sender::default(),
             restart_needed: Mutex::default(),
@@ -146,6 +150,11 @@ impl Supervisor {
             // The log and status have what became of it; if so many wait, one more changes nothing.
             drop(self.requests.try_send(oneshot::channel().0));
         }
+    }
+
+    /// Whether the file has changed since it was read, for better or worse.
+    pub(super) fn is_file_newer(&self) -> bool {
+        *lock(&self.read) != file::file_id(&self.parts.file)
     }
 
     /// The file that the configuration is read from.
@@ -234,6 +243,8 @@ impl Supervisor {
     }
 
     fn try_reload(&self) -> Result<(), ReloadError> {
+        // Before it is read: what changes meanwhile has still to be read.
+        *lock(&self.read) = file::file_id(&self.parts.file);
         let staged = self.stage();
         let (config, staged) = staged.inspect_err(|_| self.note_refusal())?;
         let mut unusable = None;

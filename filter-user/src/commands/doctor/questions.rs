@@ -104,6 +104,7 @@ pub(super) const QUESTIONS: [Question; 26] = [
         id: "configuration",
         about: "the configuration can be used, and is what the roles have read",
         findings: &[
+            "configuration-not-read",
             "configuration-not-reloaded",
             "configuration-unusable",
             "file-unreadable",
