@@ -22,7 +22,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Rewrites the configuration, which the filter does not read again: with these lines in [filter], and others.
+    /// Rewrites the configuration, which the filter does not read again: with these lines in `[filter]`, and others.
     pub fn configure(&self, filter: &str, others: &str) {
         let text = fs::read_to_string(&self.config).unwrap();
         let text = text.split("[[gate.host]]").next().unwrap();
