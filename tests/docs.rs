@@ -213,9 +213,11 @@ fn shell(lab: &Lab, tools: &Path, directory: &Path, command: &str) -> Command {
         )
         .replace("https://api.cloudflare.com", &format!("http://{API}"))
         .replace(":203.0.113.10 ", &format!(":{} ", origin()));
-    let host = match command {
-        OUTSIDE => Host::Stranger,
-        _ => Host::Origin,
+    let is_outside = command == OUTSIDE || command.starts_with("pullgate probe ");
+    let host = if is_outside {
+        Host::Stranger
+    } else {
+        Host::Origin
     };
     let mut shell = lab.network.command(host, "sh");
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());

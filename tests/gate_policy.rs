@@ -112,7 +112,9 @@ fn with_log_everybody_enters_and_is_told_of() {
             format!("pullgate_gate_would_refuse_total{{host=\"{SHOP}\",reason=\"{reason}\"}}");
         assert_eq!(rig.gate().metric(&metric), 1);
         let status = rig.pullgate(&["status"]);
-        assert!(String::from_utf8_lossy(&status.stdout).contains(&metric));
+        let words = format!("1  would refuse  {SHOP}  {reason}\n");
+        let text = String::from_utf8_lossy(&status.stdout).into_owned();
+        assert!(text.contains(&words), "{text}");
     }
     // A certificate that does is not logged; at another host no other client enters.
     assert_eq!(rig.tell(&rig.edge(), SHOP), "200, Relayed");

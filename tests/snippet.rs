@@ -11,6 +11,7 @@ use tests::client::{Client, Reply};
 use tests::gate::{blog, origin, shop};
 use tests::net::Host;
 use tests::pki::{BLOG, SHOP};
+use tests::snippets::{APACHE, HAPROXY, HAPROXY_APPLICATION, print, start};
 use tests::web::Server;
 use time::OffsetDateTime;
 
@@ -378,70 +379,6 @@ fn ask_without_verifying(rig: &Rig, name: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn print(rig: &Rig, server: &str, pairing: &str) -> String {
-    let output = rig.pullgate(&["snippet", server, pairing]);
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Starts a server with what is printed for it, and what it needs besides.
-fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
-    let text = print(rig, server, pairing);
-    // Where HAProxy looks for a key that is not in the certificate's file.
-    for name in [SHOP, BLOG] {
-        let path = |ending: &str| rig.pki.path(&format!("{name}.{ending}"));
-        fs::copy(path("key"), path("pem.key")).unwrap();
-    }
-    let htdocs = rig.network.path("htdocs");
-    fs::create_dir(&htdocs).unwrap();
-    fs::write(htdocs.join("index.html"), APACHE_PAGE).unwrap();
-    let text = text.replace("/var/www/html", &htdocs.display().to_string());
-    // nginx and HAProxy can say whom they serve.
-    let text = text.replace(
-        "    root /",
-        "    location = / { return 200 \"$remote_addr\\n\"; }\n    root /",
-    );
-    let text = match server {
-        "caddy" => text.replace("location = / { return 200 \"$remote_addr\\n\"; }\n    ", ""),
-        _ => text,
-    };
-    let (program, words): (_, &[&str]) = match server {
-        "apache" => ("apache2", &["-DFOREGROUND", "-f"]),
-        "haproxy" => ("haproxy", &["-db", "-f"]),
-        "caddy" => ("caddy", &["run", "--adapter", "caddyfile", "--config"]),
-        _ => ("nginx", &[]),
-    };
-    let text = match server {
-        "nginx" => format!(
-            "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
-             http {{ access_log off; @NGINX@\n{text}\n}}"
-        ),
-        "apache" => APACHE
-            .replace(
-                "@LISTEN@",
-                if pairing == "--own-mtls" {
-                    "Listen 443"
-                } else {
-                    ""
-                },
-            )
-            .replace("@SNIPPET@", &text),
-        "haproxy" => format!("{HAPROXY}{text}{HAPROXY_APPLICATION}"),
-        _ if pairing == "--own-mtls" => text.replacen(
-            "auto_https",
-            "admin off\n    storage file_system @DIR@/caddy\n    auto_https",
-            1,
-        ),
-        _ => {
-            format!("{{\n admin off\n auto_https off\n storage file_system @DIR@/caddy\n}}\n{text}")
-        }
-    };
-    match pairing {
-        "--own-mtls" => Server::start_at(&rig.network, program, words, &text, "127.0.0.1:443"),
-        _ => Server::start(&rig.network, program, words, &text),
-    }
-}
-
 /// Starts a server with sites of its own, which include what is printed for them.
 fn start_site(rig: &Rig, server: &str, pairing: &str) -> Server {
     let own = pairing == "--own-mtls";
@@ -531,14 +468,3 @@ const TO_HTTPS: &str = "RewriteEngine On\nRewriteCond %{ENV:HTTPS} !=on\n\
     RewriteRule ^ https://%{SERVER_NAME}%{REQUEST_URI} [R=301,L]";
 const NGINX_SITE: &str = "location / { return 200 \"page of the site\\n\"; }";
 const SHOP_NAME: &str = "names = [\"shop.example\"";
-const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";
-const APACHE: &str = "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
-    ErrorLog @DIR@/apache.log\nMutex file:@DIR@\n\
-    @APACHE@\n\
-    @LISTEN@\nDirectoryIndex index.html\n\
-    <Directory @DIR@/htdocs>\nRequire all granted\nOptions +Includes\n\
-    SetOutputFilter INCLUDES\n</Directory>\n@SNIPPET@\n";
-const HAPROXY: &str = "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    \
-    timeout server 5s\n";
-const HAPROXY_APPLICATION: &str = "backend application\n    http-request return status 200 \
-    content-type text/plain lf-string \"%[src]\\n\"\n";

@@ -47,7 +47,7 @@ impl Cli {
 }
 
 /// For each command, lines to begin with.
-pub const EXAMPLES: [(&str, &str); 28] = [
+pub const EXAMPLES: [(&str, &str); 30] = [
     ("pullgate init", "what would protect this host"),
     ("pullgate init --write", "puts it in place"),
     (
@@ -62,6 +62,14 @@ pub const EXAMPLES: [(&str, &str); 28] = [
         "would this role start with that one?",
     ),
     ("pullgate doctor", "what is not right on this host?"),
+    (
+        "pullgate probe www.example.com --origin 203.0.113.10",
+        "what would a stranger get there?",
+    ),
+    (
+        "pullgate probe www.example.com --origin 203.0.113.10 --cert client.pem --key client.key",
+        "and Cloudflare?",
+    ),
     ("pullgate reload", "all roles that run"),
     ("pullgate reload --only gate", "one of them"),
     (
@@ -140,6 +148,8 @@ pub enum Command {
     },
     /// Ask everything that can be asked on this host: what is not right, and what to do about it.
     Doctor,
+    /// Look at an origin from outside: what would a stranger get there, and another Cloudflare customer?
+    Probe(ProbeArgs),
     /// Let the running roles read their configuration again, and wait until that is active.
     Reload {
         /// One role only.
@@ -295,6 +305,22 @@ impl SnippetArgs {
             Extent::Whole
         }
     }
+}
+
+/// Which origin to look at, and as whom.
+#[derive(Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// The site: its name, or a URL of it.
+    pub site: String,
+    /// An address of the origin, with a port if that is not 443; several times for several.
+    #[arg(long, required = true, value_name = "ADDRESS")]
+    pub origin: Vec<String>,
+    /// The client certificate that Cloudflare presents, in a PEM file, to look as Cloudflare too.
+    #[arg(long, requires = "key", value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "cert", value_name = "FILE")]
+    pub key: Option<PathBuf>,
 }
 
 /// A web server.

@@ -3,11 +3,13 @@
 
 mod check;
 mod doctor;
+mod examination;
 pub mod explain;
 mod init;
 mod instruct;
 pub mod listing;
 pub mod output;
+mod probe;
 mod ranges;
 mod served;
 pub mod snippet;
@@ -63,6 +65,7 @@ pub fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
             return check::execute(file, *only, format);
         }
         Command::Doctor => return doctor::execute(&cli.config, format),
+        Command::Probe(arguments) => return probe::execute(arguments, format),
         Command::Reload { only } => {
             return instruct::reload(&cli.config, &paths(&cli.config), *only, format);
         }

@@ -195,7 +195,11 @@ impl Loaded {
             let asking = asked.into_iter().map(|(host, policy)| {
                 (
                     host,
-                    scope.spawn(|| policy.dialer().expected_header(&host.label())),
+                    scope.spawn(|| {
+                        policy
+                            .dialer()
+                            .expected_header(&host.label().replacen('*', "any", 1))
+                    }),
                 )
             });
             let asking: Vec<_> = asking.collect();

@@ -23,6 +23,7 @@ pub mod pki;
 pub mod proxies;
 pub mod scenarios;
 pub mod sites;
+pub mod snippets;
 pub mod steered;
 pub mod traffic;
 pub mod upstream;

@@ -8,58 +8,20 @@ mod questions;
 mod visitors;
 mod web_server;
 
-use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 use std::process::ExitCode;
 
 use rustix::process::geteuid;
-use serde::Serialize;
 
 use self::questions::{QUESTIONS, Question, Subject};
+use super::examination::{Check, Examination};
 use super::output::{show_json, show_report};
 use super::{check, status};
 use crate::cli::OutputFormat;
 use crate::config::{Config, load};
 use crate::control::protocol::HostStatus;
-use crate::observe::{Finding, Severity};
+use crate::observe::Finding;
 use crate::report::{EX_NOPERM, Failure, chain};
-
-/// What was found on this host.
-#[derive(Debug, Serialize)]
-struct Examination {
-    checks: Vec<Check>,
-}
-
-/// The answer to one question.
-#[derive(Debug, Serialize)]
-struct Check {
-    /// Stays the same from version to version.
-    id: &'static str,
-    /// What is so if it is in order.
-    about: &'static str,
-    /// Whether who knows the answer has given it.
-    answered: bool,
-    /// What was looked at.
-    seen: String,
-    /// What is not right.
-    findings: Vec<Finding>,
-}
-
-impl Check {
-    /// How bad its worst finding is; none, if it is in order.
-    fn worst(&self) -> Option<Severity> {
-        self.findings.iter().map(|it| it.severity).max()
-    }
-}
-
-/// How a finding, or the lack of any, is shown.
-fn mark(worst: Option<Severity>) -> char {
-    match worst {
-        None => '✓',
-        Some(Severity::Warning) => '!',
-        Some(Severity::Error) => '✗',
-    }
-}
 
 /// What the host shows: the configuration, and what the roles report.
 struct Facts {
@@ -82,14 +44,7 @@ pub(super) fn execute(file: &Path, format: OutputFormat) -> Result<ExitCode, Fai
         OutputFormat::Json => show_json(&examination)?,
         OutputFormat::Text => show_report(&examination.to_string())?,
     }
-    let mut checks = examination.checks.iter();
-    Ok(
-        if checks.any(|check| check.worst() == Some(Severity::Error)) {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
-        },
-    )
+    Ok(examination.exit_code())
 }
 
 fn examine(file: &Path) -> Result<Examination, Failure> {
@@ -117,6 +72,7 @@ fn examine(file: &Path) -> Result<Examination, Failure> {
     }
     let facts = Facts { config, report };
     Ok(Examination {
+        subject: String::new(),
         checks: sort_in(findings, &facts),
     })
 }
@@ -166,59 +122,6 @@ fn applies(question: &Question, facts: &Facts) -> bool {
         Subject::Filter => config.live.filter.is_some(),
         Subject::Gate => config.live.gate.is_some(),
         Subject::Steering => config.boot.steer,
-        Subject::WebServer => config.live.gate.is_none(),
-    }
-}
-
-impl Display for Examination {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        for check in &self.checks {
-            let Check {
-                id,
-                about,
-                answered,
-                seen,
-                findings,
-            } = check;
-            let shown = match check.worst() {
-                None if !answered => '?',
-                worst => mark(worst),
-            };
-            writeln!(f, "  {shown} {id:<15} {about}")?;
-            if !answered {
-                writeln!(
-                    f,
-                    "                    not known: no role answers that could say"
-                )?;
-            }
-            if !seen.is_empty() {
-                writeln!(f, "                    {seen}")?;
-            }
-            for finding in findings {
-                let bare = Finding {
-                    remedy: String::new(),
-                    ..finding.clone()
-                };
-                writeln!(f, "      {} {bare}", mark(Some(finding.severity)))?;
-                if !finding.remedy.is_empty() {
-                    writeln!(f, "        → {}", finding.remedy)?;
-                }
-            }
-        }
-        let count = |worst, answered| {
-            let alike = self.checks.iter();
-            alike
-                .filter(|it| it.worst() == worst && it.answered == answered)
-                .count()
-        };
-        let either = |worst| count(Some(worst), true) + count(Some(worst), false);
-        writeln!(
-            f,
-            "\n{} in order, {} could be better, {} wrong, {} not known",
-            count(None, true),
-            either(Severity::Warning),
-            either(Severity::Error),
-            count(None, false)
-        )
+        Subject::WebServer => config.live.filter.is_some() && config.live.gate.is_none(),
     }
 }

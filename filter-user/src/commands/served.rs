@@ -34,6 +34,7 @@ pub(super) fn redirected(ports: &BTreeSet<u16>) -> Vec<(&'static str, u16)> {
     let mut redirected = Vec::new();
     for (name, arguments) in [
         ("iptables-save", ["-t", "nat"].as_slice()),
+        ("ip6tables-save", ["-t", "nat"].as_slice()),
         ("nft", ["list", "ruleset"].as_slice()),
     ] {
         let rules = tool(name).and_then(|program| run(&program, arguments).ok());
@@ -41,14 +42,18 @@ pub(super) fn redirected(ports: &BTreeSet<u16>) -> Vec<(&'static str, u16)> {
         let led_elsewhere = ports.iter().filter(|port| is_redirected(&rules, **port));
         redirected.extend(led_elsewhere.map(|port| (name, *port)));
     }
+    // nft prints the rules of iptables too.
+    redirected.sort_by_key(|(_, port)| *port);
+    redirected.dedup_by_key(|(_, port)| *port);
     redirected
 }
 
-/// Whether a rule of the firewall leads a port elsewhere.
+/// Whether a rule of the firewall leads a TCP port elsewhere, as far as a reader of single rules can tell.
 fn is_redirected(rules: &str, port: u16) -> bool {
     rules.lines().any(|rule| {
-        let rule = format!("{rule} ");
-        rule.contains(&format!("dport {port} ")) && rule.to_lowercase().contains("dnat")
+        let rule = format!("{} ", rule.to_lowercase());
+        let leads = ["dnat", "redirect"].iter().any(|word| rule.contains(word));
+        rule.contains("tcp") && rule.contains(&format!("dport {port} ")) && leads
     })
 }
 

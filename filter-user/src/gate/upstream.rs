@@ -199,6 +199,10 @@ impl Dialer {
         let answered = stream
             .write_all(request.as_bytes())
             .and_then(|()| stream.read_exact(&mut status));
+        // One that takes its time says nothing.
+        if answered.as_ref().is_err_and(|error| is_late(error.kind())) {
+            return None;
+        }
         Some(answered.is_ok() && status.starts_with(b"HTTP/1.") && !status.ends_with(b" 400"))
     }
 
@@ -305,6 +309,11 @@ impl<S: AsFd + Write> Write for DeadlineStream<S> {
 trait Duplex: Read + Write {}
 
 impl<T: Read + Write> Duplex for T {}
+
+/// What a socket's own limit returns.
+fn is_late(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
 
 /// Whether the answer to the connection preface begins with a SETTINGS frame, RFC 9113 §3.4. Who
 /// says nothing, or hangs up, has not answered.

@@ -9,7 +9,8 @@ use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::observe::Finding;
 use crate::ranges::guard::Documentation;
 use crate::role::Role;
-use crate::web::{self, Demand, Issuers};
+use crate::web::visit::Issuers;
+use crate::web::{self, Demand};
 
 /// What could be better about the configuration for any of the roles, each thing once, before it runs.
 pub(crate) fn of_roles(config: &Config, roles: &[Role]) -> Vec<Finding> {

@@ -1,6 +1,8 @@
 //! Why visitors who come by Cloudflare see an error: clients that were refused, ranges that are not admitted, and
 //! ports on which no program answers.
 
+use ipnet::IpNet;
+
 use crate::commands::listing;
 use crate::config::{Config, Fallback};
 use crate::control::protocol::{HostStatus, RefusalStatus};
@@ -59,9 +61,14 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
         return Vec::new();
     };
     let findings = published.ranges().iter().filter_map(|range| {
-        let ends = [range.network(), range.broadcast()];
-        let shown = ends.map(|address| listing::show(ranges, &active, address));
-        let refused = shown.into_iter().find(|shown| !shown.enters)?;
+        // Its ends, and where a rule begins that is within it.
+        let within = ranges.deny.iter().map(IpNet::network);
+        let within = within.filter(|address| range.contains(address));
+        let ends = [range.network(), range.broadcast()].into_iter();
+        let mut shown = ends
+            .chain(within)
+            .map(|address| listing::show(ranges, &active, address));
+        let refused = shown.find(|shown| !shown.enters)?;
         let cause = match refused.rule {
             Some(rule) => format!("it is in `ranges.{}` ({})", rule.list, rule.range),
             None => "no active list has it".to_owned(),

@@ -1,69 +1,121 @@
 //! What the web server's own configuration leaves open, where no gate stands in front of it.
 
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
 use crate::commands::served::{ServedSite, web_servers};
-use crate::config::Config;
+use crate::config::{Config, FilterSettings};
+use crate::gate::is_shared_authority;
 use crate::observe::Finding;
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let (Some(filter), None) = (&config.live.filter, &config.live.gate) else {
         return Vec::new();
     };
-    let mut findings = Vec::new();
-    let servers = web_servers();
-    if servers.is_empty() {
-        let text = "neither nginx nor Apache nor Caddy is installed, whose tools print the sites: whether each of \
-                    them demands a certificate is not known";
-        findings.push(Finding::warning("sites-unreadable", text));
-    }
-    for server in servers {
-        let program = server.program.display();
-        let sites = match server.sites {
-            Ok(sites) => sites,
+    let (mut findings, mut sites) = (Vec::new(), Vec::new());
+    for server in web_servers() {
+        match server.sites {
+            Ok(found) => sites.extend(found),
             Err(error) => {
+                let program = server.program.display();
                 let text = format!("what {program} serves cannot be read: {error}");
                 findings.push(Finding::warning("sites-unreadable", text));
-                continue;
             }
-        };
-        let is_protected = |site: &&ServedSite| {
-            let mut ports = site.listens.iter().map(|listen| listen.port());
-            ports.any(|port| filter.ports.contains(&port))
-        };
-        let protected: Vec<_> = sites.iter().filter(is_protected).collect();
-        findings.extend(
-            protected
-                .iter()
-                .filter(|site| !site.verifies)
-                .map(undemanding),
-        );
-        let verifying = || protected.iter().filter(|site| site.verifies);
-        let resuming = verifying().find(|site| site.resumes_sessions == Some(true));
-        if let (Some(site), true) = (resuming, protected.len() > 1) {
-            let text = format!(
-                "{}: sessions are resumed there; nginx before 1.26.3 resumes one that another site has granted, \
-                 without a certificate (CVE-2025-23419), unless your distribution has mended it",
-                site.place
-            );
-            findings.push(Finding::warning("sessions-shared", text).remedy(
-                "`ssl_session_tickets off; ssl_session_cache none;` in each `server`, as `pullgate snippet nginx \
-                 --own-mtls` prints it",
-            ));
         }
     }
+    sites.retain(|site| is_protected(site, filter));
+    if sites.is_empty() {
+        let text = "no site on a protected port is in what nginx, Apache and Caddy print of themselves: whether each \
+                    site there demands a certificate is not known";
+        findings.push(Finding::warning("sites-unreadable", text));
+    }
+    findings.extend(sites.iter().filter_map(undemanding));
+    findings.extend(sites.iter().filter_map(shared));
+    findings.extend(resuming(&sites));
     findings
 }
 
-fn undemanding(site: &&ServedSite) -> Finding {
-    let names = match &site.names[..] {
+fn is_protected(site: &ServedSite, filter: &FilterSettings) -> bool {
+    let mut ports = site.listens.iter().map(|listen| listen.port());
+    ports.any(|port| filter.ports.contains(&port))
+}
+
+fn name(site: &ServedSite) -> String {
+    match &site.names[..] {
         [] => "a site without a name".to_owned(),
         names => names.join(" "),
+    }
+}
+
+fn undemanding(site: &ServedSite) -> Option<Finding> {
+    if site.verifies || site.refuses_all {
+        return None;
+    }
+    let finding = if site.is_whole {
+        let text = format!(
+            "{}: {} serves clients without a certificate: any Cloudflare customer who points a name at this \
+             address gets in",
+            site.place,
+            name(site)
+        );
+        Finding::error("site-without-demand", text)
+    } else {
+        let text = format!(
+            "{}: nothing there says that {} demands a certificate; what it includes, and what holds for all sites, was \
+             not looked at",
+            site.place,
+            name(site)
+        );
+        Finding::warning("site-without-demand", text)
     };
-    let text = format!(
-        "{}: {names} serves clients without a certificate: any Cloudflare customer who points a name at this \
-         address gets in",
-        site.place
-    );
-    Finding::error("site-without-demand", text).remedy(
+    Some(finding.remedy(
         "nginx: `ssl_verify_client on`; Apache: `SSLVerifyClient require` (`pullgate snippet … --own-mtls --include`)",
+    ))
+}
+
+/// A site that trusts the CA which every customer's certificate comes from.
+fn shared(site: &ServedSite) -> Option<Finding> {
+    let file = site.authority.as_deref().filter(|_| site.verifies)?;
+    if !has_shared_authority(file) {
+        return None;
+    }
+    let text = format!(
+        "{}: {} trusts Cloudflare's shared CA ({}), which every customer's certificate comes from",
+        site.place,
+        name(site),
+        file.display()
+    );
+    Some(
+        Finding::warning("any-customer-admitted", text)
+            .remedy("upload a certificate of your own to Cloudflare, and name its CA instead"),
     )
+}
+
+fn has_shared_authority(file: &Path) -> bool {
+    let Ok(certificates) = CertificateDer::pem_file_iter(file) else {
+        return false;
+    };
+    certificates.flatten().any(|certificate| {
+        let anchor = webpki::anchor_from_trusted_cert(&certificate);
+        anchor.is_ok_and(|anchor| is_shared_authority(anchor.subject.as_ref()))
+    })
+}
+
+fn resuming(sites: &[ServedSite]) -> Option<Finding> {
+    let mut verifying = sites.iter().filter(|site| site.verifies);
+    let site = verifying.find(|site| site.resumes_sessions == Some(true))?;
+    let others = sites.iter().filter(|other| !other.refuses_all).count();
+    (others > 1).then(|| {
+        let text = format!(
+            "{}: sessions are resumed there; nginx before 1.26.3 resumes one that another site has granted \
+             (CVE-2025-23419), unless your distribution has mended it",
+            site.place
+        );
+        Finding::warning("sessions-shared", text).remedy(
+            "`ssl_session_tickets off; ssl_session_cache none;` in each `server`, as `pullgate snippet nginx \
+             --own-mtls` prints it",
+        )
+    })
 }

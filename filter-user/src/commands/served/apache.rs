@@ -81,6 +81,10 @@ fn site(
         let path = || root.join(argument());
         match name.to_ascii_lowercase().as_str() {
             "</virtualhost>" => break,
+            // Of the whole site, as far as a reader can tell.
+            "require" if arguments.join(" ").eq_ignore_ascii_case("all denied") && depth <= 1 => {
+                site.refuses_all = true;
+            }
             end if end.starts_with("</") => depth = depth.saturating_sub(1),
             section if section.starts_with('<') => depth += 1,
             _ if depth > 0 => {}

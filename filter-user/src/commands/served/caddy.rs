@@ -146,8 +146,9 @@ impl HttpServer {
             let mode = policy.client_authentication.as_ref().map(|it| &it.mode);
             // The default, where CAs are named.
             named.verifies = mode.is_some_and(|mode| {
+                // `require` takes any certificate.
                 mode.as_deref()
-                    .is_none_or(|mode| mode == "require_and_verify" || mode == "require")
+                    .is_none_or(|mode| mode == "require_and_verify")
             });
             sites.push(named);
         }

@@ -78,6 +78,8 @@ fn site(server: &Directive, http: &[Directive], directory: &Path) -> Option<Serv
         }
         site.certificates.push((path(&certificate), path(&key)));
     }
+    site.is_whole = true;
+    site.refuses_all = one("ssl_reject_handshake").as_deref() == Some("on");
     // ngx_http_ssl_module: tickets are on, and the cache is `none`, where nothing is said.
     let has_tickets = one("ssl_session_tickets").is_none_or(|word| word != "off");
     let cache = one("ssl_session_cache");

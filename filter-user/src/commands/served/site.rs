@@ -20,6 +20,10 @@ pub(in crate::commands) struct ServedSite {
     pub(in crate::commands) listens: Vec<Listen>,
     /// Whether it refuses clients without a certificate today.
     pub(in crate::commands) verifies: bool,
+    /// Whether it refuses all clients: it is there for names that are not served.
+    pub(in crate::commands) refuses_all: bool,
+    /// Whether all of what holds for it was looked at.
+    pub(in crate::commands) is_whole: bool,
     /// Whether it resumes TLS sessions, as far as its configuration says.
     pub(in crate::commands) resumes_sessions: Option<bool>,
     /// The CAs that it verifies clients' certificates by.

@@ -1,0 +1,356 @@
+//! One visit to a web server, by a client that verifies nothing: who it says it is in, what it was shown and
+//! answered out. Bounded in time and bytes, whatever the server sends.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError, SignatureScheme,
+    StreamOwned, SupportedProtocolVersion,
+};
+
+use crate::gate;
+use crate::sync::lock;
+
+/// Who comes, by which name, and what for.
+#[derive(Clone, Debug)]
+pub struct Visit<'a> {
+    /// Where the server is.
+    pub address: SocketAddr,
+    /// The server name in the ClientHello; none, if none is sent.
+    pub server_name: Option<&'a str>,
+    /// The request's `Host`.
+    pub host: &'a str,
+    /// What is asked for.
+    pub path: &'a str,
+    /// The versions of TLS that are offered.
+    pub versions: &'a [&'static SupportedProtocolVersion],
+    /// The client certificate, if one is presented.
+    pub identity: Option<Arc<CertifiedKey>>,
+    /// What is sent before the ClientHello.
+    pub before: &'a [u8],
+}
+
+/// What came of a visit.
+#[derive(Debug)]
+pub struct Visited {
+    /// The server's own certificate, if it was shown.
+    pub shown: Option<CertificateDer<'static>>,
+    /// Which CAs' certificates it requested, if it requested one.
+    pub requested: Option<Issuers>,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// How a visit ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// Nothing came back to the first packet.
+    Silence,
+    /// No program listens there, or a firewall says so.
+    NotListening(io::Error),
+    /// It was not asked, as this host cannot.
+    NotAsked(io::Error),
+    /// It took the connection, and then too much time.
+    Late,
+    /// What came back is no TLS.
+    NoTls,
+    /// The handshake was refused, by an alert or by hanging up.
+    Refused(io::Error),
+    /// A request was answered.
+    Answered(Answer),
+}
+
+/// The beginning of an answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status, if it is HTTP.
+    pub status: Option<u16>,
+    /// Its first bytes, as text.
+    pub text: String,
+}
+
+impl Answer {
+    /// What is behind its head.
+    #[must_use]
+    pub fn body(&self) -> &str {
+        self.text
+            .split_once("\r\n\r\n")
+            .map_or("", |(_, body)| body)
+    }
+}
+
+/// Which CAs a certificate may be from, as far as the server says (RFC 8446 §4.2.4).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Issuers {
+    /// Cloudflare's shared one among them.
+    Shared,
+    /// Others only.
+    Others,
+    /// It does not say.
+    Unsaid,
+}
+
+impl<'a> Visit<'a> {
+    /// A stranger's, who asks by the address.
+    #[must_use]
+    pub fn new(address: SocketAddr, host: &'a str) -> Self {
+        Self {
+            address,
+            server_name: None,
+            host,
+            path: "/",
+            versions: rustls::DEFAULT_VERSIONS,
+            identity: None,
+            before: &[],
+        }
+    }
+
+    /// Connects, asks, and leaves.
+    #[must_use]
+    pub fn connect(&self) -> Visited {
+        let identity = Arc::new(ClientIdentity {
+            presented: self.identity.clone(),
+            requested: Mutex::default(),
+        });
+        let mut visited = Visited {
+            shown: None,
+            requested: None,
+            ending: Ending::Silence,
+        };
+        let stream = match TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT) {
+            Ok(stream) => stream,
+            Err(error) => {
+                let refused = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
+                visited.ending = if error.kind() == ErrorKind::TimedOut {
+                    Ending::Silence
+                } else if refused.contains(&error.kind()) {
+                    Ending::NotListening(error)
+                } else {
+                    Ending::NotAsked(error)
+                };
+                return visited;
+            }
+        };
+        let mut stream = match self.session(&identity) {
+            Ok(session) => StreamOwned::new(session, TimedStream::new(stream)),
+            Err(error) => {
+                visited.ending = Ending::NotAsked(error);
+                return visited;
+            }
+        };
+        let outcome = self.ask(&mut stream);
+        let session = &stream.conn;
+        let shown = session.peer_certificates().and_then(<[_]>::first);
+        visited.shown = shown.map(|shown| shown.clone().into_owned());
+        visited.requested = *lock(&identity.requested);
+        visited.ending = match outcome {
+            Ok(answer) => Ending::Answered(answer),
+            Err(error) if is_no_tls(&error) => Ending::NoTls,
+            // What a socket's own limit returns.
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
+                Ending::Late
+            }
+            Err(error) => Ending::Refused(error),
+        };
+        visited
+    }
+
+    fn session(&self, identity: &Arc<ClientIdentity>) -> io::Result<ClientConnection> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = Arc::new(AcceptAnyCertificate(Arc::clone(&provider)));
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(self.versions)
+            .map_err(io::Error::other)?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(Arc::clone(identity) as _);
+        config.enable_sni = self.server_name.is_some();
+        let name = match self.server_name {
+            Some(name) => ServerName::try_from(name.to_owned()).map_err(io::Error::other)?,
+            None => ServerName::from(self.address.ip()),
+        };
+        ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
+    }
+
+    fn ask(&self, stream: &mut StreamOwned<ClientConnection, TimedStream>) -> io::Result<Answer> {
+        stream.sock.write_all(self.before)?;
+        write!(
+            stream,
+            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n",
+            self.path, self.host
+        )?;
+        stream.flush()?;
+        read_answer(stream)
+    }
+}
+
+/// What a server answers to a request in clear text, where TLS is expected.
+///
+/// # Errors
+///
+/// Returns why there is no answer.
+pub fn ask_in_clear_text(address: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+    let mut stream = TimedStream::new(stream);
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n"
+    )?;
+    read_answer(&mut stream)
+}
+
+fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {
+    let mut answer = Vec::new();
+    let mut part = [0; 1024];
+    // An answer's head, and the words of a page that refuses.
+    for _ in 0..READS_MAX {
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(read) => answer.extend_from_slice(&part[..read]),
+            // Part of an answer says enough; before it, there is the alert of TLS 1.3.
+            Err(_) if !answer.is_empty() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    if answer.is_empty() {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let status = text
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .and_then(|status| status.parse().ok());
+    Ok(Answer { status, text })
+}
+
+/// Whether an error is one of TLS, and which.
+pub(super) fn tls_error(error: &io::Error) -> Option<&TlsError> {
+    error.get_ref()?.downcast_ref::<TlsError>()
+}
+
+fn is_no_tls(error: &io::Error) -> bool {
+    matches!(tls_error(error), Some(TlsError::InvalidMessage(_)))
+}
+
+/// Presents what it has, and remembers what was requested.
+#[derive(Debug)]
+struct ClientIdentity {
+    presented: Option<Arc<CertifiedKey>>,
+    requested: Mutex<Option<Issuers>>,
+}
+
+impl ResolvesClientCert for ClientIdentity {
+    fn resolve(&self, issuers: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let is_shared = |issuer: &&[u8]| gate::is_shared_authority(issuer);
+        *lock(&self.requested) = Some(match issuers {
+            [] => Issuers::Unsaid,
+            issuers if issuers.iter().any(is_shared) => Issuers::Shared,
+            _ => Issuers::Others,
+        });
+        self.presented.clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        // Else it would not be called.
+        true
+    }
+}
+
+/// A stream that ends at a deadline, however slowly it goes.
+struct TimedStream {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl TimedStream {
+    fn new(stream: TcpStream) -> Self {
+        Self {
+            deadline: Instant::now() + ANSWER_TIMEOUT,
+            stream,
+        }
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            Err(ErrorKind::TimedOut.into())
+        } else {
+            Ok(left)
+        }
+    }
+}
+
+impl Read for TimedStream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for TimedStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Takes any certificate: it is not for us to trust the server.
+#[derive(Debug)]
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = self.0.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+/// Says honestly who asks.
+const AGENT: &str = concat!("pullgate/", env!("CARGO_PKG_VERSION"));
+/// How long a server may take to answer the first packet.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it may take for all that follows.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Reads of 1 KiB at most that an answer is worth.
+const READS_MAX: usize = 8;

@@ -1,0 +1,454 @@
+//! Verifies `pullgate probe`: real servers, each set up rightly and in ways that leave something open. It finds what
+//! is open, and nothing else.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a rig that cannot be made stops the test"
+)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::Rig;
+use tests::daemon::binary;
+use tests::gate::{blog, origin, shop};
+use tests::net::Host;
+use tests::pki::SHOP;
+use tests::snippets::start;
+use tests::web::Server;
+
+/// What a server does with a connection.
+type Manner = fn(&mut std::net::TcpStream);
+
+/// What the probe says of a host that is not filtered from where it runs.
+const OPEN_PORT: &str = "port-answers";
+
+#[test]
+fn the_snippets_leave_nothing_open() {
+    for (server, more) in [
+        ("nginx", &[][..]),
+        // Apache shows a certificate before it knows the name.
+        ("apache", &["certificate-shown", "certificate-shown"]),
+        ("haproxy", &[]),
+        ("caddy", &[]),
+    ] {
+        let rig = Rig::new();
+        // HAProxy has one CA file for an address.
+        let lines = match server {
+            "haproxy" => "trust = [\"@PKI@/ours-ca.pem\"]",
+            _ => "",
+        };
+        rig.configure("", &[&shop(""), &blog(lines)]);
+        let _server = start(&rig, server, "--own-mtls");
+
+        let (code, found) = probe(&rig, true);
+
+        let expected = [&[OPEN_PORT], more].concat();
+        assert_eq!(found, sorted(&expected), "{server}");
+        assert_eq!(code, 0, "{server}");
+    }
+}
+
+#[test]
+fn the_gate_leaves_nothing_open() {
+    let rig = Rig::with_shop("");
+    let _web_server = nginx(
+        &rig,
+        "server { listen 127.0.0.1:8080 proxy_protocol; return 200 page; }",
+        "127.0.0.1:8080",
+    );
+
+    let (code, found) = probe(&rig, true);
+
+    // Behind steering, the web server's own port is the gate's as well.
+    assert_eq!(found, sorted(&[OPEN_PORT]));
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn behind_the_filter_a_stranger_sees_silence() {
+    let lab = tests::Lab::start(&tests::Plan::default());
+    let words = [
+        binary().display().to_string(),
+        "--json".to_owned(),
+        "probe".to_owned(),
+        SHOP.to_owned(),
+        "--origin".to_owned(),
+        origin().to_string(),
+    ];
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let output = lab.network.output(Host::Stranger, &words);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(ids(&output.stdout), sorted(&[]));
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(report.contains("silence, as behind a filter"), "{report}");
+}
+
+#[test]
+fn what_nginx_leaves_open_is_found() {
+    let verify = "ssl_client_certificate @PKI@/ours-ca.pem; ssl_verify_client on;";
+    let reject = "server { listen 443 ssl default_server; ssl_reject_handshake on; return 444; }";
+    let shop = |lines: &str| site("shop.example", "443 ssl", lines);
+    let wrong_ca = verify.replace("ours", "other");
+    for (what, sites, with_own, expected) in [
+        (
+            "nothing is demanded",
+            shop("") + reject,
+            false,
+            &[
+                "served-without-certificate",
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+            ][..],
+        ),
+        (
+            "`optional` instead of `on`",
+            shop(&verify.replace(" on;", " optional;")) + reject,
+            false,
+            &["served-without-certificate"],
+        ),
+        (
+            "a certificate of any CA",
+            shop(&verify.replace(" on;", " optional_no_ca;")) + reject,
+            false,
+            &[
+                "served-without-certificate",
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+            ],
+        ),
+        (
+            "demanded in one location alone",
+            shop(&verify.replace(
+                " on;",
+                " optional; location /admin { if ($ssl_client_verify != SUCCESS) { return 403; } }",
+            )) + reject,
+            false,
+            &["served-without-certificate"],
+        ),
+        (
+            "no default server",
+            shop(verify),
+            false,
+            &["certificate-shown", "certificate-shown"],
+        ),
+        (
+            "a default site without a demand",
+            site(
+                "blog.example",
+                "443 ssl default_server",
+                "ssl_session_tickets off;",
+            ) + &shop(&format!("{verify} ssl_session_tickets off;")),
+            false,
+            &[
+                "certificate-shown",
+                "certificate-shown",
+                "default-site-served",
+                "default-site-served",
+            ],
+        ),
+        (
+            "port 80 serves",
+            shop(verify) + reject + "server { listen 80; return 200 page; }",
+            false,
+            &["other-port-serves"],
+        ),
+        (
+            "port 80 redirects",
+            shop(verify) + reject + "server { listen 80; return 301 https://$host/; }",
+            false,
+            &["other-port-open"],
+        ),
+        (
+            "another port without a demand",
+            shop(verify) + reject + &site("shop.example", "8443 ssl", ""),
+            false,
+            &["other-port-serves"],
+        ),
+        (
+            "a header is believed from anywhere",
+            site("shop.example", "443 ssl proxy_protocol", verify)
+                + "server { listen 443 ssl proxy_protocol default_server; ssl_reject_handshake on; }",
+            false,
+            &["proxy-header-believed"],
+        ),
+        (
+            "the CA is another one",
+            shop(&wrong_ca) + reject,
+            true,
+            &["own-certificate-refused"],
+        ),
+        (
+            "an application that answers 404 to everything",
+            shop("location = / { return 404; }") + reject,
+            false,
+            &[
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        (
+            "TLS 1.2 alone",
+            shop(&format!("{verify} ssl_protocols TLSv1.2;"))
+                + &reject.replace("return", "ssl_protocols TLSv1.2; return"),
+            true,
+            &[],
+        ),
+        (
+            "one site's certificate is good for another site",
+            shop(verify)
+                + &site("blog.example", "443 ssl default_server", "").replace("page", "another"),
+            true,
+            &[
+                "certificate-shown",
+                "certificate-shown",
+                "default-site-served",
+                "default-site-served",
+                "other-host-served",
+            ],
+        ),
+        (
+            "clear text",
+            "server { listen 443; return 200 page; }".to_owned(),
+            false,
+            &["clear-text-served", "no-tls"],
+        ),
+    ] {
+        let rig = Rig::new();
+        let _server = nginx(&rig, &sites, "127.0.0.1:443");
+
+        let (_, found) = probe(&rig, with_own);
+
+        let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
+        assert_eq!(found, sorted(expected), "{what}");
+    }
+}
+
+#[test]
+fn what_others_leave_open_is_found() {
+    // Caddy's own choice is HTTP/3 as well.
+    let caddy = "{\n admin off\n storage file_system @DIR@/caddy\n auto_https disable_redirects\n}\n\
+         https://shop.example {\n tls @DIR@/pki/shop.example.pem @DIR@/pki/shop.example.key {\n client_auth {\n \
+         mode @MODE@\n trusted_ca_cert_file @DIR@/pki/ours-ca.pem\n }\n }\n respond page\n}\n";
+    let haproxy = "defaults\n mode http\n timeout connect 5s\n timeout client 5s\n timeout server 5s\n\
+         frontend f\n bind :443 ssl crt @DIR@/pki/shop.pem ca-file @DIR@/pki/ours-ca.pem verify @MODE@\n \
+         http-request return status 200 content-type text/plain string page\n";
+    for (program, words, text, expected) in [
+        (
+            "caddy",
+            &["run", "--adapter", "caddyfile", "--config"][..],
+            caddy.replace("@MODE@", "require_and_verify"),
+            &["quic-open"][..],
+        ),
+        (
+            "caddy",
+            &["run", "--adapter", "caddyfile", "--config"],
+            caddy.replace("@MODE@", "request"),
+            &[
+                "quic-open",
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        (
+            "haproxy",
+            &["-db", "-f"],
+            haproxy.replace("@MODE@", "optional"),
+            &[
+                "certificate-shown",
+                "certificate-shown",
+                "default-site-served",
+                "default-site-served",
+                "served-without-certificate",
+            ],
+        ),
+        (
+            "haproxy",
+            &["-db", "-f"],
+            haproxy.replace("@MODE@", "required"),
+            &["certificate-shown", "certificate-shown"],
+        ),
+    ] {
+        let rig = Rig::new();
+        let [certificate, key] =
+            ["pem", "key"].map(|ending| rig.pki.path(&format!("{SHOP}.{ending}")));
+        let both = fs::read_to_string(certificate).unwrap() + &fs::read_to_string(key).unwrap();
+        rig.pki.write("shop.pem", &both);
+        let _server = Server::start_at(&rig.network, program, words, &text, "127.0.0.1:443");
+
+        let (_, found) = probe(&rig, false);
+
+        let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
+        assert_eq!(found, sorted(expected), "{program} {text}");
+    }
+}
+
+#[test]
+fn a_server_that_does_not_end_is_left() {
+    let rig = Rig::new();
+    let listen = |port: u16| {
+        let address = format!("0.0.0.0:{port}");
+        rig.network
+            .on(Host::Origin, || TcpListener::bind(address).unwrap())
+    };
+    let slow: [(u16, Manner); 4] = [
+        (9001, |stream| {
+            drop(
+                stream
+                    .read(&mut [0; 1 << 16])
+                    .and_then(|_| stream.read(&mut [0; 1 << 16])),
+            )
+        }),
+        (9002, |stream| {
+            drop(stream.write_all(b"no TLS, and nothing else\r\n"))
+        }),
+        (
+            9003,
+            |stream| while stream.write_all(&[b'x'; 1 << 16]).is_ok() {},
+        ),
+        (9004, |stream| {
+            while stream.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(200));
+            }
+        }),
+    ];
+    for (port, manner) in slow {
+        let listener = listen(port);
+        // They end with the test's process.
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                thread::spawn(move || manner(&mut stream));
+            }
+        });
+    }
+    let mut words = vec![
+        "timeout".to_owned(),
+        "120".to_owned(),
+        binary().display().to_string(),
+        "--json".to_owned(),
+        "probe".to_owned(),
+        SHOP.to_owned(),
+    ];
+    for (port, _) in slow {
+        words.extend(["--origin".to_owned(), format!("{}:{port}", origin())]);
+    }
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+
+    let output = rig.network.output(Host::Edge, &words);
+
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let examined: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(examined.len(), 4);
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_said() {
+    let rig = Rig::new();
+    for (arguments, code, words) in [
+        (
+            &["probe", "192.0.2.1", "--origin", "203.0.113.10"][..],
+            64,
+            "host name",
+        ),
+        (
+            &[
+                "probe",
+                "https://shop.example/x",
+                "--origin",
+                "shop.example",
+            ],
+            64,
+            "is no address",
+        ),
+        (&["probe", SHOP], 64, "--origin"),
+        (
+            &[
+                "probe",
+                SHOP,
+                "--origin",
+                "203.0.113.10",
+                "--cert",
+                "/gone",
+                "--key",
+                "/gone",
+            ],
+            78,
+            "/gone cannot be used",
+        ),
+    ] {
+        let output = rig.pullgate(arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+/// A site of nginx.
+fn site(name: &str, listen: &str, lines: &str) -> String {
+    format!(
+        "server {{ listen {listen}; server_name {name}; ssl_certificate @PKI@/shop.example.pem; \
+         ssl_certificate_key @PKI@/shop.example.key; {lines} location / {{ return 200 page; }} }}\n"
+    )
+}
+
+fn nginx(rig: &Rig, sites: &str, address: &str) -> Server {
+    let text = format!(
+        "daemon off; user root; pid @DIR@/nginx.pid; error_log @DIR@/nginx.log; events {{}}\n\
+         http {{ access_log off; @NGINX@\n{sites}\n}}"
+    );
+    let text = text.replace("@PKI@", "@DIR@/pki");
+    Server::start_at(&rig.network, "nginx", &[], &text, address)
+}
+
+/// The exit code, and the ids of what is found from an edge's address.
+fn probe(rig: &Rig, with_own: bool) -> (i32, Vec<String>) {
+    rig.pki.write_identity("client", &rig.pki.ours.client());
+    let path = |name: &str| rig.pki.path(name).display().to_string();
+    let url = format!("https://{SHOP}/");
+    let mut words = vec![
+        binary().display().to_string(),
+        "--json".to_owned(),
+        "probe".to_owned(),
+        url,
+        "--origin".to_owned(),
+        origin().to_string(),
+    ];
+    if with_own {
+        words.extend(["--cert".to_owned(), path("client.pem")]);
+        words.extend(["--key".to_owned(), path("client.key")]);
+    }
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let output = Arc::clone(&rig.network).output(Host::Edge, &words);
+    let code = output.status.code().unwrap();
+    assert!(code < 2, "{}", String::from_utf8_lossy(&output.stderr));
+    let found = ids(&output.stdout);
+    let report = String::from_utf8(output.stdout).unwrap();
+    // Only what is wrong or not known makes it fail.
+    let is_wrong =
+        report.contains("\"severity\": \"error\"") || report.contains("\"answered\": false");
+    assert_eq!(code, i32::from(is_wrong), "{report}");
+    (code, found)
+}
+
+fn ids(report: &[u8]) -> Vec<String> {
+    let examined: Vec<Value> = serde_json::from_slice(report).unwrap();
+    let checks = examined
+        .iter()
+        .flat_map(|it| it["checks"].as_array().unwrap());
+    let findings = checks.flat_map(|check| check["findings"].as_array().unwrap());
+    let ids: Vec<_> = findings.map(|it| it["id"].as_str().unwrap()).collect();
+    sorted(&ids)
+}
+
+fn sorted(ids: &[&str]) -> Vec<String> {
+    let mut ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
+    ids.sort();
+    ids
+}
