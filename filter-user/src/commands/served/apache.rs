@@ -71,6 +71,8 @@ fn site(
     let mut is_tls = false;
     // Sections within it, which are of parts of the site.
     let mut depth = 0_u32;
+    // Whether the outermost of them is the whole site all the same.
+    let mut is_all = true;
     let (mut certificates, mut keys) = (Vec::new(), Vec::new());
     for line in text.lines().skip(begins) {
         let words = words(line);
@@ -81,12 +83,17 @@ fn site(
         let path = || root.join(argument());
         match name.to_ascii_lowercase().as_str() {
             "</virtualhost>" => break,
-            // Of the whole site, as far as a reader can tell.
-            "require" if arguments.join(" ").eq_ignore_ascii_case("all denied") && depth <= 1 => {
-                site.refuses_all = true;
+            "require" if arguments.join(" ").eq_ignore_ascii_case("all denied") => {
+                site.refuses_all |= depth == 0 || depth == 1 && is_all;
             }
             end if end.starts_with("</") => depth = depth.saturating_sub(1),
-            section if section.starts_with('<') => depth += 1,
+            section if section.starts_with('<') => {
+                if depth == 0 {
+                    let part = argument();
+                    is_all = section == "<location" && part.trim_matches(['"', '>']) == "/";
+                }
+                depth += 1;
+            }
             _ if depth > 0 => {}
             name if name.starts_with("ssl") && argument().contains('$') => {
                 let problem = format!("`{}` is set by a variable, and was not looked at", words[0]);
@@ -195,6 +202,25 @@ mod tests {
     }
 
     #[test]
+    fn a_site_that_refuses_all_is_one_that_denies_all_of_it() {
+        let refuses = |section: &str| {
+            let text = format!(
+                "<VirtualHost *:443>\nServerName a.example\nSSLEngine on\n{section}\nRequire all denied\n\
+                 </Section>\n</VirtualHost>\n"
+            );
+            let (path, root) = (Path::new("/etc/apache2/a.conf"), Path::new("/etc/apache2"));
+            let found = site(Listen::Every(443), (path, 1), &text, root);
+            found.unwrap().refuses_all
+        };
+
+        assert!(refuses("<Location \"/\">"));
+        assert!(refuses("<Location />"));
+        assert!(!refuses("<Location \"/admin\">"));
+        assert!(!refuses("<Directory \"/\">"));
+        assert!(!refuses("<Files \".ht*\">"));
+    }
+
+    #[test]
     fn a_virtual_host_is_read_from_its_line_to_its_end() {
         let text = "<VirtualHost *:80>\nServerName other.example\n</VirtualHost>\n<VirtualHost *:443>\n\
             \x20 ServerName https://shop.example:443\n  ServerAlias www.shop.example \"*.shop.test\"\n\
@@ -221,6 +247,7 @@ mod tests {
             (found.verifies, found.authority.as_deref()),
             (true, authority)
         );
+        assert!(!found.refuses_all);
         assert_eq!(site(Listen::Every(80), (path, 1), text, root), None);
     }
 }
