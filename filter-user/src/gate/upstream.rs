@@ -14,7 +14,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{IpBindAddressNoPort, IpTransparent};
 use rustls::pki_types::ServerName;
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError, StreamOwned,
+    AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError,
+    PeerMisbehaved, StreamOwned,
 };
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
@@ -157,7 +158,7 @@ impl Dialer {
                     ask_for_settings(&mut StreamOwned::new(session, stream))?
                 }
                 Ok(_) => false,
-                Err(error) if is_alpn_refused(&error) => false,
+                Err(error) if lacks_h2(&error) => false,
                 Err(error) => return Err(error),
             };
             if !speaks_it {
@@ -332,11 +333,17 @@ fn ask_for_settings(stream: &mut dyn Duplex) -> io::Result<bool> {
     Ok(kind == SETTINGS && flags == 0 && stream_id == [0; 4])
 }
 
-/// RFC 7301 §3.2.
-fn is_alpn_refused(error: &io::Error) -> bool {
+/// Whether a server refuses what is offered by ALPN (RFC 7301 §3.2), or takes what was not: Apache without
+/// mod_http2 does that.
+fn lacks_h2(error: &io::Error) -> bool {
     let source = error.get_ref();
-    let refused = TlsError::AlertReceived(AlertDescription::NoApplicationProtocol);
-    source.and_then(|source| source.downcast_ref::<TlsError>()) == Some(&refused)
+    matches!(
+        source.and_then(|source| source.downcast_ref()),
+        Some(
+            TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)
+                | TlsError::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedApplicationProtocol)
+        )
+    )
 }
 
 /// The protocol, as ALPN names it.

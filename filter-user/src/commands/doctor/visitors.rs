@@ -69,17 +69,21 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
             .chain(within)
             .map(|address| listing::show(ranges, &active, address));
         let refused = shown.find(|shown| !shown.enters)?;
-        let cause = match refused.rule {
-            Some(rule) => format!("it is in `ranges.{}` ({})", rule.list, rule.range),
-            None => "no active list has it".to_owned(),
+        let (cause, remedy) = match refused.rule {
+            Some(rule) => (
+                format!("it is in `ranges.{}` ({})", rule.list, rule.range),
+                "take it out there",
+            ),
+            None => (
+                "no active list has it".to_owned(),
+                "refresh the lists (`pullgate ranges refresh`)",
+            ),
         };
         let text = format!(
             "{} of Cloudflare's {range} is refused, as {cause}: visitors who come by it see error 522",
             refused.address
         );
-        Some(Finding::error("cloudflare-refused", text).remedy(
-            "take it out of `ranges.deny`, or refresh the lists (`pullgate ranges refresh`)",
-        ))
+        Some(Finding::error("cloudflare-refused", text).remedy(remedy))
     });
     findings.collect()
 }

@@ -184,7 +184,11 @@ impl<'a> OriginProbe<'a> {
 
     fn port(&self, first: &Visited) -> Check {
         let (seen, answered, finding) = match &first.ending {
-            Ending::Silence => ("silence, as behind a filter".to_owned(), true, None),
+            Ending::Silence => (
+                "silence, as behind a filter, or where no host is".to_owned(),
+                true,
+                None,
+            ),
             Ending::NotListening(error) => (format!("no program answers ({error})"), true, None),
             Ending::NotAsked(error) => (format!("this host cannot ask ({error})"), false, None),
             Ending::NoTls => {
@@ -211,9 +215,9 @@ impl<'a> OriginProbe<'a> {
         if is_silent && self.visitors.own.is_some() {
             let text =
                 "the port does not answer, so what Cloudflare's certificate gets was not seen";
-            findings.push(Finding::error("origin-silent", text).remedy(
-                "run it on a host in `ranges.allow`, or on the origin against its public address",
-            ));
+            findings.push(
+                Finding::error("origin-silent", text).remedy("run it on a host in `ranges.allow`"),
+            );
         }
         Check {
             id: "port",
