@@ -318,6 +318,7 @@ fn a_server_that_does_not_end_is_left() {
         ),
         (9004, |stream| {
             while stream.write_all(b"x").is_ok() {
+                // To be slow is what this server does wrong.
                 thread::sleep(Duration::from_millis(200));
             }
         }),

@@ -1,6 +1,7 @@
 //! The machine: everything about it that is neither XDP nor TLS.
 
 pub mod accounts;
+pub mod deadline;
 pub mod file;
 pub mod kernel;
 pub mod netlink;

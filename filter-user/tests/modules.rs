@@ -31,7 +31,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
         ],
     ),
     ("fuzzing", &["config", "gate", "ranges", "snapshot"]),
-    ("web", &["gate", "sync"]),
+    ("web", &["gate", "host", "sync"]),
     (
         "refresh",
         &[

@@ -1,7 +1,7 @@
 //! `doctor`: every question that can be asked on this host, what was looked at, and what to do about each answer.
 //!
 //! The answers are findings: those of the roles that run, those of a check, and some that only this command asks
-//! for, as they take a web server's own tools. What has none is in order.
+//! for, as they take a web server's own tools. What has none is OK.
 
 mod host;
 mod questions;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use rustix::process::geteuid;
 
-use self::questions::{QUESTIONS, Question, Subject};
+use self::questions::{QUESTIONS, Question, Subject, seen};
 use super::examination::{Check, Examination};
 use super::output::{show_json, show_report};
 use super::{check, status};
@@ -95,7 +95,7 @@ fn sort_in(findings: Vec<Finding>, facts: &Facts) -> Vec<Check> {
                 id: question.id,
                 about: question.about,
                 answered: question.answered_by.is_there(&facts.report),
-                seen: question.subject.seen(question.id, facts),
+                seen: seen(question.id, facts),
                 findings: once.extract_if(.., belongs).collect(),
             }
         })

@@ -38,15 +38,6 @@ impl Check {
     }
 }
 
-/// How a finding, or the lack of any, is shown.
-fn mark(worst: Option<Severity>) -> char {
-    match worst {
-        None => '✓',
-        Some(Severity::Warning) => '!',
-        Some(Severity::Error) => '✗',
-    }
-}
-
 impl Examination {
     /// A failure, unless every question has an answer, and none is wrong.
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -74,7 +65,7 @@ impl Display for Examination {
             } = check;
             let shown = match check.worst() {
                 None if !answered => '?',
-                worst => mark(worst),
+                worst => worst.map_or('✓', Severity::mark),
             };
             writeln!(f, "  {shown} {id:<15} {about}")?;
             if !answered && seen.is_empty() {
@@ -92,7 +83,7 @@ impl Display for Examination {
                     ..finding.clone()
                 };
                 let text = one_line(&bare.to_string());
-                writeln!(f, "      {} {text}", mark(Some(finding.severity)))?;
+                writeln!(f, "      {} {text}", finding.severity.mark())?;
                 if !finding.remedy.is_empty() {
                     writeln!(f, "        → {}", one_line(&finding.remedy))?;
                 }

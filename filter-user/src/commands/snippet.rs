@@ -476,7 +476,7 @@ fn alike(sites: Vec<Site>, pairing: Pairing) -> Vec<Site> {
     files
 }
 
-/// Tells the one at this index from others; the first has none.
+/// A suffix for the one at this index; the first has none.
 fn suffix(index: usize) -> String {
     match index {
         0 => String::new(),

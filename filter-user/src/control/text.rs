@@ -7,7 +7,7 @@ use super::protocol::{
     Admits, CONFINED, DropStatus, FilterStatus, FramesStatus, HostStatus, RangesStatus,
     RefreshStatus, RefusalStatus, SourceStatus, Status,
 };
-use crate::observe::{Finding, Severity};
+use crate::observe::Finding;
 use crate::report::span;
 use crate::role::Role;
 
@@ -22,10 +22,7 @@ impl Display for HostStatus {
             writeln!(f, "  admits {admits}")?;
         }
         for (roles, finding) in merged(&self.findings) {
-            let mark = match finding.severity {
-                Severity::Error => '✗',
-                Severity::Warning => '!',
-            };
+            let mark = finding.severity.mark();
             writeln!(f, "  {mark} {roles}{finding}")?;
         }
         for role in &self.roles {

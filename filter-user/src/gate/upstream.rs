@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdTcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError,
     PeerMisbehaved, StreamOwned,
 };
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -29,6 +29,7 @@ use super::proxy::{self, ConnectionAddrs, ProxyInfo};
 use super::refusal::{Refusal, UpstreamFault};
 use super::tls::peer::VerifiedPeer;
 use crate::config::{ClientAddress, ProxyProtocol, Target, Upstream, UpstreamTarget};
+use crate::host::deadline::{DeadlineStream, is_late};
 
 /// A connection to the upstream.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
@@ -201,7 +202,7 @@ impl Dialer {
             .write_all(request.as_bytes())
             .and_then(|()| stream.read_exact(&mut status));
         // One that takes its time says nothing.
-        if answered.as_ref().is_err_and(|error| is_late(error.kind())) {
+        if answered.as_ref().is_err_and(is_late) {
             return None;
         }
         Some(answered.is_ok() && status.starts_with(b"HTTP/1.") && !status.ends_with(b" 400"))
@@ -237,14 +238,14 @@ impl Dialer {
         let mut stream: Box<dyn Duplex> = match self.target(addresses) {
             Target::Tcp(address) => {
                 let stream = StdTcpStream::connect_timeout(&address, left)?;
-                Box::new(DeadlineStream { stream, deadline })
+                Box::new(DeadlineStream::new(stream, deadline))
             }
             Target::Unix(path) => {
                 // A listener whose queue is full holds connect(2) up.
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 socket.connect_timeout(&SockAddr::unix(path)?, left)?;
                 let stream = StdUnixStream::from(OwnedFd::from(socket));
-                Box::new(DeadlineStream { stream, deadline })
+                Box::new(DeadlineStream::new(stream, deadline))
             }
         };
         match header {
@@ -270,51 +271,9 @@ async fn connect_as(client: SocketAddr, to: SocketAddr) -> io::Result<TcpStream>
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
-/// A connection that ends at a deadline, however slowly it answers.
-struct DeadlineStream<S> {
-    stream: S,
-    deadline: Instant,
-}
-
-impl<S: AsFd> DeadlineStream<S> {
-    /// Limits the next step to the time that is left.
-    fn limit(&self) -> io::Result<()> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        let socket = SockRef::from(&self.stream);
-        socket.set_read_timeout(Some(left))?;
-        socket.set_write_timeout(Some(left))
-    }
-}
-
-impl<S: AsFd + Read> Read for DeadlineStream<S> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.limit()?;
-        self.stream.read(buffer)
-    }
-}
-
-impl<S: AsFd + Write> Write for DeadlineStream<S> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.limit()?;
-        self.stream.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
-}
-
 trait Duplex: Read + Write {}
 
 impl<T: Read + Write> Duplex for T {}
-
-/// What a socket's own limit returns.
-fn is_late(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::TimedOut | ErrorKind::WouldBlock)
-}
 
 /// Whether the answer to the connection preface begins with a SETTINGS frame, RFC 9113 §3.4. Who
 /// says nothing, or hangs up, has not answered.

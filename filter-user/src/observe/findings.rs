@@ -38,6 +38,17 @@ pub enum Severity {
     Error,
 }
 
+impl Severity {
+    /// What stands before a finding, for people.
+    #[must_use]
+    pub fn mark(self) -> char {
+        match self {
+            Self::Warning => '!',
+            Self::Error => '✗',
+        }
+    }
+}
+
 impl Finding {
     /// Something that could be better.
     #[must_use]

@@ -1,7 +1,7 @@
 //! One visit to a web server, by a client that verifies nothing: who it says it is in, what it was shown and
 //! answered out. Bounded in time and bytes, whatever the server sends.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use rustls::{
 };
 
 use crate::gate;
+use crate::host::deadline::{DeadlineStream, is_late};
 use crate::sync::lock;
 
 /// Who comes, by which name, and what for.
@@ -140,7 +141,7 @@ impl<'a> Visit<'a> {
             }
         };
         let mut stream = match self.session(&identity) {
-            Ok(session) => StreamOwned::new(session, TimedStream::new(stream)),
+            Ok(session) => StreamOwned::new(session, within_time(stream)),
             Err(error) => {
                 visited.ending = Ending::NotAsked(error);
                 return visited;
@@ -154,10 +155,7 @@ impl<'a> Visit<'a> {
         visited.ending = match outcome {
             Ok(answer) => Ending::Answered(answer),
             Err(error) if is_no_tls(&error) => Ending::NoTls,
-            // What a socket's own limit returns.
-            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
-                Ending::Late
-            }
+            Err(error) if is_late(&error) => Ending::Late,
             Err(error) => Ending::Refused(error),
         };
         visited
@@ -180,13 +178,12 @@ impl<'a> Visit<'a> {
         ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
     }
 
-    fn ask(&self, stream: &mut StreamOwned<ClientConnection, TimedStream>) -> io::Result<Answer> {
+    fn ask(
+        &self,
+        stream: &mut StreamOwned<ClientConnection, DeadlineStream<TcpStream>>,
+    ) -> io::Result<Answer> {
         stream.sock.write_all(self.before)?;
-        write!(
-            stream,
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n",
-            self.path, self.host
-        )?;
+        stream.write_all(request(self.host, self.path).as_bytes())?;
         stream.flush()?;
         read_answer(stream)
     }
@@ -199,12 +196,20 @@ impl<'a> Visit<'a> {
 /// Returns why there is no answer.
 pub fn ask_in_clear_text(address: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
     let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    let mut stream = TimedStream::new(stream);
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n"
-    )?;
+    let mut stream = within_time(stream);
+    stream.write_all(request(host, path).as_bytes())?;
     read_answer(&mut stream)
+}
+
+fn request(host: &str, path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// What is left of a connection: the time for an answer.
+fn within_time(stream: TcpStream) -> DeadlineStream<TcpStream> {
+    DeadlineStream::new(stream, Instant::now() + ANSWER_TIMEOUT)
 }
 
 fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {
@@ -261,48 +266,6 @@ impl ResolvesClientCert for ClientIdentity {
     fn has_certs(&self) -> bool {
         // Else it would not be called.
         true
-    }
-}
-
-/// A stream that ends at a deadline, however slowly it goes.
-struct TimedStream {
-    stream: TcpStream,
-    deadline: Instant,
-}
-
-impl TimedStream {
-    fn new(stream: TcpStream) -> Self {
-        Self {
-            deadline: Instant::now() + ANSWER_TIMEOUT,
-            stream,
-        }
-    }
-
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(ErrorKind::TimedOut.into())
-        } else {
-            Ok(left)
-        }
-    }
-}
-
-impl Read for TimedStream {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
-        self.stream.read(into)
-    }
-}
-
-impl Write for TimedStream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.left()?))?;
-        self.stream.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
     }
 }
 

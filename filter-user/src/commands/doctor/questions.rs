@@ -52,47 +52,34 @@ pub(super) enum Subject {
     Host,
 }
 
-impl Subject {
-    /// What was looked at, as far as it is worth a line.
-    pub(super) fn seen(self, question: &str, facts: &Facts) -> String {
-        let roles = || facts.report.roles.iter();
-        let detail = |name: &str| {
-            let found = roles().flat_map(|role| {
-                let details = role.details.iter().filter(|(key, _)| key == name);
-                details.map(|(_, value)| format!("{}: {value}", role.role.label()))
-            });
-            found.collect::<Vec<_>>().join("; ")
-        };
-        match (self, question) {
-            (Self::Pullgate, "roles") => roles()
-                .map(|role| format!("{} (pid {})", role.role.label(), role.pid))
-                .collect::<Vec<_>>()
-                .join(", "),
-            (Self::Filter, "interfaces") => {
-                let interfaces = roles().filter_map(|role| role.filter.as_ref());
-                let names = interfaces.flat_map(|filter| &filter.interfaces);
-                names
-                    .map(|it| format!("{} ({})", it.name, it.mode))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            }
-            (Self::Ranges, "lists") => roles()
-                .next()
-                .map_or_else(String::new, |role| role.ranges.to_string()),
-            (Self::Gate, "port") => detail("listen"),
-            (Self::Gate, "certificates") => detail("hosts"),
-            (Self::Host, "kernel") => format!("Linux {}", kernel::release()),
-            (
-                Self::Pullgate
-                | Self::Filter
-                | Self::Steering
-                | Self::Ranges
-                | Self::Gate
-                | Self::WebServer
-                | Self::Host,
-                _,
-            ) => String::new(),
-        }
+/// What was looked at for a question, as far as it is worth a line.
+pub(super) fn seen(question: &str, facts: &Facts) -> String {
+    let roles = || facts.report.roles.iter();
+    let detail = |name: &str| {
+        let found = roles().flat_map(|role| {
+            let details = role.details.iter().filter(|(key, _)| key == name);
+            details.map(|(_, value)| format!("{}: {value}", role.role.label()))
+        });
+        found.collect::<Vec<_>>().join("; ")
+    };
+    match question {
+        "roles" => roles()
+            .map(|role| format!("{} (pid {})", role.role.label(), role.pid))
+            .collect::<Vec<_>>()
+            .join(", "),
+        "interfaces" => roles()
+            .filter_map(|role| role.filter.as_ref())
+            .flat_map(|filter| &filter.interfaces)
+            .map(|it| format!("{} ({})", it.name, it.mode))
+            .collect::<Vec<_>>()
+            .join(", "),
+        "lists" => roles()
+            .next()
+            .map_or_else(String::new, |role| role.ranges.to_string()),
+        "port" => detail("listen"),
+        "certificates" => detail("hosts"),
+        "kernel" => format!("Linux {}", kernel::release()),
+        _ => String::new(),
     }
 }
 

@@ -96,4 +96,4 @@ impl ExitStatus for ProbeError {
     }
 }
 
-const HTTPS: u16 = 443;
+pub(super) const HTTPS: u16 = 443;

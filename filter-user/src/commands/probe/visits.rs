@@ -11,7 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use webpki::EndEntityCert;
 
 use super::ports::{open_beside, speaks_quic};
-use super::target::ProbeTarget;
+use super::target::{HTTPS, ProbeTarget};
 use super::visitors::Visitors;
 use crate::commands::examination::Check;
 use crate::observe::Finding;
@@ -561,7 +561,6 @@ type Versions = &'static [&'static SupportedProtocolVersion];
 
 const ANY: Versions = rustls::DEFAULT_VERSIONS;
 const VERSIONS: [(Versions, &str); 2] = [(&[&TLS12], "TLS 1.2"), (&[&TLS13], "TLS 1.3")];
-const HTTPS: u16 = 443;
 /// A name that no origin serves (RFC 2606).
 const UNKNOWN: &str = "pullgate-probe.invalid";
 /// What says that there is no page.
