@@ -56,6 +56,22 @@ fn a_list_that_goes_back_to_what_was_before_an_agreed_growth_needs_neither_grace
 }
 
 #[test]
+fn what_has_gone_since_an_agreed_growth_does_not_come_back_with_what_was_before_it() {
+    let approved = MergePolicy {
+        large_change: LargeChange::Agreed,
+        ..policy(Duration::ZERO, &LIMITS)
+    };
+    let grown = "192.0.4.0/24\n192.0.5.0/24\n8.0.0.0/9\n2a00::/32";
+    let after = known(FOUR).merge(&check(grown), &approved).unwrap();
+    let gone = merge(&after, grown, GRACE.as_secs()).unwrap();
+    assert_eq!(gone.set(), &check(grown));
+    assert_eq!(gone.before_growth(), Some(&check(FOUR)));
+
+    let rejection = merge(&gone, FOUR, 0).unwrap_err();
+    assert!(matches!(rejection, Rejection::Grows { .. }), "{rejection}");
+}
+
+#[test]
 fn a_vanished_range_stays_for_its_grace_and_then_goes() {
     let soon = merge(&known(FOUR), THREE, 7).unwrap();
     let still = merge(&soon, THREE, GRACE.as_secs() - 1).unwrap();
@@ -215,7 +231,8 @@ impl Naive {
         if let Some(growth_of) = before.clone().filter(|blocks| blocks.is_subset(list)) {
             let added: BTreeSet<_> = active.difference(&growth_of).copied().collect();
             if added.is_disjoint(list) {
-                active = growth_of;
+                // What has gone since is a growth if it comes back.
+                active.retain(|block| growth_of.contains(block));
                 before = None;
             }
         }
