@@ -103,7 +103,7 @@ fn errors_521_and_522_have_their_causes() {
     let silent = |report: &Value| verdict(report, "listening", "port-silent");
     cloudflare("");
     let report = host.doctor().1;
-    assert_eq!(silent(&report), "warning");
+    assert_eq!(silent(&report), "error");
     assert!(report.to_string().contains("error 521"), "{report:#}");
     let web_server = host
         .network
@@ -150,6 +150,8 @@ fn errors_520_and_525_have_the_reason_of_the_refusal() {
         drop(client.get(&rig.network, Host::Edge, origin(), name));
         let report = doctor(&rig);
         assert_eq!(verdict(&report, "refusals", "clients-refused"), "warning");
+        // Nothing listens behind the gate.
+        assert_eq!(verdict(&report, "upstream", "upstream-silent"), "error");
         let text = report.to_string();
         assert!(text.contains(reason), "{text}");
         assert!(text.contains(error), "{text}");

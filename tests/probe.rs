@@ -19,7 +19,7 @@ use tests::daemon::binary;
 use tests::gate::{blog, origin, shop};
 use tests::net::Host;
 use tests::pki::SHOP;
-use tests::snippets::start;
+use tests::snippets::{APACHE, APACHE_PAGE, start};
 use tests::web::Server;
 
 /// What a server does with a connection.
@@ -217,6 +217,19 @@ fn what_nginx_leaves_open_is_found() {
             ],
         ),
         (
+            "the client's address is believed from anywhere",
+            shop("set_real_ip_from 0.0.0.0/0; real_ip_header X-Forwarded-For;")
+                .replace("return 200 page", "return 200 $remote_addr")
+                + reject,
+            false,
+            &[
+                "client-address-believed",
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        (
             "clear text",
             "server { listen 443; return 200 page; }".to_owned(),
             false,
@@ -290,6 +303,162 @@ fn what_others_leave_open_is_found() {
 
         let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
         assert_eq!(found, sorted(expected), "{program} {text}");
+    }
+}
+
+#[test]
+fn what_apache_leaves_open_is_found() {
+    let site = |name: &str, lines: &str| {
+        format!(
+            "<VirtualHost *:443>\nServerName {name}\nSSLEngine on\nSSLCertificateFile @DIR@/pki/{SHOP}.pem\n\
+             SSLCertificateKeyFile @DIR@/pki/{SHOP}.key\nDocumentRoot @DIR@/htdocs\n{lines}\n</VirtualHost>\n"
+        )
+    };
+    let verify = "SSLCACertificateFile @DIR@/pki/ours-ca.pem\nSSLVerifyClient require\n";
+    let as_with = |word: &str| verify.replace("require", word);
+    // It has nothing that refuses a handshake for its name: a first site takes what is unknown.
+    let first = site(
+        "first.invalid",
+        "<Location />\nRequire all denied\n</Location>",
+    );
+    for (what, sites, expected) in [
+        (
+            "as it should be",
+            first.clone() + &site(SHOP, verify),
+            &[][..],
+        ),
+        (
+            "nothing is demanded",
+            first.clone() + &site(SHOP, ""),
+            &[
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        (
+            "`optional` instead of `require`",
+            first.clone() + &site(SHOP, &as_with("optional")),
+            &["served-without-certificate"],
+        ),
+        (
+            "a certificate of any CA",
+            first.clone() + &site(SHOP, &as_with("optional_no_ca")),
+            &[
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        (
+            "demanded in one location alone",
+            first.clone()
+                + &site(
+                    SHOP,
+                    "SSLCACertificateFile @DIR@/pki/ours-ca.pem\n<Location /admin>\nSSLVerifyClient require\n\
+                     </Location>",
+                ),
+            &[
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        ("no first site", site(SHOP, verify), &[]),
+        (
+            "a first site that serves",
+            site("blog.example", "") + &site(SHOP, verify),
+            &["default-site-served", "default-site-served"],
+        ),
+        (
+            "a PROXY header of anyone's",
+            first
+                .clone()
+                .replace("SSLEngine", "RemoteIPProxyProtocol On\nSSLEngine")
+                + &site(SHOP, &format!("{verify}RemoteIPProxyProtocol On\n")),
+            &["proxy-header-believed"],
+        ),
+        (
+            "RemoteIPHeader without a proxy that is trusted",
+            first.clone() + &site(SHOP, "RemoteIPHeader X-Forwarded-For"),
+            &[
+                "client-address-believed",
+                "served-with-forged-certificate",
+                "served-with-forged-certificate",
+                "served-without-certificate",
+            ],
+        ),
+        (
+            "port 80 serves",
+            first.clone()
+                + &site(SHOP, verify)
+                + "Listen 80\n<VirtualHost *:80>\nDocumentRoot @DIR@/htdocs\n</VirtualHost>\n",
+            &["other-port-serves"],
+        ),
+    ] {
+        let rig = Rig::new();
+        let _server = apache(&rig, &sites);
+
+        let (_, found) = probe(&rig, false);
+
+        // It shows a certificate before it knows the name.
+        let own = [OPEN_PORT, "certificate-shown"];
+        let found: Vec<_> = found
+            .into_iter()
+            .filter(|id| !own.contains(&id.as_str()))
+            .collect();
+        assert_eq!(found, sorted(expected), "{what}");
+    }
+}
+
+#[test]
+fn a_withdrawn_certificate_is_found_until_it_is_revoked() {
+    let rig = Rig::new();
+    let path = |name: &str| rig.pki.path(name).display().to_string();
+    rig.pki
+        .write_identity("old", &rig.pki.ours.client_numbered(7));
+    rig.pki
+        .write_identity("expired", &rig.pki.ours.expired_client());
+    let in_a_day = time::OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+    rig.pki.write("ours.crl", &rig.pki.ours.crl(&[7], in_a_day));
+    let reject = "server { listen 443 ssl default_server; ssl_reject_handshake on; }";
+    let verify = "ssl_client_certificate @PKI@/ours-ca.pem; ssl_verify_client on;";
+    for (lines, old, expected) in [
+        ("", "old", &["withdrawn-certificate-admitted"][..]),
+        ("ssl_crl @PKI@/ours.crl;", "old", &[]),
+        ("", "expired", &[]),
+    ] {
+        let site = site(SHOP, "443 ssl", &format!("{verify} {lines}"));
+        let _server = nginx(&rig, &(site + reject), "127.0.0.1:443");
+        let files = [path(&format!("{old}.pem")), path(&format!("{old}.key"))];
+
+        let (_, found) = probe_as(&rig, &["--old-cert", &files[0], "--old-key", &files[1]]);
+
+        let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
+        assert_eq!(found, sorted(expected), "{old} {lines}");
+    }
+}
+
+#[test]
+fn a_session_of_another_name_is_found() {
+    let rig = Rig::new();
+    let verify = "ssl_client_certificate @PKI@/ours-ca.pem;";
+    let blog = |lines: &str| site("blog.example", "443 ssl default_server", lines);
+    for (lines, expected) in [(
+        "ssl_verify_client optional_no_ca; ssl_client_certificate @PKI@/ours-ca.pem;",
+        &["session-of-another-name"][..],
+    )] {
+        let shop = site(SHOP, "443 ssl", &format!("{verify} ssl_verify_client on;"));
+        let _server = nginx(&rig, &(blog(lines) + &shop), "127.0.0.1:443");
+
+        let (_, found) = probe_as(&rig, &["--other-name", "blog.example"]);
+
+        let other = ["certificate-shown", "default-site-served", OPEN_PORT];
+        let found: Vec<_> = found
+            .into_iter()
+            .filter(|id| !other.contains(&id.as_str()))
+            .collect();
+        assert_eq!(found, sorted(expected), "{lines}");
     }
 }
 
@@ -411,10 +580,27 @@ fn nginx(rig: &Rig, sites: &str, address: &str) -> Server {
     Server::start_at(&rig.network, "nginx", &[], &text, address)
 }
 
+fn apache(rig: &Rig, sites: &str) -> Server {
+    let htdocs = rig.network.path("htdocs");
+    fs::create_dir(&htdocs).unwrap();
+    fs::write(htdocs.join("index.html"), APACHE_PAGE).unwrap();
+    let text = APACHE
+        .replace("@LISTEN@", "Listen 443")
+        .replace("@SNIPPET@", sites);
+    let words = ["-DFOREGROUND", "-f"];
+    Server::start_at(&rig.network, "apache2", &words, &text, "127.0.0.1:443")
+}
+
 /// The exit code, and the ids of what is found from an edge's address.
 fn probe(rig: &Rig, with_own: bool) -> (i32, Vec<String>) {
     rig.pki.write_identity("client", &rig.pki.ours.client());
     let path = |name: &str| rig.pki.path(name).display().to_string();
+    let files = [path("client.pem"), path("client.key")];
+    let own = ["--cert", &files[0], "--key", &files[1]];
+    probe_as(rig, if with_own { &own } else { &[] })
+}
+
+fn probe_as(rig: &Rig, more: &[&str]) -> (i32, Vec<String>) {
     let url = format!("https://{SHOP}/");
     let mut words = vec![
         binary().display().to_string(),
@@ -424,10 +610,7 @@ fn probe(rig: &Rig, with_own: bool) -> (i32, Vec<String>) {
         "--origin".to_owned(),
         origin().to_string(),
     ];
-    if with_own {
-        words.extend(["--cert".to_owned(), path("client.pem")]);
-        words.extend(["--key".to_owned(), path("client.key")]);
-    }
+    words.extend(more.iter().map(|word| (*word).to_owned()));
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let output = Arc::clone(&rig.network).output(Host::Edge, &words);
     let code = output.status.code().unwrap();

@@ -321,6 +321,15 @@ pub struct ProbeArgs {
     /// Its key.
     #[arg(long, requires = "cert", value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// A client certificate that is no longer good, as it has expired or was revoked: it has to be refused.
+    #[arg(long, requires = "old_key", value_name = "FILE")]
+    pub old_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "old_cert", value_name = "FILE")]
+    pub old_key: Option<PathBuf>,
+    /// Another name that the origin serves: its sessions must not open the site; several times for several.
+    #[arg(long, value_name = "NAME")]
+    pub other_name: Vec<String>,
 }
 
 /// A web server.

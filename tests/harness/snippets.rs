@@ -73,7 +73,8 @@ pub fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
     }
 }
 
-const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";
+/// A page that says whom Apache serves.
+pub const APACHE_PAGE: &str = "page <!--#echo var=\"REMOTE_ADDR\" -->\n";
 /// Apache's configuration, but for what listens and what is printed.
 pub const APACHE: &str = "ServerRoot @DIR@\nServerName origin.example\nPidFile @DIR@/apache.pid\n\
     ErrorLog @DIR@/apache.log\nMutex file:@DIR@\n\

@@ -20,7 +20,7 @@ use super::{check, status};
 use crate::cli::OutputFormat;
 use crate::config::{Config, load};
 use crate::control::protocol::HostStatus;
-use crate::observe::Finding;
+use crate::observe::{Finding, Severity};
 use crate::report::{EX_NOPERM, Failure, chain};
 
 /// What the host shows: the configuration, and what the roles report.
@@ -84,7 +84,12 @@ fn sort_in(findings: Vec<Finding>, facts: &Facts) -> Vec<Check> {
         // A role that runs may say the same as a look from here.
         let is_known = |known: &Finding| known.id == finding.id && known.text == finding.text;
         if !once.iter().any(is_known) {
-            once.push(finding);
+            let stops_visitors = STOPS_VISITORS.contains(&finding.id.as_ref());
+            once.push(if stops_visitors {
+                finding.with_severity(Severity::Error)
+            } else {
+                finding
+            });
         }
     }
     let asked = QUESTIONS.iter().filter(|question| applies(question, facts));
@@ -125,3 +130,6 @@ fn applies(question: &Question, facts: &Facts) -> bool {
         Subject::WebServer => config.live.filter.is_some() && config.live.gate.is_none(),
     }
 }
+
+/// What a check warns of, as it may be mended until the start; here visitors see an error.
+const STOPS_VISITORS: [&str; 2] = ["certificate-expired", "upstream-silent"];

@@ -5,6 +5,7 @@
 //! for one page in each: no request has a body.
 
 mod ports;
+mod reception;
 mod target;
 mod visitors;
 mod visits;

@@ -1,19 +1,23 @@
 //! One visit to a web server, by a client that verifies nothing: who it says it is in, what it was shown and
 //! answered out. Bounded in time and bytes, whatever the server sends.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{
+    ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError, SignatureScheme,
-    StreamOwned, SupportedProtocolVersion,
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError, HandshakeKind,
+    NamedGroup, SignatureScheme, StreamOwned, SupportedProtocolVersion,
 };
 
 use crate::gate;
@@ -37,6 +41,19 @@ pub struct Visit<'a> {
     pub identity: Option<Arc<CertifiedKey>>,
     /// What is sent before the ClientHello.
     pub before: &'a [u8],
+    /// Further lines of the request's head, each with its end.
+    pub headers: &'a str,
+    /// What is kept of earlier visits, and of this one.
+    pub memory: Option<&'a ClientMemory>,
+}
+
+/// Sessions that a client keeps, whatever the name they were made for: a server has to tell them apart.
+#[derive(Clone, Debug)]
+pub struct ClientMemory {
+    sessions: Arc<NamelessSessions>,
+    // A session belongs to the client that made it.
+    identity: Arc<ClientIdentity>,
+    verifier: Arc<AcceptAnyCertificate>,
 }
 
 /// What came of a visit.
@@ -46,6 +63,8 @@ pub struct Visited {
     pub shown: Option<CertificateDer<'static>>,
     /// Which CAs' certificates it requested, if it requested one.
     pub requested: Option<Issuers>,
+    /// Whether it went on with an earlier session.
+    pub is_resumed: bool,
     /// How it ended.
     pub ending: Ending,
 }
@@ -111,19 +130,20 @@ impl<'a> Visit<'a> {
             versions: rustls::DEFAULT_VERSIONS,
             identity: None,
             before: &[],
+            headers: "",
+            memory: None,
         }
     }
 
     /// Connects, asks, and leaves.
     #[must_use]
     pub fn connect(&self) -> Visited {
-        let identity = Arc::new(ClientIdentity {
-            presented: self.identity.clone(),
-            requested: Mutex::default(),
-        });
+        let memory = self.memory.cloned().unwrap_or_default();
+        memory.identity.begin(self.identity.clone());
         let mut visited = Visited {
             shown: None,
             requested: None,
+            is_resumed: false,
             ending: Ending::Silence,
         };
         let stream = match TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT) {
@@ -140,7 +160,7 @@ impl<'a> Visit<'a> {
                 return visited;
             }
         };
-        let mut stream = match self.session(&identity) {
+        let mut stream = match self.session(&memory) {
             Ok(session) => StreamOwned::new(session, within_time(stream)),
             Err(error) => {
                 visited.ending = Ending::NotAsked(error);
@@ -151,7 +171,8 @@ impl<'a> Visit<'a> {
         let session = &stream.conn;
         let shown = session.peer_certificates().and_then(<[_]>::first);
         visited.shown = shown.map(|shown| shown.clone().into_owned());
-        visited.requested = *lock(&identity.requested);
+        visited.requested = *lock(&memory.identity.requested);
+        visited.is_resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         visited.ending = match outcome {
             Ok(answer) => Ending::Answered(answer),
             Err(error) if is_no_tls(&error) => Ending::NoTls,
@@ -161,15 +182,16 @@ impl<'a> Visit<'a> {
         visited
     }
 
-    fn session(&self, identity: &Arc<ClientIdentity>) -> io::Result<ClientConnection> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Arc::new(AcceptAnyCertificate(Arc::clone(&provider)));
+    fn session(&self, memory: &ClientMemory) -> io::Result<ClientConnection> {
+        let provider = Arc::clone(&memory.verifier.0);
+        let verifier = Arc::clone(&memory.verifier);
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(self.versions)
             .map_err(io::Error::other)?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(Arc::clone(identity) as _);
+            .with_client_cert_resolver(Arc::clone(&memory.identity) as _);
+        config.resumption = Resumption::store(Arc::clone(&memory.sessions) as _);
         config.enable_sni = self.server_name.is_some();
         let name = match self.server_name {
             Some(name) => ServerName::try_from(name.to_owned()).map_err(io::Error::other)?,
@@ -183,7 +205,7 @@ impl<'a> Visit<'a> {
         stream: &mut StreamOwned<ClientConnection, DeadlineStream<TcpStream>>,
     ) -> io::Result<Answer> {
         stream.sock.write_all(self.before)?;
-        stream.write_all(request(self.host, self.path).as_bytes())?;
+        stream.write_all(request(self.host, self.path, self.headers).as_bytes())?;
         stream.flush()?;
         read_answer(stream)
     }
@@ -197,13 +219,13 @@ impl<'a> Visit<'a> {
 pub fn ask_in_clear_text(address: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
     let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
     let mut stream = within_time(stream);
-    stream.write_all(request(host, path).as_bytes())?;
+    stream.write_all(request(host, path, "").as_bytes())?;
     read_answer(&mut stream)
 }
 
-fn request(host: &str, path: &str) -> String {
+fn request(host: &str, path: &str, headers: &str) -> String {
     format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\n{headers}Connection: close\r\n\r\n"
     )
 }
 
@@ -245,11 +267,84 @@ fn is_no_tls(error: &io::Error) -> bool {
     matches!(tls_error(error), Some(TlsError::InvalidMessage(_)))
 }
 
+impl ClientMemory {
+    /// Nothing as yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            sessions: Arc::default(),
+            identity: Arc::default(),
+            verifier: Arc::new(AcceptAnyCertificate(
+                Arc::new(aws_lc_rs::default_provider()),
+            )),
+        }
+    }
+
+    /// Whether there is no session to offer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        lock(&self.sessions.tls12).is_none() && lock(&self.sessions.tls13).is_empty()
+    }
+}
+
+impl Default for ClientMemory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The last sessions, for one name and any other.
+#[derive(Debug, Default)]
+struct NamelessSessions {
+    tls12: Mutex<Option<Tls12ClientSessionValue>>,
+    tls13: Mutex<VecDeque<Tls13ClientSessionValue>>,
+    group: Mutex<Option<NamedGroup>>,
+}
+
+impl ClientSessionStore for NamelessSessions {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+        *lock(&self.group) = Some(group);
+    }
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        *lock(&self.group)
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, session: Tls12ClientSessionValue) {
+        *lock(&self.tls12) = Some(session);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        lock(&self.tls12).clone()
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        *lock(&self.tls12) = None;
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        let mut tickets = lock(&self.tls13);
+        tickets.truncate(TICKETS_MAX - 1);
+        tickets.push_front(ticket);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        lock(&self.tls13).pop_front()
+    }
+}
+
 /// Presents what it has, and remembers what was requested.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct ClientIdentity {
-    presented: Option<Arc<CertifiedKey>>,
+    presented: Mutex<Option<Arc<CertifiedKey>>>,
     requested: Mutex<Option<Issuers>>,
+}
+
+impl ClientIdentity {
+    fn begin(&self, presented: Option<Arc<CertifiedKey>>) {
+        *lock(&self.presented) = presented;
+        *lock(&self.requested) = None;
+    }
 }
 
 impl ResolvesClientCert for ClientIdentity {
@@ -260,7 +355,7 @@ impl ResolvesClientCert for ClientIdentity {
             issuers if issuers.iter().any(is_shared) => Issuers::Shared,
             _ => Issuers::Others,
         });
-        self.presented.clone()
+        lock(&self.presented).clone()
     }
 
     fn has_certs(&self) -> bool {
@@ -317,3 +412,5 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Reads of 1 KiB at most that an answer is worth.
 const READS_MAX: usize = 8;
+/// Tickets of a server that are kept.
+const TICKETS_MAX: usize = 4;

@@ -44,6 +44,7 @@ fn refusal(last: &RefusalStatus) -> Option<Finding> {
         last.reason,
         last.meaning
     );
+    // Any other customer can bring that about: it is worth a look, and no more.
     Some(Finding::warning("clients-refused", text).remedy(reason.advice()))
 }
 
@@ -106,7 +107,7 @@ fn silent_ports(config: &Config) -> Vec<Finding> {
         let text = format!(
             "no program answers on port {port}, which is protected: visitors see error 521"
         );
-        Finding::warning("port-silent", text)
+        Finding::error("port-silent", text)
             .remedy("start the web server, or take the port out of `filter.ports`")
     });
     findings.collect()

@@ -1,7 +1,7 @@
 //! As whom the origin is visited: with no certificate, with forged ones, and with the operator's own.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -19,20 +19,29 @@ pub(super) struct Visitors {
     pub(super) forged: Vec<(&'static str, Arc<CertifiedKey>)>,
     /// What Cloudflare presents, if it was given.
     pub(super) own: Option<Arc<CertifiedKey>>,
+    /// What Cloudflare once presented, and is no longer good, if it was given.
+    pub(super) withdrawn: Option<Arc<CertifiedKey>>,
+    /// Other names that the origin serves.
+    pub(super) other_names: Vec<String>,
 }
 
 impl Visitors {
     /// Makes the forged ones, and reads the operator's.
     pub(super) fn new(arguments: &ProbeArgs) -> Result<Self, ProbeError> {
-        let own = arguments.cert.as_deref().zip(arguments.key.as_deref());
+        let pair = |cert: &Option<PathBuf>, key: &Option<PathBuf>| {
+            let files = cert.as_deref().zip(key.as_deref());
+            files.map(read).transpose()
+        };
         Ok(Self {
             forged: forge()?,
-            own: own.map(|(cert, key)| read(cert, key)).transpose()?,
+            own: pair(&arguments.cert, &arguments.key)?,
+            withdrawn: pair(&arguments.old_cert, &arguments.old_key)?,
+            other_names: arguments.other_name.clone(),
         })
     }
 }
 
-fn read(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, ProbeError> {
+fn read((cert, key): (&Path, &Path)) -> Result<Arc<CertifiedKey>, ProbeError> {
     let blame = |path: &Path, error: String| ProbeError::Identity {
         path: path.to_owned(),
         source: io::Error::other(error),

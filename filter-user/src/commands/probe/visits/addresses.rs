@@ -1,0 +1,125 @@
+//! What is believed of a client's address, and whether TLS is needed at all.
+use super::{ANY, OriginProbe};
+use crate::commands::examination::Check;
+use crate::commands::probe::reception::{Both, NO_PAGE};
+use crate::commands::probe::target::ProbeTarget;
+use crate::observe::Finding;
+use crate::web::visit::{Answer, Ending, Visit, ask_in_clear_text};
+
+impl OriginProbe<'_> {
+    pub(super) fn in_clear_text(&self) -> Check {
+        let ProbeTarget {
+            address,
+            name,
+            path,
+        } = self.target;
+        let answer = ask_in_clear_text(*address, name, path);
+        let status = answer.ok().and_then(|answer| answer.status);
+        let finding = status.and_then(|status| {
+            let text = format!("HTTP in clear text is answered on a port for TLS ({status})");
+            let finding = match status {
+                300..=399 => Finding::warning("clear-text-redirects", text),
+                status if NO_PAGE.contains(&status) => return None,
+                _ => Finding::error("clear-text-served", text),
+            };
+            Some(finding.remedy("let the server speak TLS alone there"))
+        });
+        Check {
+            id: "clear-text",
+            about: "HTTP in clear text is refused",
+            answered: true,
+            seen: status.map_or_else(|| "no page".to_owned(), |status| format!("HTTP {status}")),
+            findings: Vec::from_iter(finding),
+        }
+    }
+
+    /// A header that only a load balancer in front may send.
+    pub(super) fn behind_a_header(&self) -> Check {
+        let visited = Visit {
+            before: HEADER,
+            ..self.visit(None, ANY)
+        }
+        .connect();
+        let is_believed = visited.shown.is_some() || matches!(visited.ending, Ending::Answered(_));
+        let finding = is_believed.then(|| {
+            let text = "a PROXY header from here is believed: a client can give itself any address, Cloudflare's too";
+            Finding::error("proxy-header-believed", text).remedy(
+                "expect the header on a listener of its own, which only the load balancer reaches (pullgate: \
+                 `gate.proxy_from`)",
+            )
+        });
+        let seen = if is_believed { "believed" } else { "refused" };
+        let no_answer = matches!(
+            visited.ending,
+            Ending::Silence | Ending::Late | Ending::NotListening(_) | Ending::NotAsked(_)
+        );
+        Check {
+            id: "proxy-header",
+            about: "a PROXY header from a stranger is refused",
+            answered: is_believed || !no_answer,
+            seen: seen.to_owned(),
+            findings: Vec::from_iter(finding),
+        }
+    }
+
+    /// Headers that a web server may take for the client's address; asked where a stranger is served at all.
+    pub(super) fn with_forged_headers(&self, as_stranger: &Both) -> Option<Check> {
+        as_stranger.served()?;
+        let answer = |headers| {
+            let visit = Visit {
+                headers,
+                ..self.visit(None, ANY)
+            };
+            match visit.connect().ending {
+                Ending::Answered(answer) => Some(answer),
+                Ending::Refused(_)
+                | Ending::Silence
+                | Ending::Late
+                | Ending::NotListening(_)
+                | Ending::NotAsked(_)
+                | Ending::NoTls => None,
+            }
+        };
+        let plain = answer("");
+        let differs = |forged: &Answer| {
+            let status = plain.as_ref().map(|plain| plain.status);
+            forged.text.contains(FORGED) || status.is_some_and(|status| status != forged.status)
+        };
+        let (mut believed, mut answered) = (Vec::new(), true);
+        for (name, headers) in CLIENT_HEADERS {
+            let forged = answer(headers);
+            answered &= forged.is_some();
+            believed.extend(forged.filter(differs).map(|_| name));
+        }
+        let finding = (!believed.is_empty()).then(|| {
+            let text = format!(
+                "the answer to a stranger depends on its {}: what is permitted to an address is permitted to every client",
+                believed.join(" and ")
+            );
+            Finding::error("client-address-believed", text).remedy(
+                "believe it from Cloudflare's addresses alone (nginx: `set_real_ip_from` for each range; Apache: \
+                 `RemoteIPTrustedProxy`), or demand the certificate",
+            )
+        });
+        Some(Check {
+            id: "client-address",
+            about: "a stranger cannot give itself an address by a header",
+            answered,
+            seen: match believed.as_slice() {
+                [] => "the answers are alike".to_owned(),
+                believed => believed.join(", "),
+            },
+            findings: Vec::from_iter(finding),
+        })
+    }
+}
+
+/// From an address of documentation (RFC 5737).
+const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 12345 443\r\n";
+/// One more, which no client has.
+const FORGED: &str = "192.0.2.77";
+const CLIENT_HEADERS: [(&str, &str); 3] = [
+    ("CF-Connecting-IP", "CF-Connecting-IP: 192.0.2.77\r\n"),
+    ("X-Forwarded-For", "X-Forwarded-For: 192.0.2.77\r\n"),
+    ("X-Real-IP", "X-Real-IP: 192.0.2.77\r\n"),
+];

@@ -1,0 +1,163 @@
+//! Which client certificates are admitted, Cloudflare's among them.
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
+
+use super::{OriginProbe, UNKNOWN, VERSIONS, Versions};
+use crate::commands::examination::Check;
+use crate::commands::probe::reception::{Both, Reception};
+use crate::observe::Finding;
+use crate::report::chain;
+use crate::web::visit::{Ending, Visit};
+
+impl OriginProbe<'_> {
+    pub(super) fn without_certificate(&self) -> (Check, Both) {
+        let both = self.by_both(Reception::at_the_site, |versions| {
+            self.visit(None, versions)
+        });
+        let name = &self.target.name;
+        let finding = both.served().map(|by| {
+            let text = format!(
+                "{name} is served without a client certificate, by {by}: a client that knows the address gets \
+                 around Cloudflare"
+            );
+            Finding::error("served-without-certificate", text).remedy(DEMAND)
+        });
+        let check = Check {
+            id: "certificate",
+            about: "a visitor without a certificate is refused",
+            answered: both.is_known,
+            seen: both.seen.clone(),
+            findings: Vec::from_iter(finding),
+        };
+        (check, both)
+    }
+
+    pub(super) fn with_forged_certificates(&self) -> Check {
+        let (mut seen, mut findings, mut answered) = (Vec::new(), Vec::new(), true);
+        for (what, identity) in &self.visitors.forged {
+            let both = self.by_both(Reception::at_the_site, |versions| {
+                self.visit(Some(identity), versions)
+            });
+            findings.extend(both.served().map(|by| {
+                let text = format!("{what} is taken, by {by}: any client can make one");
+                Finding::error("served-with-forged-certificate", text).remedy(VERIFY)
+            }));
+            answered &= both.is_known;
+            seen.push(format!("{what}: {}", both.seen));
+        }
+        Check {
+            id: "forged",
+            about: "forged certificates are refused",
+            answered,
+            seen: seen.join("; "),
+            findings,
+        }
+    }
+
+    /// What the operator says is no longer good.
+    pub(super) fn with_withdrawn_certificate(&self) -> Option<Check> {
+        let withdrawn = self.visitors.withdrawn.as_ref()?;
+        let both = self.by_both(Reception::at_the_site, |versions| {
+            self.visit(Some(withdrawn), versions)
+        });
+        let finding = both.served().map(|by| {
+            let text = format!(
+                "a certificate that is no longer good is taken, by {by}: who has its key gets around Cloudflare"
+            );
+            Finding::error("withdrawn-certificate-admitted", text).remedy(WITHDRAW)
+        });
+        Some(Check {
+            id: "withdrawn",
+            about: "a certificate that is no longer good is refused",
+            answered: both.is_known,
+            seen: both.seen,
+            findings: Vec::from_iter(finding),
+        })
+    }
+
+    pub(super) fn as_cloudflare(&self) -> Option<Check> {
+        let own = self.visitors.own.as_ref()?;
+        let (mut findings, mut seen, mut served_by) = (Vec::new(), Vec::new(), Vec::new());
+        let mut refusals = Vec::new();
+        for (versions, word) in VERSIONS {
+            let visited = self.visit(Some(own), versions).connect();
+            // What the application says to Cloudflare is its own matter.
+            let reception = match (&visited.ending, Reception::at_the_site(&visited)) {
+                (Ending::Answered(answer), Reception::Unknown(_)) => {
+                    Reception::Served(answer.status)
+                }
+                (_, reception) => reception,
+            };
+            seen.push(format!("{word}: {}", reception.in_words()));
+            match (&visited.ending, visited.requested) {
+                (Ending::Answered(answer), _) if reception.is_served() => {
+                    served_by.push((versions, answer.body().to_owned()));
+                }
+                (Ending::Refused(error), Some(_)) => {
+                    refusals.push(format!("by {word}: {}", chain(error)));
+                }
+                (Ending::Answered(_), _) => {
+                    refusals.push(format!("by {word}: {}", reception.in_words()))
+                }
+                // A version that is not spoken says nothing of the certificate.
+                (_, _) => {}
+            }
+        }
+        findings.extend((!refusals.is_empty()).then(|| {
+            let text = format!(
+                "the certificate that Cloudflare presents is not admitted ({}): visitors see error 520 or 525",
+                refusals.join("; ")
+            );
+            Finding::error("own-certificate-refused", text)
+                .remedy("on the origin: `pullgate doctor`, or the web server's error log")
+        }));
+        let first = served_by.first();
+        findings
+            .extend(first.and_then(|(versions, page)| self.of_another_host(own, versions, page)));
+        Some(Check {
+            id: "cloudflare",
+            about: "Cloudflare's certificate is admitted, for its own host",
+            answered: !served_by.is_empty() || !refusals.is_empty(),
+            seen: seen.join("; "),
+            findings,
+        })
+    }
+
+    /// HTTP/1.1 and HTTP/2 let a request name any host, on a connection for one. The same page is that of the one
+    /// site that there is, or of the first.
+    fn of_another_host(
+        &self,
+        own: &Arc<CertifiedKey>,
+        versions: Versions,
+        page: &str,
+    ) -> Option<Finding> {
+        let other = Visit {
+            host: UNKNOWN,
+            ..self.visit(Some(own), versions)
+        };
+        let visited = other.connect();
+        let Ending::Answered(answer) = &visited.ending else {
+            return None;
+        };
+        if !Reception::elsewhere(&visited).is_served() || answer.body() == page {
+            return None;
+        }
+        let text = format!(
+            "on a connection for {}, a request for another host is answered by another site: the certificate of one \
+             is good for that too",
+            self.target.name
+        );
+        Some(Finding::warning("other-host-served", text).remedy(
+            "let the web server refuse a `Host` that is not the connection's name, if its sites have different visitors",
+        ))
+    }
+}
+
+const DEMAND: &str = "nginx: `ssl_verify_client on` and `ssl_client_certificate` in that `server`; Apache: `SSLVerifyClient \
+                      require` in that site; HAProxy: `verify required ca-file …` on the `bind` line; Caddy: `client_auth` \
+                      with `require_and_verify`; pullgate: `client_auth = \"enforce\"`";
+const VERIFY: &str = "nginx: `ssl_verify_client on`, not `optional_no_ca`; Apache: `SSLVerifyClient require`, not \
+                      `optional_no_ca`; HAProxy: no `crt-ignore-err` or `ca-ignore-err`; Caddy: `require_and_verify`";
+const WITHDRAW: &str = "revoke it (nginx: `ssl_crl`; Apache: `SSLCARevocationFile` with `SSLCARevocationCheck chain`; HAProxy: \
+                        `crl-file`; pullgate: `crl`), or trust another CA";
