@@ -412,7 +412,7 @@ fn what_apache_leaves_open_is_found() {
 }
 
 #[test]
-fn a_withdrawn_certificate_is_found_until_it_is_revoked() {
+fn a_certificate_to_refuse_is_found_until_it_is_revoked() {
     let rig = Rig::new();
     let path = |name: &str| rig.pki.path(name).display().to_string();
     rig.pki
@@ -424,7 +424,7 @@ fn a_withdrawn_certificate_is_found_until_it_is_revoked() {
     let reject = "server { listen 443 ssl default_server; ssl_reject_handshake on; }";
     let verify = "ssl_client_certificate @PKI@/ours-ca.pem; ssl_verify_client on;";
     for (lines, old, expected) in [
-        ("", "old", &["withdrawn-certificate-admitted"][..]),
+        ("", "old", &["other-certificate-admitted"][..]),
         ("ssl_crl @PKI@/ours.crl;", "old", &[]),
         ("", "expired", &[]),
     ] {
@@ -432,7 +432,7 @@ fn a_withdrawn_certificate_is_found_until_it_is_revoked() {
         let _server = nginx(&rig, &(site + reject), "127.0.0.1:443");
         let files = [path(&format!("{old}.pem")), path(&format!("{old}.key"))];
 
-        let (_, found) = probe_as(&rig, &["--old-cert", &files[0], "--old-key", &files[1]]);
+        let (_, found) = probe_as(&rig, &["--other-cert", &files[0], "--other-key", &files[1]]);
 
         let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
         assert_eq!(found, sorted(expected), "{old} {lines}");
@@ -442,23 +442,45 @@ fn a_withdrawn_certificate_is_found_until_it_is_revoked() {
 #[test]
 fn a_session_of_another_name_is_found() {
     let rig = Rig::new();
-    let verify = "ssl_client_certificate @PKI@/ours-ca.pem;";
-    let blog = |lines: &str| site("blog.example", "443 ssl default_server", lines);
-    for (lines, expected) in [(
-        "ssl_verify_client optional_no_ca; ssl_client_certificate @PKI@/ours-ca.pem;",
-        &["session-of-another-name"][..],
-    )] {
-        let shop = site(SHOP, "443 ssl", &format!("{verify} ssl_verify_client on;"));
-        let _server = nginx(&rig, &(blog(lines) + &shop), "127.0.0.1:443");
+    rig.pki.write_identity("blog", &rig.pki.other.client());
+    let path = |name: &str| rig.pki.path(name).display().to_string();
+    let demands =
+        |ca: &str| format!("ssl_client_certificate @PKI@/{ca}-ca.pem; ssl_verify_client on;");
+    let off = "ssl_session_tickets off; ssl_session_cache off;";
+    let [blog, shop] = [demands("other"), demands("ours")];
+    let nothing = String::new();
+    for (what, blog, shop, expected) in [
+        (
+            "another CA",
+            blog.clone(),
+            shop.clone(),
+            &["session-of-another-name"][..],
+        ),
+        // Of a client without a certificate, nginx looks at that again.
+        ("nothing is demanded", nothing, shop.clone(), &[]),
+        ("no sessions", blog + off, shop + off, &[]),
+    ] {
+        let sites =
+            site("blog.example", "443 ssl default_server", &blog) + &site(SHOP, "443 ssl", &shop);
+        let _server = nginx(&rig, &sites, "127.0.0.1:443");
+        let files = [path("blog.pem"), path("blog.key")];
+        let words = [
+            "--other-name",
+            "blog.example",
+            "--other-cert",
+            &files[0],
+            "--other-key",
+            &files[1],
+        ];
 
-        let (_, found) = probe_as(&rig, &["--other-name", "blog.example"]);
+        let (_, found) = probe_as(&rig, &words);
 
         let other = ["certificate-shown", "default-site-served", OPEN_PORT];
         let found: Vec<_> = found
             .into_iter()
             .filter(|id| !other.contains(&id.as_str()))
             .collect();
-        assert_eq!(found, sorted(expected), "{lines}");
+        assert_eq!(found, sorted(expected), "{what}");
     }
 }
 
@@ -621,6 +643,7 @@ fn probe_as(rig: &Rig, more: &[&str]) -> (i32, Vec<String>) {
     let is_wrong =
         report.contains("\"severity\": \"error\"") || report.contains("\"answered\": false");
     assert_eq!(code, i32::from(is_wrong), "{report}");
+
     (code, found)
 }
 

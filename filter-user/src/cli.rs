@@ -321,12 +321,12 @@ pub struct ProbeArgs {
     /// Its key.
     #[arg(long, requires = "cert", value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// A client certificate that is no longer good, as it has expired or was revoked: it has to be refused.
-    #[arg(long, requires = "old_key", value_name = "FILE")]
-    pub old_cert: Option<PathBuf>,
+    /// A client certificate that the site has to refuse: expired, revoked, or another site's.
+    #[arg(long, requires = "other_key", value_name = "FILE")]
+    pub other_cert: Option<PathBuf>,
     /// Its key.
-    #[arg(long, requires = "old_cert", value_name = "FILE")]
-    pub old_key: Option<PathBuf>,
+    #[arg(long, requires = "other_cert", value_name = "FILE")]
+    pub other_key: Option<PathBuf>,
     /// Another name that the origin serves: its sessions must not open the site; several times for several.
     #[arg(long, value_name = "NAME")]
     pub other_name: Vec<String>,

@@ -19,8 +19,8 @@ pub(super) struct Visitors {
     pub(super) forged: Vec<(&'static str, Arc<CertifiedKey>)>,
     /// What Cloudflare presents, if it was given.
     pub(super) own: Option<Arc<CertifiedKey>>,
-    /// What Cloudflare once presented, and is no longer good, if it was given.
-    pub(super) withdrawn: Option<Arc<CertifiedKey>>,
+    /// What the site has to refuse: expired, revoked, or another site's, if it was given.
+    pub(super) other: Option<Arc<CertifiedKey>>,
     /// Other names that the origin serves.
     pub(super) other_names: Vec<String>,
 }
@@ -35,7 +35,7 @@ impl Visitors {
         Ok(Self {
             forged: forge()?,
             own: pair(&arguments.cert, &arguments.key)?,
-            withdrawn: pair(&arguments.old_cert, &arguments.old_key)?,
+            other: pair(&arguments.other_cert, &arguments.other_key)?,
             other_names: arguments.other_name.clone(),
         })
     }

@@ -30,7 +30,7 @@ pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Vec<Check> {
             let (without, as_stranger) = probe.without_certificate();
             checks.push(without);
             checks.push(probe.with_forged_certificates());
-            checks.extend(probe.with_withdrawn_certificate());
+            checks.extend(probe.with_other_certificate());
             checks.push(probe.by_other_names(&as_stranger));
             checks.push(probe.with_sessions(&as_stranger, first.shown.as_ref()));
             checks.push(probe.in_clear_text());

@@ -55,21 +55,21 @@ impl OriginProbe<'_> {
         }
     }
 
-    /// What the operator says is no longer good.
-    pub(super) fn with_withdrawn_certificate(&self) -> Option<Check> {
-        let withdrawn = self.visitors.withdrawn.as_ref()?;
+    /// What the operator says is not good for the site.
+    pub(super) fn with_other_certificate(&self) -> Option<Check> {
+        let other = self.visitors.other.as_ref()?;
         let both = self.by_both(Reception::at_the_site, |versions| {
-            self.visit(Some(withdrawn), versions)
+            self.visit(Some(other), versions)
         });
         let finding = both.served().map(|by| {
             let text = format!(
-                "a certificate that is no longer good is taken, by {by}: who has its key gets around Cloudflare"
+                "the certificate that has to be refused is taken, by {by}: who has its key gets around Cloudflare"
             );
-            Finding::error("withdrawn-certificate-admitted", text).remedy(WITHDRAW)
+            Finding::error("other-certificate-admitted", text).remedy(REFUSE)
         });
         Some(Check {
-            id: "withdrawn",
-            about: "a certificate that is no longer good is refused",
+            id: "other",
+            about: "the certificate that is not good for the site is refused",
             answered: both.is_known,
             seen: both.seen,
             findings: Vec::from_iter(finding),
@@ -159,5 +159,5 @@ const DEMAND: &str = "nginx: `ssl_verify_client on` and `ssl_client_certificate`
                       with `require_and_verify`; pullgate: `client_auth = \"enforce\"`";
 const VERIFY: &str = "nginx: `ssl_verify_client on`, not `optional_no_ca`; Apache: `SSLVerifyClient require`, not \
                       `optional_no_ca`; HAProxy: no `crt-ignore-err` or `ca-ignore-err`; Caddy: `require_and_verify`";
-const WITHDRAW: &str = "revoke it (nginx: `ssl_crl`; Apache: `SSLCARevocationFile` with `SSLCARevocationCheck chain`; HAProxy: \
+const REFUSE: &str = "revoke it (nginx: `ssl_crl`; Apache: `SSLCARevocationFile` with `SSLCARevocationCheck chain`; HAProxy: \
                         `crl-file`; pullgate: `crl`), or trust another CA";

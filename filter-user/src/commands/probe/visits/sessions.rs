@@ -32,7 +32,8 @@ impl OriginProbe<'_> {
             return check("the site is open without one".to_owned(), Vec::new());
         }
         let forged = self.visitors.forged.iter().map(|(_, forged)| Some(forged));
-        let strangers: Vec<_> = [None].into_iter().chain(forged).collect();
+        let others = forged.chain(self.visitors.other.as_ref().map(Some));
+        let strangers: Vec<_> = [None].into_iter().chain(others).collect();
         let (mut opening, mut sessions) = (Vec::new(), 0);
         for name in self.other_names(shown) {
             let opens = strangers.iter().find_map(|identity| {
@@ -100,7 +101,7 @@ impl OriginProbe<'_> {
                 ..self.visit(identity, versions)
             };
             let visited = here.connect();
-            if visited.is_resumed && Reception::at_the_site(&visited).is_served() {
+            if visited.is_resumed && Reception::elsewhere(&visited).is_served() {
                 return (Some(version), sessions);
             }
         }
