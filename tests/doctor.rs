@@ -296,6 +296,14 @@ fn a_host_that_is_in_order_has_no_error_and_a_broken_one_says_what_is_wrong() {
     let (code, report) = host.doctor();
     assert_eq!(code, 1);
     assert_eq!(verdict(&report, "roles", "role-not-running"), "error");
+    // What is attached nowhere drops nothing.
+    let unloaded = daemon::output(&host.network, &host.config, &["unload"]);
+    assert!(unloaded.status.success(), "{unloaded:?}");
+    let report = host.doctor().1;
+    assert_eq!(verdict(&report, "interfaces", ""), "error", "{report:#}");
+    for question in ["enforcing", "attachment", "kernel-ranges"] {
+        assert_eq!(verdict(&report, question, ""), "not known", "{question}");
+    }
     assert_eq!(verdict(&report, "port", ""), "not known");
     host.configure("", &gate.replace("ours-ca.pem", "gone.pem"));
     let (code, report) = host.doctor();

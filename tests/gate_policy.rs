@@ -303,7 +303,7 @@ fn what_could_be_better_is_named() {
         "any user of this host can listen on 127.0.0.1:8080",
         "the web server listens on 0.0.0.0:8080 too",
         "a revocation list expired 4 days ago",
-        "the certificate expires in 2",
+        "the certificate of dying.example expires in 2",
         "a CA in `trust` expires in 2",
     ] {
         assert!(text.contains(words), "{words}: {text}");

@@ -282,4 +282,4 @@ const JOURNAL: &str = "journalctl --unit pullgate-gate F_ID=refused";
 const JOURNAL_FIELD: &str = "journalctl --unit pullgate-gate F_ID=refused F_REASON=NoCertificate";
 const STOP_ALL: &str = "systemctl stop pullgate.target";
 const START_ALL: &str = "systemctl start pullgate.target";
-const RELOAD: &str = "systemctl reload pullgate-filter pullgate-gate";
+const RELOAD: &str = "systemctl reload pullgate-filter pullgate-ranges pullgate-gate";

@@ -10,6 +10,7 @@ use pullgate::config::{ClientAuth, Config, Mode, Trust, UpstreamTarget};
 use tests::daemon::binary;
 use tests::net::{Host, Network};
 use tests::pki::{BLOG, Pki, SHOP, WIKI};
+use tests::web::Server;
 
 #[test]
 fn the_sites_of_nginx_become_hosts() {
@@ -209,6 +210,54 @@ fn it_is_written_where_no_operators_is() {
     );
     assert!(output.status.success());
     assert_eq!(fs::read_to_string(&target).unwrap(), written);
+}
+
+#[test]
+fn a_stopped_web_servers_sites_are_left_out_while_another_listens() {
+    let network = Network::new();
+    let pki = Pki::new(&network.path("pki"));
+    let [nginx, caddy] = ["nginx", "caddy"].map(|name| network.path(name));
+    for directory in [&nginx, &caddy] {
+        fs::create_dir(directory).unwrap();
+    }
+    let pki = pki.path("").display().to_string();
+    let [certificate, key] = ["pem", "key"].map(|ending| format!("{pki}{SHOP}.{ending}"));
+    fs::write(
+        nginx.join("nginx.conf"),
+        format!(
+            "pid {0}/nginx.pid; error_log {0}/error.log; events {{}}\nhttp {{ access_log off; server {{ listen 443 \
+             ssl; server_name {SHOP}; ssl_certificate {certificate}; ssl_certificate_key {key}; }} }}\n",
+            network.path("").display()
+        ),
+    )
+    .unwrap();
+    let caddyfile = format!(
+        "{{\n  admin off\n  storage file_system {0}/storage\n  auto_https disable_redirects\n}}\n{SHOP} {{\n  tls \
+         {certificate} {key}\n  respond shop\n}}\n",
+        network.path("").display()
+    );
+    fs::write(caddy.join("Caddyfile"), &caddyfile).unwrap();
+    let mounted = format!("/etc/nginx && mount --bind {} /etc/caddy", caddy.display());
+    let look = || text(&init(&network, &nginx, &mounted, &[]).stdout);
+
+    let of_both = look();
+    assert!(
+        of_both.contains("left out: its names are another site's already"),
+        "{of_both}"
+    );
+    assert!(of_both.contains("# nginx, "), "{of_both}");
+
+    let words = ["run", "--adapter", "caddyfile", "--config"];
+    let _caddy = Server::start_at(&network, "caddy", &words, &caddyfile, "127.0.0.1:443");
+    let of_one = look();
+    assert!(
+        of_one.contains("nginx is installed and does not listen: its sites are left out."),
+        "{of_one}"
+    );
+    let config = Config::parse(Path::new("/pullgate.toml"), &of_one).unwrap();
+    let gate = config.live.gate.unwrap();
+    assert_eq!(gate.hosts.len(), 1, "{of_one}");
+    assert!(!of_one.contains("# nginx, "), "{of_one}");
 }
 
 /// Runs `pullgate init` where the configuration of a web server is another one.

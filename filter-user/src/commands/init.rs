@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::output::{complain, print, say, show_json};
-use super::served::{ServedSite, comment, redirected, tool, web_servers};
+use super::served::{ServedSite, WebServer, comment, redirected, tool, web_servers};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
@@ -58,8 +58,17 @@ impl HostFacts {
     fn look() -> Self {
         let mut notes = Vec::new();
         let mut sites = Vec::new();
-        for server in web_servers() {
+        let servers = web_servers();
+        // One that is installed and stopped does not serve what another has taken over.
+        let one_listens = servers.iter().any(WebServer::listens);
+        for server in servers {
             let program = server.program.display();
+            if one_listens && !server.listens() {
+                notes.push(format!(
+                    "{program} is installed and does not listen: its sites are left out."
+                ));
+                continue;
+            }
             match server.sites {
                 Ok(found) if found.is_empty() => {
                     notes.push(format!("{program} has no site that speaks TLS."));
@@ -298,18 +307,8 @@ fn access_commands(path: &Path, groups: &[u32]) -> Vec<String> {
 fn once(sites: &mut [ServedSite]) {
     let mut taken = BTreeSet::new();
     for site in sites {
-        let mut twice = Vec::new();
-        site.names.retain(|name| {
-            let is_new = taken.insert(name.clone());
-            if !is_new {
-                twice.push(name.clone());
-            }
-            is_new
-        });
-        let notes = twice
-            .into_iter()
-            .map(|name| format!("left out: `{name}` is another site's already"));
-        site.notes.extend(notes);
+        let is_taken = |name: &mut String| !taken.insert(name.clone());
+        site.taken_names = site.names.extract_if(.., is_taken).collect();
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(super) use self::site::{ServedSite, comment};
+use crate::host::netlink;
+use crate::host::process::holder_of;
 
 /// A web server that is installed.
 pub(super) struct WebServer {
@@ -17,14 +19,40 @@ pub(super) struct WebServer {
     pub(super) program: PathBuf,
     /// The sites that speak TLS, or why they cannot be read.
     pub(super) sites: Result<Vec<ServedSite>, String>,
+    /// The names of its processes.
+    processes: &'static [&'static str],
+}
+
+impl WebServer {
+    /// Whether a process of it has a port that its sites are on.
+    pub(super) fn listens(&self) -> bool {
+        let sites = self.sites.iter().flatten();
+        let ports: BTreeSet<_> = sites
+            .flat_map(|site| &site.listens)
+            .map(|listen| listen.port())
+            .collect();
+        // A kernel that does not answer is no reason to leave sites out.
+        let listening = netlink::listening_sockets().unwrap_or_default();
+        let mut here = listening
+            .iter()
+            .filter(|socket| ports.contains(&socket.local.port()));
+        here.any(|socket| {
+            let holder = holder_of(socket.inode);
+            holder.is_some_and(|(_, name)| self.processes.contains(&name.as_str()))
+        })
+    }
 }
 
 /// The web servers whose tools print what they serve.
 pub(super) fn web_servers() -> Vec<WebServer> {
-    let installed = WEB_SERVERS.iter().filter_map(|(names, arguments, read)| {
-        let program = names.iter().find_map(|name| tool(name))?;
-        let sites = run(&program, arguments).and_then(|text| read(&text));
-        Some(WebServer { program, sites })
+    let installed = KNOWN.iter().filter_map(|known| {
+        let program = known.tools.iter().find_map(|name| tool(name))?;
+        let sites = run(&program, known.arguments).and_then(|text| (known.read)(&text));
+        Some(WebServer {
+            program,
+            sites,
+            processes: known.processes,
+        })
     });
     installed.collect()
 }
@@ -60,20 +88,35 @@ fn is_redirected(rules: &str, port: u16) -> bool {
 /// How the sites of a web server are read from what a tool of it prints.
 type Read = fn(&str) -> Result<Vec<ServedSite>, String>;
 
-/// Names of the tool, what it is run with, and what
-/// reads that.
-const WEB_SERVERS: [(&[&str], &[&str], Read); 3] = [
-    (&["nginx"], &["-T"], nginx::sites),
-    (
-        &["apache2ctl", "apachectl"],
-        &["-t", "-D", "DUMP_VHOSTS"],
-        apache::sites,
-    ),
-    (
-        &["caddy"],
-        &["adapt", "--config", "/etc/caddy/Caddyfile"],
-        caddy::sites,
-    ),
+/// A web server whose tool prints what it serves.
+struct Known {
+    /// Names of the tool.
+    tools: &'static [&'static str],
+    arguments: &'static [&'static str],
+    read: Read,
+    /// Names of its processes.
+    processes: &'static [&'static str],
+}
+
+const KNOWN: [Known; 3] = [
+    Known {
+        tools: &["nginx"],
+        arguments: &["-T"],
+        read: nginx::sites,
+        processes: &["nginx"],
+    },
+    Known {
+        tools: &["apache2ctl", "apachectl"],
+        arguments: &["-t", "-D", "DUMP_VHOSTS"],
+        read: apache::sites,
+        processes: &["apache2", "httpd"],
+    },
+    Known {
+        tools: &["caddy"],
+        arguments: &["adapt", "--config", "/etc/caddy/Caddyfile"],
+        read: caddy::sites,
+        processes: &["caddy"],
+    },
 ];
 
 /// A program of the host's, where its packages put it.

@@ -241,17 +241,21 @@ fn expiry(host: &HostSettings, policy: &Policy, now: UnixTime) -> Vec<Finding> {
     if let Some(left) = within(facts.certificate_expires, CERTIFICATE_DAYS) {
         let place = host.place().of("gate.host.certificate");
         let time = span(left.unsigned_abs());
+        let of = host
+            .names
+            .first()
+            .map_or_else(String::new, |name| format!(" of {}", name.value));
         let lint = match left {
             0.. => lint(
                 "certificate-expires",
                 &place,
-                format!("the certificate expires in {time}"),
+                format!("the certificate{of} expires in {time}"),
             ),
             _ => lint(
                 "certificate-expired",
                 &place,
                 format!(
-                    "the certificate expired {time} ago, which Cloudflare's Full (strict) answers \
+                    "the certificate{of} expired {time} ago, which Cloudflare's Full (strict) answers \
                      with error 526"
                 ),
             ),

@@ -101,6 +101,9 @@ where
                 Event::Ended(Ok(())) => return Outcome::Relayed,
                 Event::Ended(Err(RelayFailure::Client(error))) => {
                     debug!(id = "client-aborted", %error, "client broke off");
+                    if self.is_farewell(&error) {
+                        return Outcome::Relayed;
+                    }
                     let is_misuse = error.kind() == ErrorKind::InvalidData;
                     return if is_misuse {
                         Outcome::Misused
@@ -110,6 +113,9 @@ where
                 }
                 Event::Ended(Err(RelayFailure::Upstream(error))) => {
                     debug!(id = "upstream-aborted", %error, "upstream broke off");
+                    if self.client.ended && self.is_farewell(&error) {
+                        return Outcome::Relayed;
+                    }
                     // An alert in TLS 1.3 comes after the handshake (RFC 8446 §4.4.2.4): one for
                     // the certificate that it demands and that we have not.
                     let is_refusal = error.kind() == ErrorKind::InvalidData && self.down == 0;
@@ -168,6 +174,12 @@ where
     /// Whether the last word was the upstream's, and has arrived: no answer is being waited for.
     fn owes_nothing(&self) -> bool {
         self.last == Direction::Down && !self.client.holds_back()
+    }
+
+    /// Whether an end without close_notify cuts nothing off, as all that was asked is answered: so clients go, and
+    /// nginx after them.
+    fn is_farewell(&self, error: &io::Error) -> bool {
+        error.kind() == ErrorKind::UnexpectedEof && self.down > 0 && self.owes_nothing()
     }
 
     /// Moves what can be moved; ready when both directions have ended.

@@ -35,18 +35,27 @@ impl<S: AsFd> DeadlineStream<S> {
 impl<S: AsFd + Read> Read for DeadlineStream<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.limit()?;
-        self.stream.read(buffer)
+        self.stream.read(buffer).map_err(in_words)
     }
 }
 
 impl<S: AsFd + Write> Write for DeadlineStream<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.limit()?;
-        self.stream.write(bytes)
+        self.stream.write(bytes).map_err(in_words)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
+    }
+}
+
+/// A socket's own limit returns `EAGAIN` (socket(7), `SO_RCVTIMEO`), which says nothing of a time.
+fn in_words(error: io::Error) -> io::Error {
+    if is_late(&error) {
+        ErrorKind::TimedOut.into()
+    } else {
+        error
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) enum AnsweredBy {
     Role(Role),
     /// Any role that runs.
     AnyRole,
+    /// A filter that is attached.
+    AttachedFilter,
 }
 
 impl AnsweredBy {
@@ -35,6 +37,10 @@ impl AnsweredBy {
             Self::Us => true,
             Self::Role(role) => roles.any(|status| status.role == role),
             Self::AnyRole => roles.next().is_some(),
+            Self::AttachedFilter => {
+                let mut interfaces = roles.filter_map(|status| status.filter.as_ref());
+                interfaces.any(|filter| filter.interfaces.iter().any(|it| it.filtered))
+            }
         }
     }
 }
@@ -139,7 +145,7 @@ pub(super) const QUESTIONS: [Question; 25] = [
     },
     Question {
         subject: Subject::Filter,
-        answered_by: AnsweredBy::Role(Role::Filter),
+        answered_by: AnsweredBy::AttachedFilter,
         id: "enforcing",
         about: "strangers' packets are dropped",
         findings: &["monitor-mode"],
@@ -163,7 +169,7 @@ pub(super) const QUESTIONS: [Question; 25] = [
     },
     Question {
         subject: Subject::Filter,
-        answered_by: AnsweredBy::Role(Role::Filter),
+        answered_by: AnsweredBy::AttachedFilter,
         id: "attachment",
         about: "it is attached by the fastest way, and is first",
         findings: &[
@@ -199,7 +205,7 @@ pub(super) const QUESTIONS: [Question; 25] = [
     },
     Question {
         subject: Subject::Filter,
-        answered_by: AnsweredBy::Role(Role::Filter),
+        answered_by: AnsweredBy::AttachedFilter,
         id: "kernel-ranges",
         about: "packets are judged by the active ranges",
         findings: &["kernel-ranges-tampered", "ranges-not-published"],

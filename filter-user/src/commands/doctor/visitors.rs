@@ -25,7 +25,9 @@ pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
 fn refused(report: &HostStatus) -> Vec<Finding> {
     let refusals = report.roles.iter().flat_map(|role| &role.refusals);
     let lately = refusals.filter(|it| !it.admitted && it.seconds_ago < LATELY);
-    lately.filter_map(refusal).collect()
+    let mut lately: Vec<_> = lately.collect();
+    lately.sort_by_key(|it| it.seconds_ago);
+    lately.into_iter().filter_map(refusal).collect()
 }
 
 fn refusal(last: &RefusalStatus) -> Option<Finding> {
@@ -37,8 +39,12 @@ fn refusal(last: &RefusalStatus) -> Option<Finding> {
         .server_name
         .as_deref()
         .map_or_else(String::new, |name| format!(" for {name}"));
+    let certificate = match (&last.subject, &last.issuer) {
+        (Some(subject), Some(issuer)) => format!(" with the certificate `{subject}` of `{issuer}`"),
+        (_, _) => String::new(),
+    };
     let text = format!(
-        "{} ago {} was refused{name} as `{}`: {}. If Cloudflare sent it, the visitor saw error {error}",
+        "{} ago {}{certificate} was refused{name} as `{}`: {}. If Cloudflare sent it, the visitor saw error {error}",
         span(last.seconds_ago),
         last.client,
         last.reason,

@@ -28,6 +28,8 @@ pub(in crate::commands) struct ServedSite {
     pub(in crate::commands) resumes_sessions: Option<bool>,
     /// The CAs that it verifies clients' certificates by.
     pub(in crate::commands) authority: Option<PathBuf>,
+    /// Names of it that another site has, which comes first.
+    pub(in crate::commands) taken_names: Vec<String>,
     /// Whether it resumes sessions of other sites, or anything else that the operator has to look at.
     pub(in crate::commands) notes: Vec<String>,
 }
@@ -108,6 +110,11 @@ impl ServedSite {
                 "left out: `{name}` is no name that a client sends by itself"
             )));
         }
+        for name in &self.taken_names {
+            text.push_str(&comment(&format!(
+                "left out: `{name}` is another site's already"
+            )));
+        }
         for note in &self.notes {
             text.push_str(&comment(note));
         }
@@ -130,6 +137,9 @@ impl ServedSite {
             .all(|listen| HTTP_PORTS.contains(&listen.port()))
         {
             return Some("connections to its port are not steered: Cloudflare speaks HTTP there");
+        }
+        if self.names.is_empty() && !self.taken_names.is_empty() {
+            return Some("its names are another site's already");
         }
         if self.names.is_empty() {
             return Some("it has no name that a client can send");
