@@ -309,7 +309,7 @@ fn an_expired_certificate_is_warned_of() {
     let output = bench.pullgate(&text, &["check"]);
 
     assert!(output.status.success(), "{}", stderr(&output));
-    let warning = "`gate.host.certificate`: the certificate expired 60 min ago";
+    let warning = "`gate.host.certificate`: the certificate of shop.example expired 60 min ago";
     assert!(stderr(&output).contains(warning), "{}", stderr(&output));
 }
 

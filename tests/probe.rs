@@ -544,6 +544,152 @@ fn a_server_that_does_not_end_is_left() {
 }
 
 #[test]
+fn what_dns_leads_to_the_origin_is_found() {
+    let rig = Rig::with_shop("");
+    let origin = origin();
+    let [edge, stranger] = [Host::Edge, Host::Stranger].map(|host| host.addresses()[0]);
+    let proxied = format!("host-record={SHOP},{edge}");
+    for (records, expected) in [
+        (vec![proxied.clone()], &[][..]),
+        (
+            vec![format!("host-record={SHOP},{origin}")],
+            &["name-leads-to-origin"],
+        ),
+        (
+            vec![
+                format!("host-record={SHOP},{edge},{stranger}"),
+                format!("host-record={SHOP},{stranger}"),
+            ],
+            &["name-not-proxied"],
+        ),
+        (
+            vec!["address=/other.example/192.0.2.1".to_owned()],
+            &["name-without-address"],
+        ),
+        (
+            vec![
+                proxied.clone(),
+                format!("mx-host={SHOP},mail.example,10"),
+                format!("host-record=mail.example,{origin}"),
+            ],
+            &["address-leaked"],
+        ),
+        (
+            vec![
+                proxied.clone(),
+                format!("txt-record={SHOP},v=spf1 ip4:{origin}/24 ~all"),
+            ],
+            &["address-leaked"],
+        ),
+        (
+            vec![
+                proxied.clone(),
+                format!("txt-record={SHOP},v=spf1 ip4:192.0.2.0/24 a:mail.example -all"),
+                format!("host-record=mail.example,{stranger}"),
+            ],
+            &[],
+        ),
+        (
+            vec![
+                proxied.clone(),
+                format!("host-record=direct.example,{origin}"),
+            ],
+            &["address-leaked"],
+        ),
+    ] {
+        let _dns = name_server(&rig, &records);
+
+        let (_, found) = probe_by_name(&rig, &["--dns", "--other-name", "direct.example"]);
+
+        assert_eq!(found, sorted(expected), "{records:?}");
+    }
+    // Nobody answers, so nothing is known.
+    let (code, _) = probe_by_name(&rig, &["--dns"]);
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn what_visitors_get_through_cloudflare_is_compared() {
+    let rig = Rig::with_shop("");
+    let _web_server = nginx(
+        &rig,
+        "server { listen 127.0.0.1:8080 proxy_protocol; return 200 page; }",
+        "127.0.0.1:8080",
+    );
+    rig.pki.write_identity("client", &rig.pki.ours.client());
+    let path = |name: &str| rig.pki.path(name).display().to_string();
+    let edge = Host::Edge.addresses()[0];
+    let _dns = name_server(&rig, &[format!("host-record={SHOP},{edge}")]);
+    let files = [path("client.pem"), path("client.key")];
+    let words = ["--through", "--cert", &files[0], "--key", &files[1]];
+    let ray = "add_header cf-ray 8d2f1e9c3b7a4d60-FRA always;";
+    for (lines, expected) in [
+        (format!("{ray} return 200 page;"), &[][..]),
+        ("return 200 page;".to_owned(), &["not-through-cloudflare"]),
+        (
+            format!("{ray} add_header cf-error-type origin always; return 522;"),
+            &["error-through-cloudflare"],
+        ),
+        (format!("{ray} return 403 no;"), &["answers-differ"]),
+    ] {
+        let _cloudflare = edge_server(&rig, &lines);
+
+        let (_, found) = probe_by_name(&rig, &words);
+
+        assert_eq!(found, sorted(expected), "{lines}");
+    }
+}
+
+/// The name server of an edge, which answers what it is given and has no other to ask.
+fn name_server(rig: &Rig, records: &[String]) -> Server {
+    let program = (
+        "dnsmasq",
+        &["--keep-in-foreground", "--user=root", "--pid-file", "-C"][..],
+    );
+    let text = format!(
+        "no-resolv\nno-hosts\nlocal=/example/\nlisten-address=127.0.0.1\nbind-interfaces\n{}\n",
+        records.join("\n")
+    );
+    Server::start_on(&rig.network, Host::Edge, program, &text, "127.0.0.1:53")
+}
+
+/// What stands for Cloudflare towards visitors.
+fn edge_server(rig: &Rig, lines: &str) -> Server {
+    let text = format!(
+        "daemon off; user root; pid @DIR@/edge.pid; error_log @DIR@/edge.log; events {{}}\n\
+         http {{ access_log off; @NGINX@\n server {{ listen 443 ssl; ssl_certificate @DIR@/pki/{SHOP}.pem; \
+         ssl_certificate_key @DIR@/pki/{SHOP}.key; {lines} }} }}"
+    );
+    let program = ("nginx", &[][..]);
+    Server::start_on(&rig.network, Host::Edge, program, &text, "127.0.0.1:443")
+}
+
+/// The exit code, and what is found by the site's name, from an edge that asks its own name server.
+fn probe_by_name(rig: &Rig, more: &[&str]) -> (i32, Vec<String>) {
+    let resolv = rig.network.path("resolv.conf");
+    fs::write(&resolv, "nameserver 127.0.0.1\noptions timeout:1\n").unwrap();
+    let script = format!(
+        "mount --bind {} /etc/resolv.conf && exec {} --json probe {SHOP} --origin {} {}",
+        resolv.display(),
+        binary().display(),
+        origin(),
+        more.join(" ")
+    );
+    let words = ["unshare", "--mount", "--", "sh", "-c", &script];
+    let output = rig.network.output(Host::Edge, &words);
+    assert!(
+        !output.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let by_name = report.last().unwrap();
+    assert_eq!(by_name["subject"], format!("{SHOP} by its name"));
+    let last = serde_json::to_vec(&[by_name]).unwrap();
+    (output.status.code().unwrap(), ids(&last))
+}
+
+#[test]
 fn what_cannot_be_looked_at_is_said() {
     let rig = Rig::new();
     for (arguments, code, words) in [

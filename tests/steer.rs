@@ -682,6 +682,11 @@ fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
         ),
         (
             "listen 443 ssl http2;",
+            "listen 443 ssl http2 proxy_protocol;",
+            Some("serves with \"v"),
+        ),
+        (
+            "listen 443 ssl http2;",
             "listen 8443 ssl http2;",
             Some("no web server listens on port 443"),
         ),
@@ -716,6 +721,21 @@ fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
             assert!(text.contains(expected), "{text}");
         }
     }
+}
+
+#[test]
+fn a_header_that_another_pairing_needed_is_found_by_check() {
+    let rig = Steered::new(Software::Nginx, "", "");
+    let text = std::fs::read_to_string(&rig.config).unwrap();
+    let left_over = text.replace("\ntrust", "\nproxy_protocol = \"v2\"\ntrust");
+    assert_ne!(text, left_over);
+    std::fs::write(&rig.config, left_over).unwrap();
+
+    let output = rig.pullgate(&["check"]);
+
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("serves with \"none\""), "{said}");
+    assert_eq!(output.status.code(), Some(0), "{said}");
 }
 
 /// Whether a status has a finding of that name.

@@ -330,6 +330,12 @@ pub struct ProbeArgs {
     /// Another name that the origin serves: its sessions must not open the site; several times for several.
     #[arg(long, value_name = "NAME")]
     pub other_name: Vec<String>,
+    /// Ask DNS too, by this host's resolver: whether the name is proxied, and what else leads to the origin.
+    #[arg(long)]
+    pub dns: bool,
+    /// Visit the site by its name too, through Cloudflare, and compare.
+    #[arg(long)]
+    pub through: bool,
 }
 
 /// A web server.

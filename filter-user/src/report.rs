@@ -51,7 +51,7 @@ pub const EXIT_CODES: [(u8, &str); 7] = [
     (
         EX_FAILURE,
         "`status`: the host is not protected, or a finding is an error; `check`: the package's gate cannot read a \
-         file; `ranges show`: a stranger; `ranges diff`, `ranges refresh`: a source failed",
+         file; `doctor`, `probe`: something is wrong, or not known; `ranges show`: a stranger; `ranges diff`, `ranges refresh`: a source failed",
     ),
     (
         EX_USAGE,

@@ -145,12 +145,30 @@ impl Server {
         configuration: &str,
         address: &str,
     ) -> Self {
+        Self::start_on(
+            network,
+            Host::Origin,
+            (program, words),
+            configuration,
+            address,
+        )
+    }
+
+    /// The same on any host, for what else a network has.
+    #[must_use]
+    pub fn start_on(
+        network: &Network,
+        host: Host,
+        (program, words): (&str, &[&str]),
+        configuration: &str,
+        address: &str,
+    ) -> Self {
         let (_, port) = address.rsplit_once(':').unwrap();
         let config = network.path(format!("{program}-{port}.conf"));
         let directory = network.path("").display().to_string();
         let text = within(configuration, directory.trim_end_matches('/'));
         fs::write(&config, text).unwrap();
-        let mut command = network.command(Host::Origin, program);
+        let mut command = network.command(host, program);
         command.args(words);
         if program == "nginx" {
             command.arg("-c");
@@ -159,7 +177,7 @@ impl Server {
         let child = spawn(&mut command, &network.path(format!("{program}.out")));
         let server = Self(child);
         eventually(program, || {
-            network.on(Host::Origin, || TcpStream::connect(address).ok())
+            network.on(host, || TcpStream::connect(address).ok())
         });
         server
     }

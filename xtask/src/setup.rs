@@ -219,13 +219,14 @@ const CARGO_DEB: &str = "3.8.0";
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_FUZZ: &str = "0.13.2";
 /// What the lab, the tests and the benchmarks run.
-const PACKAGES: [&str; 25] = [
+const PACKAGES: [&str; 26] = [
     "apache2",
     "bpftool",
     "ca-certificates",
     "caddy",
     "curl",
     "debootstrap",
+    "dnsmasq-base",
     "dpkg-dev",
     "ethtool",
     "haproxy",

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use rustix::process::geteuid;
 
-use self::questions::{QUESTIONS, Question, Subject, seen};
+use self::questions::{AnsweredBy, QUESTIONS, Question, Subject, seen};
 use super::examination::{Check, Examination};
 use super::output::{show_json, show_report};
 use super::{check, status};
@@ -22,6 +22,7 @@ use crate::config::{Config, load};
 use crate::control::protocol::HostStatus;
 use crate::observe::{Finding, Severity};
 use crate::report::{EX_NOPERM, Failure, chain};
+use crate::role::Role;
 
 /// What the host shows: the configuration, and what the roles report.
 struct Facts {
@@ -96,11 +97,18 @@ fn sort_in(findings: Vec<Finding>, facts: &Facts) -> Vec<Check> {
     let mut checks: Vec<_> = asked
         .map(|question| {
             let belongs = |finding: &mut Finding| question.findings.contains(&finding.id.as_ref());
+            let answered = question.answered_by.is_there(&facts.report);
+            let is_idle = question.answered_by == AnsweredBy::AttachedFilter
+                && AnsweredBy::Role(Role::Filter).is_there(&facts.report);
             Check {
                 id: question.id,
                 about: question.about,
-                answered: question.answered_by.is_there(&facts.report),
-                seen: seen(question.id, facts),
+                answered,
+                seen: if !answered && is_idle {
+                    "not known: the filter is attached nowhere".to_owned()
+                } else {
+                    seen(question.id, facts)
+                },
                 findings: once.extract_if(.., belongs).collect(),
             }
         })

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::output::{complain, print, say, show_json};
-use super::served::{ServedSite, WebServer, comment, redirected, tool, web_servers};
+use super::served::{ServedSite, comment, redirected, tool, web_servers};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
@@ -58,17 +58,15 @@ impl HostFacts {
     fn look() -> Self {
         let mut notes = Vec::new();
         let mut sites = Vec::new();
-        let servers = web_servers();
-        // One that is installed and stopped does not serve what another has taken over.
-        let one_listens = servers.iter().any(WebServer::listens);
-        for server in servers {
+        let (serving, stopped) = web_servers();
+        for server in stopped {
             let program = server.program.display();
-            if one_listens && !server.listens() {
-                notes.push(format!(
-                    "{program} is installed and does not listen: its sites are left out."
-                ));
-                continue;
-            }
+            notes.push(format!(
+                "{program} is installed and does not listen: its sites are left out."
+            ));
+        }
+        for server in serving {
+            let program = server.program.display();
             match server.sites {
                 Ok(found) if found.is_empty() => {
                     notes.push(format!("{program} has no site that speaks TLS."));
@@ -157,7 +155,7 @@ impl HostFacts {
              [filter]\n\
              interfaces = \"auto\"  # those that lead to the internet: {leads}\n\
              ports = [{}]\n\
-             # Counts strangers' packets; enforce drops them.\n\
+             # Strangers' packets: monitor counts them, enforce drops them.\n\
              mode = \"monitor\"\n",
             ports.join(", ")
         );

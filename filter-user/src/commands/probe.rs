@@ -4,18 +4,24 @@
 //! For each address and both versions of TLS it makes some forty short connections, one after the other, and asks
 //! for one page in each: no request has a body.
 
+mod dns;
 mod ports;
 mod reception;
 mod target;
+mod through;
 mod visitors;
 mod visits;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::thread;
 
-use self::target::ProbeError;
+use tokio::runtime::Builder;
+
+use self::dns::SiteNames;
+use self::target::{ProbeError, ProbeTarget};
 use self::visitors::Visitors;
-use super::examination::Examination;
+use super::examination::{Check, Examination};
 use super::output::{show_json, show_report};
 use crate::cli::{OutputFormat, ProbeArgs};
 use crate::report::Failure;
@@ -24,19 +30,43 @@ use crate::report::Failure;
 pub(super) fn execute(arguments: &ProbeArgs, format: OutputFormat) -> Result<ExitCode, Failure> {
     let targets = target::targets(arguments)?;
     let visitors = Visitors::new(arguments)?;
-    let examined = thread::scope(|scope| {
+    let looks = thread::scope(|scope| {
         let looks = targets.iter().map(|target| {
             let visitors = &visitors;
-            scope.spawn(move || Examination {
-                subject: format!("{} at {}", target.name, target.address),
-                checks: visits::examine(target, visitors),
-            })
+            scope.spawn(move || visits::examine(target, visitors))
         });
-        let looks: Vec<_> = looks.collect();
-        let examined = looks.into_iter().map(thread::ScopedJoinHandle::join);
-        examined.collect::<Result<Vec<_>, _>>()
+        let looking: Vec<_> = looks.collect();
+        let ended = looking.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.collect::<Result<Vec<_>, _>>()
     });
-    let examined = examined.map_err(|_panic| ProbeError::Ended)?;
+    let looks = looks.map_err(|_panic| ProbeError::Ended)?;
+    let names = looks.iter().flat_map(|look| look.names.iter().cloned());
+    let names: BTreeSet<_> = names.chain(arguments.other_name.iter().cloned()).collect();
+    let mut examined: Vec<_> = targets
+        .iter()
+        .zip(looks)
+        .map(|(target, look)| Examination {
+            subject: format!("{} at {}", target.name, target.address),
+            checks: look.checks,
+        })
+        .collect();
+    if let Some(first) = targets
+        .first()
+        .filter(|_| arguments.dns || arguments.through)
+    {
+        let site = SiteNames {
+            name: &first.name,
+            origins: targets.iter().map(|target| target.address.ip()).collect(),
+            others: names
+                .into_iter()
+                .filter(|name| *name != first.name)
+                .collect(),
+        };
+        examined.push(Examination {
+            subject: format!("{} by its name", first.name),
+            checks: by_name(arguments, &site, first, &visitors)?,
+        });
+    }
     match format {
         OutputFormat::Json => show_json(&examined)?,
         OutputFormat::Text => {
@@ -47,4 +77,25 @@ pub(super) fn execute(arguments: &ProbeArgs, format: OutputFormat) -> Result<Exi
     let mut codes = examined.iter().map(Examination::exit_code);
     let failed = codes.find(|code| *code != ExitCode::SUCCESS);
     Ok(failed.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// What DNS says, and what a visitor sees.
+fn by_name(
+    arguments: &ProbeArgs,
+    site: &SiteNames<'_>,
+    target: &ProbeTarget,
+    visitors: &Visitors,
+) -> Result<Vec<Check>, ProbeError> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|_without| ProbeError::Ended)?;
+    let resolver = runtime.block_on(async { dns::resolver() })?;
+    let mut checks = Vec::new();
+    if arguments.dns {
+        checks.extend(runtime.block_on(dns::examine(&resolver, site)));
+    }
+    if arguments.through {
+        let addresses = runtime.block_on(dns::addresses(&resolver, site.name));
+        checks.push(through::examine(addresses, target, visitors));
+    }
+    Ok(checks)
 }

@@ -25,7 +25,7 @@ pub(super) struct WebServer {
 
 impl WebServer {
     /// Whether a process of it has a port that its sites are on.
-    pub(super) fn listens(&self) -> bool {
+    fn listens(&self) -> bool {
         let sites = self.sites.iter().flatten();
         let ports: BTreeSet<_> = sites
             .flat_map(|site| &site.listens)
@@ -43,8 +43,22 @@ impl WebServer {
     }
 }
 
+/// The web servers that serve, and those that do not: one that is installed and stopped does not, while another
+/// listens.
+pub(super) fn web_servers() -> (Vec<WebServer>, Vec<WebServer>) {
+    let installed = installed();
+    let listening: Vec<_> = installed.iter().map(WebServer::listens).collect();
+    let is_one_up = listening.contains(&true);
+    let (serving, stopped): (Vec<_>, Vec<_>) = installed
+        .into_iter()
+        .zip(listening)
+        .partition(|(_, listens)| *listens || !is_one_up);
+    let servers = |pairs: Vec<(WebServer, bool)>| pairs.into_iter().map(|(server, _)| server);
+    (servers(serving).collect(), servers(stopped).collect())
+}
+
 /// The web servers whose tools print what they serve.
-pub(super) fn web_servers() -> Vec<WebServer> {
+fn installed() -> Vec<WebServer> {
     let installed = KNOWN.iter().filter_map(|known| {
         let program = known.tools.iter().find_map(|name| tool(name))?;
         let sites = run(&program, known.arguments).and_then(|text| (known.read)(&text));

@@ -170,11 +170,8 @@ impl Dialer {
     }
 
     /// The PROXY header that the web server does expect, if it refuses a request behind the one that is
-    /// configured, or behind none. Looked at for clear text; blocks as [`Self::speaks_h2`] does, for each try.
+    /// configured, or behind none. Blocks as [`Self::speaks_h2`] does, for each try.
     pub(super) fn expected_header(&self, name: &str) -> Option<ProxyProtocol> {
-        if self.encryption.is_some() {
-            return None;
-        }
         let serves = |header| self.serves_behind(header, name);
         // One that does not answer at all is reported elsewhere.
         if serves(self.proxy_protocol).unwrap_or(true) {
@@ -190,9 +187,19 @@ impl Dialer {
             .find(|header| serves(*header) == Some(true))
     }
 
-    /// Whether a request is answered by anything but 400 behind such a header; none, if nothing can be asked.
+    /// Whether a request is answered by anything but 400 behind such a header, or TLS is spoken; none, if nothing can
+    /// be asked.
     fn serves_behind(&self, header: ProxyProtocol, name: &str) -> Option<bool> {
         let mut stream = self.open(header, Instant::now() + PROBE_TIMEOUT).ok()?;
+        if let Some(encryption) = &self.encryption {
+            let asked = encryption.asked_names.first()?.clone();
+            let mut session = ClientConnection::new(encryption.offering(None), asked).ok()?;
+            return match session.complete_io(&mut stream) {
+                Ok(_) => Some(true),
+                Err(error) if is_late(&error) => None,
+                Err(error) => Some(is_in_tls(&error)),
+            };
+        }
         let request = format!(
             "GET / HTTP/1.1\r\nHost: {name}\r\nUser-Agent: pullgate-check\r\nConnection: close\r\n\r\n"
         );
@@ -255,6 +262,12 @@ impl Dialer {
         }
         Ok(stream)
     }
+}
+
+/// Whether an error is one that a server which speaks TLS brings about: its certificate, or an alert.
+fn is_in_tls(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    error.is_some_and(|error| !matches!(error, TlsError::InvalidMessage(_)))
 }
 
 /// Connects in a client's name: by its address, and a port of the kernel's choice (ip(7), IP_TRANSPARENT).

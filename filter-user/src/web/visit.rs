@@ -45,6 +45,8 @@ pub struct Visit<'a> {
     pub headers: &'a str,
     /// What is kept of earlier visits, and of this one.
     pub memory: Option<&'a ClientMemory>,
+    /// How long the server may take for all that follows its first packet.
+    pub patience: Duration,
 }
 
 /// Sessions that a client keeps, whatever the name they were made for: a server has to tell them apart.
@@ -98,6 +100,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The value of a header, if it has come.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let head = self.text.split("\r\n\r\n").next()?;
+        let mut headers = head.lines().filter_map(|line| line.split_once(':'));
+        let found = headers.find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.trim())
+    }
+
     /// What is behind its head.
     #[must_use]
     pub fn body(&self) -> &str {
@@ -132,6 +143,7 @@ impl<'a> Visit<'a> {
             before: &[],
             headers: "",
             memory: None,
+            patience: ANSWER_TIMEOUT,
         }
     }
 
@@ -161,7 +173,7 @@ impl<'a> Visit<'a> {
             }
         };
         let mut stream = match self.session(&memory) {
-            Ok(session) => StreamOwned::new(session, within_time(stream)),
+            Ok(session) => StreamOwned::new(session, within(self.patience, stream)),
             Err(error) => {
                 visited.ending = Ending::NotAsked(error);
                 return visited;
@@ -218,7 +230,7 @@ impl<'a> Visit<'a> {
 /// Returns why there is no answer.
 pub fn ask_in_clear_text(address: SocketAddr, host: &str, path: &str) -> io::Result<Answer> {
     let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    let mut stream = within_time(stream);
+    let mut stream = within(ANSWER_TIMEOUT, stream);
     stream.write_all(request(host, path, "").as_bytes())?;
     read_answer(&mut stream)
 }
@@ -230,8 +242,8 @@ fn request(host: &str, path: &str, headers: &str) -> String {
 }
 
 /// What is left of a connection: the time for an answer.
-fn within_time(stream: TcpStream) -> DeadlineStream<TcpStream> {
-    DeadlineStream::new(stream, Instant::now() + ANSWER_TIMEOUT)
+fn within(patience: Duration, stream: TcpStream) -> DeadlineStream<TcpStream> {
+    DeadlineStream::new(stream, Instant::now() + patience)
 }
 
 fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {

@@ -15,7 +15,8 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
         return Vec::new();
     };
     let (mut findings, mut sites) = (Vec::new(), Vec::new());
-    for server in web_servers() {
+    let (serving, _stopped) = web_servers();
+    for server in serving {
         match server.sites {
             Ok(found) => sites.extend(found),
             Err(error) => {

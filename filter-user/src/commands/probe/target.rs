@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use hickory_resolver::net::NetError;
 use url::Url;
 
 use crate::cli::ProbeArgs;
@@ -81,6 +82,9 @@ pub(super) enum ProbeError {
     /// No certificate can be made up.
     #[error("no certificate can be made to try with")]
     Forging(#[source] rcgen::Error),
+    /// This host's resolver cannot be asked.
+    #[error("this host's resolver cannot be asked (/etc/resolv.conf)")]
+    Resolver(#[source] NetError),
     /// A look has ended early.
     #[error("a look at the origin has ended early: please report that")]
     Ended,
@@ -91,7 +95,7 @@ impl ExitStatus for ProbeError {
         match self {
             Self::Site { .. } | Self::Address { .. } => EX_USAGE,
             Self::Identity { .. } => EX_CONFIG,
-            Self::Forging(_) | Self::Ended => EX_SOFTWARE,
+            Self::Forging(_) | Self::Resolver(_) | Self::Ended => EX_SOFTWARE,
         }
     }
 }

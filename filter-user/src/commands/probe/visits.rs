@@ -21,7 +21,7 @@ mod names;
 mod sessions;
 
 /// All of them; of a port that does not answer, what is asked of an address alone.
-pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Vec<Check> {
+pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Look {
     let probe = OriginProbe { target, visitors };
     let first = probe.visit(None, ANY).connect();
     let mut checks = vec![probe.port(&first)];
@@ -43,7 +43,18 @@ pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Vec<Check> {
     }
     checks.push(probe.at_other_ports());
     checks.push(probe.by_quic());
-    checks
+    let names = first.shown.as_ref().map(names::names);
+    Look {
+        checks,
+        names: names.unwrap_or_default(),
+    }
+}
+
+/// What an address has shown.
+pub(super) struct Look {
+    pub(super) checks: Vec<Check>,
+    /// The names of the site's certificate.
+    pub(super) names: Vec<String>,
 }
 
 struct OriginProbe<'a> {

@@ -180,14 +180,14 @@ impl ServedSite {
                 ),
             ),
             None => text.push_str(
-                "trust = [\"cloudflare\"]  # any Cloudflare customer: upload a certificate of your own, \
-                 and name its CA\n",
+                "# Any Cloudflare customer has the shared certificate: upload one of your own, and name its CA.\n\
+                 trust = [\"cloudflare\"]\n",
             ),
         }
         text.push_str(if self.verifies {
             "client_auth = \"enforce\"  # as the web server does today\n"
         } else {
-            "# Serves every client and logs what it would refuse; enforce refuses.\n\
+            "# The clients that would be refused: log serves and logs them, enforce refuses them.\n\
              client_auth = \"log\"\n"
         });
         if let Some(address) = self.only_address() {

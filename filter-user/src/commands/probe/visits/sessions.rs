@@ -7,7 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 
 use super::names::names;
-use super::{OriginProbe, UNKNOWN, VERSIONS};
+use super::{ANY, OriginProbe, UNKNOWN, VERSIONS};
 use crate::commands::examination::Check;
 use crate::commands::probe::reception::{Both, Reception};
 use crate::observe::Finding;
@@ -34,7 +34,7 @@ impl OriginProbe<'_> {
         let forged = self.visitors.forged.iter().map(|(_, forged)| Some(forged));
         let others = forged.chain(self.visitors.other.as_ref().map(Some));
         let strangers: Vec<_> = [None].into_iter().chain(others).collect();
-        let (mut opening, mut sessions) = (Vec::new(), 0);
+        let (mut opening, mut closed, mut sessions) = (Vec::new(), Vec::new(), 0);
         for name in self.other_names(shown) {
             let opens = strangers.iter().find_map(|identity| {
                 let (opened, offered) = self.opens(&name, *identity);
@@ -42,6 +42,9 @@ impl OriginProbe<'_> {
                 opened
             });
             opening.extend(opens.map(|version| format!("{name} by {version}")));
+            if self.visitors.other_names.contains(&name) && !self.is_let_in(&name, &strangers) {
+                closed.push(name);
+            }
         }
         let finding = (!opening.is_empty()).then(|| {
             let text = format!(
@@ -52,11 +55,20 @@ impl OriginProbe<'_> {
             );
             Finding::error("session-of-another-name", text).remedy(OWN_SESSIONS)
         });
-        let seen = match sessions {
+        let mut seen = match sessions {
             0 => "no other name gives one".to_owned(),
             sessions => format!("{sessions} sessions offered"),
         };
-        check(seen, Vec::from_iter(finding))
+        if !closed.is_empty() {
+            seen = format!(
+                "{seen}; {} lets none of these visitors in: is the name right, and is `--other-cert` good for it?",
+                closed.join(" ")
+            );
+        }
+        Check {
+            answered: closed.is_empty(),
+            ..check(seen, Vec::from_iter(finding))
+        }
     }
 
     fn other_names(&self, shown: Option<&CertificateDer<'static>>) -> Vec<String> {
@@ -74,6 +86,19 @@ impl OriginProbe<'_> {
             }
         }
         others
+    }
+
+    /// Whether a name that was given serves any of the visitors.
+    fn is_let_in(&self, name: &str, visitors: &[Option<&Arc<CertifiedKey>>]) -> bool {
+        let mut visitors = visitors.iter();
+        visitors.any(|identity| {
+            let there = Visit {
+                server_name: Some(name),
+                host: name,
+                ..self.visit(*identity, ANY)
+            };
+            Reception::elsewhere(&there.connect()).is_served()
+        })
     }
 
     /// By which version a session of `name` opens the site, if by one; and how many there were.
