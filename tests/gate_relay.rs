@@ -212,6 +212,26 @@ fn half_a_close_is_passed_on_in_both_directions() {
 }
 
 #[test]
+fn a_client_that_goes_without_a_word_has_broken_off_unless_it_was_answered() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("proxy_protocol = \"none\"")]);
+    for (manner, asked, answered, outcome) in [
+        (Manner::Echo, 1000, 1000, "Relayed"),
+        (Manner::Hang, 1000, 0, "Aborted"),
+        (Manner::Hang, 0, 0, "Aborted"),
+    ] {
+        let _upstream = Upstream::start(&rig.network, manner);
+        let mark = rig.gate().mark();
+        let mut session = session(&rig);
+        session.write_all(&vec![b'x'; asked]).unwrap();
+        session.read_exact(&mut vec![0; answered]).unwrap();
+        // Without close_notify.
+        session.sock.shutdown(Shutdown::Both).unwrap();
+        assert_eq!(rig.outcome(mark), outcome, "{asked} bytes, {answered} back");
+    }
+}
+
+#[test]
 fn who_does_not_read_costs_no_memory() {
     let mut rig = Rig::new();
     rig.start("", &[&shop("")]);

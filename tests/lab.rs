@@ -43,6 +43,8 @@ fn main() -> anyhow::Result<ExitCode> {
     rows.extend(scenarios::defective_greetings_are_refused(&lab));
     rows.extend(scenarios::strangers_are_dropped(&lab));
     rows.extend(scenarios::the_rest_works_as_before(&lab));
+    rows.extend(scenarios::probe_finds_nothing_open(&lab));
+    rows.extend(scenarios::doctor_finds_nothing_wrong(&lab));
     rows.extend(scenarios::a_new_range_opens_the_way(&lab));
     rows.extend(scenarios::bad_lists_change_nothing(&lab));
     rows.extend(scenarios::killed_roles_leave_the_host_protected(&mut lab));

@@ -9,18 +9,21 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
-use tests::Rig;
 use tests::daemon::binary;
 use tests::gate::{blog, origin, shop};
 use tests::net::Host;
 use tests::pki::SHOP;
 use tests::snippets::{APACHE, APACHE_PAGE, start};
 use tests::web::Server;
+use tests::{Lab, Pairing, Plan, Rig, assert_matched, eventually, scenarios};
 
 /// What a server does with a connection.
 type Manner = fn(&mut std::net::TcpStream);
@@ -72,24 +75,58 @@ fn the_gate_leaves_nothing_open() {
 
 #[test]
 fn behind_the_filter_a_stranger_sees_silence() {
-    let lab = tests::Lab::start(&tests::Plan::default());
-    let words = [
-        binary().display().to_string(),
-        "--json".to_owned(),
-        "probe".to_owned(),
-        SHOP.to_owned(),
-        "--origin".to_owned(),
-        origin().to_string(),
-    ];
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    let output = lab.network.output(Host::Stranger, &words);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(ids(&output.stdout), sorted(&[]));
-    let report = String::from_utf8(output.stdout).unwrap();
+    for pairing in [Pairing::Relayed, Pairing::Steered] {
+        let lab = Lab::start(&Plan {
+            pairing,
+            ..Plan::default()
+        });
+
+        assert_matched(&scenarios::probe_finds_nothing_open(&lab));
+    }
+}
+
+#[test]
+fn a_look_that_is_repeated_is_served_to_prometheus() {
+    let rig = Rig::with_shop("");
+    let mut command = rig.network.command(Host::Edge, binary());
+    command.args(["probe", SHOP, "--origin", &origin().to_string()]);
+    command.args(["--repeat", "1h", "--metrics", "127.0.0.1:9469"]);
+    let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+    let scrape = || {
+        let words = ["curl", "--silent", "http://127.0.0.1:9469/metrics"];
+        let output = rig.network.output(Host::Edge, &words);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let subject = format!("subject=\"{SHOP} at {}:443\"", origin());
+    let line = |question: &str, answer: &str| {
+        format!(
+            "pullgate_probe_answer{{{subject},question=\"{question}\",answer=\"{answer}\"}} 1\n"
+        )
+    };
+    let text = eventually("the first look is over", || {
+        Some(scrape()).filter(|text| text.contains("pullgate_probe_answer"))
+    });
+
+    assert!(text.contains(&line("port", "warning")), "{text}");
+    assert!(text.contains(&line("certificate", "ok")), "{text}");
     assert!(
-        report.contains("silence, as behind a filter, or where no host is"),
-        "{report}"
+        text.contains("pullgate_probe_last_look_timestamp_seconds "),
+        "{text}"
     );
+    kill(
+        Pid::from_raw(i32::try_from(watching.id()).unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    assert_eq!(watching.wait().unwrap().code(), Some(0));
+    let mut printed = String::new();
+    watching
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut printed)
+        .unwrap();
+    assert_eq!(printed.matches(" not known\n").count(), 1, "{printed}");
 }
 
 #[test]
@@ -458,6 +495,18 @@ fn a_session_of_another_name_is_found() {
         ),
         // Of a client without a certificate, nginx looks at that again.
         ("nothing is demanded", nothing, shop.clone(), &[]),
+        (
+            "an application that answers 404",
+            blog.clone(),
+            shop.clone() + " location = / { return 404; }",
+            &["session-of-another-name"],
+        ),
+        (
+            "caches of their own",
+            blog.clone() + "ssl_session_tickets off; ssl_session_cache shared:blog:1m;",
+            shop.clone() + "ssl_session_tickets off; ssl_session_cache shared:shop:1m;",
+            &["session-of-another-name"],
+        ),
         ("no sessions", blog + off, shop + off, &[]),
     ] {
         let sites =
@@ -596,16 +645,33 @@ fn what_dns_leads_to_the_origin_is_found() {
             ],
             &["address-leaked"],
         ),
+        (
+            vec![
+                proxied.clone(),
+                format!("txt-record={SHOP},v=SPF1 redirect=policy.example"),
+                "txt-record=policy.example,v=spf1 MX:list.example/24 -all".to_owned(),
+                "mx-host=list.example,mail.example,10".to_owned(),
+                format!("host-record=mail.example,{origin}"),
+            ],
+            &["address-leaked"],
+        ),
     ] {
         let _dns = name_server(&rig, &records);
 
-        let (_, found) = probe_by_name(&rig, &["--dns", "--other-name", "direct.example"]);
+        let (found, unanswered) = probe_by_name(&rig, &["--dns", "--other-name", "direct.example"]);
 
-        assert_eq!(found, sorted(expected), "{records:?}");
+        assert_eq!(
+            (found, unanswered),
+            (sorted(expected), Vec::new()),
+            "{records:?}"
+        );
     }
-    // Nobody answers, so nothing is known.
-    let (code, _) = probe_by_name(&rig, &["--dns"]);
-    assert_eq!(code, 1);
+    // No name server answers, so nothing is known.
+    let (found, unanswered) = probe_by_name(&rig, &["--dns"]);
+    assert_eq!(
+        (found, unanswered),
+        (Vec::new(), sorted(&["dns-leaks", "proxied"]))
+    );
 }
 
 #[test]
@@ -631,12 +697,21 @@ fn what_visitors_get_through_cloudflare_is_compared() {
             &["error-through-cloudflare"],
         ),
         (format!("{ray} return 403 no;"), &["answers-differ"]),
+        // A challenge is Cloudflare's own answer.
+        (
+            format!("{ray} add_header cf-mitigated challenge always; return 403 no;"),
+            &[],
+        ),
     ] {
         let _cloudflare = edge_server(&rig, &lines);
 
-        let (_, found) = probe_by_name(&rig, &words);
+        let (found, unanswered) = probe_by_name(&rig, &words);
 
-        assert_eq!(found, sorted(expected), "{lines}");
+        assert_eq!(
+            (found, unanswered),
+            (sorted(expected), Vec::new()),
+            "{lines}"
+        );
     }
 }
 
@@ -664,13 +739,17 @@ fn edge_server(rig: &Rig, lines: &str) -> Server {
     Server::start_on(&rig.network, Host::Edge, program, &text, "127.0.0.1:443")
 }
 
-/// The exit code, and what is found by the site's name, from an edge that asks its own name server.
-fn probe_by_name(rig: &Rig, more: &[&str]) -> (i32, Vec<String>) {
+/// What is found by the site's name, from an edge that asks its own name server; and which questions have no answer.
+fn probe_by_name(rig: &Rig, more: &[&str]) -> (Vec<String>, Vec<String>) {
     let resolv = rig.network.path("resolv.conf");
     fs::write(&resolv, "nameserver 127.0.0.1\noptions timeout:1\n").unwrap();
+    // What a host believes by itself says nothing of DNS.
+    let hosts = rig.network.path("hosts");
+    fs::write(&hosts, format!("192.0.2.9 {SHOP}\n")).unwrap();
     let script = format!(
-        "mount --bind {} /etc/resolv.conf && exec {} --json probe {SHOP} --origin {} {}",
+        "mount --bind {} /etc/resolv.conf && mount --bind {} /etc/hosts && exec {} --json probe {SHOP} --origin {} {}",
         resolv.display(),
+        hosts.display(),
         binary().display(),
         origin(),
         more.join(" ")
@@ -685,8 +764,13 @@ fn probe_by_name(rig: &Rig, more: &[&str]) -> (i32, Vec<String>) {
     let report: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let by_name = report.last().unwrap();
     assert_eq!(by_name["subject"], format!("{SHOP} by its name"));
+    let checks = by_name["checks"].as_array().unwrap();
+    let unanswered = checks.iter().filter(|check| check["answered"] == false);
+    let unanswered: Vec<_> = unanswered
+        .map(|check| check["id"].as_str().unwrap())
+        .collect();
     let last = serde_json::to_vec(&[by_name]).unwrap();
-    (output.status.code().unwrap(), ids(&last))
+    (ids(&last), sorted(&unanswered))
 }
 
 #[test]

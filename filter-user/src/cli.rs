@@ -1,6 +1,6 @@
 //! The command line: arguments in, a typed command out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -336,6 +336,12 @@ pub struct ProbeArgs {
     /// Visit the site by its name too, through Cloudflare, and compare.
     #[arg(long)]
     pub through: bool,
+    /// Look again and again, with this time between two looks, until SIGINT or SIGTERM.
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    pub repeat: Option<Duration>,
+    /// Serve what the last look has shown to Prometheus, at /metrics of this address.
+    #[arg(long, requires = "repeat", value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A web server.
@@ -442,6 +448,17 @@ where
         let found = choices.find(|(_, word, _)| *word == chosen);
         found.map(|(value, ..)| value).ok_or("no such word")
     })
+}
+
+/// The time between two looks: not so short that an origin takes them for an attack.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let bounds = Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
+    if bounds.contains(&time) {
+        Ok(time)
+    } else {
+        Err("write a time from 1min to 30days".to_owned())
+    }
 }
 
 /// How long a trial may take: long enough to be confirmed, short enough to wait for.

@@ -44,7 +44,10 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "config", "digest", "host", "observe", "ranges", "report", "sync",
         ],
     ),
-    ("control", &["config", "host", "observe", "report", "role"]),
+    (
+        "control",
+        &["config", "host", "observe", "report", "role", "sync"],
+    ),
     (
         "xdp",
         &["config", "host", "observe", "ranges", "report", "role"],

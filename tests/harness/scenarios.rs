@@ -5,6 +5,7 @@
 
 mod gate;
 mod lifecycle;
+mod proofs;
 mod ranges;
 mod strangers;
 
@@ -17,6 +18,7 @@ pub use self::gate::{
     certificates_are_judged, defective_greetings_are_refused, edge_is_served, sessions_stay_at_home,
 };
 pub use self::lifecycle::{killed_roles_leave_the_host_protected, unload_leaves_the_gate};
+pub use self::proofs::{doctor_finds_nothing_wrong, probe_finds_nothing_open};
 pub use self::ranges::{a_new_range_opens_the_way, bad_lists_change_nothing};
 pub use self::strangers::{strangers_are_dropped, the_rest_works_as_before};
 

@@ -45,7 +45,7 @@ pub(super) fn execute(file: &Path, format: OutputFormat) -> Result<ExitCode, Fai
         OutputFormat::Json => show_json(&examination)?,
         OutputFormat::Text => show_report(&examination.to_string())?,
     }
-    Ok(examination.exit_code())
+    Ok(Examination::exit_code(&[examination]))
 }
 
 fn examine(file: &Path) -> Result<Examination, Failure> {
@@ -139,5 +139,6 @@ fn applies(question: &Question, facts: &Facts) -> bool {
     }
 }
 
-/// What a check warns of, as it may be mended until the start; here visitors see an error.
+/// What a check warns of, as it may be mended until the start; here visitors see an error (of an expired certificate,
+/// if Cloudflare's encryption mode is Full (strict)).
 const STOPS_VISITORS: [&str; 2] = ["certificate-expired", "upstream-silent"];

@@ -31,18 +31,56 @@ pub(super) struct Check {
     pub(super) findings: Vec<Finding>,
 }
 
+/// The answer to a question, in a word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Standing {
+    Good,
+    /// It could be better.
+    Weak,
+    Wrong,
+    /// Who knows it did not say.
+    Unknown,
+}
+
+impl Standing {
+    pub(super) const ALL: [Self; 4] = [Self::Good, Self::Weak, Self::Wrong, Self::Unknown];
+
+    fn mark(self) -> char {
+        match self {
+            Self::Good => '✓',
+            Self::Weak => Severity::Warning.mark(),
+            Self::Wrong => Severity::Error.mark(),
+            Self::Unknown => '?',
+        }
+    }
+
+    /// How a metric has it.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Good => "ok",
+            Self::Weak => "warning",
+            Self::Wrong => "error",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl Check {
-    /// How bad its worst finding is; none, if it is OK.
-    fn worst(&self) -> Option<Severity> {
-        self.findings.iter().map(|it| it.severity).max()
+    pub(super) fn standing(&self) -> Standing {
+        match self.findings.iter().map(|it| it.severity).max() {
+            Some(Severity::Error) => Standing::Wrong,
+            Some(Severity::Warning) => Standing::Weak,
+            None if self.answered => Standing::Good,
+            None => Standing::Unknown,
+        }
     }
 }
 
 impl Examination {
     /// A failure, unless every question has an answer, and none is wrong.
-    pub(super) fn exit_code(&self) -> ExitCode {
-        let mut checks = self.checks.iter();
-        if checks.any(|check| check.worst() == Some(Severity::Error) || !check.answered) {
+    pub(super) fn exit_code(examined: &[Self]) -> ExitCode {
+        let mut checks = examined.iter().flat_map(|it| &it.checks);
+        if checks.any(|check| check.standing() == Standing::Wrong || !check.answered) {
             ExitCode::FAILURE
         } else {
             ExitCode::SUCCESS
@@ -63,10 +101,7 @@ impl Display for Examination {
                 seen,
                 findings,
             } = check;
-            let shown = match check.worst() {
-                None if !answered => '?',
-                worst => worst.map_or('✓', Severity::mark),
-            };
+            let shown = check.standing().mark();
             writeln!(f, "  {shown} {id:<15} {about}")?;
             if !answered && seen.is_empty() {
                 writeln!(
@@ -89,20 +124,17 @@ impl Display for Examination {
                 }
             }
         }
-        let count = |worst, answered| {
-            let alike = self.checks.iter();
-            alike
-                .filter(|it| it.worst() == worst && it.answered == answered)
-                .count()
+        let count = |standing| {
+            let standings = self.checks.iter().map(Check::standing);
+            standings.filter(|it| *it == standing).count()
         };
-        let either = |worst| count(Some(worst), true) + count(Some(worst), false);
         writeln!(
             f,
             "\n{} OK, {} could be better, {} wrong, {} not known",
-            count(None, true),
-            either(Severity::Warning),
-            either(Severity::Error),
-            count(None, false)
+            count(Standing::Good),
+            count(Standing::Weak),
+            count(Standing::Wrong),
+            count(Standing::Unknown)
         )
     }
 }

@@ -11,6 +11,7 @@ mod target;
 mod through;
 mod visitors;
 mod visits;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -26,8 +27,29 @@ use super::output::{show_json, show_report};
 use crate::cli::{OutputFormat, ProbeArgs};
 use crate::report::Failure;
 
-/// Looks at each address, and prints what was found.
+/// Looks once, or again and again, and prints what was found.
 pub(super) fn execute(arguments: &ProbeArgs, format: OutputFormat) -> Result<ExitCode, Failure> {
+    let Some(interval) = arguments.repeat else {
+        return Ok(Examination::exit_code(&look(arguments, format)?));
+    };
+    let (again, metrics) = (arguments.clone(), arguments.metrics);
+    watch::repeat(interval, metrics, move || look(&again, format))
+}
+
+/// Looks at each address, and prints what was found.
+fn look(arguments: &ProbeArgs, format: OutputFormat) -> Result<Vec<Examination>, Failure> {
+    let examined = examine(arguments)?;
+    match format {
+        OutputFormat::Json => show_json(&examined)?,
+        OutputFormat::Text => {
+            let texts: Vec<_> = examined.iter().map(ToString::to_string).collect();
+            show_report(&texts.join("\n"))?;
+        }
+    }
+    Ok(examined)
+}
+
+fn examine(arguments: &ProbeArgs) -> Result<Vec<Examination>, ProbeError> {
     let targets = target::targets(arguments)?;
     let visitors = Visitors::new(arguments)?;
     let looks = thread::scope(|scope| {
@@ -42,9 +64,8 @@ pub(super) fn execute(arguments: &ProbeArgs, format: OutputFormat) -> Result<Exi
     let looks = looks.map_err(|_panic| ProbeError::Ended)?;
     let names = looks.iter().flat_map(|look| look.names.iter().cloned());
     let names: BTreeSet<_> = names.chain(arguments.other_name.iter().cloned()).collect();
-    let mut examined: Vec<_> = targets
-        .iter()
-        .zip(looks)
+    let pairs = targets.iter().zip(looks);
+    let mut examined: Vec<_> = pairs
         .map(|(target, look)| Examination {
             subject: format!("{} at {}", target.name, target.address),
             checks: look.checks,
@@ -67,19 +88,10 @@ pub(super) fn execute(arguments: &ProbeArgs, format: OutputFormat) -> Result<Exi
             checks: by_name(arguments, &site, first, &visitors)?,
         });
     }
-    match format {
-        OutputFormat::Json => show_json(&examined)?,
-        OutputFormat::Text => {
-            let texts: Vec<_> = examined.iter().map(ToString::to_string).collect();
-            show_report(&texts.join("\n"))?;
-        }
-    }
-    let mut codes = examined.iter().map(Examination::exit_code);
-    let failed = codes.find(|code| *code != ExitCode::SUCCESS);
-    Ok(failed.unwrap_or(ExitCode::SUCCESS))
+    Ok(examined)
 }
 
-/// What DNS says, and what a visitor sees.
+/// What DNS has, and what a visitor sees.
 fn by_name(
     arguments: &ProbeArgs,
     site: &SiteNames<'_>,
@@ -88,8 +100,15 @@ fn by_name(
 ) -> Result<Vec<Check>, ProbeError> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|_without| ProbeError::Ended)?;
-    let resolver = runtime.block_on(async { dns::resolver() })?;
     let mut checks = Vec::new();
+    let resolver = match runtime.block_on(async { dns::resolver() }) {
+        Ok(resolver) => resolver,
+        // What the visits have shown is not lost for that.
+        Err(error) => {
+            checks.push(dns::unanswered(&error));
+            return Ok(checks);
+        }
+    };
     if arguments.dns {
         checks.extend(runtime.block_on(dns::examine(&resolver, site)));
     }

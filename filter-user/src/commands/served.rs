@@ -24,22 +24,19 @@ pub(super) struct WebServer {
 }
 
 impl WebServer {
-    /// Whether a process of it has a port that its sites are on.
-    fn listens(&self) -> bool {
-        let sites = self.sites.iter().flatten();
-        let ports: BTreeSet<_> = sites
-            .flat_map(|site| &site.listens)
-            .map(|listen| listen.port())
-            .collect();
+    /// Whether a process of it has a port that its sites are on; none, if they are not known.
+    fn listens(&self) -> Option<bool> {
+        let sites = self.sites.as_deref().unwrap_or_default();
+        let listens = sites.iter().flat_map(|site| &site.listens);
+        let ports: BTreeSet<_> = listens.map(|listen| listen.port()).collect();
         // A kernel that does not answer is no reason to leave sites out.
-        let listening = netlink::listening_sockets().unwrap_or_default();
-        let mut here = listening
+        let listening = netlink::listening_sockets().ok()?;
+        let here = listening
             .iter()
             .filter(|socket| ports.contains(&socket.local.port()));
-        here.any(|socket| {
-            let holder = holder_of(socket.inode);
-            holder.is_some_and(|(_, name)| self.processes.contains(&name.as_str()))
-        })
+        let is_ours = |name: &str| self.processes.contains(&name) || name == "systemd";
+        let mut holders = here.filter_map(|socket| holder_of(socket.inode));
+        (!ports.is_empty()).then(|| holders.any(|(_, name)| is_ours(&name)))
     }
 }
 
@@ -48,12 +45,13 @@ impl WebServer {
 pub(super) fn web_servers() -> (Vec<WebServer>, Vec<WebServer>) {
     let installed = installed();
     let listening: Vec<_> = installed.iter().map(WebServer::listens).collect();
-    let is_one_up = listening.contains(&true);
+    let is_one_up = listening.contains(&Some(true));
     let (serving, stopped): (Vec<_>, Vec<_>) = installed
         .into_iter()
         .zip(listening)
-        .partition(|(_, listens)| *listens || !is_one_up);
-    let servers = |pairs: Vec<(WebServer, bool)>| pairs.into_iter().map(|(server, _)| server);
+        .partition(|(_, listens)| *listens != Some(false) || !is_one_up);
+    let servers =
+        |pairs: Vec<(WebServer, Option<bool>)>| pairs.into_iter().map(|(server, _)| server);
     (servers(serving).collect(), servers(stopped).collect())
 }
 

@@ -1,6 +1,6 @@
 //! What is served at the sockets of a role: paths in, answers out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -16,6 +16,7 @@ use super::instruction::{Declined, EXIT_STATUS, Instruction};
 use super::protocol::{RangeUseStatus, RefreshStatus, Status};
 use crate::observe::Finding;
 use crate::role::Role;
+use crate::sync::lock;
 
 /// A running role, as its sockets see it.
 pub trait Answers: Send + Sync + 'static {
@@ -190,6 +191,28 @@ fn judge(findings: &[Finding]) -> Response<Full<Bytes>> {
         findings => {
             let lines = findings.iter().map(|finding| format!("{finding}\n"));
             plain(StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+        }
+    }
+}
+
+/// Metrics that were made beforehand, by a look that takes its time.
+#[derive(Debug, Default)]
+pub struct MetricsPage {
+    text: Mutex<String>,
+}
+
+impl MetricsPage {
+    /// Shows these from now on.
+    pub fn replace(&self, text: String) {
+        *lock(&self.text) = text;
+    }
+}
+
+impl Service for MetricsPage {
+    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        match request.uri().path() {
+            "/metrics" => respond(StatusCode::OK, OPEN_METRICS, lock(&self.text).clone()),
+            _ => unknown("/metrics"),
         }
     }
 }

@@ -48,7 +48,9 @@ impl Outcome {
     #[must_use]
     pub fn meaning(self) -> &'static str {
         match self {
-            Self::Relayed => "both sides ended it",
+            Self::Relayed => {
+                "both sides ended it, or one did when the upstream had had the last word"
+            }
             Self::Idle => "no byte came in either direction for `idle_timeout`",
             Self::Aborted => "one side broke it off",
             Self::Misused => "the client misused TLS: a flood of key updates or empty records",

@@ -176,8 +176,9 @@ where
         self.last == Direction::Down && !self.client.holds_back()
     }
 
-    /// Whether an end without close_notify cuts nothing off, as all that was asked is answered: so clients go, and
-    /// nginx after them.
+    /// Whether an end without close_notify comes when the last word was the upstream's, and has arrived: so clients go,
+    /// and nginx after them. Only the outcome depends on it: what was cut off cannot be seen, and the other side gets no
+    /// close_notify either.
     fn is_farewell(&self, error: &io::Error) -> bool {
         error.kind() == ErrorKind::UnexpectedEof && self.down > 0 && self.owes_nothing()
     }

@@ -2,6 +2,7 @@
 //! answered out. Bounded in time and bytes, whatever the server sends.
 
 use std::collections::VecDeque;
+use std::fmt::{self, Display, Formatter};
 use std::io::{self, ErrorKind, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -88,6 +89,36 @@ pub enum Ending {
     Refused(io::Error),
     /// A request was answered.
     Answered(Answer),
+}
+
+impl Ending {
+    /// The answer, if there is one.
+    #[must_use]
+    pub fn answer(self) -> Option<Answer> {
+        match self {
+            Self::Answered(answer) => Some(answer),
+            Self::Silence
+            | Self::NotListening(_)
+            | Self::NotAsked(_)
+            | Self::Late
+            | Self::NoTls
+            | Self::Refused(_) => None,
+        }
+    }
+}
+
+impl Display for Ending {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silence => f.write_str("silence"),
+            Self::NotListening(error) => write!(f, "no program answers ({error})"),
+            Self::NotAsked(error) => write!(f, "this host cannot ask ({error})"),
+            Self::Late => f.write_str("no answer in time"),
+            Self::NoTls => f.write_str("an answer that is no TLS"),
+            Self::Refused(error) => write!(f, "the handshake was refused ({error})"),
+            Self::Answered(_) => f.write_str("an answer"),
+        }
+    }
 }
 
 /// The beginning of an answer.

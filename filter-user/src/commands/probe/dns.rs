@@ -1,16 +1,16 @@
-//! What DNS says of the site: whether its name is proxied, and what else leads to the origin's address. Asked is this
+//! What DNS has of the site: whether its name is proxied, and what else leads to the origin's address. Asked is this
 //! host's own resolver, and no one else.
 
 use std::collections::BTreeSet;
-use std::net::{AddrParseError, IpAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::ResolveHosts;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use ipnet::IpNet;
 
-use super::target::ProbeError;
 use crate::commands::examination::Check;
 use crate::observe::Finding;
 use crate::ranges::baseline;
@@ -41,12 +41,14 @@ pub(super) async fn addresses(
 }
 
 /// A resolver that asks whom this host asks, for as long as a visit takes.
-pub(super) fn resolver() -> Result<TokioResolver, ProbeError> {
-    let mut builder = TokioResolver::builder_tokio().map_err(ProbeError::Resolver)?;
+pub(super) fn resolver() -> Result<TokioResolver, NetError> {
+    let mut builder = TokioResolver::builder_tokio()?;
     let options = builder.options_mut();
     options.timeout = TIMEOUT;
     options.attempts = ATTEMPTS;
-    builder.build().map_err(ProbeError::Resolver)
+    // What this host believes by itself, no visitor sees.
+    options.use_hosts_file = ResolveHosts::Never;
+    builder.build()
 }
 
 /// Asks all of it.
@@ -57,17 +59,29 @@ pub(super) async fn examine(resolver: &TokioResolver, site: &SiteNames<'_>) -> V
     ]
 }
 
-async fn is_proxied(resolver: &TokioResolver, site: &SiteNames<'_>) -> Check {
-    let check = |answered, seen: String, findings| Check {
+/// No resolver can be asked.
+pub(super) fn unanswered(error: &NetError) -> Check {
+    proxied(
+        false,
+        format!("this host's resolver cannot be asked: {}", chain(error)),
+        Vec::new(),
+    )
+}
+
+fn proxied(answered: bool, seen: String, findings: Vec<Finding>) -> Check {
+    Check {
         id: "proxied",
         about: "the site's name leads to Cloudflare alone",
         answered,
         seen,
         findings,
-    };
+    }
+}
+
+async fn is_proxied(resolver: &TokioResolver, site: &SiteNames<'_>) -> Check {
     let addresses = match addresses(resolver, site.name).await {
         Ok(addresses) => addresses,
-        Err(error) => return check(false, chain(&error), Vec::new()),
+        Err(error) => return proxied(false, chain(&error), Vec::new()),
     };
     let seen: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     let strange = addresses
@@ -93,7 +107,7 @@ async fn is_proxied(resolver: &TokioResolver, site: &SiteNames<'_>) -> Check {
             Finding::error("name-not-proxied", text).remedy(PROXY)
         })
     };
-    check(true, seen.join(", "), Vec::from_iter(finding))
+    proxied(true, seen.join(", "), Vec::from_iter(finding))
 }
 
 /// Mail servers, SPF, and other names.
@@ -111,21 +125,10 @@ async fn leads_elsewhere(resolver: &TokioResolver, site: &SiteNames<'_>) -> Chec
             .await;
     }
     for domain in domains(site.name) {
-        for data in asked.records(domain, RecordType::MX).await {
-            if let RData::MX(mail) = data {
-                let server = mail.exchange.to_utf8();
-                asked
-                    .follow(&server, &format!("{server}, the mail server of {domain},"))
-                    .await;
-            }
-        }
-        for data in asked.records(domain, RecordType::TXT).await {
-            if let RData::TXT(text) = data {
-                let text = text.txt_data.concat();
-                asked
-                    .sender_policy(domain, &String::from_utf8_lossy(&text))
-                    .await;
-            }
+        asked.mail_servers(domain).await;
+        // A domain may leave its policy to another domain; there it ends.
+        if let Some(other) = asked.sender_policy(domain).await {
+            asked.sender_policy(&other).await;
         }
     }
     Check {
@@ -162,6 +165,7 @@ impl Trail<'_> {
 
     async fn follow(&mut self, name: &str, what: &str) {
         if self.names >= NAMES_MAX {
+            self.failed = Some(format!("more than {NAMES_MAX} names: {name} was not asked"));
             return;
         }
         self.names += 1;
@@ -175,57 +179,77 @@ impl Trail<'_> {
         }
     }
 
-    /// RFC 7208 §5: what it names itself; what it includes is others' policy.
-    async fn sender_policy(&mut self, domain: &str, text: &str) {
-        let mut terms = text.split_ascii_whitespace();
-        if terms.next() != Some("v=spf1") {
-            return;
+    /// RFC 7208 §5 and §6.1: what a domain's own policy names; what it includes is others'. Returns the domain that
+    /// it is left to, if it is.
+    async fn sender_policy(&mut self, domain: &str) -> Option<String> {
+        let mut left_to = None;
+        for data in self.records(domain, RecordType::TXT).await {
+            let RData::TXT(text) = data else {
+                continue;
+            };
+            let text = String::from_utf8_lossy(&text.txt_data.concat()).to_ascii_lowercase();
+            let mut terms = text.split_ascii_whitespace();
+            if terms.next() != Some("v=spf1") {
+                continue;
+            }
+            self.names += 1;
+            for term in terms {
+                if let Some(other) = term.strip_prefix("redirect=") {
+                    left_to = Some(other.to_owned());
+                }
+                self.mechanism(domain, term).await;
+            }
         }
-        self.names += 1;
-        for term in terms {
-            let term = term.trim_start_matches(['+', '-', '~', '?']);
-            match term.split_once(':') {
-                Some(("ip4" | "ip6", network)) => {
-                    let named = network.parse::<IpNet>();
-                    let named = named.or_else(|_| term_address(term).map(IpNet::from));
-                    let found = named.ok().and_then(|named| {
-                        let mut origins = self.origins.iter();
-                        let origin = origins.find(|origin| named.contains(*origin));
-                        origin.map(|origin| (named, *origin))
-                    });
-                    self.findings.extend(found.map(|(range, address)| {
-                        leak(&format!(
-                            "the SPF record of {domain} names {range}, which has {address}"
-                        ))
-                    }));
-                }
-                Some(("a" | "mx", name)) => {
-                    let name = name.split('/').next().unwrap_or(name).to_owned();
-                    self.follow(
-                        &name,
-                        &format!("{name}, which the SPF record of {domain} names,"),
-                    )
+        left_to
+    }
+
+    async fn mechanism(&mut self, domain: &str, term: &str) {
+        let term = term.trim_start_matches(['+', '-', '~', '?']);
+        let (mechanism, value) = term.split_once(':').unwrap_or((term, ""));
+        let (mechanism, _) = mechanism.split_once('/').unwrap_or((mechanism, ""));
+        let (host, _) = value.split_once('/').unwrap_or((value, ""));
+        let host = if host.is_empty() { domain } else { host };
+        match mechanism {
+            "ip4" | "ip6" => self.network(domain, value),
+            "a" => {
+                let what = format!("{host}, which the SPF record of {domain} names,");
+                self.follow(host, &what).await;
+            }
+            "mx" => self.mail_servers(host).await,
+            _ => {}
+        }
+    }
+
+    fn network(&mut self, domain: &str, text: &str) {
+        let network = text.parse::<IpNet>();
+        let network = network.or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let Ok(network) = network else {
+            return;
+        };
+        let origins = self
+            .origins
+            .iter()
+            .filter(|origin| network.contains(*origin));
+        self.findings.extend(origins.map(|origin| {
+            leak(&format!(
+                "the SPF record of {domain} names {network}, which has {origin}"
+            ))
+        }));
+    }
+
+    async fn mail_servers(&mut self, domain: &str) {
+        for data in self.records(domain, RecordType::MX).await {
+            if let RData::MX(mail) = data {
+                let server = mail.exchange.to_utf8();
+                self.follow(&server, &format!("{server}, the mail server of {domain},"))
                     .await;
-                }
-                None if term == "a" => {
-                    self.follow(domain, &format!("{domain}, which its SPF record names,"))
-                        .await;
-                }
-                Some(_) | None => {}
             }
         }
     }
 }
 
-/// The address behind the colon of a term.
-fn term_address(term: &str) -> Result<IpAddr, AddrParseError> {
-    term.split_once(':')
-        .map_or("", |(_, address)| address)
-        .parse()
-}
-
 fn leak(text: &str) -> Finding {
-    Finding::warning("address-leaked", format!("{text}: who looks for the origin finds it")).remedy(
+    Finding::warning("address-leaked", format!("{text}: a scanner that looks for the origin finds it")).remedy(
         "move that service to another host, or change the origin's address and let only Cloudflare's packets pass",
     )
 }
@@ -239,7 +263,7 @@ async fn records(
     let name = format!("{}.", name.trim_end_matches('.'));
     match resolver.lookup(name, kind).await {
         Ok(found) => {
-            let answers = found.answers().iter().take(RECORDS_MAX);
+            let answers = found.answers().iter();
             Ok(answers.map(|record| record.data.clone()).collect())
         }
         Err(error) if error.is_no_records_found() || error.is_nx_domain() => Ok(Vec::new()),
@@ -266,7 +290,6 @@ const PROXY: &str =
 /// How long the resolver may take, each time.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
-/// Records of an answer, names that are followed, and domains above the site's, at most.
-const RECORDS_MAX: usize = 20;
+/// Names that are followed, and domains from the site's upwards, at most.
 const NAMES_MAX: usize = 20;
 const DOMAINS_MAX: usize = 3;

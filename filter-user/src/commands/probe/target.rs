@@ -4,7 +4,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use hickory_resolver::net::NetError;
 use url::Url;
 
 use crate::cli::ProbeArgs;
@@ -18,6 +17,8 @@ pub(super) struct ProbeTarget {
     pub(super) name: String,
     /// What is asked for.
     pub(super) path: String,
+    /// The site's own port, where visitors come.
+    pub(super) port: u16,
 }
 
 /// The addresses, each with the site.
@@ -50,6 +51,7 @@ pub(super) fn targets(arguments: &ProbeArgs) -> Result<Vec<ProbeTarget>, ProbeEr
             address,
             name: name.clone(),
             path: path.clone(),
+            port: usual,
         })
     };
     arguments.origin.iter().map(parse).collect()
@@ -82,9 +84,14 @@ pub(super) enum ProbeError {
     /// No certificate can be made up.
     #[error("no certificate can be made to try with")]
     Forging(#[source] rcgen::Error),
-    /// This host's resolver cannot be asked.
-    #[error("this host's resolver cannot be asked (/etc/resolv.conf)")]
-    Resolver(#[source] NetError),
+    /// Metrics cannot be served.
+    #[error("metrics cannot be served at {address}")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// A look has ended early.
     #[error("a look at the origin has ended early: please report that")]
     Ended,
@@ -95,7 +102,7 @@ impl ExitStatus for ProbeError {
         match self {
             Self::Site { .. } | Self::Address { .. } => EX_USAGE,
             Self::Identity { .. } => EX_CONFIG,
-            Self::Forging(_) | Self::Resolver(_) | Self::Ended => EX_SOFTWARE,
+            Self::Forging(_) | Self::Metrics { .. } | Self::Ended => EX_SOFTWARE,
         }
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use hickory_resolver::net::NetError;
 
 use super::dns::is_cloudflares;
-use super::target::{HTTPS, ProbeTarget};
+use super::target::ProbeTarget;
 use super::visitors::Visitors;
 use crate::commands::examination::Check;
 use crate::observe::Finding;
 use crate::report::chain;
-use crate::web::visit::{Answer, Ending, Visit};
+use crate::web::visit::Visit;
 
 /// Visits the first of the name's addresses that is Cloudflare's.
 pub(super) fn examine(
@@ -43,8 +43,12 @@ pub(super) fn examine(
         patience: PATIENCE,
         ..Visit::new(address, &target.name)
     };
-    let Some(answer) = answer(&visit(SocketAddr::new(*edge, HTTPS), None)) else {
-        return check(false, format!("{edge} does not answer"), Vec::new());
+    let ending = visit(SocketAddr::new(*edge, target.port), None)
+        .connect()
+        .ending;
+    let seen = format!("{edge}: {ending}");
+    let Some(answer) = ending.answer() else {
+        return check(false, seen, Vec::new());
     };
     let (ray, status) = (answer.header("cf-ray"), answer.status);
     let mut findings = Vec::new();
@@ -60,10 +64,17 @@ pub(super) fn examine(
         let text =
             format!("visitors see error {error}{kind}: Cloudflare gets no page from the origin");
         Finding::error("error-through-cloudflare", text)
-            .remedy("on the origin: `pullgate doctor`, which has a question for each of these")
+            .remedy("on the origin: `pullgate doctor`, which asks for the causes of most of these")
     }));
-    let own = visitors.own.clone().filter(|_| error.is_none());
-    let at_origin = own.and_then(|own| self::answer(&visit(target.address, Some(own))));
+    // Where Cloudflare itself answers, with an error or a challenge, there is nothing to compare.
+    let is_cloudflares_own = error.is_some() || answer.header("cf-mitigated").is_some();
+    let own = visitors.own.clone().filter(|_| !is_cloudflares_own);
+    let at_origin = own.and_then(|own| visit(target.address, Some(own)).connect().ending.answer());
+    let compared = if at_origin.is_some() {
+        ""
+    } else {
+        ", not compared with the origin's answer"
+    };
     findings.extend(at_origin.filter(|it| it.status != status).map(|at_origin| {
         let text = format!(
             "Cloudflare answers {}, and the origin at {} answers {} to Cloudflare's certificate: is it the origin \
@@ -75,19 +86,11 @@ pub(super) fn examine(
         Finding::warning("answers-differ", text)
     }));
     let ray = ray.map_or_else(String::new, |ray| format!(", cf-ray {ray}"));
-    check(true, format!("{edge}: {}{ray}", in_words(status)), findings)
-}
-
-fn answer(visit: &Visit<'_>) -> Option<Answer> {
-    match visit.connect().ending {
-        Ending::Answered(answer) => Some(answer),
-        Ending::Refused(_)
-        | Ending::Silence
-        | Ending::Late
-        | Ending::NotListening(_)
-        | Ending::NotAsked(_)
-        | Ending::NoTls => None,
-    }
+    check(
+        true,
+        format!("{edge}: {}{ray}{compared}", in_words(status)),
+        findings,
+    )
 }
 
 fn in_words(status: Option<u16>) -> String {
@@ -96,5 +99,5 @@ fn in_words(status: Option<u16>) -> String {
 
 /// What Cloudflare answers if it gets no page from the origin.
 const ORIGIN_ERRORS: std::ops::RangeInclusive<u16> = 520..=530;
-/// Cloudflare waits for the origin.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Cloudflare waits for the origin: 19 seconds for a connection.
+const PATIENCE: Duration = Duration::from_secs(30);

@@ -12,6 +12,7 @@ impl OriginProbe<'_> {
             address,
             name,
             path,
+            ..
         } = self.target;
         let answer = ask_in_clear_text(*address, name, path);
         let status = answer.ok().and_then(|answer| answer.status);
@@ -70,27 +71,27 @@ impl OriginProbe<'_> {
                 headers,
                 ..self.visit(None, ANY)
             };
-            match visit.connect().ending {
-                Ending::Answered(answer) => Some(answer),
-                Ending::Refused(_)
-                | Ending::Silence
-                | Ending::Late
-                | Ending::NotListening(_)
-                | Ending::NotAsked(_)
-                | Ending::NoTls => None,
-            }
+            visit.connect().ending.answer()
         };
-        let plain = answer("");
-        let differs = |forged: &Answer| {
-            let status = plain.as_ref().map(|plain| plain.status);
-            forged.text.contains(FORGED) || status.is_some_and(|status| status != forged.status)
+        let (plain, echoed) = (answer(""), answer(CONTROL));
+        let forged = CLIENT_HEADERS.map(|(name, headers)| (name, answer(headers)));
+        // A server that answers now so, now so, does not do it for a header.
+        let again = answer("");
+        let steady = match (&plain, &again) {
+            (Some(plain), Some(again)) if plain.status == again.status => Some(plain.status),
+            (_, _) => None,
         };
-        let (mut believed, mut answered) = (Vec::new(), true);
-        for (name, headers) in CLIENT_HEADERS {
-            let forged = answer(headers);
-            answered &= forged.is_some();
-            believed.extend(forged.filter(differs).map(|_| name));
-        }
+        let echoes = echoed.is_some_and(|echo| echo.text.contains(FORGED));
+        let answered = steady.is_some() && forged.iter().all(|(_, it)| it.is_some());
+        let differs = |it: &Answer| {
+            let names_it = !echoes && it.text.contains(FORGED);
+            names_it || steady.is_some_and(|status| status != it.status)
+        };
+        let believed = forged.into_iter().filter_map(|(name, it)| {
+            let is_believed = it.as_ref().is_some_and(differs);
+            is_believed.then_some(name)
+        });
+        let believed: Vec<_> = believed.collect();
         let finding = (!believed.is_empty()).then(|| {
             let text = format!(
                 "the answer to a stranger depends on its {}: what is permitted to an address is permitted to every client",
@@ -106,6 +107,7 @@ impl OriginProbe<'_> {
             about: "a stranger cannot give itself an address by a header",
             answered,
             seen: match believed.as_slice() {
+                [] if steady.is_none() => "the answers differ without a header too".to_owned(),
                 [] => "the answers are alike".to_owned(),
                 believed => believed.join(", "),
             },
@@ -118,6 +120,8 @@ impl OriginProbe<'_> {
 const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 12345 443\r\n";
 /// One more, which no client has.
 const FORGED: &str = "192.0.2.77";
+/// A header that means nothing: whether the site shows what it is sent.
+const CONTROL: &str = "X-Pullgate-Probe: 192.0.2.77\r\n";
 const CLIENT_HEADERS: [(&str, &str); 3] = [
     ("CF-Connecting-IP", "CF-Connecting-IP: 192.0.2.77\r\n"),
     ("X-Forwarded-For", "X-Forwarded-For: 192.0.2.77\r\n"),

@@ -63,7 +63,7 @@ impl OriginProbe<'_> {
         });
         let finding = both.served().map(|by| {
             let text = format!(
-                "the certificate that has to be refused is taken, by {by}: who has its key gets around Cloudflare"
+                "the certificate that has to be refused is taken, by {by}: a client that has its key gets around Cloudflare"
             );
             Finding::error("other-certificate-admitted", text).remedy(REFUSE)
         });

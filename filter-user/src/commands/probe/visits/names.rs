@@ -1,5 +1,7 @@
 //! What is served and shown by names that are not the site's.
+
 use rustls::pki_types::CertificateDer;
+use std::net::IpAddr;
 use webpki::EndEntityCert;
 
 use super::{OriginProbe, REFUSE_NAMES, UNKNOWN};
@@ -12,7 +14,10 @@ impl OriginProbe<'_> {
     /// By names that the origin does not serve, and by these with the site's own as `Host`.
     pub(super) fn by_other_names(&self, as_stranger: &Both) -> Check {
         let (mut seen, mut findings, mut answered) = (Vec::new(), Vec::new(), true);
-        let address = self.target.address.ip().to_string();
+        let address = match self.target.address.ip() {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
         for (what, server_name) in [("an unknown name", Some(UNKNOWN)), ("no name", None)] {
             let by_host = |host| {
                 self.by_both(Reception::elsewhere, |versions| Visit {
@@ -40,6 +45,8 @@ impl OriginProbe<'_> {
             // The address is no name that a ClientHello may have (RFC 6066 §3), and a `Host` all the same.
             if server_name.is_none() && both.served().is_none() {
                 let by_address = by_host(&address);
+                answered &= by_address.is_known;
+                seen.push(format!("its address: {}", by_address.seen));
                 let served = by_address.served();
                 findings.extend(
                     served.map(|by| self.default_site("its address", &by, by_address.redirects)),
@@ -47,7 +54,7 @@ impl OriginProbe<'_> {
             }
             let name = &self.target.name;
             let as_host = by_host(name);
-            // Where a default site serves anything, or the site itself a stranger, that is said already.
+            // Where a default site serves anything, or the site itself a stranger, that is a finding already.
             let is_new = both.served().is_none() && as_stranger.served().is_none();
             findings.extend(as_host.served().filter(|_| is_new).map(|by| {
                 let text = format!(
@@ -86,16 +93,18 @@ impl OriginProbe<'_> {
 pub(super) fn names(certificate: &CertificateDer<'static>) -> Vec<String> {
     let parsed = EndEntityCert::try_from(certificate).ok();
     let parsed = parsed.iter();
-    let names = parsed.flat_map(|parsed| parsed.valid_dns_names().take(NAMES_MAX));
-    names.map(str::to_owned).collect()
+    let names = parsed.flat_map(|parsed| parsed.valid_dns_names());
+    names.take(NAMES_MAX).map(str::to_owned).collect()
 }
 
 fn in_words(names: &[String]) -> String {
     match names {
         [] => "for no name that can be read".to_owned(),
-        names => names.join(" "),
+        names => names[..names.len().min(SHOWN_MAX)].join(" "),
     }
 }
 
-/// Names of a certificate that are looked at.
-const NAMES_MAX: usize = 5;
+/// Names of a certificate that are kept: one more than are asked for in DNS.
+const NAMES_MAX: usize = 21;
+/// Names of it that a finding has.
+const SHOWN_MAX: usize = 5;

@@ -7,10 +7,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 
 use super::names::names;
-use super::{ANY, OriginProbe, UNKNOWN, VERSIONS};
+use super::{OriginProbe, UNKNOWN, VERSIONS};
 use crate::commands::examination::Check;
-use crate::commands::probe::reception::{Both, Reception};
+use crate::commands::probe::reception::Both;
 use crate::observe::Finding;
+use crate::web::refuses;
 use crate::web::visit::{ClientMemory, Ending, Visit};
 
 impl OriginProbe<'_> {
@@ -34,16 +35,15 @@ impl OriginProbe<'_> {
         let forged = self.visitors.forged.iter().map(|(_, forged)| Some(forged));
         let others = forged.chain(self.visitors.other.as_ref().map(Some));
         let strangers: Vec<_> = [None].into_iter().chain(others).collect();
-        let (mut opening, mut closed, mut sessions) = (Vec::new(), Vec::new(), 0);
+        let (mut opening, mut not_admitted, mut tries) = (Vec::new(), Vec::new(), Tries::default());
         for name in self.other_names(shown) {
-            let opens = strangers.iter().find_map(|identity| {
-                let (opened, offered) = self.opens(&name, *identity);
-                sessions += offered;
-                opened
-            });
-            opening.extend(opens.map(|version| format!("{name} by {version}")));
-            if self.visitors.other_names.contains(&name) && !self.is_let_in(&name, &strangers) {
-                closed.push(name);
+            let before = tries.admitted;
+            let opened = strangers
+                .iter()
+                .find_map(|identity| self.opens(&name, *identity, &mut tries));
+            opening.extend(opened.map(|version| format!("{name} by {version}")));
+            if tries.admitted == before && self.visitors.other_names.contains(&name) {
+                not_admitted.push(name);
             }
         }
         let finding = (!opening.is_empty()).then(|| {
@@ -55,18 +55,18 @@ impl OriginProbe<'_> {
             );
             Finding::error("session-of-another-name", text).remedy(OWN_SESSIONS)
         });
-        let mut seen = match sessions {
-            0 => "no other name gives one".to_owned(),
-            sessions => format!("{sessions} sessions offered"),
-        };
-        if !closed.is_empty() {
+        let mut seen = format!("{} sessions offered", tries.offered);
+        if !not_admitted.is_empty() {
             seen = format!(
-                "{seen}; {} lets none of these visitors in: is the name right, and is `--other-cert` good for it?",
-                closed.join(" ")
+                "{seen}; none of these visitors is admitted to {}: is the name right, and is `--other-cert` good for it?",
+                not_admitted.join(" ")
             );
         }
+        if tries.unanswered > 0 {
+            seen = format!("{seen}; {} visits had no answer", tries.unanswered);
+        }
         Check {
-            answered: closed.is_empty(),
+            answered: not_admitted.is_empty() && tries.unanswered == 0,
             ..check(seen, Vec::from_iter(finding))
         }
     }
@@ -88,53 +88,72 @@ impl OriginProbe<'_> {
         others
     }
 
-    /// Whether a name that was given serves any of the visitors.
-    fn is_let_in(&self, name: &str, visitors: &[Option<&Arc<CertifiedKey>>]) -> bool {
-        let mut visitors = visitors.iter();
-        visitors.any(|identity| {
-            let there = Visit {
-                server_name: Some(name),
-                host: name,
-                ..self.visit(*identity, ANY)
-            };
-            Reception::elsewhere(&there.connect()).is_served()
-        })
-    }
-
-    /// By which version a session of `name` opens the site, if by one; and how many there were.
+    /// By which version a session of `name` opens the site, if by one.
     fn opens(
         &self,
         name: &str,
         identity: Option<&Arc<CertifiedKey>>,
-    ) -> (Option<&'static str>, usize) {
-        let mut sessions = 0;
+        tries: &mut Tries,
+    ) -> Option<&'static str> {
         for (versions, version) in VERSIONS {
             let memory = ClientMemory::new();
             let there = Visit {
                 server_name: Some(name),
                 host: name,
+                path: "/",
                 memory: Some(&memory),
                 ..self.visit(identity, versions)
             };
+            let first = there.connect().ending;
             // Tickets of TLS 1.3 come with the answer.
-            if !matches!(there.connect().ending, Ending::Answered(_)) || memory.is_empty() {
+            let answered = matches!(first, Ending::Answered(_));
+            tries.unanswered += usize::from(is_unanswered(&first));
+            tries.admitted += usize::from(answered && !is_refused(&first));
+            if !answered || memory.is_empty() {
                 continue;
             }
-            sessions += 1;
             let here = Visit {
                 memory: Some(&memory),
                 ..self.visit(identity, versions)
             };
             let visited = here.connect();
-            if visited.is_resumed && Reception::elsewhere(&visited).is_served() {
-                return (Some(version), sessions);
+            tries.offered += 1;
+            tries.unanswered += usize::from(is_unanswered(&visited.ending));
+            let is_open =
+                matches!(visited.ending, Ending::Answered(_)) && !is_refused(&visited.ending);
+            if visited.is_resumed && is_open {
+                return Some(version);
             }
         }
-        (None, sessions)
+        None
     }
 }
 
-const OWN_SESSIONS: &str = "nginx: 1.27.4 or newer, or `ssl_session_tickets off` and a `ssl_session_cache` of its own for each \
-                            site; Apache: 2.4.64 or newer, or `SSLSessionTickets off` and `SSLSessionCache none`";
+/// What came of the visits, of all names.
+#[derive(Default)]
+struct Tries {
+    /// Sessions that were offered for the site.
+    offered: usize,
+    /// Visits that say nothing, as they had no answer.
+    unanswered: usize,
+    /// Visits that another name answered.
+    admitted: usize,
+}
+
+fn is_unanswered(ending: &Ending) -> bool {
+    matches!(
+        ending,
+        Ending::Silence | Ending::Late | Ending::NotAsked(_) | Ending::NotListening(_)
+    )
+}
+
+/// Whether a server has looked at the session again, and refuses the request for it: what an application answers is
+/// service, also if that is 404.
+fn is_refused(ending: &Ending) -> bool {
+    matches!(ending, Ending::Answered(answer) if refuses(answer) || matches!(answer.status, Some(421 | 495 | 496)))
+}
+
+const OWN_SESSIONS: &str = "nginx: 1.26.3 or 1.27.4, or newer, or `ssl_session_tickets off` and `ssl_session_cache off` in each \
+                            `server`; Apache: 2.4.64 or newer, or `SSLSessionTickets off` and `SSLSessionCache none`";
 /// Names of a certificate that are tried.
 const NAMES_MAX: usize = 3;
