@@ -278,7 +278,7 @@ fn what_nginx_leaves_open_is_found() {
 
         let (_, found) = probe(&rig, with_own);
 
-        let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
+        let found = besides(&[OPEN_PORT], found);
         assert_eq!(found, sorted(expected), "{what}");
     }
 }
@@ -338,7 +338,7 @@ fn what_others_leave_open_is_found() {
 
         let (_, found) = probe(&rig, false);
 
-        let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
+        let found = besides(&[OPEN_PORT], found);
         assert_eq!(found, sorted(expected), "{program} {text}");
     }
 }
@@ -439,11 +439,7 @@ fn what_apache_leaves_open_is_found() {
         let (_, found) = probe(&rig, false);
 
         // It shows a certificate before it knows the name.
-        let own = [OPEN_PORT, "certificate-shown"];
-        let found: Vec<_> = found
-            .into_iter()
-            .filter(|id| !own.contains(&id.as_str()))
-            .collect();
+        let found = besides(&[OPEN_PORT, "certificate-shown"], found);
         assert_eq!(found, sorted(expected), "{what}");
     }
 }
@@ -471,7 +467,7 @@ fn a_certificate_to_refuse_is_found_until_it_is_revoked() {
 
         let (_, found) = probe_as(&rig, &["--other-cert", &files[0], "--other-key", &files[1]]);
 
-        let found: Vec<_> = found.into_iter().filter(|id| id != OPEN_PORT).collect();
+        let found = besides(&[OPEN_PORT], found);
         assert_eq!(found, sorted(expected), "{old} {lines}");
     }
 }
@@ -524,11 +520,10 @@ fn a_session_of_another_name_is_found() {
 
         let (_, found) = probe_as(&rig, &words);
 
-        let other = ["certificate-shown", "default-site-served", OPEN_PORT];
-        let found: Vec<_> = found
-            .into_iter()
-            .filter(|id| !other.contains(&id.as_str()))
-            .collect();
+        let found = besides(
+            &["certificate-shown", "default-site-served", OPEN_PORT],
+            found,
+        );
         assert_eq!(found, sorted(expected), "{what}");
     }
 }
@@ -885,6 +880,12 @@ fn ids(report: &[u8]) -> Vec<String> {
     let findings = checks.flat_map(|check| check["findings"].as_array().unwrap());
     let ids: Vec<_> = findings.map(|it| it["id"].as_str().unwrap()).collect();
     sorted(&ids)
+}
+
+/// What is found but for what a set-up has always.
+fn besides(always: &[&str], mut found: Vec<String>) -> Vec<String> {
+    found.retain(|id| !always.contains(&id.as_str()));
+    found
 }
 
 fn sorted(ids: &[&str]) -> Vec<String> {

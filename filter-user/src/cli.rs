@@ -1,6 +1,7 @@
 //! The command line: arguments in, a typed command out.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -452,22 +453,25 @@ where
 
 /// The time between two looks: not so short that an origin takes them for an attack.
 fn interval(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let bounds = Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
-    if bounds.contains(&time) {
-        Ok(time)
-    } else {
-        Err("write a time from 1min to 30days".to_owned())
-    }
+    time_within(text, &bounds, "1min to 30days")
 }
 
 /// How long a trial may take: long enough to be confirmed, short enough to wait for.
 fn trial(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let bounds = Duration::from_millis(100)..=Duration::from_secs(86_400);
+    time_within(text, &bounds, "100ms to 1day")
+}
+
+fn time_within(
+    text: &str,
+    bounds: &RangeInclusive<Duration>,
+    words: &str,
+) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if bounds.contains(&time) {
         Ok(time)
     } else {
-        Err("write a time from 100ms to 1day".to_owned())
+        Err(format!("write a time from {words}"))
     }
 }

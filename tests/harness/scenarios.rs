@@ -12,7 +12,7 @@ mod strangers;
 use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
 
-use filter_ebpf::verdict::Verdict;
+use filter_ebpf::verdict::{Reason, Verdict};
 
 pub use self::gate::{
     certificates_are_judged, defective_greetings_are_refused, edge_is_served, sessions_stay_at_home,
@@ -158,3 +158,6 @@ impl Attempt<'_> {
         }
     }
 }
+
+/// What becomes of a stranger's packet.
+const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(super) use self::site::{ServedSite, comment};
-use crate::host::netlink;
+use crate::host::netlink::{self, Connection};
 use crate::host::process::holder_of;
 
 /// A web server that is installed.
@@ -25,12 +25,10 @@ pub(super) struct WebServer {
 
 impl WebServer {
     /// Whether a process of it has a port that its sites are on; none, if they are not known.
-    fn listens(&self) -> Option<bool> {
+    fn listens(&self, listening: &[Connection]) -> Option<bool> {
         let sites = self.sites.as_deref().unwrap_or_default();
         let listens = sites.iter().flat_map(|site| &site.listens);
         let ports: BTreeSet<_> = listens.map(|listen| listen.port()).collect();
-        // A kernel that does not answer is no reason to leave sites out.
-        let listening = netlink::listening_sockets().ok()?;
         let here = listening
             .iter()
             .filter(|socket| ports.contains(&socket.local.port()));
@@ -44,11 +42,16 @@ impl WebServer {
 /// listens.
 pub(super) fn web_servers() -> (Vec<WebServer>, Vec<WebServer>) {
     let installed = installed();
-    let listening: Vec<_> = installed.iter().map(WebServer::listens).collect();
-    let is_one_up = listening.contains(&Some(true));
+    // A kernel that does not answer is no reason to leave sites out.
+    let sockets = netlink::listening_sockets().ok();
+    let listens = installed
+        .iter()
+        .map(|server| server.listens(sockets.as_deref()?));
+    let listens: Vec<_> = listens.collect();
+    let is_one_up = listens.contains(&Some(true));
     let (serving, stopped): (Vec<_>, Vec<_>) = installed
         .into_iter()
-        .zip(listening)
+        .zip(listens)
         .partition(|(_, listens)| *listens != Some(false) || !is_one_up);
     let servers =
         |pairs: Vec<(WebServer, Option<bool>)>| pairs.into_iter().map(|(server, _)| server);

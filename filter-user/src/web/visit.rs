@@ -92,6 +92,15 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// Whether nothing came back that says anything of what was asked.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        matches!(
+            self,
+            Self::Silence | Self::Late | Self::NotListening(_) | Self::NotAsked(_)
+        )
+    }
+
     /// The answer, if there is one.
     #[must_use]
     pub fn answer(self) -> Option<Answer> {

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use filter_ebpf::cases::Packet;
-use filter_ebpf::verdict::{Reason, Verdict};
 
 use super::gate::pairs;
-use super::{Attempt, Row};
+use super::{Attempt, NOT_LISTED, Row};
 use crate::client::VISITOR;
 use crate::lab::Counters;
 use crate::net::{Host, Network};
@@ -201,7 +200,6 @@ impl Flood {
     }
 }
 
-const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);
 /// Frames that are sent without a look at the counter; a veth queues 256.
 const BURST: usize = 64;
 /// Bounds the flood, should it not be stopped.

@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 
-use filter_ebpf::verdict::{Reason, Verdict};
 use serde_json::Value;
 
 use super::gate::pairs;
-use super::{Attempt, Row};
+use super::{Attempt, NOT_LISTED, Row};
 use crate::Lab;
 use crate::daemon::binary;
 use crate::net::Host;
@@ -115,5 +114,3 @@ fn wrong(checks: &Value) -> String {
         .trim_end()
         .to_owned()
 }
-
-const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);

@@ -8,7 +8,7 @@ use filter_ebpf::cases::Packet;
 use filter_ebpf::verdict::{Reason, Verdict};
 
 use super::gate::pairs;
-use super::{Attempt, Row};
+use super::{Attempt, NOT_LISTED, Row};
 use crate::net::{Host, ip};
 use crate::wire::{self, Sender, Tap};
 use crate::{Lab, eventually};
@@ -162,7 +162,6 @@ pub fn the_rest_works_as_before(lab: &Lab) -> Vec<Row> {
     rows
 }
 
-const NOT_LISTED: Verdict = Verdict::Drop(Reason::NotListed);
 const OTHER: Verdict = Verdict::Pass(Reason::OtherPort);
 const NOT_TCP: Verdict = Verdict::Pass(Reason::NotTcp);
 /// How many of each frame.

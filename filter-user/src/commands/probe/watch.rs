@@ -76,7 +76,7 @@ async fn watch(
                         is_first = false;
                     }
                     Err(failure) if is_first => return Err(failure),
-                    // A file may be there again at the next look; the time of the last one tells.
+                    // A file may be there again at the next look; the metric of the last one has its time.
                     Err(failure) => complain(&failure.text),
                 }
             }

@@ -1,4 +1,5 @@
 //! What is believed of a client's address, and whether TLS is needed at all.
+
 use super::{ANY, OriginProbe};
 use crate::commands::examination::Check;
 use crate::commands::probe::reception::{Both, NO_PAGE};
@@ -50,10 +51,7 @@ impl OriginProbe<'_> {
             )
         });
         let seen = if is_believed { "believed" } else { "refused" };
-        let no_answer = matches!(
-            visited.ending,
-            Ending::Silence | Ending::Late | Ending::NotListening(_) | Ending::NotAsked(_)
-        );
+        let no_answer = visited.ending.is_unanswered();
         Check {
             id: "proxy-header",
             about: "a PROXY header from a stranger is refused",

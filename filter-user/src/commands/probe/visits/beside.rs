@@ -1,4 +1,5 @@
 //! What answers beside the site's port.
+
 use std::net::SocketAddr;
 
 use super::{ANY, OriginProbe};

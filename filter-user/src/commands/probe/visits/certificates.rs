@@ -1,4 +1,5 @@
 //! Which client certificates are admitted, Cloudflare's among them.
+
 use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;

@@ -1,4 +1,5 @@
 //! Whether a session that was made under another name, or with another certificate, opens the site: servers that keep
+
 //! the sessions of all names together have done that (CVE-2025-23419, CVE-2025-23048).
 
 use std::sync::Arc;
@@ -107,7 +108,7 @@ impl OriginProbe<'_> {
             let first = there.connect().ending;
             // Tickets of TLS 1.3 come with the answer.
             let answered = matches!(first, Ending::Answered(_));
-            tries.unanswered += usize::from(is_unanswered(&first));
+            tries.unanswered += usize::from(first.is_unanswered());
             tries.admitted += usize::from(answered && !is_refused(&first));
             if !answered || memory.is_empty() {
                 continue;
@@ -118,7 +119,7 @@ impl OriginProbe<'_> {
             };
             let visited = here.connect();
             tries.offered += 1;
-            tries.unanswered += usize::from(is_unanswered(&visited.ending));
+            tries.unanswered += usize::from(visited.ending.is_unanswered());
             let is_open =
                 matches!(visited.ending, Ending::Answered(_)) && !is_refused(&visited.ending);
             if visited.is_resumed && is_open {
@@ -138,13 +139,6 @@ struct Tries {
     unanswered: usize,
     /// Visits that another name answered.
     admitted: usize,
-}
-
-fn is_unanswered(ending: &Ending) -> bool {
-    matches!(
-        ending,
-        Ending::Silence | Ending::Late | Ending::NotAsked(_) | Ending::NotListening(_)
-    )
 }
 
 /// Whether a server has looked at the session again, and refuses the request for it: what an application answers is
