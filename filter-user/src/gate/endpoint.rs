@@ -74,6 +74,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
         }
     }
 
+    /// Whether its requests are frames among others.
+    pub(super) fn speaks_h2(&self) -> bool {
+        match &self.layer {
+            Layer::Clear(_) => false,
+            Layer::Encrypted(session) => session.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
     /// Whether it has yet to take something that it was sent.
     pub(super) fn holds_back(&self) -> bool {
         match &self.layer {

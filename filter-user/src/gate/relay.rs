@@ -177,10 +177,12 @@ where
     }
 
     /// Whether an end without close_notify comes when the last word was the upstream's, and has arrived: so clients go,
-    /// and nginx after them. Only the outcome depends on it: what was cut off cannot be seen, and the other side gets no
-    /// close_notify either.
+    /// and nginx after them. By HTTP/2 the last word may be a client's acknowledgement. Only the outcome depends on it:
+    /// what was cut off cannot be seen, and the other side gets no close_notify either.
     fn is_farewell(&self, error: &io::Error) -> bool {
-        error.kind() == ErrorKind::UnexpectedEof && self.down > 0 && self.owes_nothing()
+        let is_answered =
+            self.owes_nothing() || self.client.speaks_h2() && !self.client.holds_back();
+        error.kind() == ErrorKind::UnexpectedEof && self.down > 0 && is_answered
     }
 
     /// Moves what can be moved; ready when both directions have ended.
