@@ -81,7 +81,7 @@ fn ports_that_a_firewall_redirects_are_found() {
         "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority -100; }",
     );
     assert_eq!(verdict(&host.doctor().1, "ports", "port-redirected"), "OK");
-    nft("add rule ip nat prerouting tcp dport 8443 dnat to 192.0.2.9:443");
+    nft("add rule ip nat prerouting tcp dport { 8443, 10000-10010 } dnat to 192.0.2.9:443");
 
     let report = host.doctor().1;
     assert_eq!(verdict(&report, "ports", "port-redirected"), "warning");

@@ -40,7 +40,7 @@ pub(crate) struct Scope<'a> {
 type Check = fn(&mut Machine<'_>, &Pki) -> anyhow::Result<String>;
 
 /// What CI does on each kernel, and then the rest.
-const SHORT: [(&str, Check); 5] = [
+const SHORT: [(&str, Check); 6] = [
     ("native on virtio: stranger silent, edge answered", native),
     (
         "auto, remembered: not one answer at a boot",
@@ -48,6 +48,7 @@ const SHORT: [(&str, Check); 5] = [
     ),
     ("every variant, and the verdict table", verdicts),
     ("generic XDP", generic),
+    ("doctor: whether the clock is kept", clock),
     ("steering to the gate, nginx where it stands", steer),
 ];
 const REST: [(&str, Check); 23] = [
@@ -213,6 +214,23 @@ fn native(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
 fn generic(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     start(machine, "interfaces = [\"wan0\"]\nattach = \"generic\"")?;
     is_filtered(machine, VIRTIO, "generic")?;
+    Ok(String::new())
+}
+
+/// In a machine of its own, whose clock is no one else's.
+fn clock(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
+    // adjtimex(2): the error since the last look, and whether a program looks (STA_PLL, STA_UNSYNC).
+    for (status, is_kept) in [(0x40, false), (0x1, true)] {
+        let set = format!(
+            "perl -e '$b = pack(\"Lx4qqqql\", 0x1c, 0, 0, 0, 0, {status}) . \"\\0\" x 160; exit(syscall(159, $b) < 0)'"
+        );
+        machine.run(&set)?;
+        let (_, report) = machine.try_run("pullgate doctor")?;
+        ensure!(
+            report.contains("no program keeps this host's clock") != is_kept,
+            "{report}"
+        );
+    }
     Ok(String::new())
 }
 

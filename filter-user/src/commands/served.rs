@@ -91,12 +91,30 @@ pub(super) fn redirected(ports: &BTreeSet<u16>) -> Vec<(&'static str, u16)> {
     redirected
 }
 
-/// Whether a rule of the firewall leads a TCP port elsewhere, as far as a reader of single rules can tell.
+/// Whether a rule of the firewall leads a TCP port elsewhere, as far as a reader of single rules can tell: a named set
+/// is not looked up.
 fn is_redirected(rules: &str, port: u16) -> bool {
     rules.lines().any(|rule| {
-        let rule = format!("{} ", rule.to_lowercase());
+        let rule = rule.to_lowercase();
         let leads = ["dnat", "redirect"].iter().any(|word| rule.contains(word));
-        rule.contains("tcp") && rule.contains(&format!("dport {port} ")) && leads
+        leads && rule.contains("tcp") && has_port(&rule, port)
+    })
+}
+
+/// `dport 443`, `--dports 80,443,8000:8100`, or `dport { 80, 443, 8000-8100 }`.
+fn has_port(rule: &str, port: u16) -> bool {
+    let Some((_, rest)) = rule.split_once("dport") else {
+        return false;
+    };
+    let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start();
+    let ports = match rest.strip_prefix('{') {
+        Some(set) => set.split('}').next(),
+        None => rest.split_whitespace().next(),
+    };
+    ports.unwrap_or_default().split(',').any(|ports| {
+        let (first, last) = ports.split_once([':', '-']).unwrap_or((ports, ports));
+        let [first, last] = [first, last].map(|end| end.trim().parse::<u16>());
+        matches!((first, last), (Ok(first), Ok(last)) if (first..=last).contains(&port))
     })
 }
 
@@ -166,3 +184,34 @@ pub(super) fn run(program: &Path, arguments: &[&str]) -> Result<String, String> 
 
 /// Seconds for a web server to look at its own configuration.
 const PATIENCE: &str = "20";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_leads_the_ports_elsewhere_that_it_names() {
+        for (rule, led) in [
+            (
+                "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 443 -j DNAT --to-destination 172.17.0.2:443",
+                true,
+            ),
+            (
+                "-A PREROUTING -p tcp -m multiport --dports 80,443 -j REDIRECT --to-ports 8443",
+                true,
+            ),
+            (
+                "-A PREROUTING -p tcp -m multiport --dports 400:500 -j REDIRECT --to-ports 8443",
+                true,
+            ),
+            ("tcp dport { 80, 443 } dnat to 192.0.2.9", true),
+            ("tcp dport { 80, 8000-8443 } dnat to 192.0.2.9", false),
+            ("tcp dport 80-1024 redirect to :8443", true),
+            ("tcp dport 4433 dnat to 192.0.2.9:443", false),
+            ("tcp dport 443 accept", false),
+            ("udp dport 443 dnat to 192.0.2.9", false),
+        ] {
+            assert_eq!(is_redirected(rule, 443), led, "{rule}");
+        }
+    }
+}

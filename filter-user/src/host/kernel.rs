@@ -1,4 +1,6 @@
-//! Which Linux this is: what a message says, and what it may advise.
+//! Which Linux this is: what a message says, and what it may advise; and whether its clock is kept.
+
+use std::mem::MaybeUninit;
 
 /// The release, as `uname -r` prints it.
 #[must_use]
@@ -12,6 +14,17 @@ pub fn release() -> String {
 #[must_use]
 pub fn is_at_least(wanted: (u32, u32)) -> bool {
     version(&release()).is_none_or(|found| found >= wanted)
+}
+
+/// Whether a program keeps the clock in time, as the kernel knows it (adjtimex(2), `TIME_ERROR`). None, if it may not be
+/// asked.
+#[must_use]
+#[expect(unsafe_code, reason = "rustix and nix have no adjtimex")]
+pub fn is_clock_kept() -> Option<bool> {
+    let mut asked = MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: the kernel reads and writes one `timex` there; with no bit of `modes` set, it changes nothing.
+    let state = unsafe { libc::adjtimex(asked.as_mut_ptr()) };
+    (state >= 0).then_some(state != libc::TIME_ERROR)
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -7,14 +7,15 @@ use std::path::Path;
 use crate::commands::served::{redirected, run, tool};
 use crate::config::{Config, FilterSettings};
 use crate::control::protocol::HostStatus;
-use crate::host::netlink;
+use crate::host::{kernel, netlink};
 use crate::observe::Finding;
 use crate::role::Role;
 use crate::roles::findings::PROXIED_PORTS;
 
 pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(kernel(config));
+    findings.extend(flood(config));
+    findings.extend(clock(kernel::is_clock_kept()));
     findings.extend(queues(report));
     findings.extend(units(config));
     if let Some(filter) = &config.live.filter {
@@ -25,7 +26,7 @@ pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
 }
 
 /// tcp(7), and Documentation/networking/ip-sysctl.rst. What the kernel does not show is no reason to warn.
-fn kernel(config: &Config) -> Vec<Finding> {
+fn flood(config: &Config) -> Vec<Finding> {
     let setting = |name: &str| {
         let text = fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok()?;
         text.trim().parse::<u32>().ok()
@@ -50,6 +51,17 @@ fn kernel(config: &Config) -> Vec<Finding> {
         )));
     }
     findings
+}
+
+/// What is judged by the clock: certificates, revocation lists, and the age of lists. A kernel that does not say is no
+/// reason to warn.
+fn clock(is_kept: Option<bool>) -> Option<Finding> {
+    (is_kept == Some(false)).then(|| {
+        let text = "no program keeps this host's clock in time: a clock that is wrong refuses certificates that are \
+                    valid (visitors see error 520 or 525), or admits those that have expired";
+        Finding::warning("clock-not-kept", text)
+            .remedy("`timedatectl set-ntp true`, or install chrony")
+    })
 }
 
 /// Interfaces whose packets one processor receives, where that costs most: with generic XDP.

@@ -90,7 +90,7 @@ pub(super) fn seen(question: &str, facts: &Facts) -> String {
 }
 
 /// All of them, in the order in which they are asked.
-pub(super) const QUESTIONS: [Question; 25] = [
+pub(super) const QUESTIONS: [Question; 26] = [
     Question {
         subject: Subject::Pullgate,
         answered_by: AnsweredBy::Us,
@@ -360,6 +360,13 @@ pub(super) const QUESTIONS: [Question; 25] = [
         id: "kernel",
         about: "the kernel is set up for a flood",
         findings: &["backlog-short", "syncookies-off"],
+    },
+    Question {
+        subject: Subject::Host,
+        answered_by: AnsweredBy::Us,
+        id: "time",
+        about: "a program keeps this host's clock in time",
+        findings: &["clock-not-kept"],
     },
     Question {
         subject: Subject::Filter,

@@ -1,5 +1,6 @@
 //! Apache, by `apache2ctl -t -D DUMP_VHOSTS`: which virtual hosts there are, and where each is configured.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -74,15 +75,14 @@ fn site(
     // Whether the outermost of them is the whole site all the same.
     let mut is_all = true;
     let (mut certificates, mut keys) = (Vec::new(), Vec::new());
-    for line in text.lines().skip(begins) {
-        let words = words(line);
+    for line in lines(text, begins, root) {
+        let words = words(&line);
         let (Some(name), arguments) = (words.first(), words.get(1..).unwrap_or_default()) else {
             continue;
         };
         let argument = || arguments.first().cloned().unwrap_or_default();
         let path = || root.join(argument());
         match name.to_ascii_lowercase().as_str() {
-            "</virtualhost>" => break,
             "require" if arguments.join(" ").eq_ignore_ascii_case("all denied") => {
                 site.refuses_all |= depth == 0 || depth == 1 && is_all;
             }
@@ -93,6 +93,10 @@ fn site(
                     is_all = section == "<location" && part.trim_matches(['"', '>']) == "/";
                 }
                 depth += 1;
+            }
+            // TLS 1.3 asks for it then, behind the handshake.
+            "sslverifyclient" if depth == 1 && is_all => {
+                site.verifies |= argument().eq_ignore_ascii_case("require");
             }
             _ if depth > 0 => {}
             name if name.starts_with("ssl") && argument().contains('$') => {
@@ -136,6 +140,42 @@ fn site(
     Some(site)
 }
 
+/// The lines of the virtual host that begins there, with those of the files that it includes by their whole name, as
+/// far as they can be read; and without the ends of `<IfModule name>`, which holds where Debian's packages use it.
+fn lines(text: &str, begins: usize, root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut waiting: VecDeque<_> = text.lines().skip(begins).map(str::to_owned).collect();
+    // Whether the end of each `<IfModule>` that is open stays.
+    let mut open = Vec::new();
+    let mut included = 0;
+    while let Some(line) = waiting.pop_front() {
+        let read_words = words(&line);
+        let name = read_words.first().map(|name| name.to_ascii_lowercase());
+        let argument = read_words.get(1).cloned().unwrap_or_default();
+        let is_kept = match name.as_deref() {
+            Some("</virtualhost>") => break,
+            Some("<ifmodule") => {
+                open.push(argument.starts_with('!'));
+                argument.starts_with('!')
+            }
+            Some("</ifmodule>") => open.pop().unwrap_or(true),
+            Some("include" | "includeoptional") if included < INCLUDED_MAX => {
+                let inner = read(&root.join(argument)).ok();
+                included += 1;
+                for within in inner.iter().flat_map(|inner| inner.lines().rev()) {
+                    waiting.push_front(within.to_owned());
+                }
+                inner.is_none()
+            }
+            _ => true,
+        };
+        if is_kept {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
 /// The words of a line, quoted or not; none of a comment.
 fn words(line: &str) -> Vec<String> {
     let line = line.trim();
@@ -167,9 +207,13 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 const FILE_MAX: u64 = 1 << 20;
+/// Files that a virtual host may include, those among them that include each other.
+const INCLUDED_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -218,6 +262,53 @@ mod tests {
         assert!(!refuses("<Location \"/admin\">"));
         assert!(!refuses("<Directory \"/\">"));
         assert!(!refuses("<Files \".ht*\">"));
+    }
+
+    #[test]
+    fn what_a_virtual_host_includes_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("demand.conf"), "SSLVerifyClient require\n").unwrap();
+        // One that includes itself comes to an end.
+        fs::write(
+            path("outer.conf"),
+            "Include demand.conf\nInclude outer.conf\n",
+        )
+        .unwrap();
+        let verifies = |lines: &str| {
+            let text = format!(
+                "<VirtualHost *:443>\nSSLEngine on\n{lines}\n</VirtualHost>\nSSLVerifyClient require\n"
+            );
+            let found = site(
+                Listen::Every(443),
+                (&path("a.conf"), 1),
+                &text,
+                directory.path(),
+            );
+            let found = found.unwrap();
+            (found.verifies, found.notes.len())
+        };
+
+        assert_eq!(verifies(""), (false, 0));
+        assert_eq!(verifies("Include demand.conf"), (true, 1));
+        assert!(verifies("Include outer.conf").0);
+        assert_eq!(verifies("IncludeOptional gone.conf"), (false, 1));
+        assert_eq!(
+            verifies("<IfModule ssl_module>\nInclude demand.conf\n</IfModule>"),
+            (true, 1)
+        );
+        assert_eq!(
+            verifies("<IfModule !ssl_module>\nSSLVerifyClient require\n</IfModule>"),
+            (false, 0)
+        );
+        assert_eq!(
+            verifies("<Location />\nSSLVerifyClient require\n</Location>"),
+            (true, 1)
+        );
+        assert_eq!(
+            verifies("<Location /x>\nSSLVerifyClient require\n</Location>"),
+            (false, 0)
+        );
     }
 
     #[test]
