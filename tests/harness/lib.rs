@@ -20,6 +20,7 @@ pub mod oracle;
 pub mod origin;
 pub mod pairing;
 pub mod pki;
+pub mod probing;
 pub mod proxies;
 pub mod scenarios;
 pub mod sites;

@@ -85,7 +85,7 @@ fn examine(arguments: &ProbeArgs) -> Result<Vec<Examination>, ProbeError> {
         };
         examined.push(Examination {
             subject: format!("{} by its name", first.name),
-            checks: by_name(arguments, &site, first, &visitors)?,
+            checks: by_name(arguments, &site, &targets, &visitors)?,
         });
     }
     Ok(examined)
@@ -95,7 +95,7 @@ fn examine(arguments: &ProbeArgs) -> Result<Vec<Examination>, ProbeError> {
 fn by_name(
     arguments: &ProbeArgs,
     site: &SiteNames<'_>,
-    target: &ProbeTarget,
+    targets: &[ProbeTarget],
     visitors: &Visitors,
 ) -> Result<Vec<Check>, ProbeError> {
     let runtime = Builder::new_current_thread().enable_all().build();
@@ -114,7 +114,7 @@ fn by_name(
     }
     if arguments.through {
         let addresses = runtime.block_on(dns::addresses(&resolver, site.name));
-        checks.push(through::examine(addresses, target, visitors));
+        checks.push(through::examine(addresses, targets, visitors));
     }
     Ok(checks)
 }

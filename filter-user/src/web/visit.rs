@@ -25,6 +25,8 @@ use crate::gate;
 use crate::host::deadline::{DeadlineStream, is_late};
 use crate::sync::lock;
 
+mod http2;
+
 /// Who comes, by which name, and what for.
 #[derive(Clone, Debug)]
 pub struct Visit<'a> {
@@ -235,6 +237,12 @@ impl<'a> Visit<'a> {
     }
 
     fn session(&self, memory: &ClientMemory) -> io::Result<ClientConnection> {
+        let (config, name) = self.client(memory)?;
+        ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
+    }
+
+    /// What it offers, and to whom.
+    fn client(&self, memory: &ClientMemory) -> io::Result<(ClientConfig, ServerName<'static>)> {
         let provider = Arc::clone(&memory.verifier.0);
         let verifier = Arc::clone(&memory.verifier);
         let mut config = ClientConfig::builder_with_provider(provider)
@@ -249,7 +257,7 @@ impl<'a> Visit<'a> {
             Some(name) => ServerName::try_from(name.to_owned()).map_err(io::Error::other)?,
             None => ServerName::from(self.address.ip()),
         };
-        ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
+        Ok((config, name))
     }
 
     fn ask(
@@ -290,7 +298,7 @@ fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {
     let mut answer = Vec::new();
     let mut part = [0; 1024];
     // An answer's head, and the words of a page that refuses.
-    for _ in 0..READS_MAX {
+    while answer.len() < ANSWER_MAX {
         match stream.read(&mut part) {
             Ok(0) => break,
             Ok(read) => answer.extend_from_slice(&part[..read]),
@@ -313,6 +321,12 @@ fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {
 /// Whether an error is one of TLS, and which.
 pub(super) fn tls_error(error: &io::Error) -> Option<&TlsError> {
     error.get_ref()?.downcast_ref::<TlsError>()
+}
+
+/// Whether it is the server's own word that it refuses.
+#[must_use]
+pub fn is_alert(error: &io::Error) -> bool {
+    matches!(tls_error(error), Some(TlsError::AlertReceived(_)))
 }
 
 fn is_no_tls(error: &io::Error) -> bool {
@@ -462,7 +476,7 @@ const AGENT: &str = concat!("pullgate/", env!("CARGO_PKG_VERSION"));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it may take for all that follows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Reads of 1 KiB at most that an answer is worth.
-const READS_MAX: usize = 8;
+/// Bytes of an answer that are read.
+const ANSWER_MAX: usize = 8 << 10;
 /// Tickets of a server that are kept.
 const TICKETS_MAX: usize = 4;

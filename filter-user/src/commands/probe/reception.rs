@@ -3,7 +3,7 @@
 use rustls::pki_types::CertificateDer;
 
 use crate::web::refuses;
-use crate::web::visit::{Ending, Visited};
+use crate::web::visit::{Answer, Ending, Visited};
 
 /// How a visitor is received.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -100,6 +100,12 @@ impl Both {
     pub(super) fn served(&self) -> Option<String> {
         (!self.served_by.is_empty()).then(|| self.served_by.join(" and "))
     }
+}
+
+/// Whether there is a page; a redirect can be anyone's.
+pub(super) fn is_page(answer: &Answer) -> bool {
+    let is_none = |status: u16| (300..400).contains(&status) || NO_PAGE.contains(&status);
+    !refuses(answer) && !answer.status.is_some_and(is_none)
 }
 
 /// What says that there is no page.

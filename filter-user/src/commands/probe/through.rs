@@ -2,9 +2,11 @@
 //! origin answers.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::net::NetError;
+use rustls::sign::CertifiedKey;
 
 use super::dns::is_cloudflares;
 use super::target::ProbeTarget;
@@ -12,85 +14,116 @@ use super::visitors::Visitors;
 use crate::commands::examination::Check;
 use crate::observe::Finding;
 use crate::report::chain;
-use crate::web::visit::Visit;
+use crate::web::visit::{Answer, Ending, Visit};
 
 /// Visits the first of the name's addresses that is Cloudflare's.
 pub(super) fn examine(
     addresses: Result<Vec<IpAddr>, NetError>,
-    target: &ProbeTarget,
+    targets: &[ProbeTarget],
     visitors: &Visitors,
 ) -> Check {
-    let check = |answered, seen: String, findings| Check {
+    let unanswered = |seen| check(false, seen, Vec::new());
+    let addresses = match addresses {
+        Ok(addresses) => addresses,
+        Err(error) => return unanswered(chain(&error)),
+    };
+    let edge = addresses.iter().find(|address| is_cloudflares(**address));
+    let (Some(edge), Some(first)) = (edge, targets.first()) else {
+        return unanswered("the name leads to no address of Cloudflare's".to_owned());
+    };
+    let ending = visit(first, SocketAddr::new(*edge, first.port), None);
+    let without_answer = format!("{edge}: {ending}");
+    let Some(answer) = ending.answer() else {
+        return unanswered(without_answer);
+    };
+    let ray = answer.header("cf-ray");
+    let mut findings = Vec::new();
+    findings.extend(ray.is_none().then(|| {
+        let text = format!("the answer from {edge} has no `cf-ray`, which Cloudflare adds to each");
+        Finding::error("not-through-cloudflare", text)
+    }));
+    let error = error(&answer);
+    // Where Cloudflare itself answers, with an error or a challenge, there is nothing to compare.
+    let is_cloudflares_own = error.is_some() || answer.header("cf-mitigated").is_some();
+    findings.extend(error);
+    let own = visitors.own.as_ref().filter(|_| !is_cloudflares_own);
+    let at_origins = own.map_or_else(Vec::new, |own| answers_at(targets, own));
+    findings.extend(difference(&answer, &at_origins));
+    let compared = if at_origins.is_empty() {
+        ", not compared with the origin's answer"
+    } else {
+        ""
+    };
+    let ray = ray.map_or_else(String::new, |ray| format!(", cf-ray {ray}"));
+    let seen = format!("{edge}: {}{ray}{compared}", in_words(answer.status));
+    check(true, seen, findings)
+}
+
+fn check(answered: bool, seen: String, findings: Vec<Finding>) -> Check {
+    Check {
         id: "through",
         about: "visitors reach the site through Cloudflare",
         answered,
         seen,
         findings,
-    };
-    let addresses = match addresses {
-        Ok(addresses) => addresses,
-        Err(error) => return check(false, chain(&error), Vec::new()),
-    };
-    let edge = addresses.iter().find(|address| is_cloudflares(**address));
-    let Some(edge) = edge else {
-        let seen = "the name leads to no address of Cloudflare's".to_owned();
-        return check(false, seen, Vec::new());
-    };
-    let visit = |address, identity| Visit {
+    }
+}
+
+/// For the site, at Cloudflare or at an origin.
+fn visit(target: &ProbeTarget, address: SocketAddr, identity: Option<Arc<CertifiedKey>>) -> Ending {
+    let visit = Visit {
         server_name: Some(&target.name),
         path: &target.path,
         identity,
         patience: PATIENCE,
         ..Visit::new(address, &target.name)
     };
-    let ending = visit(SocketAddr::new(*edge, target.port), None)
-        .connect()
-        .ending;
-    let seen = format!("{edge}: {ending}");
-    let Some(answer) = ending.answer() else {
-        return check(false, seen, Vec::new());
-    };
-    let (ray, status) = (answer.header("cf-ray"), answer.status);
-    let mut findings = Vec::new();
-    findings.extend(ray.is_none().then(|| {
-        let text = format!("the answer from {edge} has no `cf-ray`, which Cloudflare adds to each");
-        Finding::error("not-through-cloudflare", text)
-    }));
-    let error = status.filter(|status| ORIGIN_ERRORS.contains(status));
-    findings.extend(error.map(|error| {
-        let kind = answer
-            .header("cf-error-type")
-            .map_or_else(String::new, |kind| format!(", `cf-error-type: {kind}`"));
-        let text =
-            format!("visitors see error {error}{kind}: Cloudflare gets no page from the origin");
-        Finding::error("error-through-cloudflare", text)
-            .remedy("on the origin: `pullgate doctor`, which asks for the causes of most of these")
-    }));
-    // Where Cloudflare itself answers, with an error or a challenge, there is nothing to compare.
-    let is_cloudflares_own = error.is_some() || answer.header("cf-mitigated").is_some();
-    let own = visitors.own.clone().filter(|_| !is_cloudflares_own);
-    let at_origin = own.and_then(|own| visit(target.address, Some(own)).connect().ending.answer());
-    let compared = if at_origin.is_some() {
-        ""
-    } else {
-        ", not compared with the origin's answer"
-    };
-    findings.extend(at_origin.filter(|it| it.status != status).map(|at_origin| {
-        let text = format!(
-            "Cloudflare answers {}, and the origin at {} answers {} to Cloudflare's certificate: is it the origin \
-             that Cloudflare has?",
-            in_words(status),
-            target.address,
-            in_words(at_origin.status)
-        );
-        Finding::warning("answers-differ", text)
-    }));
-    let ray = ray.map_or_else(String::new, |ray| format!(", cf-ray {ray}"));
-    check(
-        true,
-        format!("{edge}: {}{ray}{compared}", in_words(status)),
-        findings,
+    visit.connect().ending
+}
+
+/// What Cloudflare says it did not get.
+fn error(answer: &Answer) -> Option<Finding> {
+    let error = answer
+        .status
+        .filter(|status| ORIGIN_ERRORS.contains(status))?;
+    let words = ["cf-error-type", "cf-error-origin"].into_iter();
+    let words = words.filter_map(|name| Some(format!(", `{name}: {}`", answer.header(name)?)));
+    let text = format!(
+        "visitors see error {error}{}: Cloudflare gets no page from the origin",
+        words.collect::<String>()
+    );
+    let finding = Finding::error("error-through-cloudflare", text);
+    Some(
+        finding
+            .remedy("on the origin: `pullgate doctor`, which asks for the causes of most of these"),
     )
+}
+
+/// The statuses of the origins that answer Cloudflare's certificate.
+fn answers_at(targets: &[ProbeTarget], own: &Arc<CertifiedKey>) -> Vec<(SocketAddr, Option<u16>)> {
+    let answers = targets.iter().filter_map(|target| {
+        let answer = visit(target, target.address, Some(Arc::clone(own))).answer()?;
+        Some((target.address, answer.status))
+    });
+    answers.collect()
+}
+
+/// Which of several origins has answered, Cloudflare does not say: it has to be one of them.
+fn difference(answer: &Answer, at_origins: &[(SocketAddr, Option<u16>)]) -> Option<Finding> {
+    let is_one_of_them = at_origins
+        .iter()
+        .any(|(_, status)| *status == answer.status);
+    if at_origins.is_empty() || is_one_of_them {
+        return None;
+    }
+    let answers = at_origins.iter();
+    let answers = answers.map(|(address, status)| format!("{} at {address}", in_words(*status)));
+    let text = format!(
+        "Cloudflare answers {}, and the origin answers Cloudflare's certificate {}: is it the origin that Cloudflare has?",
+        in_words(answer.status),
+        answers.collect::<Vec<_>>().join(", ")
+    );
+    Some(Finding::warning("answers-differ", text))
 }
 
 fn in_words(status: Option<u16>) -> String {

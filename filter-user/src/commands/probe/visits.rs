@@ -17,6 +17,7 @@ use crate::web::visit::{Ending, Visit, Visited};
 mod addresses;
 mod beside;
 mod certificates;
+mod hosts;
 mod names;
 mod sessions;
 
@@ -31,7 +32,8 @@ pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Look {
             checks.push(without);
             checks.push(probe.with_forged_certificates());
             checks.extend(probe.with_other_certificate());
-            checks.push(probe.by_other_names(&as_stranger));
+            checks.push(probe.by_other_names());
+            checks.push(probe.on_other_connections(&as_stranger, first.shown.as_ref()));
             checks.push(probe.with_sessions(&as_stranger, first.shown.as_ref()));
             checks.push(probe.in_clear_text());
             checks.push(probe.behind_a_header());

@@ -114,9 +114,9 @@ impl OriginProbe<'_> {
     }
 }
 
-/// From an address of documentation (RFC 5737).
-const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 12345 443\r\n";
-/// One more, which no client has.
+/// From the first of Cloudflare's addresses, as who forges a header would say: it is in each list.
+const HEADER: &[u8] = b"PROXY TCP4 173.245.48.1 192.0.2.2 12345 443\r\n";
+/// An address of documentation (RFC 5737), which no client has.
 const FORGED: &str = "192.0.2.77";
 /// A header that means nothing: whether the site shows what it is sent.
 const CONTROL: &str = "X-Pullgate-Probe: 192.0.2.77\r\n";

@@ -6,13 +6,13 @@ use webpki::EndEntityCert;
 
 use super::{OriginProbe, REFUSE_NAMES, UNKNOWN};
 use crate::commands::examination::Check;
-use crate::commands::probe::reception::{Both, Reception};
+use crate::commands::probe::reception::Reception;
 use crate::observe::Finding;
 use crate::web::visit::Visit;
 
 impl OriginProbe<'_> {
-    /// By names that the origin does not serve, and by these with the site's own as `Host`.
-    pub(super) fn by_other_names(&self, as_stranger: &Both) -> Check {
+    /// By names that the origin does not serve.
+    pub(super) fn by_other_names(&self) -> Check {
         let (mut seen, mut findings, mut answered) = (Vec::new(), Vec::new(), true);
         let address = match self.target.address.ip() {
             IpAddr::V4(address) => address.to_string(),
@@ -52,17 +52,6 @@ impl OriginProbe<'_> {
                     served.map(|by| self.default_site("its address", &by, by_address.redirects)),
                 );
             }
-            let name = &self.target.name;
-            let as_host = by_host(name);
-            // Where a default site serves anything, or the site itself a stranger, that is a finding already.
-            let is_new = both.served().is_none() && as_stranger.served().is_none();
-            findings.extend(as_host.served().filter(|_| is_new).map(|by| {
-                let text = format!(
-                    "{name} is served as `Host` without a client certificate on a connection for {what}, by {by}: a \
-                     client that knows the address gets around Cloudflare"
-                );
-                Finding::error("served-without-certificate", text).remedy(REFUSE_NAMES)
-            }));
         }
         Check {
             id: "names",

@@ -1,5 +1,4 @@
 //! Whether a session that was made under another name, or with another certificate, opens the site: servers that keep
-
 //! the sessions of all names together have done that (CVE-2025-23419, CVE-2025-23048).
 
 use std::sync::Arc;
@@ -38,12 +37,14 @@ impl OriginProbe<'_> {
         let strangers: Vec<_> = [None].into_iter().chain(others).collect();
         let (mut opening, mut not_admitted, mut tries) = (Vec::new(), Vec::new(), Tries::default());
         for name in self.other_names(shown) {
-            let before = tries.admitted;
+            let before = (tries.admitted, tries.demanded);
             let opened = strangers
                 .iter()
                 .find_map(|identity| self.opens(&name, *identity, &mut tries));
             opening.extend(opened.map(|version| format!("{name} by {version}")));
-            if tries.admitted == before && self.visitors.other_names.contains(&name) {
+            // Where no certificate is requested either, the origin has no site of that name.
+            let is_refused = tries.admitted == before.0 && tries.demanded > before.1;
+            if is_refused && self.visitors.other_names.contains(&name) {
                 not_admitted.push(name);
             }
         }
@@ -72,7 +73,8 @@ impl OriginProbe<'_> {
         }
     }
 
-    fn other_names(&self, shown: Option<&CertificateDer<'static>>) -> Vec<String> {
+    /// Those of the command line and of the certificate, and one that no origin serves.
+    pub(super) fn other_names(&self, shown: Option<&CertificateDer<'static>>) -> Vec<String> {
         let named = self.visitors.other_names.iter().cloned();
         let on_certificate = shown
             .map(names)
@@ -105,7 +107,9 @@ impl OriginProbe<'_> {
                 memory: Some(&memory),
                 ..self.visit(identity, versions)
             };
-            let first = there.connect().ending;
+            let visited = there.connect();
+            tries.demanded += usize::from(visited.requested.is_some());
+            let first = visited.ending;
             // Tickets of TLS 1.3 come with the answer.
             let answered = matches!(first, Ending::Answered(_));
             tries.unanswered += usize::from(first.is_unanswered());
@@ -117,12 +121,12 @@ impl OriginProbe<'_> {
                 memory: Some(&memory),
                 ..self.visit(identity, versions)
             };
-            let visited = here.connect();
+            let resumed = here.connect();
             tries.offered += 1;
-            tries.unanswered += usize::from(visited.ending.is_unanswered());
+            tries.unanswered += usize::from(resumed.ending.is_unanswered());
             let is_open =
-                matches!(visited.ending, Ending::Answered(_)) && !is_refused(&visited.ending);
-            if visited.is_resumed && is_open {
+                matches!(resumed.ending, Ending::Answered(_)) && !is_refused(&resumed.ending);
+            if resumed.is_resumed && is_open {
                 return Some(version);
             }
         }
@@ -139,6 +143,8 @@ struct Tries {
     unanswered: usize,
     /// Visits that another name answered.
     admitted: usize,
+    /// Visits in which another name requested a certificate.
+    demanded: usize,
 }
 
 /// Whether a server has looked at the session again, and refuses the request for it: what an application answers is
@@ -148,6 +154,7 @@ fn is_refused(ending: &Ending) -> bool {
 }
 
 const OWN_SESSIONS: &str = "nginx: 1.26.3 or 1.27.4, or newer, or `ssl_session_tickets off` and `ssl_session_cache off` in each \
-                            `server`; Apache: 2.4.64 or newer, or `SSLSessionTickets off` and `SSLSessionCache none`";
+                            `server`; Apache: 2.4.64 or newer, or `SSLSessionTickets off` and `SSLSessionCache none`; HAProxy: one `verify` for \
+                            all names of a `bind` line, or `no-tls-tickets` there and `tune.ssl.cachesize 0`";
 /// Names of a certificate that are tried.
 const NAMES_MAX: usize = 3;
