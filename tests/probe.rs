@@ -1,15 +1,24 @@
 //! Verifies `pullgate probe`: real servers, each set up rightly and in ways that leave something open. It finds what
 //! is open, and nothing else.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+#![expect(
+    clippy::unwrap_used,
+    reason = "a rig that cannot be made stops the test"
+)]
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
 use tests::daemon::binary;
 use tests::gate::{blog, origin, shop};
 use tests::net::Host;
@@ -19,7 +28,17 @@ use tests::snippets::start;
 use tests::{Lab, Pairing, Plan, Rig, assert_matched, eventually, scenarios};
 
 /// What a server does with a connection.
-type Manner = fn(&mut std::net::TcpStream);
+type Manner = fn(&Arc<ServerConfig>, &mut TcpStream);
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+const INTERIM: &[u8] = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+/// An empty frame of settings.
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+/// `:status: 200` on stream 1, and no end of the head.
+const HEAD: &[u8] = &[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x88];
+/// One more field of it: `a: b`.
+const MORE_OF_IT: &[u8] = &[0, 0, 5, 9, 0, 0, 0, 0, 1, 0, 1, b'a', 1, b'b'];
 
 #[test]
 fn the_snippets_leave_nothing_open() {
@@ -123,51 +142,53 @@ fn a_look_that_is_repeated_is_served_to_prometheus() {
 #[test]
 fn a_server_that_does_not_end_is_left() {
     let rig = Rig::new();
-    let listen = |port: u16| {
-        let address = format!("0.0.0.0:{port}");
-        rig.network
-            .on(Host::Origin, || TcpListener::bind(address).unwrap())
-    };
-    let slow: [(u16, Manner); 4] = [
-        (9001, |stream| {
-            drop(
-                stream
-                    .read(&mut [0; 1 << 16])
-                    .and_then(|_| stream.read(&mut [0; 1 << 16])),
-            )
+    let tls = Arc::new(server_config(&rig));
+    let hostile: [(u16, Manner); 10] = [
+        (9001, |_, stream| drop(drain(stream))),
+        (9002, |_, stream| {
+            drop(stream.write_all(b"no TLS, and nothing else\r\n"));
         }),
-        (9002, |stream| {
-            drop(stream.write_all(b"no TLS, and nothing else\r\n"))
+        (9003, |_, stream| repeat(stream, &[b'x'; 1 << 16])),
+        (9004, |_, stream| trickle(stream)),
+        (9005, |tls, stream| {
+            repeat(&mut answering(tls, stream, OK), &[b'x'; 1 << 16])
         }),
-        (
-            9003,
-            |stream| while stream.write_all(&[b'x'; 1 << 16]).is_ok() {},
-        ),
-        (9004, |stream| {
-            while stream.write_all(b"x").is_ok() {
-                // To be slow is what this server does wrong.
-                thread::sleep(Duration::from_millis(200));
-            }
+        (9006, |tls, stream| trickle(&mut answering(tls, stream, OK))),
+        (9007, |tls, stream| {
+            repeat(&mut answering(tls, stream, b""), INTERIM)
+        }),
+        // HTTP/2 (RFC 9113): settings, and then pings, the rest of a head that does not end, or nothing.
+        (9008, |tls, stream| {
+            repeat(&mut answering(tls, stream, SETTINGS), PING)
+        }),
+        (9009, |tls, stream| {
+            repeat(
+                &mut answering(tls, stream, &[SETTINGS, HEAD].concat()),
+                MORE_OF_IT,
+            );
+        }),
+        (9010, |tls, stream| {
+            drop(drain(&mut answering(tls, stream, SETTINGS)))
         }),
     ];
-    for (port, manner) in slow {
-        let listener = listen(port);
+    for (port, manner) in hostile {
+        let listener = rig.network.on(Host::Origin, || {
+            TcpListener::bind(("0.0.0.0", port)).unwrap()
+        });
+        let tls = Arc::clone(&tls);
         // They end with the test's process.
         thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
-                thread::spawn(move || manner(&mut stream));
+                let tls = Arc::clone(&tls);
+                thread::spawn(move || manner(&tls, &mut stream));
             }
         });
     }
-    let mut words = vec![
-        "timeout".to_owned(),
-        "120".to_owned(),
-        binary().display().to_string(),
-        "--json".to_owned(),
-        "probe".to_owned(),
-        SHOP.to_owned(),
-    ];
-    for (port, _) in slow {
+    let program = binary().display().to_string();
+    let mut words = ["timeout", "240", &program, "--json", "probe", SHOP]
+        .map(str::to_owned)
+        .to_vec();
+    for (port, _) in hostile {
         words.extend(["--origin".to_owned(), format!("{}:{port}", origin())]);
     }
     let words: Vec<_> = words.iter().map(String::as_str).collect();
@@ -176,7 +197,59 @@ fn a_server_that_does_not_end_is_left() {
 
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let examined: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(examined.len(), 4);
+    let answers = examined.iter().map(|it| {
+        let checks = it["checks"].as_array().unwrap().iter();
+        let is_known = |check: &&Value| check["answered"] == true && check["findings"] == json!([]);
+        let fine = checks
+            .filter(is_known)
+            .map(|check| check["id"].as_str().unwrap());
+        fine.collect::<Vec<_>>()
+    });
+    // Such a server refuses no one.
+    for (fine, (port, _)) in answers.zip(hostile) {
+        for question in ["certificate", "forged"] {
+            assert!(!fine.contains(&question), "{port}: {fine:?}");
+        }
+    }
+}
+
+fn server_config(rig: &Rig) -> ServerConfig {
+    let chain = CertificateDer::pem_file_iter(rig.pki.path(&format!("{SHOP}.pem"))).unwrap();
+    let key = PrivateKeyDer::from_pem_file(rig.pki.path(&format!("{SHOP}.key"))).unwrap();
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain.map(Result::unwrap).collect(), key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
+
+/// A client's connection after the handshake, which is answered like this.
+fn answering<'a>(
+    tls: &Arc<ServerConfig>,
+    stream: &'a mut TcpStream,
+    beginning: &[u8],
+) -> StreamOwned<ServerConnection, &'a mut TcpStream> {
+    let session = ServerConnection::new(Arc::clone(tls)).unwrap();
+    let mut stream = StreamOwned::new(session, stream);
+    // Who leaves early is gone.
+    drop(stream.write_all(beginning));
+    stream
+}
+
+fn drain(stream: &mut impl io::Read) -> io::Result<u64> {
+    io::copy(stream, &mut io::sink())
+}
+
+fn repeat(stream: &mut impl io::Write, bytes: &[u8]) {
+    while stream.write_all(bytes).is_ok() {}
+}
+
+fn trickle(stream: &mut impl io::Write) {
+    while stream.write_all(b"x").and_then(|()| stream.flush()).is_ok() {
+        // To be slow is what this server does wrong.
+        thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]

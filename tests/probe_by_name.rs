@@ -82,7 +82,7 @@ fn what_dns_leads_to_the_origin_is_found() {
     ] {
         let _dns = name_server(&rig, &records);
 
-        let (found, unanswered) = probe_by_name(&rig, &["--dns", "--other-name", "direct.example"]);
+        let (found, unanswered) = probe_by_name(&rig, &["--dns", "--dns-name", "direct.example"]);
 
         assert_eq!(
             (found, unanswered),

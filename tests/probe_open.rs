@@ -10,12 +10,12 @@ use std::fs;
 use std::time::Duration;
 
 use tests::Rig;
-use tests::gate::{ON_LOOPBACK, blog, shop};
+use tests::gate::{ON_LOOPBACK, blog, origin, shop};
 use tests::net::Host;
 use tests::pki::{BLOG, SHOP};
 use tests::probing::{
-    OPEN_PORT, SERVED, apache, apache_site, besides, caddy, haproxy, nginx, nginx_site, presenting,
-    probe, probe_at, sorted,
+    OPEN_PORT, SERVED, apache, apache_site, besides, caddy, haproxy, ids, nginx, nginx_site,
+    presenting, probe, probe_at, report, sorted,
 };
 
 /// A rig with the certificates that visitors of these tests present: ours, ours by way of an intermediate CA, ours that
@@ -146,6 +146,22 @@ fn what_nginx_leaves_open_is_found() {
         ),
         ("as it should be", shop(verify) + reject, OWN, &[]),
         (
+            "a page that differs each time",
+            shop(&format!(
+                "{verify} location = / {{ return 200 $request_id; }}"
+            )) + reject,
+            OWN,
+            &[],
+        ),
+        (
+            "an application that does not answer",
+            shop(&format!(
+                "{verify} location = / {{ proxy_pass http://127.0.0.1:1; }}"
+            )) + reject,
+            OWN,
+            &["origin-error"],
+        ),
+        (
             "a chain, and `ssl_verify_depth`",
             shop(&format!("{verify} ssl_verify_depth 2;")) + reject,
             ("cert", "between"),
@@ -268,6 +284,20 @@ fn what_apache_leaves_open_is_found() {
             &SERVED,
         ),
         ("no first site", apache_site(SHOP, verify), &[]),
+        (
+            "demanded behind the handshake",
+            first.clone()
+                + &apache_site(
+                    SHOP,
+                    &format!("<Location />\n{verify}</Location>")
+                        .replace("SSLCACertificateFile @PKI@/ours-ca.pem\n", ""),
+                )
+                .replace(
+                    "SSLEngine on",
+                    "SSLEngine on\nSSLCACertificateFile @PKI@/ours-ca.pem",
+                ),
+            &[],
+        ),
         (
             "a first site that serves",
             apache_site(BLOG, "") + &apache_site(SHOP, verify),
@@ -490,8 +520,11 @@ fn sites_of_one_address_of_haproxys_share_what_one_of_them_demands() {
         "other-ca.pem",
     ]
     .map(path);
-    let own_name = "http-request set-var(txn.host) req.hdr(host),host_only\n \
-                    http-request deny unless { ssl_fc_sni,strcmp(txn.host) eq 0 }";
+    let remedy = [
+        "http-request set-var(txn.host) req.hdr(host),host_only,lower",
+        "http-request deny unless { ssl_fc_sni,lower,strcmp(txn.host) eq 0 }",
+    ];
+    let in_its_own_name = remedy.join("\n ");
     for (what, demand, rules, (options, cache), presented, expected) in [
         (
             "one that demands nothing",
@@ -500,6 +533,14 @@ fn sites_of_one_address_of_haproxys_share_what_one_of_them_demands() {
             ("", 20_000),
             NOTHING,
             &["session-of-another-name", "site-on-another-connection"][..],
+        ),
+        (
+            "one that demands another certificate, and sessions",
+            format!("ca-file {other} verify required"),
+            "",
+            ("", 20_000),
+            ("other-cert", "blog"),
+            &["session-of-another-name", "site-on-another-connection"],
         ),
         (
             "one that demands another certificate",
@@ -520,7 +561,7 @@ fn sites_of_one_address_of_haproxys_share_what_one_of_them_demands() {
         (
             "and neither in the other's name",
             format!("ca-file {other} verify required"),
-            own_name,
+            &in_its_own_name,
             ("no-tls-tickets", 0),
             ("other-cert", "blog"),
             &[],
@@ -529,21 +570,30 @@ fn sites_of_one_address_of_haproxys_share_what_one_of_them_demands() {
         let list =
             format!("{shop} [ca-file {ours} verify required] {SHOP}\n{blog} [{demand}] {BLOG}\n");
         rig.pki.write("sites", &list);
-        let page = |name: &str| {
+        let page = |name: &str, page: &str| {
             format!(
-                " http-request return status 200 content-type text/plain string {name} if {{ hdr(host) {name} }}\n"
+                " http-request return status 200 content-type text/plain string {page} if {{ hdr(host) {name} }}\n"
             )
         };
         let text = format!(
             "global\n tune.ssl.cachesize {cache}\nfrontend f\n bind :443 ssl crt-list @PKI@/sites strict-sni alpn h2,http/1.1 {options}\n {rules}\n{}{}",
-            page(SHOP),
-            page(BLOG)
+            page(SHOP, "goods"),
+            page(BLOG, "posts")
         );
         let _server = haproxy(&rig, &text);
 
-        let (_, found) = probe(&rig, &words_beside(&rig, presented));
+        let at = ["--origin", &origin().to_string()];
+        let (_, report) = report(&rig, &at, &words_beside(&rig, presented));
 
+        let found = ids(report.as_bytes());
         assert_eq!(besides(&[OPEN_PORT], found), sorted(expected), "{what}");
+        for line in remedy {
+            assert_eq!(
+                report.contains(line),
+                !expected.is_empty(),
+                "{what}: {report}"
+            );
+        }
     }
 }
 
@@ -684,13 +734,13 @@ fn what_caddy_leaves_open_is_found() {
 
 #[test]
 fn sites_of_caddys_share_what_one_of_them_demands_only_without_strict_names() {
-    let site = |name: &str, authority: &str| {
+    let site = |name: &str, authority: &str, page: &str| {
         format!(
             "https://{name} {{\n tls @PKI@/{SHOP}.pem @PKI@/{SHOP}.key {{\n client_auth {{\n mode require_and_verify\n \
-             trusted_ca_cert_file @PKI@/{authority}-ca.pem\n }}\n }}\n respond {name}\n}}\n"
+             trusted_ca_cert_file @PKI@/{authority}-ca.pem\n }}\n }}\n respond {page}\n}}\n"
         )
     };
-    let sites = site(SHOP, "ours") + &site(BLOG, "other");
+    let sites = site(SHOP, "ours", "goods") + &site(BLOG, "other", "posts");
     for (what, strict, expected) in [
         ("as it is by itself", "", &[][..]),
         (
@@ -854,8 +904,9 @@ fn what_the_gate_leaves_open_is_found() {
 #[test]
 fn hosts_of_the_gate_that_share_a_web_server_share_what_one_of_them_demands() {
     let site = |name: &str, address: &str| {
+        let page = if name == SHOP { "goods" } else { "posts" };
         format!(
-            "server {{ listen {address} proxy_protocol; server_name {name}; return 200 {name}; }}\n"
+            "server {{ listen {address} proxy_protocol; server_name {name}; return 200 {page}; }}\n"
         )
     };
     let (one, another) = ("127.0.0.1:8080", "127.0.0.1:8082");
@@ -884,7 +935,7 @@ fn hosts_of_the_gate_that_share_a_web_server_share_what_one_of_them_demands() {
         ),
     ] {
         let mut rig = rig();
-        let _web_server = nginx(&rig, &(site(SHOP, one) + &sites), one);
+        let _web_server = nginx(&rig, &(sites + &site(SHOP, one)), one);
         rig.start("", &[&shop(ON_LOOPBACK), &host]);
 
         let (_, found) = probe(&rig, &words_beside(&rig, presented));
@@ -954,12 +1005,22 @@ fn a_session_of_another_name_is_found() {
             &["session-of-another-name"][..],
         ),
         // Of a client without a certificate, nginx looks at that again.
-        ("nothing is demanded", nothing, shop.clone(), &[]),
+        (
+            "nothing is demanded",
+            nothing,
+            shop.clone(),
+            &["other-name-served"],
+        ),
         (
             "an application that answers 404",
             blog.clone(),
             shop.clone() + " location = / { return 404; }",
-            &["session-of-another-name"],
+            // For a connection by a name that is not served, it compares no names.
+            &[
+                "session-of-another-name",
+                "site-on-another-connection",
+                "site-on-another-connection",
+            ],
         ),
         (
             "caches of their own",

@@ -328,12 +328,16 @@ pub struct ProbeArgs {
     /// Its key.
     #[arg(long, requires = "other_cert", value_name = "FILE")]
     pub other_key: Option<PathBuf>,
-    /// Another name that the origin serves: its sessions must not open the site; several times for several.
+    /// Another name that the origin serves: neither its sessions nor its connections may open the site; several times
+    /// for several.
     #[arg(long, value_name = "NAME")]
     pub other_name: Vec<String>,
     /// Ask DNS too, by this host's resolver: whether the name is proxied, and what else leads to the origin.
     #[arg(long)]
     pub dns: bool,
+    /// One more name that must not lead to the origin, which need not serve it; several times for several.
+    #[arg(long, requires = "dns", value_name = "NAME")]
+    pub dns_name: Vec<String>,
     /// Visit the site by its name too, through Cloudflare, and compare.
     #[arg(long)]
     pub through: bool,

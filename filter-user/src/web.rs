@@ -49,10 +49,18 @@ pub fn demand(address: SocketAddr) -> Demand {
     }
 }
 
-/// Whether a request was refused for its certificate: nginx does that, and not the handshake, with a page that
-/// names the certificate.
+/// Whether a request was refused for its certificate: nginx does that, and not the handshake, and Apache where it asks
+/// for one behind it.
 #[must_use]
 pub fn refuses(answer: &Answer) -> bool {
-    let is_refused = matches!(answer.status, Some(400 | 403 | 495 | 496));
-    is_refused && answer.text.to_ascii_lowercase().contains("certificate")
+    let words = [
+        "ssl certificate",
+        "client certificate",
+        "post-handshake authentication",
+    ];
+    match answer.status {
+        Some(400 | 403) => words.iter().any(|words| answer.says(words)),
+        Some(495 | 496) => true,
+        _ => false,
+    }
 }

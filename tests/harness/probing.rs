@@ -54,6 +54,13 @@ pub fn probe(rig: &Rig, more: &[String]) -> (i32, Vec<String>) {
 /// The same at other addresses.
 #[must_use]
 pub fn probe_at(rig: &Rig, origins: &[&str], more: &[String]) -> (i32, Vec<String>) {
+    let (code, report) = report(rig, origins, more);
+    (code, ids(report.as_bytes()))
+}
+
+/// The exit code, and the report in JSON.
+#[must_use]
+pub fn report(rig: &Rig, origins: &[&str], more: &[String]) -> (i32, String) {
     let program = binary().display().to_string();
     let url = format!("https://{SHOP}/");
     let words = [program.as_str(), "--json", "probe", &url];
@@ -62,14 +69,13 @@ pub fn probe_at(rig: &Rig, origins: &[&str], more: &[String]) -> (i32, Vec<Strin
     let output = rig.network.output(Host::Edge, &words);
     let code = output.status.code().unwrap();
     assert!(code < 2, "{}", String::from_utf8_lossy(&output.stderr));
-    let found = ids(&output.stdout);
     let report = String::from_utf8(output.stdout).unwrap();
     // Only what is wrong or not known makes it fail.
     let is_wrong =
         report.contains("\"severity\": \"error\"") || report.contains("\"answered\": false");
     assert_eq!(code, i32::from(is_wrong), "{report}");
 
-    (code, found)
+    (code, report)
 }
 
 /// The ids of all findings of a report.

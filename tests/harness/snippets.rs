@@ -26,14 +26,23 @@ pub fn start(rig: &Rig, server: &str, pairing: &str) -> Server {
     let htdocs = rig.network.path("htdocs");
     fs::create_dir(&htdocs).unwrap();
     fs::write(htdocs.join("index.html"), APACHE_PAGE).unwrap();
-    let text = text.replace("/var/www/html", &htdocs.display().to_string());
+    fs::create_dir(htdocs.join("blog")).unwrap();
+    fs::write(htdocs.join("blog/index.html"), "posts\n").unwrap();
+    // Each site has pages of its own.
+    let (shop, blog) = text.split_at(text.find(BLOG).unwrap_or(text.len()));
+    let htdocs = htdocs.display().to_string();
+    let text = shop.replace("/var/www/html", &htdocs)
+        + &blog.replace("/var/www/html", &format!("{htdocs}/blog"));
     // nginx and HAProxy can say whom they serve.
     let text = text.replace(
         "    root /",
-        "    location = / { return 200 \"$remote_addr\\n\"; }\n    root /",
+        "    location = / { return 200 \"$remote_addr $document_root\\n\"; }\n    root /",
     );
     let text = match server {
-        "caddy" => text.replace("location = / { return 200 \"$remote_addr\\n\"; }\n    ", ""),
+        "caddy" => text.replace(
+            "location = / { return 200 \"$remote_addr $document_root\\n\"; }\n    ",
+            "",
+        ),
         _ => text,
     };
     let (program, words): (_, &[&str]) = match server {

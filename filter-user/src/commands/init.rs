@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::output::{complain, print, say, show_json};
-use super::served::{ServedSite, comment, redirected, tool, web_servers};
+use super::served::{ServedSite, comment, redirections, tool, web_servers};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::gate::{GATE_GROUP, KEY_GROUP, service_groups};
@@ -118,7 +118,7 @@ impl HostFacts {
                 ));
             }
         }
-        for (name, port) in redirected(&ports) {
+        for (name, port) in redirections(&ports).led {
             self.notes.push(format!(
                 "A rule of {name} redirects TCP port {port} (as Docker's published ports are), before \
                  connections are steered: these do not reach the gate. The filter covers them."

@@ -129,7 +129,9 @@ pub fn complain(text: &str) {
 
 /// A role that was taken over must not steer the terminal of a client.
 fn harmless(text: &str) -> String {
-    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    // Those that turn the direction of what follows, too (Unicode Standard Annex 9).
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t') || turns(c);
     text.replace(is_odd, "\u{fffd}")
 }
 

@@ -5,6 +5,7 @@
 //! for one page in each: no request has a body.
 
 mod dns;
+mod pages;
 mod ports;
 mod reception;
 mod target;
@@ -63,7 +64,10 @@ fn examine(arguments: &ProbeArgs) -> Result<Vec<Examination>, ProbeError> {
     });
     let looks = looks.map_err(|_panic| ProbeError::Ended)?;
     let names = looks.iter().flat_map(|look| look.names.iter().cloned());
-    let names: BTreeSet<_> = names.chain(arguments.other_name.iter().cloned()).collect();
+    let names: BTreeSet<_> = names
+        .chain(arguments.other_name.iter().cloned())
+        .chain(arguments.dns_name.iter().cloned())
+        .collect();
     let pairs = targets.iter().zip(looks);
     let mut examined: Vec<_> = pairs
         .map(|(target, look)| Examination {

@@ -1,7 +1,8 @@
-//! What the web servers of this host serve, as their own tools report; and where the firewall redirects a port.
+//! What the web servers of this host serve, and where its firewall leads ports, as their own tools report.
 
 mod apache;
 mod caddy;
+mod firewall;
 mod nginx;
 mod site;
 
@@ -9,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub(super) use self::firewall::redirections;
 pub(super) use self::site::{ServedSite, comment};
 use crate::host::netlink::{self, Connection};
 use crate::host::process::holder_of;
@@ -19,6 +21,8 @@ pub(super) struct WebServer {
     pub(super) program: PathBuf,
     /// The sites that speak TLS, or why they cannot be read.
     pub(super) sites: Result<Vec<ServedSite>, String>,
+    /// By which one site's session can open another, if its version has the flaw or is not known.
+    pub(super) flaw: Option<String>,
     /// The names of its processes.
     processes: &'static [&'static str],
 }
@@ -64,58 +68,13 @@ fn installed() -> Vec<WebServer> {
         let program = known.tools.iter().find_map(|name| tool(name))?;
         let sites = run(&program, known.arguments).and_then(|text| (known.read)(&text));
         Some(WebServer {
+            flaw: known.flaw.and_then(|flaw| flaw.of(&program)),
             program,
             sites,
             processes: known.processes,
         })
     });
     installed.collect()
-}
-
-/// Those of these TCP ports that a rule of the firewall leads elsewhere, each with the tool that prints it.
-pub(super) fn redirected(ports: &BTreeSet<u16>) -> Vec<(&'static str, u16)> {
-    let mut redirected = Vec::new();
-    for (name, arguments) in [
-        ("iptables-save", ["-t", "nat"].as_slice()),
-        ("ip6tables-save", ["-t", "nat"].as_slice()),
-        ("nft", ["list", "ruleset"].as_slice()),
-    ] {
-        let rules = tool(name).and_then(|program| run(&program, arguments).ok());
-        let rules = rules.unwrap_or_default();
-        let led_elsewhere = ports.iter().filter(|port| is_redirected(&rules, **port));
-        redirected.extend(led_elsewhere.map(|port| (name, *port)));
-    }
-    // nft prints the rules of iptables too.
-    redirected.sort_by_key(|(_, port)| *port);
-    redirected.dedup_by_key(|(_, port)| *port);
-    redirected
-}
-
-/// Whether a rule of the firewall leads a TCP port elsewhere, as far as a reader of single rules can tell: a named set
-/// is not looked up.
-fn is_redirected(rules: &str, port: u16) -> bool {
-    rules.lines().any(|rule| {
-        let rule = rule.to_lowercase();
-        let leads = ["dnat", "redirect"].iter().any(|word| rule.contains(word));
-        leads && rule.contains("tcp") && has_port(&rule, port)
-    })
-}
-
-/// `dport 443`, `--dports 80,443,8000:8100`, or `dport { 80, 443, 8000-8100 }`.
-fn has_port(rule: &str, port: u16) -> bool {
-    let Some((_, rest)) = rule.split_once("dport") else {
-        return false;
-    };
-    let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start();
-    let ports = match rest.strip_prefix('{') {
-        Some(set) => set.split('}').next(),
-        None => rest.split_whitespace().next(),
-    };
-    ports.unwrap_or_default().split(',').any(|ports| {
-        let (first, last) = ports.split_once([':', '-']).unwrap_or((ports, ports));
-        let [first, last] = [first, last].map(|end| end.trim().parse::<u16>());
-        matches!((first, last), (Ok(first), Ok(last)) if (first..=last).contains(&port))
-    })
 }
 
 /// How the sites of a web server are read from what a tool of it prints.
@@ -129,6 +88,63 @@ struct Known {
     read: Read,
     /// Names of its processes.
     processes: &'static [&'static str],
+    flaw: Option<Flaw>,
+}
+
+/// A flaw by which a session of one site opens another that trusts another CA.
+#[derive(Clone, Copy)]
+struct Flaw {
+    /// What it is called.
+    name: &'static str,
+    /// What its program is called, in what it prints for `-v`.
+    software: &'static str,
+    /// The first version of each line that is mended; the last line goes on.
+    mended: &'static [[u32; 3]],
+}
+
+impl Flaw {
+    /// Who has it, in words.
+    fn of(self, program: &Path) -> Option<String> {
+        let output = Command::new("timeout")
+            .arg(PATIENCE)
+            .arg(program)
+            .arg("-v")
+            .output();
+        let text = output.map_or_else(
+            |_unknown| String::new(),
+            // nginx prints it to standard error.
+            |it| {
+                [it.stdout, it.stderr]
+                    .map(|text| String::from_utf8_lossy(&text).into_owned())
+                    .concat()
+            },
+        );
+        match version(&text, self.software) {
+            Some(version) if self.is_mended(version) => None,
+            Some([major, minor, patch]) => Some(format!(
+                "{} {major}.{minor}.{patch} has {}",
+                self.software, self.name
+            )),
+            None => Some(format!(
+                "{} has {} unless it is newer",
+                self.software, self.name
+            )),
+        }
+    }
+
+    fn is_mended(self, version: [u32; 3]) -> bool {
+        let is_line = |mended: &&[u32; 3]| mended[..2] == version[..2] && version >= **mended;
+        self.mended.iter().any(|mended| is_line(&mended))
+            || self.mended.last().is_some_and(|last| version >= *last)
+    }
+}
+
+/// `nginx/1.22.1`, in what a program prints.
+fn version(text: &str, software: &str) -> Option<[u32; 3]> {
+    let (_, rest) = text.split_once(&format!("{software}/"))?;
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some([next()?, next()?, next()?])
 }
 
 const KNOWN: [Known; 3] = [
@@ -137,18 +153,29 @@ const KNOWN: [Known; 3] = [
         arguments: &["-T"],
         read: nginx::sites,
         processes: &["nginx"],
+        flaw: Some(Flaw {
+            name: "CVE-2025-23419",
+            software: "nginx",
+            mended: &[[1, 26, 3], [1, 27, 4]],
+        }),
     },
     Known {
         tools: &["apache2ctl", "apachectl"],
         arguments: &["-t", "-D", "DUMP_VHOSTS"],
         read: apache::sites,
         processes: &["apache2", "httpd"],
+        flaw: Some(Flaw {
+            name: "CVE-2025-23048",
+            software: "Apache",
+            mended: &[[2, 4, 64]],
+        }),
     },
     Known {
         tools: &["caddy"],
         arguments: &["adapt", "--config", "/etc/caddy/Caddyfile"],
         read: caddy::sites,
         processes: &["caddy"],
+        flaw: None,
     },
 ];
 
@@ -190,28 +217,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_leads_the_ports_elsewhere_that_it_names() {
-        for (rule, led) in [
-            (
-                "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 443 -j DNAT --to-destination 172.17.0.2:443",
-                true,
-            ),
-            (
-                "-A PREROUTING -p tcp -m multiport --dports 80,443 -j REDIRECT --to-ports 8443",
-                true,
-            ),
-            (
-                "-A PREROUTING -p tcp -m multiport --dports 400:500 -j REDIRECT --to-ports 8443",
-                true,
-            ),
-            ("tcp dport { 80, 443 } dnat to 192.0.2.9", true),
-            ("tcp dport { 80, 8000-8443 } dnat to 192.0.2.9", false),
-            ("tcp dport 80-1024 redirect to :8443", true),
-            ("tcp dport 4433 dnat to 192.0.2.9:443", false),
-            ("tcp dport 443 accept", false),
-            ("udp dport 443 dnat to 192.0.2.9", false),
+    fn a_flaw_is_known_by_the_version() {
+        let flaws = KNOWN.map(|known| known.flaw);
+        let [Some(nginx), Some(apache), None] = flaws else {
+            unreachable!("Caddy has none");
+        };
+        for (flaw, text, is_mended) in [
+            (nginx, "nginx version: nginx/1.22.1\n", false),
+            (nginx, "nginx version: nginx/1.26.2", false),
+            (nginx, "nginx version: nginx/1.26.3", true),
+            (nginx, "nginx version: nginx/1.27.3", false),
+            (nginx, "nginx version: nginx/1.28.0 (x)", true),
+            (apache, "Server version: Apache/2.4.63 (Debian)", false),
+            (apache, "Server version: Apache/2.4.64 (Debian)", true),
         ] {
-            assert_eq!(is_redirected(rule, 443), led, "{rule}");
+            let version = version(text, flaw.software).unwrap();
+            assert_eq!(flaw.is_mended(version), is_mended, "{text}");
         }
+        assert_eq!(version("openresty", "nginx"), None);
     }
 }

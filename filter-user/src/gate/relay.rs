@@ -36,18 +36,12 @@ pub(super) struct Relay<C, U> {
     pub(super) up: u64,
     /// Bytes from the upstream to the client.
     pub(super) down: u64,
-    /// Which way the last bytes went.
-    last: Direction,
+    /// Bytes from the client since the upstream's last.
+    unanswered: u64,
     /// The upstream takes nothing more: it may have answered already.
     deaf: bool,
     /// The upstream ended before it had sent a byte, and while the client was there.
     hung_up: bool,
-}
-
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Direction {
-    Up,
-    Down,
 }
 
 impl<C, U> Relay<C, U>
@@ -61,7 +55,7 @@ where
             upstream,
             up: 0,
             down: 0,
-            last: Direction::Down,
+            unanswered: 0,
             deaf: false,
             hung_up: false,
         }
@@ -173,15 +167,19 @@ where
 
     /// Whether the last word was the upstream's, and has arrived: no answer is being waited for.
     fn owes_nothing(&self) -> bool {
-        self.last == Direction::Down && !self.client.holds_back()
+        self.unanswered == 0 && !self.client.holds_back()
     }
 
     /// Whether an end without close_notify comes when the last word was the upstream's, and has arrived: so clients go,
-    /// and nginx after them. By HTTP/2 the last word may be a client's acknowledgement. Only the outcome depends on it:
-    /// what was cut off cannot be seen, and the other side gets no close_notify either.
+    /// and nginx after them. By HTTP/2 a client's acknowledgement may follow it. Only the outcome depends on it: what was
+    /// cut off cannot be seen, and the other side gets no close_notify either.
     fn is_farewell(&self, error: &io::Error) -> bool {
-        let is_answered =
-            self.owes_nothing() || self.client.speaks_h2() && !self.client.holds_back();
+        let may_follow = if self.client.speaks_h2() {
+            ACKNOWLEDGED
+        } else {
+            0
+        };
+        let is_answered = self.unanswered <= may_follow && !self.client.holds_back();
         error.kind() == ErrorKind::UnexpectedEof && self.down > 0 && is_answered
     }
 
@@ -221,12 +219,11 @@ where
                 let flushed: Poll<Result<(), io::Error>> = upstream.poll_flush(context);
                 let _later: Poll<()> = flushed.map_err(RelayFailure::Upstream)?;
             }
-            if self.up != up {
-                self.last = Direction::Up;
-            }
-            if self.down != down {
-                self.last = Direction::Down;
-            }
+            self.unanswered = if self.down == down {
+                self.unanswered + (self.up - up)
+            } else {
+                0
+            };
             match (upwards, downwards) {
                 (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
                 (_, _) => Poll::Pending,
@@ -292,6 +289,9 @@ thread_local! {
 
 /// Four TLS records.
 const SCRATCH_SIZE: usize = 64 << 10;
+/// Bytes that a client of HTTP/2 sends behind its last answer: a few frames that acknowledge (of 9 to 17 bytes each). A
+/// request has more.
+const ACKNOWLEDGED: u64 = 64;
 /// How long a client may take to hear the end.
 const FAREWELL: Duration = Duration::from_millis(500);
 

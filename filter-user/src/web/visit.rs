@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Display, Formatter};
-use std::io::{self, ErrorKind, Read, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,15 +17,18 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError, HandshakeKind,
-    NamedGroup, SignatureScheme, StreamOwned, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, Error as TlsError,
+    HandshakeKind, NamedGroup, SignatureScheme, StreamOwned, SupportedProtocolVersion,
 };
 
 use crate::gate;
 use crate::host::deadline::{DeadlineStream, is_late};
 use crate::sync::lock;
 
+mod answer;
 mod http2;
+
+pub use self::answer::Answer;
 
 /// Who comes, by which name, and what for.
 #[derive(Clone, Debug)]
@@ -132,34 +135,6 @@ impl Display for Ending {
     }
 }
 
-/// The beginning of an answer.
-#[derive(Debug)]
-pub struct Answer {
-    /// The status, if it is HTTP.
-    pub status: Option<u16>,
-    /// Its first bytes, as text.
-    pub text: String,
-}
-
-impl Answer {
-    /// The value of a header, if it has come.
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        let head = self.text.split("\r\n\r\n").next()?;
-        let mut headers = head.lines().filter_map(|line| line.split_once(':'));
-        let found = headers.find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.trim())
-    }
-
-    /// What is behind its head.
-    #[must_use]
-    pub fn body(&self) -> &str {
-        self.text
-            .split_once("\r\n\r\n")
-            .map_or("", |(_, body)| body)
-    }
-}
-
 /// Which CAs a certificate may be from, as far as the server says (RFC 8446 §4.2.4).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Issuers {
@@ -203,7 +178,12 @@ impl<'a> Visit<'a> {
         let stream = match TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT) {
             Ok(stream) => stream,
             Err(error) => {
-                let refused = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
+                // A firewall says the last of them; so does a network where no such host is.
+                let refused = [
+                    ErrorKind::ConnectionRefused,
+                    ErrorKind::ConnectionReset,
+                    ErrorKind::HostUnreachable,
+                ];
                 visited.ending = if error.kind() == ErrorKind::TimedOut {
                     Ending::Silence
                 } else if refused.contains(&error.kind()) {
@@ -267,7 +247,7 @@ impl<'a> Visit<'a> {
         stream.sock.write_all(self.before)?;
         stream.write_all(request(self.host, self.path, self.headers).as_bytes())?;
         stream.flush()?;
-        read_answer(stream)
+        Answer::read(stream)
     }
 }
 
@@ -280,7 +260,7 @@ pub fn ask_in_clear_text(address: SocketAddr, host: &str, path: &str) -> io::Res
     let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
     let mut stream = within(ANSWER_TIMEOUT, stream);
     stream.write_all(request(host, path, "").as_bytes())?;
-    read_answer(&mut stream)
+    Answer::read(&mut stream)
 }
 
 fn request(host: &str, path: &str, headers: &str) -> String {
@@ -294,39 +274,41 @@ fn within(patience: Duration, stream: TcpStream) -> DeadlineStream<TcpStream> {
     DeadlineStream::new(stream, Instant::now() + patience)
 }
 
-fn read_answer(stream: &mut impl Read) -> io::Result<Answer> {
-    let mut answer = Vec::new();
-    let mut part = [0; 1024];
-    // An answer's head, and the words of a page that refuses.
-    while answer.len() < ANSWER_MAX {
-        match stream.read(&mut part) {
-            Ok(0) => break,
-            Ok(read) => answer.extend_from_slice(&part[..read]),
-            // Part of an answer says enough; before it, there is the alert of TLS 1.3.
-            Err(_) if !answer.is_empty() => break,
-            Err(error) => return Err(error),
-        }
-    }
-    if answer.is_empty() {
-        return Err(ErrorKind::UnexpectedEof.into());
-    }
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    let status = text
-        .strip_prefix("HTTP/1.")
-        .and_then(|rest| rest.get(2..5))
-        .and_then(|status| status.parse().ok());
-    Ok(Answer { status, text })
-}
-
 /// Whether an error is one of TLS, and which.
 pub(super) fn tls_error(error: &io::Error) -> Option<&TlsError> {
     error.get_ref()?.downcast_ref::<TlsError>()
 }
 
-/// Whether it is the server's own word that it refuses.
+/// Whether the server says that it is the client's certificate that it refuses (RFC 8446 §6.2).
 #[must_use]
-pub fn is_alert(error: &io::Error) -> bool {
-    matches!(tls_error(error), Some(TlsError::AlertReceived(_)))
+pub fn is_about_certificate(error: &io::Error) -> bool {
+    let Some(TlsError::AlertReceived(alert)) = tls_error(error) else {
+        return false;
+    };
+    let about_certificates = [
+        AlertDescription::AccessDenied,
+        AlertDescription::BadCertificate,
+        AlertDescription::CertificateExpired,
+        AlertDescription::CertificateRequired,
+        AlertDescription::CertificateRevoked,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::DecryptError,
+        AlertDescription::UnknownCA,
+        AlertDescription::UnsupportedCertificate,
+    ];
+    about_certificates.contains(alert)
+}
+
+/// Whether it is the version of TLS that the server does not speak.
+#[must_use]
+pub fn is_about_version(error: &io::Error) -> bool {
+    matches!(
+        tls_error(error),
+        Some(
+            TlsError::AlertReceived(AlertDescription::ProtocolVersion)
+                | TlsError::PeerIncompatible(_)
+        )
+    )
 }
 
 fn is_no_tls(error: &io::Error) -> bool {
@@ -476,7 +458,5 @@ const AGENT: &str = concat!("pullgate/", env!("CARGO_PKG_VERSION"));
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it may take for all that follows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of an answer that are read.
-const ANSWER_MAX: usize = 8 << 10;
 /// Tickets of a server that are kept.
 const TICKETS_MAX: usize = 4;

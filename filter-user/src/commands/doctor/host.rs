@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::commands::served::{redirected, run, tool};
+use crate::commands::served::{redirections, run, tool};
 use crate::config::{Config, FilterSettings};
 use crate::control::protocol::HostStatus;
 use crate::host::{kernel, netlink};
 use crate::observe::Finding;
+use crate::report::chain;
 use crate::role::Role;
 use crate::roles::findings::PROXIED_PORTS;
 
@@ -19,7 +20,7 @@ pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
     findings.extend(queues(report));
     findings.extend(units(config));
     if let Some(filter) = &config.live.filter {
-        findings.extend(redirections(filter));
+        findings.extend(led_elsewhere(filter));
         findings.extend(missing_destinations(filter));
     }
     findings
@@ -53,15 +54,27 @@ fn flood(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What is judged by the clock: certificates, revocation lists, and the age of lists. A kernel that does not say is no
-/// reason to warn.
+/// What is judged by the clock: certificates, revocation lists, and the age of lists.
 fn clock(is_kept: Option<bool>) -> Option<Finding> {
-    (is_kept == Some(false)).then(|| {
-        let text = "no program keeps this host's clock in time: a clock that is wrong refuses certificates that are \
-                    valid (visitors see error 520 or 525), or admits those that have expired";
-        Finding::warning("clock-not-kept", text)
-            .remedy("`timedatectl set-ntp true`, or install chrony")
-    })
+    let text = match is_kept {
+        Some(true) => return None,
+        Some(false) => {
+            "the kernel says that no program keeps this host's clock in time: a clock that is wrong refuses certificates \
+             that are valid (visitors see error 520 or 525), or admits those that have expired"
+        }
+        None => "the kernel does not say whether a program keeps this host's clock in time",
+    };
+    Some(Finding::warning("clock-not-kept", text).remedy(
+        "`timedatectl set-ntp true`, or chrony with `rtcsync` (without it, it keeps the clock and the kernel does not know)",
+    ))
+}
+
+/// That the kernel does not say it, and why.
+pub(super) fn unread(error: &(dyn std::error::Error + 'static)) -> String {
+    format!(
+        "the kernel does not say which addresses and sockets this host has: {}",
+        chain(error)
+    )
 }
 
 /// Interfaces whose packets one processor receives, where that costs most: with generic XDP.
@@ -133,19 +146,28 @@ fn units(config: &Config) -> Vec<Finding> {
 }
 
 /// Ports that a firewall leads elsewhere, which the filter does not judge.
-fn redirections(filter: &FilterSettings) -> Vec<Finding> {
+fn led_elsewhere(filter: &FilterSettings) -> Vec<Finding> {
     let ports: BTreeSet<_> = PROXIED_PORTS
         .into_iter()
         .filter(|port| !filter.ports.contains(port))
         .collect();
-    let findings = redirected(&ports).into_iter().map(|(name, port)| {
+    let found = redirections(&ports);
+    let led = found.led.into_iter().map(|(name, port)| {
         let text = format!(
             "a rule of {name} redirects TCP port {port} (as Docker's published ports are), which Cloudflare \
              proxies and `filter.ports` does not name: strangers reach what is behind it"
         );
         Finding::warning("port-redirected", text).remedy("add it to `filter.ports`")
     });
-    findings.collect()
+    let unread = found.unread.first().map(|first| {
+        let count = found.unread.len();
+        let text = format!(
+            "which ports the firewall redirects is not known of {count} of its rules: {first}"
+        );
+        Finding::warning("redirection-unread", text)
+            .remedy("look at what they lead elsewhere: it has to be in `filter.ports`")
+    });
+    led.chain(unread).collect()
 }
 
 /// Addresses of this host at which packets to the protected ports are not judged.
@@ -153,11 +175,12 @@ fn missing_destinations(filter: &FilterSettings) -> Vec<Finding> {
     if filter.destinations.is_empty() {
         return Vec::new();
     }
-    // A kernel that does not answer is no reason to warn.
-    let (addresses, listening) = (
-        netlink::addresses().unwrap_or_default(),
-        netlink::listening_sockets().unwrap_or_default(),
-    );
+    let (addresses, listening) = match (netlink::addresses(), netlink::listening_sockets()) {
+        (Ok(addresses), Ok(listening)) => (addresses, listening),
+        (Err(error), _) | (_, Err(error)) => {
+            return Vec::from([Finding::warning("destinations-unread", unread(&error))]);
+        }
+    };
     let missing = addresses.into_iter().filter(|address| {
         let is_local = match address {
             std::net::IpAddr::V4(address) => address.is_loopback() || address.is_link_local(),

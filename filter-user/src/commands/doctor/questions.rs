@@ -188,6 +188,7 @@ pub(super) const QUESTIONS: [Question; 26] = [
             "gate-port-unprotected",
             "outgoing-ports-protected",
             "port-redirected",
+            "redirection-unread",
             "tcp-port-open",
             "udp-port-open",
         ],
@@ -200,6 +201,7 @@ pub(super) const QUESTIONS: [Question; 26] = [
         findings: &[
             "destination-foreign",
             "destination-missing",
+            "destinations-unread",
             "destinations-partial",
         ],
     },
@@ -338,7 +340,7 @@ pub(super) const QUESTIONS: [Question; 26] = [
         answered_by: AnsweredBy::Us,
         id: "listening",
         about: "a program answers on the protected ports (else visitors see error 521)",
-        findings: &["port-silent"],
+        findings: &["listening-unread", "port-silent"],
     },
     Question {
         subject: Subject::WebServer,

@@ -3,6 +3,7 @@
 
 use ipnet::IpNet;
 
+use super::host::unread;
 use crate::commands::listing;
 use crate::config::{Config, Fallback};
 use crate::control::protocol::{HostStatus, RefusalStatus};
@@ -100,9 +101,9 @@ fn silent_ports(config: &Config) -> Vec<Finding> {
     let (Some(filter), None) = (&config.live.filter, &config.live.gate) else {
         return Vec::new();
     };
-    // A kernel that does not answer is no reason to warn.
-    let Ok(listening) = netlink::listeners() else {
-        return Vec::new();
+    let listening = match netlink::listeners() {
+        Ok(listening) => listening,
+        Err(error) => return Vec::from([Finding::warning("listening-unread", unread(&error))]),
     };
     let is_public = |port: &u16| {
         let mut here = listening.iter().filter(|address| address.port() == *port);

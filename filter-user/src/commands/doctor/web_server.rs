@@ -18,7 +18,11 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let (serving, _stopped) = web_servers();
     for server in serving {
         match server.sites {
-            Ok(found) => sites.extend(found),
+            Ok(mut found) => {
+                found.retain(|site| is_protected(site, filter));
+                findings.extend(server.flaw.and_then(|flaw| resuming(&found, &flaw)));
+                sites.extend(found);
+            }
             Err(error) => {
                 let program = server.program.display();
                 let text = format!("what {program} serves cannot be read: {error}");
@@ -26,7 +30,6 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
             }
         }
     }
-    sites.retain(|site| is_protected(site, filter));
     if sites.is_empty() {
         let text = "no site on a protected port is in what nginx, Apache and Caddy print of themselves: whether each \
                     site there demands a certificate is not known";
@@ -34,7 +37,6 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     }
     findings.extend(sites.iter().filter_map(undemanding));
     findings.extend(sites.iter().filter_map(shared));
-    findings.extend(resuming(&sites));
     findings
 }
 
@@ -104,19 +106,21 @@ fn has_shared_authority(file: &Path) -> bool {
     })
 }
 
-fn resuming(sites: &[ServedSite]) -> Option<Finding> {
+/// Sites of one web server, which has a flaw by which one's session opens another.
+fn resuming(sites: &[ServedSite], flaw: &str) -> Option<Finding> {
     let mut verifying = sites.iter().filter(|site| site.verifies);
-    let site = verifying.find(|site| site.resumes_sessions == Some(true))?;
+    // What does not say so resumes them.
+    let site = verifying.find(|site| site.resumes_sessions != Some(false))?;
     let others = sites.iter().filter(|other| !other.refuses_all).count();
     (others > 1).then(|| {
         let text = format!(
-            "{}: sessions are resumed there; nginx before 1.26.3 resumes one that another site has granted \
-             (CVE-2025-23419), unless your distribution has mended it",
+            "{}: sessions are resumed there, also one that another site has granted, as {flaw}, unless your distribution \
+             has mended it",
             site.place
         );
         Finding::warning("sessions-shared", text).remedy(
-            "`ssl_session_tickets off; ssl_session_cache none;` in each `server`, as `pullgate snippet nginx \
-             --own-mtls` prints it",
+            "install a newer one; or nginx: `ssl_session_tickets off; ssl_session_cache off;` in each `server`, Apache: \
+             `SSLSessionTickets off` and `SSLSessionCache none` (as `pullgate snippet … --own-mtls` prints it)",
         )
     })
 }

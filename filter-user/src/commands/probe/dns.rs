@@ -118,6 +118,7 @@ async fn leads_elsewhere(resolver: &TokioResolver, site: &SiteNames<'_>) -> Chec
         findings: Vec::new(),
         failed: None,
         names: 0,
+        lookups: 0,
     };
     for name in &site.others {
         asked
@@ -150,10 +151,19 @@ struct Trail<'a> {
     /// Why a question has no answer, if one has none.
     failed: Option<String>,
     names: usize,
+    /// Questions for mail servers and policies.
+    lookups: usize,
 }
 
 impl Trail<'_> {
     async fn records(&mut self, name: &str, kind: RecordType) -> Vec<RData> {
+        if self.lookups >= LOOKUPS_MAX {
+            self.failed = Some(format!(
+                "more than {LOOKUPS_MAX} lookups: {name} was not asked"
+            ));
+            return Vec::new();
+        }
+        self.lookups += 1;
         match records(self.resolver, name, kind).await {
             Ok(records) => records,
             Err(error) => {
@@ -290,6 +300,8 @@ const PROXY: &str =
 /// How long the resolver may take, each time.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
+/// Questions for mail servers and policies: a policy may ask for ten (RFC 7208 §4.6.4).
+const LOOKUPS_MAX: usize = 20;
 /// Names that are followed, and domains from the site's upwards, at most.
 const NAMES_MAX: usize = 20;
 const DOMAINS_MAX: usize = 3;

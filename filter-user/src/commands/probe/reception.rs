@@ -3,7 +3,7 @@
 use rustls::pki_types::CertificateDer;
 
 use crate::web::refuses;
-use crate::web::visit::{Answer, Ending, Visited};
+use crate::web::visit::{Ending, Visited, is_about_version};
 
 /// How a visitor is received.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -23,14 +23,15 @@ impl Reception {
     pub(super) fn at_the_site(visited: &Visited) -> Self {
         match (&visited.ending, visited.requested) {
             (Ending::Answered(answer), requested) => match answer.status {
-                Some(status) if refuses(answer) || [495, 496].contains(&status) => {
-                    Self::RefusedByHttp(status)
-                }
+                Some(status) if refuses(answer) => Self::RefusedByHttp(status),
                 Some(status) if requested.is_some() && NO_PAGE.contains(&status) => {
                     Self::Unknown("a certificate was requested, and no page shown")
                 }
                 status => Self::Served(status),
             },
+            (Ending::Refused(error), _) if is_about_version(error) => {
+                Self::Unknown("this version of TLS is not spoken")
+            }
             (Ending::Refused(_), Some(_)) => Self::Refused,
             (Ending::Refused(_), None) => {
                 Self::Unknown("refused, and no certificate was requested: is the name right?")
@@ -42,7 +43,7 @@ impl Reception {
                 | Ending::NotAsked(_)
                 | Ending::NoTls,
                 _,
-            ) => Self::Unknown("no answer"),
+            ) => Self::Unknown(NO_ANSWER),
         }
     }
 
@@ -60,16 +61,12 @@ impl Reception {
             | Ending::Late
             | Ending::NotListening(_)
             | Ending::NotAsked(_)
-            | Ending::NoTls => Self::Unknown("no answer"),
+            | Ending::NoTls => Self::Unknown(NO_ANSWER),
         }
     }
 
     pub(super) fn is_served(self) -> bool {
         matches!(self, Self::Served(_))
-    }
-
-    pub(super) fn is_known(self) -> bool {
-        !matches!(self, Self::Unknown(_))
     }
 
     pub(super) fn in_words(self) -> String {
@@ -90,8 +87,10 @@ pub(super) struct Both {
     pub(super) served_by: Vec<&'static str>,
     /// Whether a redirect is all that is served.
     pub(super) redirects: bool,
-    /// Whether one of the versions has shown how they are received.
+    /// Whether one of the versions has shown how they are received, and none is silent.
     pub(super) is_known: bool,
+    /// Whether one of them did not answer.
+    pub(super) is_silent: bool,
     pub(super) shown: Option<CertificateDer<'static>>,
 }
 
@@ -102,11 +101,7 @@ impl Both {
     }
 }
 
-/// Whether there is a page; a redirect can be anyone's.
-pub(super) fn is_page(answer: &Answer) -> bool {
-    let is_none = |status: u16| (300..400).contains(&status) || NO_PAGE.contains(&status);
-    !refuses(answer) && !answer.status.is_some_and(is_none)
-}
-
+/// Why nothing is known of a visitor whom the server did not answer.
+pub(super) const NO_ANSWER: &str = "no answer";
 /// What says that there is no page.
 pub(super) const NO_PAGE: [u16; 8] = [400, 403, 404, 410, 421, 426, 495, 496];

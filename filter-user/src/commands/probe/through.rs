@@ -42,7 +42,7 @@ pub(super) fn examine(
         let text = format!("the answer from {edge} has no `cf-ray`, which Cloudflare adds to each");
         Finding::error("not-through-cloudflare", text)
     }));
-    let error = error(&answer);
+    let error = origin_error(&answer);
     // Where Cloudflare itself answers, with an error or a challenge, there is nothing to compare.
     let is_cloudflares_own = error.is_some() || answer.header("cf-mitigated").is_some();
     findings.extend(error);
@@ -54,7 +54,7 @@ pub(super) fn examine(
     } else {
         ""
     };
-    let ray = ray.map_or_else(String::new, |ray| format!(", cf-ray {ray}"));
+    let ray = ray.map_or_else(String::new, |ray| format!(", cf-ray {}", short(ray)));
     let seen = format!("{edge}: {}{ray}{compared}", in_words(answer.status));
     check(true, seen, findings)
 }
@@ -82,14 +82,15 @@ fn visit(target: &ProbeTarget, address: SocketAddr, identity: Option<Arc<Certifi
 }
 
 /// What Cloudflare says it did not get.
-fn error(answer: &Answer) -> Option<Finding> {
+fn origin_error(answer: &Answer) -> Option<Finding> {
     let error = answer
         .status
         .filter(|status| ORIGIN_ERRORS.contains(status))?;
     let words = ["cf-error-type", "cf-error-origin"].into_iter();
-    let words = words.filter_map(|name| Some(format!(", `{name}: {}`", answer.header(name)?)));
+    let words =
+        words.filter_map(|name| Some(format!(", `{name}: {}`", short(answer.header(name)?))));
     let text = format!(
-        "visitors see error {error}{}: Cloudflare gets no page from the origin",
+        "visitors see error {error}{}: no page comes from the origin",
         words.collect::<String>()
     );
     let finding = Finding::error("error-through-cloudflare", text);
@@ -126,11 +127,19 @@ fn difference(answer: &Answer, at_origins: &[(SocketAddr, Option<u16>)]) -> Opti
     Some(Finding::warning("answers-differ", text))
 }
 
+fn short(value: &str) -> String {
+    value.chars().take(SHOWN_MAX).collect()
+}
+
 fn in_words(status: Option<u16>) -> String {
     status.map_or_else(|| "no HTTP".to_owned(), |status| status.to_string())
 }
 
-/// What Cloudflare answers if it gets no page from the origin.
-const ORIGIN_ERRORS: std::ops::RangeInclusive<u16> = 520..=530;
+/// What Cloudflare answers if it gets no page from the origin; the first two may be the origin's own as well.
+const ORIGIN_ERRORS: [u16; 13] = [
+    502, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528, 529, 530,
+];
+/// Characters of a header that are shown.
+const SHOWN_MAX: usize = 64;
 /// Cloudflare waits for the origin: 19 seconds for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use rustls::SupportedProtocolVersion;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 
-use super::reception::{Both, Reception};
+use super::reception::{Both, NO_ANSWER, Reception};
 use super::target::ProbeTarget;
 use super::visitors::Visitors;
 use crate::commands::examination::Check;
@@ -17,6 +17,7 @@ use crate::web::visit::{Ending, Visit, Visited};
 mod addresses;
 mod beside;
 mod certificates;
+mod cloudflare;
 mod hosts;
 mod names;
 mod sessions;
@@ -43,8 +44,10 @@ pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Look {
         Ending::NoTls => checks.push(probe.in_clear_text()),
         Ending::Silence | Ending::NotListening(_) | Ending::NotAsked(_) | Ending::Late => {}
     }
-    checks.push(probe.at_other_ports());
-    checks.push(probe.by_quic());
+    if !matches!(first.ending, Ending::NotAsked(_)) {
+        checks.push(probe.at_other_ports());
+        checks.push(probe.by_quic());
+    }
     let names = first.shown.as_ref().map(names::names);
     Look {
         checks,
@@ -57,6 +60,14 @@ pub(super) struct Look {
     pub(super) checks: Vec<Check>,
     /// The names of the site's certificate.
     pub(super) names: Vec<String>,
+}
+
+/// A visitor whom the site has to refuse.
+#[derive(Clone, Copy)]
+struct Stranger<'a> {
+    identity: Option<&'a Arc<CertifiedKey>>,
+    /// Another site may admit it.
+    is_known_elsewhere: bool,
 }
 
 struct OriginProbe<'a> {
@@ -76,6 +87,25 @@ impl<'a> OriginProbe<'a> {
         }
     }
 
+    /// Visitors whom the site has to refuse.
+    fn strangers(&self) -> Vec<Stranger<'a>> {
+        let forged = self.visitors.forged.iter().map(|(_, forged)| forged);
+        let strangers = [None].into_iter().chain(forged.map(Some));
+        let strangers = strangers.map(|identity| (identity, false));
+        let known_elsewhere = self
+            .visitors
+            .other
+            .as_ref()
+            .map(|other| (Some(other), true));
+        let strangers = strangers.chain(known_elsewhere);
+        strangers
+            .map(|(identity, is_known_elsewhere)| Stranger {
+                identity,
+                is_known_elsewhere,
+            })
+            .collect()
+    }
+
     fn by_both(
         &self,
         judge: fn(&Visited) -> Reception,
@@ -92,7 +122,13 @@ impl<'a> OriginProbe<'a> {
                 both.served_by.push(word);
                 both.redirects &= matches!(status, Some(300..=399));
             }
-            both.is_known |= reception.is_known();
+            match reception {
+                Reception::Unknown(NO_ANSWER) => both.is_silent = true,
+                Reception::Unknown(_) => {}
+                Reception::Served(_) | Reception::Refused | Reception::RefusedByHttp(_) => {
+                    both.is_known = true;
+                }
+            }
             // Written to a string.
             match write!(both.seen, "{word}: {}; ", reception.in_words()) {
                 Ok(()) | Err(_) => {}
@@ -100,6 +136,8 @@ impl<'a> OriginProbe<'a> {
             both.shown = both.shown.or(visited.shown);
         }
         both.seen = both.seen.trim_end_matches("; ").to_owned();
+        // What one version says nothing of is not known of both.
+        both.is_known &= !both.is_silent;
         both
     }
 
@@ -158,5 +196,6 @@ const VERSIONS: [(Versions, &str); 2] = [(&[&TLS12], "TLS 1.2"), (&[&TLS13], "TL
 /// A name that no origin serves (RFC 2606).
 const UNKNOWN: &str = "pullgate-probe.invalid";
 
-const REFUSE_NAMES: &str = "nginx: a `default_server` with `ssl_reject_handshake on`; Apache: a first site with `Require all \
-                            denied` and `SSLStrictSNIVHostCheck on`; HAProxy: `strict-sni`; pullgate: no `default` host";
+const REFUSE_NAMES: &str = "nginx: a `default_server` with `ssl_reject_handshake on` and `return 444`; Apache: a first site with \
+                            `Require all denied`, a certificate for a name of no site, and `SSLStrictSNIVHostCheck on`; HAProxy: \
+                            `strict-sni`; Caddy: no site for `:443`; pullgate: no `default` host";

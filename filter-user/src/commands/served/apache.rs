@@ -94,10 +94,6 @@ fn site(
                 }
                 depth += 1;
             }
-            // TLS 1.3 asks for it then, behind the handshake.
-            "sslverifyclient" if depth == 1 && is_all => {
-                site.verifies |= argument().eq_ignore_ascii_case("require");
-            }
             _ if depth > 0 => {}
             name if name.starts_with("ssl") && argument().contains('$') => {
                 let problem = format!("`{}` is set by a variable, and was not looked at", words[0]);
@@ -141,7 +137,7 @@ fn site(
 }
 
 /// The lines of the virtual host that begins there, with those of the files that it includes by their whole name, as
-/// far as they can be read; and without the ends of `<IfModule name>`, which holds where Debian's packages use it.
+/// far as they can be read; and without the ends of `<IfModule ssl_module>`, which holds where a site speaks TLS.
 fn lines(text: &str, begins: usize, root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut waiting: VecDeque<_> = text.lines().skip(begins).map(str::to_owned).collect();
@@ -155,8 +151,10 @@ fn lines(text: &str, begins: usize, root: &Path) -> Vec<String> {
         let is_kept = match name.as_deref() {
             Some("</virtualhost>") => break,
             Some("<ifmodule") => {
-                open.push(argument.starts_with('!'));
-                argument.starts_with('!')
+                let module = argument.trim_end_matches('>');
+                let is_kept = !["ssl_module", "mod_ssl.c"].contains(&module);
+                open.push(is_kept);
+                is_kept
             }
             Some("</ifmodule>") => open.pop().unwrap_or(true),
             Some("include" | "includeoptional") if included < INCLUDED_MAX => {
@@ -302,8 +300,13 @@ mod tests {
             (false, 0)
         );
         assert_eq!(
+            verifies("<IfModule gone_module>\nSSLVerifyClient require\n</IfModule>"),
+            (false, 0)
+        );
+        // Behind the handshake, and not of what a deeper section says.
+        assert_eq!(
             verifies("<Location />\nSSLVerifyClient require\n</Location>"),
-            (true, 1)
+            (false, 0)
         );
         assert_eq!(
             verifies("<Location /x>\nSSLVerifyClient require\n</Location>"),

@@ -5,37 +5,51 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf as _;
+use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
+use http::header::HeaderMap;
 use tokio::net::TcpStream as AsyncTcpStream;
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{AGENT, ANSWER_MAX, Answer, CONNECT_TIMEOUT, ClientMemory, Visit};
+use super::{AGENT, Answer, CONNECT_TIMEOUT, ClientMemory, Visit};
 
 impl Visit<'_> {
     /// Connects, asks for the page of each host in turn, and leaves. Neither [`Self::host`] nor [`Self::headers`] is
-    /// sent.
+    /// sent, and no session is kept. For each host there is an answer, or why there is none.
     ///
     /// # Errors
     ///
-    /// Returns why there is not an answer to each: the server does not speak HTTP/2, refuses the handshake or the
-    /// stream, or takes too long.
-    pub fn ask_by_http2(&self, hosts: &[&str]) -> io::Result<Vec<Answer>> {
+    /// Returns why nothing could be asked: the server refuses the handshake, does not speak HTTP/2, or takes too long.
+    pub fn ask_by_http2(&self, hosts: &[&str]) -> io::Result<Vec<io::Result<Answer>>> {
         let stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
         stream.set_nonblocking(true)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let patience = self.patience + PATIENCE_EACH * u32::try_from(hosts.len()).unwrap_or(0);
-        runtime.block_on(async {
-            let asking = self.ask_each(AsyncTcpStream::from_std(stream)?, hosts);
-            let answers = timeout(patience, asking).await;
-            answers.map_err(|_elapsed| io::Error::from(ErrorKind::TimedOut))?
-        })
+        let more = PATIENCE_EACH * u32::try_from(hosts.len()).unwrap_or(0);
+        let mut answers = Vec::new();
+        let asked = runtime.block_on(async {
+            let asking = self.ask_each(AsyncTcpStream::from_std(stream)?, hosts, &mut answers);
+            match timeout(self.patience + more, asking).await {
+                Ok(asked) => asked,
+                Err(_elapsed) => Err(ErrorKind::TimedOut.into()),
+            }
+        });
+        match asked {
+            Err(error) if answers.is_empty() => return Err(error),
+            Err(error) => answers.resize_with(hosts.len(), || Err(error.kind().into())),
+            Ok(()) => {}
+        }
+        Ok(answers)
     }
 
-    async fn ask_each(&self, stream: AsyncTcpStream, hosts: &[&str]) -> io::Result<Vec<Answer>> {
+    async fn ask_each(
+        &self,
+        stream: AsyncTcpStream,
+        hosts: &[&str],
+        answers: &mut Vec<io::Result<Answer>>,
+    ) -> io::Result<()> {
         let memory = ClientMemory::new();
         memory.identity.begin(self.identity.clone());
         let (mut config, name) = self.client(&memory)?;
@@ -47,22 +61,25 @@ impl Visit<'_> {
         }
         let mut builder = h2::client::Builder::new();
         builder.max_header_list_size(HEAD_MAX).enable_push(false);
-        let (requests, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
+        let opened = builder.handshake(stream).await;
+        let (requests, connection) = opened.map_err(io::Error::other)?;
         let asking = async {
-            let mut answers = Vec::new();
             for host in hosts {
-                answers.push(self.ask_for(requests.clone(), host).await?);
+                answers.push(self.ask_for(requests.clone(), host).await);
             }
-            Ok(answers)
+            Ok(())
         };
         tokio::select! {
             biased;
-            answers = asking => answers,
-            ended = connection => Err(ended.map_or_else(io::Error::other, |()| ErrorKind::UnexpectedEof.into())),
+            asked = asking => asked,
+            ended = connection => match ended {
+                Ok(()) => Err(ErrorKind::UnexpectedEof.into()),
+                Err(error) => Err(io::Error::other(error)),
+            },
         }
     }
 
-    async fn ask_for(&self, requests: SendRequest<bytes::Bytes>, host: &str) -> io::Result<Answer> {
+    async fn ask_for(&self, requests: SendRequest<Bytes>, host: &str) -> io::Result<Answer> {
         let request = Request::get(format!("https://{host}{}", self.path));
         let request = request.header("user-agent", AGENT).body(());
         let request = request.map_err(io::Error::other)?;
@@ -70,28 +87,35 @@ impl Visit<'_> {
         let (response, _) = requests
             .send_request(request, true)
             .map_err(io::Error::other)?;
-        let response = response.await.map_err(io::Error::other)?;
-        let status = response.status().as_u16();
-        let mut pages = response.into_body();
-        let mut page = Vec::new();
-        while page.len() < ANSWER_MAX {
-            let Some(part) = pages.data().await else {
+        let (head, mut parts) = response.await.map_err(io::Error::other)?.into_parts();
+        let mut body = Vec::new();
+        while body.len() < Answer::BODY_MAX {
+            let Some(part) = parts.data().await else {
                 break;
             };
             let part = part.map_err(io::Error::other)?;
-            let room = part.len().min(ANSWER_MAX - page.len());
-            page.extend_from_slice(&part.chunk()[..room]);
-            pages
-                .flow_control()
+            let room = part.len().min(Answer::BODY_MAX - body.len());
+            body.extend_from_slice(&part[..room]);
+            let window = parts.flow_control();
+            window
                 .release_capacity(part.len())
                 .map_err(io::Error::other)?;
         }
-        let page = String::from_utf8_lossy(&page);
         Ok(Answer {
-            status: Some(status),
-            text: format!("HTTP/2 {status}\r\n\r\n{page}"),
+            status: Some(head.status.as_u16()),
+            head: lines(&head.headers),
+            body: String::from_utf8_lossy(&body).into_owned(),
         })
     }
+}
+
+/// As HTTP/1.1 has them.
+fn lines(headers: &HeaderMap) -> String {
+    let lines = headers.iter().map(|(name, value)| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        format!("{name}: {value}\r\n")
+    });
+    lines.collect()
 }
 
 /// Bytes of an answer's head that are taken.

@@ -2,8 +2,9 @@
 
 use super::{ANY, OriginProbe};
 use crate::commands::examination::Check;
-use crate::commands::probe::reception::{Both, NO_PAGE};
+use crate::commands::probe::reception::{Both, NO_ANSWER, NO_PAGE};
 use crate::commands::probe::target::ProbeTarget;
+use crate::host::deadline::is_late;
 use crate::observe::Finding;
 use crate::web::visit::{Answer, Ending, Visit, ask_in_clear_text};
 
@@ -15,8 +16,9 @@ impl OriginProbe<'_> {
             path,
             ..
         } = self.target;
-        let answer = ask_in_clear_text(*address, name, path);
-        let status = answer.ok().and_then(|answer| answer.status);
+        let asked = ask_in_clear_text(*address, name, path);
+        let no_answer = asked.as_ref().is_err_and(is_late);
+        let status = asked.ok().and_then(|answer| answer.status);
         let finding = status.and_then(|status| {
             let text = format!("HTTP in clear text is answered on a port for TLS ({status})");
             let finding = match status {
@@ -29,8 +31,12 @@ impl OriginProbe<'_> {
         Check {
             id: "clear-text",
             about: "HTTP in clear text is refused",
-            answered: true,
-            seen: status.map_or_else(|| "no page".to_owned(), |status| format!("HTTP {status}")),
+            answered: !no_answer,
+            seen: match status {
+                Some(status) => format!("HTTP {status}"),
+                None if no_answer => NO_ANSWER.to_owned(),
+                None => "no page".to_owned(),
+            },
             findings: Vec::from_iter(finding),
         }
     }
@@ -44,13 +50,15 @@ impl OriginProbe<'_> {
         .connect();
         let is_believed = visited.shown.is_some() || matches!(visited.ending, Ending::Answered(_));
         let finding = is_believed.then(|| {
-            let text = "a PROXY header from here is believed: a client can give itself any address, Cloudflare's too";
+            let text = "a PROXY header from here is taken: a client can give itself any address, Cloudflare's too, wherever the \
+                        server believes it";
             Finding::error("proxy-header-believed", text).remedy(
-                "expect the header on a listener of its own, which only the load balancer reaches (pullgate: \
-                 `gate.proxy_from`)",
+                "expect the header on a listener of its own, which only the load balancer reaches (nginx: a `listen … \
+                 proxy_protocol` on another address; Apache: `RemoteIPProxyProtocol` in a site of its own; HAProxy: \
+                 `accept-proxy` on a `bind` of its own; pullgate: the balancer alone in `gate.proxy_from`)",
             )
         });
-        let seen = if is_believed { "believed" } else { "refused" };
+        let seen = if is_believed { "taken" } else { "refused" };
         let no_answer = visited.ending.is_unanswered();
         Check {
             id: "proxy-header",
@@ -79,10 +87,10 @@ impl OriginProbe<'_> {
             (Some(plain), Some(again)) if plain.status == again.status => Some(plain.status),
             (_, _) => None,
         };
-        let echoes = echoed.is_some_and(|echo| echo.text.contains(FORGED));
+        let echoes = echoed.is_some_and(|echo| echo.says(FORGED));
         let answered = steady.is_some() && forged.iter().all(|(_, it)| it.is_some());
         let differs = |it: &Answer| {
-            let names_it = !echoes && it.text.contains(FORGED);
+            let names_it = !echoes && it.says(FORGED);
             names_it || steady.is_some_and(|status| status != it.status)
         };
         let believed = forged.into_iter().filter_map(|(name, it)| {
@@ -97,7 +105,8 @@ impl OriginProbe<'_> {
             );
             Finding::error("client-address-believed", text).remedy(
                 "believe it from Cloudflare's addresses alone (nginx: `set_real_ip_from` for each range; Apache: \
-                 `RemoteIPTrustedProxy`), or demand the certificate",
+                 `RemoteIPTrustedProxy`; HAProxy: a `src` in front of `set-src`; Caddy: `trusted_proxies`), or demand the \
+                 certificate",
             )
         });
         Some(Check {

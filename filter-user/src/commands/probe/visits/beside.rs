@@ -1,5 +1,6 @@
 //! What answers beside the site's port.
 
+use std::io;
 use std::net::SocketAddr;
 
 use super::{ANY, OriginProbe};
@@ -12,7 +13,7 @@ use crate::web::visit::{Ending, Visit, ask_in_clear_text};
 
 impl OriginProbe<'_> {
     pub(super) fn at_other_ports(&self) -> Check {
-        let open = open_beside(self.target.address);
+        let (open, unasked) = known(open_beside(self.target.address));
         let findings = open.iter().map(|port| {
             let there = SocketAddr::new(self.target.address.ip(), *port);
             let reception = self.reception_at(there);
@@ -32,10 +33,11 @@ impl OriginProbe<'_> {
         Check {
             id: "other-ports",
             about: "no other port that Cloudflare proxies answers",
-            answered: true,
-            seen: match open.as_slice() {
-                [] => "none answers".to_owned(),
-                open => format!("{open:?}"),
+            answered: unasked.is_none(),
+            seen: match (open.as_slice(), unasked) {
+                (_, Some(why)) => why,
+                ([], None) => "none answers".to_owned(),
+                (open, None) => format!("{open:?}"),
             },
             findings: findings.collect(),
         }
@@ -68,10 +70,13 @@ impl OriginProbe<'_> {
     pub(super) fn by_quic(&self) -> Check {
         let ports = [self.target.address.port(), HTTPS];
         let ports = &ports[..if ports[0] == HTTPS { 1 } else { 2 }];
-        let speaking = ports.iter().find(|port| {
-            let there = SocketAddr::new(self.target.address.ip(), **port);
-            speaks_quic(there)
+        let asked = ports.iter().map(|port| {
+            let there = SocketAddr::new(self.target.address.ip(), *port);
+            Ok(speaks_quic(there)?.then_some(*port))
         });
+        let (speaking, unasked) = known(asked.collect());
+        let speaking: Vec<_> = speaking.into_iter().flatten().collect();
+        let speaking = speaking.first();
         let finding = speaking.map(|port| {
             let text = format!(
                 "UDP port {port} speaks QUIC, by which Cloudflare does not come: what filters TCP does not see it"
@@ -83,9 +88,21 @@ impl OriginProbe<'_> {
         Check {
             id: "quic",
             about: "QUIC is not spoken",
-            answered: true,
-            seen: speaking.map_or_else(|| "no answer".to_owned(), |port| format!("UDP {port}")),
+            answered: unasked.is_none(),
+            seen: match (speaking, unasked) {
+                (_, Some(why)) => why,
+                (None, None) => "no answer".to_owned(),
+                (Some(port), None) => format!("UDP {port}"),
+            },
             findings: Vec::from_iter(finding),
         }
+    }
+}
+
+/// What was seen, and why not all was asked.
+fn known<T>(asked: io::Result<Vec<T>>) -> (Vec<T>, Option<String>) {
+    match asked {
+        Ok(seen) => (seen, None),
+        Err(error) => (Vec::new(), Some(format!("this host cannot ask ({error})"))),
     }
 }

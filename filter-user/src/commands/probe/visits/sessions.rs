@@ -32,19 +32,15 @@ impl OriginProbe<'_> {
         if as_stranger.served().is_some() {
             return check("the site is open without one".to_owned(), Vec::new());
         }
-        let forged = self.visitors.forged.iter().map(|(_, forged)| Some(forged));
-        let others = forged.chain(self.visitors.other.as_ref().map(Some));
-        let strangers: Vec<_> = [None].into_iter().chain(others).collect();
+        let strangers = self.strangers();
         let (mut opening, mut not_admitted, mut tries) = (Vec::new(), Vec::new(), Tries::default());
         for name in self.other_names(shown) {
-            let before = (tries.admitted, tries.demanded);
+            let before = tries.admitted;
             let opened = strangers
                 .iter()
-                .find_map(|identity| self.opens(&name, *identity, &mut tries));
+                .find_map(|stranger| self.opens(&name, stranger.identity, &mut tries));
             opening.extend(opened.map(|version| format!("{name} by {version}")));
-            // Where no certificate is requested either, the origin has no site of that name.
-            let is_refused = tries.admitted == before.0 && tries.demanded > before.1;
-            if is_refused && self.visitors.other_names.contains(&name) {
+            if tries.admitted == before && self.visitors.other_names.contains(&name) {
                 not_admitted.push(name);
             }
         }
@@ -107,9 +103,7 @@ impl OriginProbe<'_> {
                 memory: Some(&memory),
                 ..self.visit(identity, versions)
             };
-            let visited = there.connect();
-            tries.demanded += usize::from(visited.requested.is_some());
-            let first = visited.ending;
+            let first = there.connect().ending;
             // Tickets of TLS 1.3 come with the answer.
             let answered = matches!(first, Ending::Answered(_));
             tries.unanswered += usize::from(first.is_unanswered());
@@ -143,18 +137,16 @@ struct Tries {
     unanswered: usize,
     /// Visits that another name answered.
     admitted: usize,
-    /// Visits in which another name requested a certificate.
-    demanded: usize,
 }
 
 /// Whether a server has looked at the session again, and refuses the request for it: what an application answers is
 /// service, also if that is 404.
 fn is_refused(ending: &Ending) -> bool {
-    matches!(ending, Ending::Answered(answer) if refuses(answer) || matches!(answer.status, Some(421 | 495 | 496)))
+    matches!(ending, Ending::Answered(answer) if refuses(answer) || answer.status == Some(421))
 }
 
 const OWN_SESSIONS: &str = "nginx: 1.26.3 or 1.27.4, or newer, or `ssl_session_tickets off` and `ssl_session_cache off` in each \
-                            `server`; Apache: 2.4.64 or newer, or `SSLSessionTickets off` and `SSLSessionCache none`; HAProxy: one `verify` for \
-                            all names of a `bind` line, or `no-tls-tickets` there and `tune.ssl.cachesize 0`";
+                            `server`; Apache: 2.4.64 or newer, or `SSLSessionTickets off` and `SSLSessionCache none`; HAProxy: one `verify` and \
+                            one `ca-file` for all names of a `bind` line, or `no-tls-tickets` there and `tune.ssl.cachesize 0`";
 /// Names of a certificate that are tried.
 const NAMES_MAX: usize = 3;
