@@ -15,8 +15,14 @@ use tests::gate::{origin, shop};
 use tests::net::Host;
 use tests::origin::Origin;
 use tests::pki::{BLOG, SHOP};
-use tests::web::Server;
-use tests::{Lab, Plan, Rig};
+use tests::web::{Server, Software};
+use tests::{Lab, Plan, Rig, Steered, eventually};
+
+/// Cloudflare's own, as it is shipped.
+const SHARED_CA: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../filter-user/baseline/authenticated_origin_pull_ca.pem"
+);
 
 #[test]
 fn settings_of_the_kernel_are_looked_at() {
@@ -257,6 +263,23 @@ fn sites_of_the_web_server_that_demand_nothing_are_named() {
     assert_eq!(verdict(&report, "sites", "site-without-demand"), "OK");
     assert_eq!(verdict(&report, "sites", "sessions-shared"), "OK");
 
+    // Both at once: the CA of every customer, and a port that is not protected.
+    fs::copy(SHARED_CA, format!("{pki}cloudflare-ca.pem")).unwrap();
+    let shared = format!(
+        "ssl_client_certificate {pki}cloudflare-ca.pem; ssl_verify_client on; listen 4443 ssl;"
+    );
+    write(&shared, "ssl_session_tickets off; ssl_session_cache none;");
+    let report = doctor();
+    assert_eq!(
+        verdict(&report, "sites", "site-admits-any-customer"),
+        "warning"
+    );
+    assert_eq!(verdict(&report, "sites", "site-on-open-port"), "warning");
+    assert!(report.to_string().contains("port 4443"), "{report:#}");
+    write(&closed, "ssl_session_tickets off; ssl_session_cache none;");
+    let report = doctor();
+    assert_eq!(verdict(&report, "sites", ""), "OK");
+
     fs::write(directory.join("nginx.conf"), "nonsense").unwrap();
     let report = doctor();
     assert_eq!(verdict(&report, "sites", "sites-unreadable"), "warning");
@@ -316,6 +339,40 @@ fn a_host_that_is_in_order_has_no_error_and_a_broken_one_says_what_is_wrong() {
         verdict(&report, "configuration", "configuration-unusable"),
         "error"
     );
+}
+
+#[test]
+fn each_role_that_does_not_run_is_named() {
+    let rig = Steered::new(Software::Nginx, "", "");
+    let output = rig.pullgate(&["--json", "doctor"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap().iter();
+    let roles = checks.filter(|check| check["id"] == "roles");
+    let findings = roles.flat_map(|check| check["findings"].as_array().unwrap());
+    let missing = findings.filter(|finding| finding["id"] == "role-not-running");
+    let missing: Vec<_> = missing.map(|it| it["role"].as_str().unwrap()).collect();
+
+    // What visitors see depends on which it is.
+    assert_eq!(missing, ["filter", "ranges", "gate"], "{report:#}");
+}
+
+#[test]
+fn a_web_server_that_shows_another_certificate_than_the_gate_expects_is_named() {
+    let rig = Steered::start(Software::Nginx, "", "");
+    let doctor = || {
+        let output = rig.pullgate(&["--json", "doctor"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        verdict(&report, "upstream", "upstream-distrusted")
+    };
+    assert_eq!(doctor(), "OK");
+
+    rig.pki.renew(SHOP);
+    assert_eq!(doctor(), "error");
+    // As the remedy says.
+    rig.web.reload();
+    eventually("nginx shows the new one", || {
+        (doctor() == "OK").then_some(())
+    });
 }
 
 #[test]

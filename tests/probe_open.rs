@@ -423,6 +423,16 @@ fn what_haproxy_leaves_open_is_found() {
             &["served-without-certificate"],
         ),
         (
+            "demanded by HTTP/1.1 alone",
+            bound(
+                443,
+                &format!("{ours} optional alpn h2,http/1.1"),
+                "http-request return status 496 content-type text/plain string no if { req.ver 1.1 } !{ ssl_c_used }",
+            ),
+            NOTHING,
+            &["served-without-certificate"],
+        ),
+        (
             "no `strict-sni`",
             right.replace("strict-sni", ""),
             NOTHING,

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -15,7 +16,7 @@ use pullgate::config::{ClientAddress, Config};
 use pullgate::control::handover::hand_over;
 use serde_json::Value;
 use tests::client::{Client, Session};
-use tests::daemon::Pullgate;
+use tests::daemon::{Pullgate, binary};
 use tests::gate::{PLENTY, StopAtTheEnd, origin};
 use tests::net::Host;
 use tests::pki::{BLOG, SHOP, WIKI};
@@ -256,6 +257,46 @@ fn unloading_gives_the_port_back_and_live_connections_go_on() {
 }
 
 #[test]
+fn a_gate_that_is_started_before_the_filter_complains_of_nothing() {
+    let mut rig = Steered::new(Software::Nginx, "", "");
+    let mut gate = rig.network.command(Host::Origin, binary());
+    gate.arg("--config").arg(&rig.config);
+    // As `pullgate run` starts it: ready, although there is no filter to take its sockets yet.
+    let parent = std::process::id().to_string();
+    gate.args([
+        "--log-format",
+        "json",
+        "run",
+        "--only",
+        "gate",
+        "--child-of",
+        &parent,
+    ]);
+    let mut gate = gate
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    gate.stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut ready)
+        .unwrap();
+    rig.start_filter();
+
+    eventually("it is steered to", || {
+        let page = rig.tell(&rig.edge(), Host::Edge, SHOP);
+        page.starts_with("shop.example saw 127.0.0.1").then_some(())
+    });
+    gate.kill().unwrap();
+    let output = gate.wait_with_output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains("sockets-handed-over"), "{log}");
+    assert!(!log.contains("sockets-not-taken"), "{log}");
+}
+
+#[test]
 fn connections_to_and_from_this_host_are_not_steered() {
     let rig = Steered::start(Software::Nginx, "", "");
     let anybody = Client::new(&rig.pki, None);
@@ -382,10 +423,7 @@ fn only_the_gates_user_hands_sockets_over_and_only_listening_ones() {
     let mut command = rig.network.command(Host::Origin, "setpriv");
     let user = NO_USER.to_string();
     command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]);
-    command
-        .arg(tests::daemon::binary())
-        .arg("--config")
-        .arg(&config);
+    command.arg(binary()).arg("--config").arg(&config);
     let mut theirs = command.args(["run", "--only", "gate"]).spawn().unwrap();
     let event = rig.filter().event(mark, "it is refused", |event| {
         event["id"] == "handover-forbidden"
@@ -543,7 +581,9 @@ fn a_certificate_that_is_replaced_is_trusted_before_and_after_the_web_server_rea
     renew();
     renew();
     assert_eq!(rig.tell(&edge, Host::Edge, SHOP), "closed");
-    assert_eq!(rig.gate().outcomes("UpstreamTls"), 1);
+    eventually("the connection is counted", || {
+        (rig.gate().outcomes("UpstreamTls") == 1).then_some(())
+    });
 }
 
 #[test]

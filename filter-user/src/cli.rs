@@ -341,7 +341,7 @@ pub struct ProbeArgs {
     /// Visit the site by its name too, through Cloudflare, and compare.
     #[arg(long)]
     pub through: bool,
-    /// Look again and again, with this time between two looks, until SIGINT or SIGTERM.
+    /// Look again and again, with this time between two looks (from 1min), until SIGINT or SIGTERM.
     #[arg(long, value_name = "TIME", value_parser = interval)]
     pub repeat: Option<Duration>,
     /// Serve what the last look has shown to Prometheus, at /metrics of this address.

@@ -178,6 +178,25 @@ impl Loaded {
         });
     }
 
+    /// Upstreams whose certificate is not taken. Blocks as [`Self::ask_upstreams`] does.
+    #[must_use]
+    pub fn distrusted_upstreams(&self, settings: &config::GateSettings) -> Vec<Finding> {
+        let hosts = settings.hosts.iter();
+        let hosts = hosts.filter_map(|host| Some((host, self.policies.labelled(&host.label())?)));
+        thread::scope(|scope| {
+            let asking = hosts.map(|(host, policy)| {
+                let asked = scope.spawn(|| policy.dialer().distrusts());
+                (host, asked)
+            });
+            let asking: Vec<_> = asking.collect();
+            let findings = asking.into_iter().filter_map(|(host, answer)| {
+                let error = answer.join().ok()??;
+                Some(lint::distrusted(host, &error))
+            });
+            findings.collect()
+        })
+    }
+
     /// Upstreams that expect another PROXY header than they get. Blocks as [`Self::ask_upstreams`] does.
     #[must_use]
     pub fn header_mismatches(&self, settings: &config::GateSettings) -> Vec<Finding> {

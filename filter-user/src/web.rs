@@ -29,8 +29,18 @@ pub enum Demand {
 /// It is asked by no name, so by its default site: which names it serves is not known here.
 #[must_use]
 pub fn demand(address: SocketAddr) -> Demand {
+    demand_by(address, None)
+}
+
+/// The same of the site of a name.
+#[must_use]
+pub fn demand_by(address: SocketAddr, name: Option<&str>) -> Demand {
     let host = address.to_string();
-    let visited = Visit::new(address, &host).connect();
+    let visit = Visit {
+        server_name: name,
+        ..Visit::new(address, name.unwrap_or(&host))
+    };
+    let visited = visit.connect();
     match (visited.ending, visited.requested) {
         (Ending::Answered(answer), issuers) if refuses(&answer) => {
             Demand::Certificate(issuers.unwrap_or(Issuers::Unsaid))

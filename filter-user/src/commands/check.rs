@@ -145,6 +145,7 @@ pub(super) fn check(config: &Config, only: Option<Role>) -> Result<Checked, Star
         // A unit that reloads waits for no web server.
         if only.is_none() {
             found.extend(loaded.header_mismatches(gate));
+            found.extend(loaded.distrusted_upstreams(gate));
         }
         let broken = loaded.broken().iter().map(ToString::to_string);
         found.extend(broken.map(|text| Finding::error("files-unusable", text)));

@@ -61,7 +61,15 @@ fn examine(file: &Path) -> Result<Examination, Failure> {
     if let Some(config) = &config {
         findings.extend(host::findings(config, &report));
         findings.extend(visitors::findings(config, &report));
-        findings.extend(web_server::findings(config));
+        let of_sites = web_server::findings(config);
+        if !of_sites
+            .iter()
+            .any(|finding| finding.id == "sites-unreadable")
+        {
+            // The default site was asked by no name; now each is known.
+            findings.retain(|finding| finding.id != "any-customer-unknown");
+        }
+        findings.extend(of_sites);
         // Last of all: it gives up the power to look.
         match check::check(config, None) {
             Ok(checked) => {
@@ -83,7 +91,11 @@ fn sort_in(findings: Vec<Finding>, facts: &Facts) -> Vec<Check> {
     let mut once: Vec<Finding> = Vec::new();
     for finding in findings {
         // A role that runs may say the same as a look from here.
-        let is_known = |known: &Finding| known.id == finding.id && known.text == finding.text;
+        let is_known = |known: &Finding| {
+            // Of a role that does not run, it is that role which matters.
+            let is_of_another = known.id == "role-not-running" && known.role != finding.role;
+            known.id == finding.id && known.text == finding.text && !is_of_another
+        };
         if !once.iter().any(is_known) {
             let stops_visitors = STOPS_VISITORS.contains(&finding.id.as_ref());
             once.push(if stops_visitors {
@@ -141,4 +153,9 @@ fn applies(question: &Question, facts: &Facts) -> bool {
 
 /// What a check warns of, as it may be mended until the start; here visitors see an error (of an expired certificate,
 /// if Cloudflare's encryption mode is Full (strict)).
-const STOPS_VISITORS: [&str; 2] = ["certificate-expired", "upstream-silent"];
+const STOPS_VISITORS: [&str; 4] = [
+    "certificate-expired",
+    "name-not-on-certificate",
+    "upstream-silent",
+    "web-server-absent",
+];

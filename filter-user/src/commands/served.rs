@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(super) use self::firewall::redirections;
-pub(super) use self::site::{ServedSite, comment};
+pub(super) use self::site::{Listen, ServedSite, comment};
 use crate::host::netlink::{self, Connection};
 use crate::host::process::holder_of;
 

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use rustix::process::geteuid;
 use rustls::pki_types::UnixTime;
 
+use rustls::CertificateError;
+
 use super::tls::credentials::{GATE_GROUP, obstacle, service_groups};
 use super::tls::policy::{Policies, Policy, UpstreamH2};
 use super::tls::validity::seconds;
@@ -40,6 +42,26 @@ pub(super) fn header_mismatch(host: &HostSettings, expected: ProxyProtocol) -> F
             "write `proxy_protocol = {expected}`, or change what the web server expects (nginx: `listen … \
              proxy_protocol`)"
         ))
+}
+
+/// A web server that shows a certificate which the gate does not take.
+pub(super) fn distrusted(host: &HostSettings, error: &CertificateError) -> Finding {
+    let upstream = &host.upstream.value;
+    // See `ShownVerifier`.
+    let is_another = *error == CertificateError::ApplicationVerificationFailure;
+    let what = if is_another {
+        "is another than `certificate` names".to_owned()
+    } else {
+        format!("is not taken ({error})")
+    };
+    let text = format!(
+        "the certificate that {upstream} shows for {} {what}: the gate does not relay to it, and every visitor sees \
+         error 520",
+        host.label()
+    );
+    Finding::error("upstream-distrusted", text)
+        .at(host.place().of("gate.host.certificate"))
+        .remedy("name the web server's own certificate, reload it if it was renewed, or set `upstream_tls.ca_file`")
 }
 
 /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are

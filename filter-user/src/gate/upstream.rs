@@ -14,8 +14,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{IpBindAddressNoPort, IpTransparent};
 use rustls::pki_types::ServerName;
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, Connection, Error as TlsError,
-    PeerMisbehaved, StreamOwned,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection,
+    Error as TlsError, PeerMisbehaved, StreamOwned,
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
@@ -167,6 +167,22 @@ impl Dialer {
             }
         }
         Ok(!encryption.asked_names.is_empty())
+    }
+
+    /// Why the certificate is not taken that the web server shows, if it is not. Blocks as [`Self::speaks_h2`] does.
+    pub(super) fn distrusts(&self) -> Option<CertificateError> {
+        let encryption = self.encryption.as_ref()?;
+        let deadline = Instant::now() + PROBE_TIMEOUT;
+        encryption.asked_names.iter().find_map(|name| {
+            let mut stream = self.open(self.proxy_protocol, deadline).ok()?;
+            let session = ClientConnection::new(encryption.offering(None), name.clone());
+            // One that does not answer is reported elsewhere.
+            let error = session.ok()?.complete_io(&mut stream).err()?;
+            let Some(TlsError::InvalidCertificate(error)) = error.get_ref()?.downcast_ref() else {
+                return None;
+            };
+            Some(error.clone())
+        })
     }
 
     /// The PROXY header that the web server does expect, if it refuses a request behind the one that is

@@ -244,10 +244,15 @@ impl GateRole {
 
     /// Returns when each upstream has been asked what it speaks, or has had its time: its clients are
     /// offered no HTTP/2 until it has answered.
-    pub(super) async fn wait_until_ready(&self) {
+    pub(super) async fn wait_for_upstreams(&self) {
         let asking = self.gate.ask_upstreams(Upstreams::All);
         // One that takes longer is answered in its own time.
         drop(timeout(UPSTREAM_PATIENCE, asking).await);
+    }
+
+    /// Returns when the filter has the sockets, too, or has had its time.
+    pub(super) async fn wait_until_ready(&self) {
+        self.wait_for_upstreams().await;
         self.wait_until_steered().await;
         self.warn_of_news_aside().await;
     }

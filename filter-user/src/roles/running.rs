@@ -132,10 +132,13 @@ impl Running {
     }
 
     /// Returns when it protects as far as it will at once.
-    pub(super) async fn wait_until_ready(&self) {
+    ///
+    /// The parent of a child starts the filter behind the gate, which does not wait for that.
+    pub(super) async fn wait_until_ready(&self, is_child: bool) {
         match self {
             Self::Filter(filter) => filter.wait_until_ready().await,
             Self::Ranges(_) => {}
+            Self::Gate(gate) if is_child => gate.wait_for_upstreams().await,
             Self::Gate(gate) => gate.wait_until_ready().await,
         }
     }

@@ -134,11 +134,13 @@ impl Supervisor {
     }
 
     async fn report_ready(&self, options: &Options) {
-        join_all(self.parts.roles.iter().map(Running::wait_until_ready)).await;
+        let is_child = options.child_of.is_some();
+        let roles = self.parts.roles.iter();
+        join_all(roles.map(|role| role.wait_until_ready(is_child))).await;
         info!(id = "ready", roles = self.parts.roles.len(), "ready");
         self.is_ready.store(true, Ordering::Relaxed);
         systemd::ready();
-        if options.child_of.is_some() {
+        if is_child {
             children::tell_ready();
         }
         std::future::pending().await

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use rustls::DistinguishedName;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::commands::served::{ServedSite, web_servers};
+use crate::commands::served::{Listen, ServedSite, web_servers};
 use crate::config::{Config, FilterSettings};
 use crate::gate::is_shared_authority;
 use crate::observe::Finding;
+use crate::web::{Demand, demand_by};
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let (Some(filter), None) = (&config.live.filter, &config.live.gate) else {
@@ -19,6 +21,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     for server in serving {
         match server.sites {
             Ok(mut found) => {
+                findings.extend(found.iter().filter_map(|site| beside(site, filter)));
                 found.retain(|site| is_protected(site, filter));
                 findings.extend(server.flaw.and_then(|flaw| resuming(&found, &flaw)));
                 sites.extend(found);
@@ -37,12 +40,34 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     }
     findings.extend(sites.iter().filter_map(undemanding));
     findings.extend(sites.iter().filter_map(shared));
+    findings.extend(sites.iter().filter_map(serving_all_the_same));
     findings
 }
 
 fn is_protected(site: &ServedSite, filter: &FilterSettings) -> bool {
     let mut ports = site.listens.iter().map(|listen| listen.port());
     ports.any(|port| filter.ports.contains(&port))
+}
+
+/// A site that is served on a port which the filter does not judge, too.
+fn beside(site: &ServedSite, filter: &FilterSettings) -> Option<Finding> {
+    let is_open =
+        |listen: &&Listen| !listen.is_loopback() && !filter.ports.contains(&listen.port());
+    let mut open = site
+        .listens
+        .iter()
+        .filter(|_| !site.refuses_all)
+        .filter(is_open);
+    let port = open.next()?.port();
+    let text = format!(
+        "{}: {} is served on port {port}, which `filter.ports` does not name: strangers reach it there",
+        site.place,
+        name(site)
+    );
+    Some(
+        Finding::warning("site-on-open-port", text)
+            .remedy("add the port to `filter.ports`, or let the site listen on loopback alone"),
+    )
 }
 
 fn name(site: &ServedSite) -> String {
@@ -78,6 +103,24 @@ fn undemanding(site: &ServedSite) -> Option<Finding> {
     ))
 }
 
+/// A site that demands a certificate by what is written, and serves a client without one.
+fn serving_all_the_same(site: &ServedSite) -> Option<Finding> {
+    let name = site.names.iter().find(|name| !name.contains('*'));
+    let (name, listen) = (name.filter(|_| site.verifies)?, site.listens.first()?);
+    let Demand::Nothing(Some(status @ 200..300)) = demand_by(listen.address(), Some(name)) else {
+        return None;
+    };
+    let text = format!(
+        "{}: {name} answers a client without a certificate with a page ({status}), although it demands one: any \
+         Cloudflare customer who points a name at this address gets in",
+        site.place
+    );
+    Some(
+        Finding::error("site-without-demand", text)
+            .remedy("look at its `error_page` for 495 and 496"),
+    )
+}
+
 /// A site that trusts the CA which every customer's certificate comes from.
 fn shared(site: &ServedSite) -> Option<Finding> {
     let file = site.authority.as_deref().filter(|_| site.verifies)?;
@@ -91,7 +134,7 @@ fn shared(site: &ServedSite) -> Option<Finding> {
         file.display()
     );
     Some(
-        Finding::warning("any-customer-admitted", text)
+        Finding::warning("site-admits-any-customer", text)
             .remedy("upload a certificate of your own to Cloudflare, and name its CA instead"),
     )
 }
@@ -102,13 +145,17 @@ fn has_shared_authority(file: &Path) -> bool {
     };
     certificates.flatten().any(|certificate| {
         let anchor = webpki::anchor_from_trusted_cert(&certificate);
-        anchor.is_ok_and(|anchor| is_shared_authority(anchor.subject.as_ref()))
+        // An anchor has what is in the sequence that a name is.
+        let subject = anchor.map(|anchor| DistinguishedName::in_sequence(&anchor.subject));
+        subject.is_ok_and(|subject| is_shared_authority(subject.as_ref()))
     })
 }
 
 /// Sites of one web server, which has a flaw by which one's session opens another.
 fn resuming(sites: &[ServedSite], flaw: &str) -> Option<Finding> {
-    let mut verifying = sites.iter().filter(|site| site.verifies);
+    let mut verifying = sites
+        .iter()
+        .filter(|site| site.verifies && !site.refuses_all);
     // What does not say so resumes them.
     let site = verifying.find(|site| site.resumes_sessions != Some(false))?;
     let others = sites.iter().filter(|other| !other.refuses_all).count();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
-use super::reception::NO_ANSWER;
+use super::reception::{NO_ANSWER, NO_PAGE};
 use super::target::ProbeTarget;
 use crate::host::deadline::is_late;
 use crate::web::refuses;
@@ -74,6 +74,11 @@ impl Shown {
 }
 
 impl Page {
+    /// Whether it says that there is none.
+    pub(super) fn is_no_page(&self) -> bool {
+        self.status.is_some_and(|status| NO_PAGE.contains(&status))
+    }
+
     /// Whether it says that the server has nothing to show, or shows another place: that can be anyone's.
     pub(super) fn is_empty(&self) -> bool {
         self.status.is_some_and(|status| status >= 300)

@@ -101,6 +101,11 @@ impl Both {
     }
 }
 
+/// A status.
+pub(super) fn in_words(status: Option<u16>) -> String {
+    status.map_or_else(|| "no HTTP".to_owned(), |status| status.to_string())
+}
+
 /// Why nothing is known of a visitor whom the server did not answer.
 pub(super) const NO_ANSWER: &str = "no answer";
 /// What says that there is no page.

@@ -9,6 +9,7 @@ use hickory_resolver::net::NetError;
 use rustls::sign::CertifiedKey;
 
 use super::dns::is_cloudflares;
+use super::reception::in_words;
 use super::target::ProbeTarget;
 use super::visitors::Visitors;
 use crate::commands::examination::Check;
@@ -129,10 +130,6 @@ fn difference(answer: &Answer, at_origins: &[(SocketAddr, Option<u16>)]) -> Opti
 
 fn short(value: &str) -> String {
     value.chars().take(SHOWN_MAX).collect()
-}
-
-fn in_words(status: Option<u16>) -> String {
-    status.map_or_else(|| "no HTTP".to_owned(), |status| status.to_string())
 }
 
 /// What Cloudflare answers if it gets no page from the origin; the first two may be the origin's own as well.

@@ -34,8 +34,10 @@ pub(super) fn examine(target: &ProbeTarget, visitors: &Visitors) -> Look {
             checks.push(probe.with_forged_certificates());
             checks.extend(probe.with_other_certificate());
             checks.push(probe.by_other_names());
-            checks.push(probe.on_other_connections(&as_stranger, first.shown.as_ref()));
-            checks.push(probe.with_sessions(&as_stranger, first.shown.as_ref()));
+            if as_stranger.served().is_none() {
+                checks.push(probe.on_other_connections(first.shown.as_ref()));
+                checks.push(probe.with_sessions(first.shown.as_ref()));
+            }
             checks.push(probe.in_clear_text());
             checks.push(probe.behind_a_header());
             checks.extend(probe.with_forged_headers(&as_stranger));
@@ -148,7 +150,12 @@ impl<'a> OriginProbe<'a> {
                 true,
                 None,
             ),
-            Ending::NotListening(error) => (format!("no program answers ({error})"), true, None),
+            // That says nothing of packets that a program would take.
+            Ending::NotListening(error) => (
+                format!("no program answers ({error}): is it the right port?"),
+                false,
+                None,
+            ),
             Ending::NotAsked(error) => (format!("this host cannot ask ({error})"), false, None),
             Ending::NoTls => {
                 let text = "what answers on the port is no TLS";
@@ -156,8 +163,15 @@ impl<'a> OriginProbe<'a> {
                 ("an answer".to_owned(), true, Some(finding))
             }
             Ending::Late => {
-                let text = "the port takes connections, and does not answer in time: nothing else was asked";
-                let finding = Finding::error("port-hangs", text);
+                let demands = match (&first.shown, first.requested) {
+                    (Some(_), None) => " (its handshake requested no certificate)",
+                    (_, _) => "",
+                };
+                let text = format!(
+                    "the port takes connections, and does not answer in time: nothing else was asked{demands}"
+                );
+                let finding = Finding::error("port-hangs", text)
+                    .remedy("give the URL of a page that is there within two seconds");
                 ("no answer in time".to_owned(), true, Some(finding))
             }
             Ending::Refused(_) | Ending::Answered(_) => {
@@ -170,14 +184,12 @@ impl<'a> OriginProbe<'a> {
             }
         };
         let mut findings = Vec::from_iter(finding);
-        let is_silent = matches!(first.ending, Ending::Silence | Ending::NotListening(_));
-        if is_silent && self.visitors.own.is_some() {
-            let text =
-                "the port does not answer, so what Cloudflare's certificate gets was not seen";
-            findings.push(
-                Finding::error("origin-silent", text).remedy("run it on a host in `ranges.allow`"),
-            );
-        }
+        findings.extend(
+            self.visitors
+                .own
+                .as_ref()
+                .and_then(|_| without_answer(&first.ending)),
+        );
         Check {
             id: "port",
             about: "the port answers Cloudflare alone",
@@ -186,6 +198,26 @@ impl<'a> OriginProbe<'a> {
             findings,
         }
     }
+}
+
+/// What it says of Cloudflare's certificate that nothing answers.
+fn without_answer(ending: &Ending) -> Option<Finding> {
+    let (text, remedy) = match ending {
+        Ending::Silence => (
+            "the port does not answer, so what Cloudflare's certificate gets was not seen",
+            "run it on a host in `ranges.allow`",
+        ),
+        Ending::NotListening(_) => (
+            "no program answers on the port: visitors see error 521",
+            "start the web server, or the gate",
+        ),
+        Ending::NotAsked(_)
+        | Ending::Late
+        | Ending::NoTls
+        | Ending::Refused(_)
+        | Ending::Answered(_) => return None,
+    };
+    Some(Finding::error("origin-silent", text).remedy(remedy))
 }
 
 /// What a client offers.

@@ -44,6 +44,22 @@ pub(in crate::commands) enum Listen {
 }
 
 impl Listen {
+    /// Whether only this host reaches it.
+    pub(in crate::commands) fn is_loopback(&self) -> bool {
+        match self {
+            Self::Every(_) => false,
+            Self::One(address) => address.ip().is_loopback(),
+        }
+    }
+
+    /// Where this host reaches it.
+    pub(in crate::commands) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Every(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
+            Self::One(address) => *address,
+        }
+    }
+
     /// From `address:port`, where an IPv6 address is in brackets, and `*` or nothing stands for all.
     pub(in crate::commands) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;

@@ -1,10 +1,11 @@
 //! The gate's listening sockets, handed over to the filter, which steers connections to them.
 
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::GateRole;
@@ -50,6 +51,9 @@ impl GateRole {
         sockets: Vec<TcpListener>,
         client_address: ClientAddress,
     ) {
+        // The filter may start at the same time.
+        let mut patience = Instant::now() + PATIENCE;
+        let mut complained = false;
         loop {
             let steered = match handover::hand_over(&paths, &sockets, client_address).await {
                 Ok(handed_over) => {
@@ -59,6 +63,7 @@ impl GateRole {
                     );
                     self.steered.send_replace(Steered::Taken);
                     handed_over.ended().await;
+                    (patience, complained) = (Instant::now() + PATIENCE, false);
                     // What it has pinned goes on without it.
                     warn!(
                         id = "filter-gone",
@@ -66,19 +71,22 @@ impl GateRole {
                     );
                     Steered::Pending
                 }
-                Err(error) => Steered::Refused(error.to_string()),
+                Err(error) => {
+                    let absent = [ErrorKind::NotFound, ErrorKind::ConnectionRefused];
+                    if !absent.contains(&error.kind()) {
+                        patience = Instant::now();
+                    }
+                    Steered::Refused(error.to_string())
+                }
             };
-            let is_news = self.steered.send_if_modified(|known| {
-                let is_news = *known != steered;
-                known.clone_from(&steered);
-                is_news
-            });
+            self.steered.send_replace(steered.clone());
             if let Steered::Refused(reason) = &steered {
-                if is_news {
+                if Instant::now() >= patience && !complained {
                     error!(
                         id = "sockets-not-taken",
                         reason, "the filter does not take the gate's sockets; trying again"
                     );
+                    complained = true;
                 }
                 // No event announces that another process listens.
                 sleep(RETRY).await;
@@ -96,6 +104,6 @@ impl GateRole {
 }
 
 /// Between two attempts.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(200);
 /// How long a start waits for the filter.
 const PATIENCE: Duration = Duration::from_secs(5);

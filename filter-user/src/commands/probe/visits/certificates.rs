@@ -2,14 +2,16 @@
 
 use super::OriginProbe;
 use crate::commands::examination::Check;
+use crate::commands::probe::pages::{Connections, Shown, Version};
 use crate::commands::probe::reception::{Both, Reception};
 use crate::observe::Finding;
 
 impl OriginProbe<'_> {
     pub(super) fn without_certificate(&self) -> (Check, Both) {
-        let both = self.by_both(Reception::at_the_site, |versions| {
+        let mut both = self.by_both(Reception::at_the_site, |versions| {
             self.visit(None, versions)
         });
+        self.by_http2(&mut both);
         let name = &self.target.name;
         let finding = both.served().map(|by| {
             let text = format!(
@@ -26,6 +28,23 @@ impl OriginProbe<'_> {
             findings: Vec::from_iter(finding),
         };
         (check, both)
+    }
+
+    /// A server may demand the certificate where HTTP/1.1 is spoken alone.
+    fn by_http2(&self, both: &mut Both) {
+        let connections = Connections {
+            target: self.target,
+            server_name: Some(&self.target.name),
+            identity: None,
+            names: &[],
+        };
+        match connections.show(Version::Http2, [&self.target.name]) {
+            [Shown::Page(page)] if both.served_by.is_empty() && !page.is_no_page() => {
+                both.served_by.push("HTTP/2");
+                both.seen += "; HTTP/2: served";
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn with_forged_certificates(&self) -> Check {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
-use super::{OriginProbe, VERSIONS, Versions};
+use super::{ANY, OriginProbe, VERSIONS, Versions};
 use crate::commands::examination::Check;
-use crate::commands::probe::reception::Reception;
+use crate::commands::probe::reception::{Reception, in_words};
 use crate::observe::{Finding, Severity};
 use crate::report::chain;
-use crate::web::visit::{ClientMemory, Ending, Visit, is_about_certificate};
+use crate::web::visit::{ClientMemory, Ending, Visit, is_about_certificate, is_about_version};
 
 impl OriginProbe<'_> {
     pub(super) fn as_cloudflare(&self) -> Option<Check> {
@@ -17,6 +17,20 @@ impl OriginProbe<'_> {
         let mut outcomes = Outcomes::default();
         for (versions, word) in VERSIONS {
             self.visit_by(own, versions, word, &mut outcomes);
+        }
+        // Cloudflare speaks HTTP/2 to origins that offer it.
+        let by_http2 = self
+            .visit(Some(own), ANY)
+            .ask_by_http2(&[&self.target.name]);
+        match by_http2.map(|mut answers| answers.pop()) {
+            Ok(Some(Ok(answer))) => outcomes
+                .seen
+                .push(format!("HTTP/2: {}", in_words(answer.status))),
+            Ok(Some(Err(error))) => outcomes
+                .unanswered
+                .push(format!("by HTTP/2: {}", chain(&error))),
+            // The versions of TLS say why the handshake failed.
+            Ok(None) | Err(_) => {}
         }
         let is_admitted = outcomes.is_admitted;
         let answered = is_admitted || !outcomes.is_empty();
@@ -60,6 +74,11 @@ impl OriginProbe<'_> {
         }
         outcomes.seen.push(format!("{word}: {received}"));
         match (&visited.ending, visited.requested) {
+            (Ending::Answered(answer), _) if answer.status.is_none() => {
+                outcomes
+                    .unanswered
+                    .push(format!("by {word}: an answer that is no HTTP"));
+            }
             (Ending::Answered(answer), _) if reception.is_served() => {
                 outcomes.is_admitted = true;
                 let status = answer
@@ -77,6 +96,14 @@ impl OriginProbe<'_> {
                 } else {
                     outcomes.unanswered.push(outcome);
                 }
+            }
+            // The handshake was over, as a certificate was shown.
+            (Ending::Refused(error), None)
+                if visited.shown.is_some() && !is_about_version(error) =>
+            {
+                outcomes
+                    .unanswered
+                    .push(format!("by {word}: {}", chain(error)));
             }
             // A version that is not spoken says nothing of the certificate.
             (_, _) => {}

@@ -10,26 +10,11 @@ use rustls::sign::CertifiedKey;
 use super::{OriginProbe, REFUSE_NAMES, UNKNOWN};
 use crate::commands::examination::Check;
 use crate::commands::probe::pages::{Connections, Page, Shown, Version};
-use crate::commands::probe::reception::Both;
 use crate::observe::Finding;
 
 impl OriginProbe<'_> {
     /// On connections for other names, for none, and for one that no origin serves: by visitors whom the site refuses.
-    pub(super) fn on_other_connections(
-        &self,
-        as_stranger: &Both,
-        shown: Option<&CertificateDer<'static>>,
-    ) -> Check {
-        let check = |answered, seen, findings| Check {
-            id: "hosts",
-            about: "no other name's connection serves the site",
-            answered,
-            seen,
-            findings,
-        };
-        if as_stranger.served().is_some() {
-            return check(true, "the site is open without one".to_owned(), Vec::new());
-        }
+    pub(super) fn on_other_connections(&self, shown: Option<&CertificateDer<'static>>) -> Check {
         let others = self.other_names(shown);
         let names = [&others[..], slice::from_ref(&self.target.name)].concat();
         let own = self.visitors.own.as_ref();
@@ -42,7 +27,13 @@ impl OriginProbe<'_> {
             answered &= !matches!(served, Served::Unknown(_));
             findings.extend(self.finding(name, served));
         }
-        check(answered, seen.join("; "), findings)
+        Check {
+            id: "hosts",
+            about: "no other name's connection serves the site",
+            answered,
+            seen: seen.join("; "),
+            findings,
+        }
     }
 
     fn finding(&self, name: Option<&str>, served: Served) -> Option<Finding> {

@@ -9,29 +9,13 @@ use rustls::sign::CertifiedKey;
 use super::names::names;
 use super::{OriginProbe, UNKNOWN, VERSIONS};
 use crate::commands::examination::Check;
-use crate::commands::probe::reception::Both;
 use crate::observe::Finding;
 use crate::web::refuses;
 use crate::web::visit::{ClientMemory, Ending, Visit};
 
 impl OriginProbe<'_> {
     /// Sessions by the other names of the certificate and by those of the command line, offered for the site.
-    pub(super) fn with_sessions(
-        &self,
-        as_stranger: &Both,
-        shown: Option<&CertificateDer<'static>>,
-    ) -> Check {
-        let (about, id) = ("no other name's session opens the site", "sessions");
-        let check = |seen: String, findings| Check {
-            id,
-            about,
-            answered: true,
-            seen,
-            findings,
-        };
-        if as_stranger.served().is_some() {
-            return check("the site is open without one".to_owned(), Vec::new());
-        }
+    pub(super) fn with_sessions(&self, shown: Option<&CertificateDer<'static>>) -> Check {
         let strangers = self.strangers();
         let (mut opening, mut not_admitted, mut tries) = (Vec::new(), Vec::new(), Tries::default());
         for name in self.other_names(shown) {
@@ -55,8 +39,13 @@ impl OriginProbe<'_> {
         });
         let mut seen = format!("{} sessions offered", tries.offered);
         if !not_admitted.is_empty() {
+            let advice = if self.visitors.other.is_some() {
+                "is the name right, and is `--other-cert` good for it?"
+            } else {
+                "give `--other-cert` that is good for it, and not for the site"
+            };
             seen = format!(
-                "{seen}; none of these visitors is admitted to {}: is the name right, and is `--other-cert` good for it?",
+                "{seen}; none of these visitors is admitted to {}: {advice}",
                 not_admitted.join(" ")
             );
         }
@@ -64,8 +53,11 @@ impl OriginProbe<'_> {
             seen = format!("{seen}; {} visits had no answer", tries.unanswered);
         }
         Check {
+            id: "sessions",
+            about: "no other name's session opens the site",
             answered: not_admitted.is_empty() && tries.unanswered == 0,
-            ..check(seen, Vec::from_iter(finding))
+            seen,
+            findings: Vec::from_iter(finding),
         }
     }
 
