@@ -68,8 +68,13 @@ pub const SETTING_FRAGMENTS_PASS: u32 = 1;
 pub const SETTING_MONITOR: u32 = 1 << 1;
 /// At least one UDP port is protected.
 pub const SETTING_UDP: u32 = 1 << 2;
+/// SYNs of admitted sources are answered with the kernel's cookies while a listener's queue is full.
+pub const SETTING_SYN_COOKIES: u32 = 1 << 3;
 /// The number of destination addresses, from this bit on; 0 protects every address.
 pub const SETTING_DESTINATIONS_SHIFT: u32 = 8;
+
+/// Read-only global: the maximum segment size that an answer offers, in bytes; IPv4 in the low half, IPv6 in the high.
+pub const MSS: &str = "MSS";
 
 /// Bytes of a port bitmap: one bit for each of 65,536 ports.
 pub const PORT_BITMAP: usize = 1 << 13;

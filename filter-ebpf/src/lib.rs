@@ -19,6 +19,7 @@ pub mod cases;
 pub mod nested;
 pub mod packet;
 pub mod steering;
+pub mod synack;
 pub mod table;
 pub mod verdict;
 

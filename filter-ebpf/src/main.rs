@@ -15,19 +15,24 @@ fn main() -> std::process::ExitCode {
     reason = "the macros pass the context by value"
 )]
 mod program {
+    mod cookies;
+
     use core::ffi::c_void;
     use core::net::{IpAddr, Ipv6Addr};
     use core::ptr;
 
-    use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+    use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md};
     use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+    use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
     use aya_ebpf::macros::{btf_map, classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use aya_ebpf::{EbpfContext, Global};
     use filter_ebpf::abi::{
         self, CHUNK, DESTINATIONS_MAX, EVENT, EVENTS_BYTES, GENERATIONS, NODES, PORT_BITMAP,
-        SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_UDP, SNAPSHOT,
+        SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_SYN_COOKIES,
+        SETTING_UDP, SNAPSHOT,
     };
+    use filter_ebpf::synack::{self, Answer, Syn};
     use filter_ebpf::table::{self, ABSENT, Chunk, Class, Node, Table, Tree};
     use filter_ebpf::verdict::{self, decide_nested, decide_plain};
     use filter_ebpf::{Frame, Ranges, Settings, Slot};
@@ -53,6 +58,8 @@ mod program {
 
     #[unsafe(no_mangle)]
     static SETTINGS: Global<u32> = Global::new(0);
+    #[unsafe(no_mangle)]
+    static MSS: Global<u32> = Global::new(0);
     #[unsafe(no_mangle)]
     static TCP_PORTS: [Global<u8>; PORT_BITMAP] = [const { Global::new(0) }; PORT_BITMAP];
     #[unsafe(no_mangle)]
@@ -82,9 +89,12 @@ mod program {
             // If it fails there is less to look at, which is no way around us.
             let _shorter = ctx.pull_data(wanted);
         }
-        match judge(&ctx) {
-            Action::Drop => TC_ACT_SHOT,
-            Action::Pass => TC_ACT_UNSPEC,
+        let slot = counted(slot(&ctx));
+        settle(&ctx, slot);
+        if slot.is_drop() {
+            TC_ACT_SHOT
+        } else {
+            TC_ACT_UNSPEC
         }
     }
 
@@ -96,10 +106,59 @@ mod program {
 
     #[inline(always)]
     fn xdp_action(ctx: &XdpContext) -> u32 {
-        match judge(ctx) {
-            Action::Drop => xdp_action::XDP_DROP,
-            Action::Pass => xdp_action::XDP_PASS,
+        let slot = counted(slot(ctx));
+        if has(SETTING_SYN_COOKIES) && slot.is_admitted() {
+            let is_syn = Syn::find(&ctx.packet()).is_some();
+            if is_syn && answer(ctx.ctx) {
+                count(slot.answered());
+                return xdp_action::XDP_TX;
+            }
         }
+        settle(ctx, slot);
+        if slot.is_drop() {
+            xdp_action::XDP_DROP
+        } else {
+            xdp_action::XDP_PASS
+        }
+    }
+
+    /// Answers a SYN in the kernel's place if its listener's queue is full, which the kernel says itself: then it knows
+    /// the cookie again. Else it goes the way of all others.
+    #[expect(clippy::cast_possible_truncation, reason = "lengths of a frame")]
+    #[cold]
+    #[inline(never)]
+    fn answer(ctx: *mut xdp_md) -> bool {
+        let ctx = XdpContext::new(ctx);
+        let packet = ctx.packet();
+        let Some(syn) = Syn::find(&packet) else {
+            return false;
+        };
+        let Some(cookie) = cookies::make(&ctx, &packet, syn) else {
+            return false;
+        };
+        let length = packet.end - packet.start;
+        let change = syn.answer_length() as i32 - length as i32;
+        // SAFETY: the context is the kernel's, and valid while the program runs.
+        let is_refused = unsafe { bpf_xdp_adjust_tail(ctx.ctx, change) } != 0;
+        !is_refused && turn(&mut ctx.packet(), syn, cookie).is_some()
+    }
+
+    /// Makes the answer in the frame.
+    #[inline(always)]
+    fn turn(packet: &mut Packet, syn: Syn, cookie: u32) -> Option<()> {
+        let [v6_high, v6_low, v4_high, v4_low] = MSS.load().to_be_bytes();
+        match syn {
+            Syn::V4 { ip } => {
+                let mss = u16::from_be_bytes([v4_high, v4_low]);
+                synack::answer_v4(packet.writable(ip)?, Answer { cookie, mss });
+            }
+            Syn::V6 { ip } => {
+                let mss = u16::from_be_bytes([v6_high, v6_low]);
+                synack::answer_v6(packet.writable(ip)?, Answer { cookie, mss });
+            }
+        }
+        synack::turn_ethernet(packet.writable(0)?);
+        Some(())
     }
 
     /// What the hooks' contexts have in common.
@@ -186,29 +245,21 @@ mod program {
         aya_log_ebpf::debug!(ctx, "a frame is counted in slot {}", slot.0);
     }
 
-    /// What happens to the packet, in whatever words the hook has for it.
-    enum Action {
-        Drop,
-        Pass,
+    /// Counts a packet, and samples it if it is dropped, or would be.
+    #[inline(always)]
+    fn settle<H: Hook>(ctx: &H, slot: Slot) {
+        count(slot);
+        log(ctx, slot);
+        if slot.is_refused() {
+            sample(ctx, slot);
+        }
     }
 
     #[inline(always)]
-    fn judge<H: Hook>(ctx: &H) -> Action {
-        let slot = slot(ctx);
-        let is_drop = slot.is_drop();
-        let slot = counted(slot);
+    fn count(slot: Slot) {
         if let Some(counter) = COUNTERS.get_ptr_mut(slot.0) {
             // SAFETY: the slot is this CPU's own, and the hook does not interrupt itself.
             unsafe { *counter += 1 };
-        }
-        log(ctx, slot);
-        if is_drop {
-            sample(ctx, slot);
-        }
-        if slot.is_drop() {
-            Action::Drop
-        } else {
-            Action::Pass
         }
     }
 
@@ -308,6 +359,19 @@ mod program {
             // SAFETY: the bytes were just checked to lie inside the packet, which nothing else
             // writes to while the program runs; bytes need no alignment, and any are a value.
             Some(unsafe { &*(start as *const [u8; N]) })
+        }
+    }
+
+    impl Packet {
+        /// Bytes that are changed.
+        #[inline(always)]
+        fn writable<const N: usize>(&mut self, at: usize) -> Option<&mut [u8; N]> {
+            let start = self.start + at;
+            if start + N > self.end {
+                return None;
+            }
+            // SAFETY: as above, and the packet is borrowed for as long as they are.
+            Some(unsafe { &mut *(start as *mut [u8; N]) })
         }
     }
 

@@ -162,6 +162,28 @@ impl Slot {
         self.0 & COLUMN == DROP
     }
 
+    /// Whether the frame is dropped, or would be.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_refused(self) -> bool {
+        matches!(self.0 & COLUMN, DROP | WOULD_DROP)
+    }
+
+    /// Whether the frame reaches a protected port, as its source may.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_admitted(self) -> bool {
+        let reason = self.0 >> REASON_SHIFT;
+        let admits = reason == Reason::Allowed as u32 || reason == Reason::Listed as u32;
+        admits && self.0 & COLUMN == PASS
+    }
+
+    /// The slot of an admitted frame that is answered, and not passed.
+    #[inline(always)]
+    pub fn answered(self) -> Self {
+        Self(self.0 & !COLUMN | ANSWER)
+    }
+
     /// The slot in monitor mode: a drop is only counted as what would be one.
     #[inline(always)]
     pub fn monitored(self) -> Self {
@@ -291,7 +313,7 @@ impl Reason {
 /// What a counter counts: its labels.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Counted {
-    /// `pass`, `drop` or, in monitor mode, `would_drop`.
+    /// `pass`, `drop` or, in monitor mode, `would_drop`; `answer` for a SYN that got a cookie.
     pub verdict: &'static str,
     /// Why.
     pub reason: Reason,
@@ -306,11 +328,15 @@ impl Counted {
     #[must_use]
     pub fn at(index: u32) -> Option<Self> {
         let part = |shift: u32, bits: u32| (index >> shift & ((1 << bits) - 1)) as usize;
-        Some(Self {
+        let counted = Self {
             verdict: COLUMN_LABELS.get(part(0, FAMILY_SHIFT)).copied()?,
             family: *Family::ALL.get(part(FAMILY_SHIFT, REASON_SHIFT - FAMILY_SHIFT))?,
             reason: *Reason::ALL.get((index >> REASON_SHIFT) as usize)?,
-        })
+        };
+        let is_answered = index & COLUMN == ANSWER;
+        let can_be = matches!(counted.reason, Reason::Allowed | Reason::Listed)
+            && counted.family != Family::None;
+        (can_be || !is_answered).then_some(counted)
     }
 
     /// All counters: their index, and what they count.
@@ -321,10 +347,11 @@ impl Counted {
 }
 
 /// The words for the columns of the counter map, in order.
-const COLUMN_LABELS: [&str; 3] = ["pass", "drop", "would_drop"];
+const COLUMN_LABELS: [&str; 4] = ["pass", "drop", "would_drop", "answer"];
 const PASS: u32 = 0;
 const DROP: u32 = 1;
 const WOULD_DROP: u32 = 2;
+const ANSWER: u32 = 3;
 /// The bits of the column.
 const COLUMN: u32 = 3;
 /// Where the family stands in a counter's index; the column stands below it.
@@ -353,6 +380,17 @@ mod tests {
                 let is_drop = matches!(verdict, Verdict::Drop(_));
                 assert_eq!(counted.verdict, if is_drop { "drop" } else { "pass" });
                 assert_eq!(slot.is_drop(), is_drop);
+                let admits = [
+                    Verdict::Pass(Reason::Allowed),
+                    Verdict::Pass(Reason::Listed),
+                ];
+                assert_eq!(slot.is_admitted(), admits.contains(&verdict));
+                if slot.is_admitted() && family != Family::None {
+                    let answered = Counted::at(slot.answered().0).unwrap();
+                    assert_eq!((answered.verdict, answered.family), ("answer", family));
+                    assert_eq!(answered.reason, verdict.reason());
+                    assert!(seen.insert(slot.answered()));
+                }
                 let monitored = Counted::at(slot.monitored().0).unwrap();
                 assert!(!slot.monitored().is_drop());
                 assert_eq!(
@@ -363,6 +401,7 @@ mod tests {
                 assert_eq!(monitored.family, counted.family);
             }
         }
-        assert_eq!(Counted::all().count(), Reason::ALL.len() * 9);
+        // And answers, of two reasons in two families.
+        assert_eq!(Counted::all().count(), Reason::ALL.len() * 9 + 4);
     }
 }

@@ -263,6 +263,8 @@ pub struct FilterSettings {
     pub mode: Mode,
     /// What to do with strangers' later TCP fragments.
     pub fragments: Fragments,
+    /// Whether SYNs are answered in the kernel's place.
+    pub syn_cookies: SynCookies,
     /// Which modes of the attach ladder may be used.
     pub attach: Attach,
     /// What to do where another program holds the XDP hook.
@@ -337,6 +339,18 @@ pub enum Fragments {
     Drop,
     /// Let them pass.
     Pass,
+}
+
+/// Whether SYNs are answered in the kernel's place.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SynCookies {
+    /// While the queue of a listener is full, where the hook can send.
+    Auto,
+    /// Never: the kernel does it.
+    #[default]
+    Off,
 }
 
 /// Which modes of the attach ladder may be used.

@@ -46,7 +46,7 @@ use self::steer::Steering;
 pub use self::steer::{Detached, GateSocket, STEERS_SINCE, SteerState, SteeredTo, steered_to};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
-use crate::config::{self};
+use crate::config::{self, SynCookies};
 use crate::host::uplinks::Memory;
 use crate::ranges::{Rules, Table};
 
@@ -373,6 +373,17 @@ impl Filter {
     #[must_use]
     pub fn settings(&self) -> &config::FilterSettings {
         &self.settings
+    }
+
+    /// Interfaces whose program answers no SYNs, although it should.
+    pub fn without_syn_cookies(&self) -> impl Iterator<Item = &str> {
+        let is_asked = self.settings.syn_cookies == SynCookies::Auto;
+        let attached = self.loaded.attached.iter().filter(move |_| is_asked);
+        attached.filter_map(|attached| {
+            let program = self.loaded.programs.get(&attached.interface)?;
+            let answers = program.answers_syns() && attached.mode != AttachMode::Tcx;
+            (!answers).then_some(attached.interface.as_str())
+        })
     }
 
     /// How many frames were judged so far, by interface.

@@ -40,7 +40,7 @@ pub(crate) struct Scope<'a> {
 type Check = fn(&mut Machine<'_>, &Pki) -> anyhow::Result<String>;
 
 /// What CI does on each kernel, and then the rest.
-const SHORT: [(&str, Check); 6] = [
+const SHORT: [(&str, Check); 7] = [
     ("native on virtio: stranger silent, edge answered", native),
     (
         "auto, remembered: not one answer at a boot",
@@ -48,6 +48,7 @@ const SHORT: [(&str, Check); 6] = [
     ),
     ("every variant, and the verdict table", verdicts),
     ("generic XDP", generic),
+    ("SYN cookies: an edge is answered by the filter", cookies),
     ("doctor: whether the clock is kept", clock),
     ("steering to the gate, nginx where it stands", steer),
 ];
@@ -214,6 +215,22 @@ fn native(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
 fn generic(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     start(machine, "interfaces = [\"wan0\"]\nattach = \"generic\"")?;
     is_filtered(machine, VIRTIO, "generic")?;
+    Ok(String::new())
+}
+
+/// As if the queue of each listener were full.
+fn cookies(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
+    start(machine, "interfaces = [\"wan0\"]\nsyn_cookies = \"auto\"")?;
+    machine.run("sysctl -w net.ipv4.tcp_syncookies=2")?;
+    // The filter asks what listens there for its demands, and it listens on.
+    let listen = "systemd-socket-activate --accept --listen=443 /bin/true";
+    machine.run(&format!("systemd-run --quiet --unit=listener {listen}"))?;
+    machine.eventually("a program listens", "ss -Hltn | grep ':443 '")?;
+    is_filtered(machine, VIRTIO, "native")?;
+    let status = machine.status()?.to_string();
+    ensure!(status.contains("\"verdict\":\"answer\""), "{status}");
+    ensure!(!status.contains("syn-cookies-missing"), "{status}");
+    machine.run("systemctl stop listener && sysctl -w net.ipv4.tcp_syncookies=1")?;
     Ok(String::new())
 }
 

@@ -18,8 +18,8 @@ use tracing::{debug, warn};
 use super::mode::AttachMode;
 use super::pins::{self, Pins, ProgramPins, Staging};
 use super::{XdpError, errno};
-use crate::config::{self, Fragments, Mode};
-use crate::host::kernel;
+use crate::config::{self, Fragments, Mode, SynCookies};
+use crate::host::{kernel, netlink};
 use crate::ranges::Table;
 use crate::report::chain;
 
@@ -54,6 +54,8 @@ pub(super) struct Program {
     ebpf: Ebpf,
     /// The variant that the kernel took.
     variant: &'static str,
+    /// Whether it answers SYNs in the kernel's place.
+    answers_syns: bool,
     counters: PerCpuArray<MapData, u64>,
     explained: Array<MapData, u64>,
     /// Whether its twin was pinned beside it.
@@ -72,13 +74,42 @@ impl Program {
         active: u64,
         shared: impl Fn(&str) -> PathBuf,
     ) -> Result<Self, XdpError> {
-        let flags = flags(settings);
+        let mut flags = flags(settings);
+        let without = flags & !abi::SETTING_SYN_COOKIES;
+        // A guest's SYN, or one of an interface that is not known yet, is not for us to answer.
+        if settings.destinations.is_empty() && !netlink::is_for_this_host(interface) {
+            flags = without;
+        }
+        match Self::load_with(flags, settings, interface, pins, active, &shared) {
+            Err(error @ XdpError::Refused { .. }) if flags != without => {
+                warn!(
+                    id = "syn-cookies-refused",
+                    interface,
+                    error = %chain(&error),
+                    "the kernel takes no program that answers SYNs; it answers them itself"
+                );
+                Self::load_with(without, settings, interface, pins, active, &shared)
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn load_with(
+        flags: u32,
+        settings: &config::FilterSettings,
+        interface: &str,
+        pins: &Pins,
+        active: u64,
+        shared: impl Fn(&str) -> PathBuf,
+    ) -> Result<Self, XdpError> {
         let tcp_ports = port_bitmap(&settings.ports);
         let udp_ports = port_bitmap(&settings.udp_ports);
         let destinations = destinations(settings);
+        let mss = mss(netlink::mtu(interface));
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::SETTINGS, &flags, true)
+            .override_global(abi::MSS, &mss, true)
             .override_global(abi::TCP_PORTS, tcp_ports.as_slice(), true)
             .override_global(abi::UDP_PORTS, udp_ports.as_slice(), true)
             .override_global(abi::DESTINATIONS, destinations.as_slice(), true)
@@ -110,6 +141,7 @@ impl Program {
             ebpf,
             log,
             variant,
+            answers_syns: flags & abi::SETTING_SYN_COOKIES != 0,
             counters,
             explained,
             has_twin: false,
@@ -186,6 +218,11 @@ impl Program {
         pinned.map_err(|error| pin_error(pin, &error))?;
         self.has_twin = true;
         Ok(())
+    }
+
+    /// Whether it answers SYNs in the kernel's place, where it is attached to XDP.
+    pub(super) fn answers_syns(&self) -> bool {
+        self.answers_syns
     }
 
     /// Whether its twin is pinned beside it.
@@ -350,9 +387,19 @@ pub(super) fn flags(settings: &config::FilterSettings) -> u32 {
     if !settings.udp_ports.is_empty() {
         flags |= abi::SETTING_UDP;
     }
+    if settings.syn_cookies == SynCookies::Auto {
+        flags |= abi::SETTING_SYN_COOKIES;
+    }
     // At most `DESTINATIONS_MAX`, by the configuration.
     let destinations = u32::try_from(settings.destinations.len()).unwrap_or(u32::MAX);
     flags | destinations << abi::SETTING_DESTINATIONS_SHIFT
+}
+
+/// [`abi::MSS`], of an interface with this MTU (RFC 9293 §3.7.1); of Ethernet's, for one that is not there yet.
+fn mss(mtu: Option<u32>) -> u32 {
+    let mtu = mtu.unwrap_or(1500);
+    let beside = |headers: u32| mtu.saturating_sub(headers).clamp(536, 0xffff);
+    beside(20 + 20) | beside(40 + 20) << 16
 }
 
 pub(super) fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {

@@ -90,7 +90,7 @@ pub(super) fn seen(question: &str, facts: &Facts) -> String {
 }
 
 /// All of them, in the order in which they are asked.
-pub(super) const QUESTIONS: [Question; 26] = [
+pub(super) const QUESTIONS: [Question; 27] = [
     Question {
         subject: Subject::Pullgate,
         answered_by: AnsweredBy::Us,
@@ -204,6 +204,13 @@ pub(super) const QUESTIONS: [Question; 26] = [
             "destinations-unread",
             "destinations-partial",
         ],
+    },
+    Question {
+        subject: Subject::Filter,
+        answered_by: AnsweredBy::AttachedFilter,
+        id: "flood",
+        about: "no flood of SYNs with Cloudflare's addresses is under way",
+        findings: &["syn-cookies-missing", "syn-flood"],
     },
     Question {
         subject: Subject::Filter,

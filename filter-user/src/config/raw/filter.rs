@@ -10,6 +10,7 @@ use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use super::super::value::{Spanned, duration, located};
 use super::super::{
     Attach, Coexist, ConfigError, FilterSettings, Fragments, Interfaces, Located, Mode, Source,
+    SynCookies,
 };
 use crate::host::netlink::is_interface_name;
 
@@ -44,6 +45,13 @@ pub(super) struct RawFilter {
     #[serde(default)]
     #[cfg_attr(test, schemars(extend("default" = "drop")))]
     fragments: Fragments,
+    /// `"auto"` answers the SYNs of admitted sources with the kernel's own SYN cookies while the queue of a listener is
+    /// full, before a buffer is allocated for them: an attacker who forges Cloudflare's addresses costs less then.
+    /// Connections made so have no window scaling, selective acknowledgements or timestamps. Not behind another XDP
+    /// program (`coexist = "tcx"`).
+    #[serde(default)]
+    #[cfg_attr(test, schemars(extend("default" = "off")))]
+    syn_cookies: SynCookies,
     /// The attach mode: `"native"`, `"generic"`, or `"auto"`: native, else generic with a warning.
     #[serde(default)]
     #[cfg_attr(test, schemars(extend("default" = "auto")))]
@@ -204,6 +212,7 @@ impl RawFilter {
             destinations: self.destinations.into_inner(),
             mode: self.mode,
             fragments: self.fragments,
+            syn_cookies: self.syn_cookies,
             attach: self.attach,
             coexist: self.coexist,
             interface_timeout: self.interface_timeout,

@@ -106,6 +106,42 @@ pub fn index(name: &str) -> Option<u32> {
     Some(found.index)
 }
 
+/// Whether the frames of an interface are for this host alone: it is there, and no port of a bridge, behind which guests
+/// may be.
+#[must_use]
+pub fn is_for_this_host(name: &str) -> bool {
+    let all = interfaces().unwrap_or_default();
+    let found = all.iter().find(|interface| interface.name == name);
+    found.is_some_and(|interface| {
+        let is_bridge = |index| {
+            let controller = all.iter().find(|other| other.index == index);
+            controller.is_none_or(|other| other.kind == InterfaceKind::Bridge)
+        };
+        !interface.controller.is_some_and(is_bridge)
+    })
+}
+
+/// The longest packet that goes out by the interface of this name, in bytes; none, if it is not there.
+#[must_use]
+pub fn mtu(name: &str) -> Option<u32> {
+    let mut found = None;
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let asked = ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
+        if let RouteNetlinkMessage::NewLink(link) = message
+            && self::name(&link).as_deref() == Some(name)
+        {
+            found = link.attributes.iter().find_map(|attribute| {
+                if let LinkAttribute::Mtu(mtu) = attribute {
+                    Some(*mtu)
+                } else {
+                    None
+                }
+            });
+        }
+    });
+    asked.ok().and(found)
+}
+
 /// The addresses of all interfaces of this network namespace.
 ///
 /// # Errors

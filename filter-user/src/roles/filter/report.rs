@@ -47,6 +47,16 @@ impl FilterRole {
             steered: steering.iter().flat_map(steered).collect(),
             frames: counters(&counted),
         };
+        let frames = frames(&counted, &tally);
+        findings.extend(flood(&frames));
+        findings.extend(filter.without_syn_cookies().map(|interface| {
+            let text = format!(
+                "`{interface}`: SYNs are left to the kernel in a flood: the program is behind another, the interface is a \
+                 bridge's port without `filter.destinations`, or was not there when the program was loaded, or the \
+                 kernel takes no program that answers"
+            );
+            Finding::warning("syn-cookies-missing", text)
+        }));
         let details = interfaces.iter().filter(|(status, _)| status.filtered);
         let mut details: Vec<_> = details.map(|(status, _)| attached(status)).collect();
         details.extend(ports(settings));
@@ -60,7 +70,7 @@ impl FilterRole {
             },
             on_trial: filter.is_on_trial(),
             interfaces: interfaces.into_iter().map(|(status, _)| status).collect(),
-            frames: frames(&counted, &tally),
+            frames,
             drops: drops(&tally),
             top_sources: sources(&tally),
         };
@@ -371,6 +381,19 @@ fn frames(all: &BTreeMap<String, Vec<(Counted, u64)>>, tally: &Tally) -> Vec<Fra
         }
     }
     shown
+}
+
+/// That a listener's queue is full of SYNs from sources that may enter, which are forged then.
+fn flood(frames: &[FramesStatus]) -> Option<Finding> {
+    let answered = frames.iter().filter(|it| it.verdict == "answer");
+    let rate: u64 = answered.map(|it| it.per_second).sum();
+    (rate > 0).then(|| {
+        let text = format!(
+            "a flood of SYNs with Cloudflare's addresses, forged perhaps: {rate} a second are answered with SYN cookies. \
+             Connections made meanwhile have no window scaling"
+        );
+        Finding::warning("syn-flood", text)
+    })
 }
 
 fn drops(tally: &Tally) -> Vec<DropStatus> {

@@ -73,7 +73,7 @@ impl Totals {
 
     fn dropped(&self) -> u64 {
         let frames = self.frames.values().flatten();
-        let dropped = frames.filter(|(counted, _)| counted.verdict != "pass");
+        let dropped = frames.filter(|(it, _)| matches!(it.verdict, "drop" | "would_drop"));
         dropped.map(|(_, total)| total).sum()
     }
 }
