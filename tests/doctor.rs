@@ -31,6 +31,7 @@ fn settings_of_the_kernel_are_looked_at() {
     for (setting, bad, good, id) in [
         ("net.ipv4.tcp_syncookies", "0", "1", "syncookies-off"),
         ("net.core.somaxconn", "128", "4096", "backlog-short"),
+        ("net.ipv4.tcp_timestamps", "0", "1", "timestamps-off"),
     ] {
         let set = |value: &str| {
             let words = ["sysctl", "-w", &format!("{setting}={value}")];

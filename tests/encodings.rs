@@ -43,6 +43,24 @@ fn no_encoding_gets_around_the_classifier() {
     assert_nothing_gets_around(&mut lab, "coexist = \"tcx\"");
 }
 
+#[test]
+fn no_encoding_gets_around_the_filter_that_answers_syns() {
+    let mut lab = Lab::start(&Plan::default());
+    lab.unload();
+    let _other_end = lab.network.taking_what_is_sent();
+    // As if every listener's queue were full.
+    let words = ["sysctl", "-w", "net.ipv4.tcp_syncookies=2"];
+    assert!(lab.network.output(Host::Origin, &words).status.success());
+
+    assert_nothing_gets_around(&mut lab, "attach = \"native\"\nsyn_cookies = \"on\"");
+
+    let metric = "pullgate_filter_syn_cookies_total{outcome=\"sent\"}";
+    assert!(
+        lab.filter().metric(metric) > 0,
+        "the program has answered none"
+    );
+}
+
 /// Of a lab whose filter is not loaded, with these settings for it.
 fn assert_nothing_gets_around(lab: &mut Lab, filter: &'static str) {
     let _listener = lab.network.on(Host::Origin, || {

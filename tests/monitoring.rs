@@ -45,7 +45,7 @@ type Case = (
 
 #[test]
 fn every_alert_fires_when_it_should_and_else_does_not() {
-    const CASES: [Case; 15] = [
+    const CASES: [Case; 16] = [
         (
             "PullgateNotAttached",
             120,
@@ -191,6 +191,18 @@ fn every_alert_fires_when_it_should_and_else_does_not() {
             &[(
                 r#"pullgate_filter_frames_total{verdict="pass"}"#,
                 "0+12000000x120",
+            )],
+        ),
+        (
+            "PullgateSynFlood",
+            120,
+            &[(
+                r#"pullgate_filter_syn_cookies_total{outcome="sent"}"#,
+                "0+60x120",
+            )],
+            &[(
+                r#"pullgate_filter_syn_cookies_total{outcome="received"}"#,
+                "0+60x120",
             )],
         ),
         (

@@ -2,22 +2,24 @@
 //! served, and no other is answered.
 
 #![expect(
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a rig that cannot be made stops the test"
 )]
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::thread;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
-use aya::programs::XdpMode;
-use etherparse::{PacketBuilder, TcpOptionElement};
+use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpOptionElement, TransportHeader};
+use filter_ebpf::cases::Packet;
 use socket2::{Domain, Socket, Type};
-use tests::net::{Host, Network};
+use tests::net::Host;
 use tests::pki::SHOP;
 use tests::traffic::Objects;
-use tests::wire::Sender;
-use tests::{Lab, Pairing, Plan, eventually};
+use tests::wire::{self, Sender, Tap};
+use tests::{Lab, Pairing, Plan, eventually, times};
 
 #[test]
 fn a_client_whose_syn_got_a_cookie_is_served() {
@@ -104,6 +106,275 @@ fn a_queue_that_forged_syns_have_filled_makes_it_answer() {
     assert_eq!(recognised(&lab), 1);
 }
 
+#[test]
+fn in_a_flood_a_segment_of_no_connection_is_dropped_and_not_reset() {
+    let (mut lab, _other_end) = lab("native", Pairing::Relayed);
+    drop(lab.gate.take());
+    let listener = lab
+        .network
+        .on(Host::Origin, || TcpListener::bind("[::]:443").unwrap());
+    let tap = Tap::open(&lab.network, Host::Edge);
+    let sender = Sender::open(&lab.network, Host::Edge);
+    let forged = |first: u16| {
+        let segments = FORGED.iter().zip(first..).flat_map(|(flags, port)| {
+            Host::Edge
+                .addresses()
+                .into_iter()
+                .zip(Host::Origin.addresses())
+                .map(move |(edge, origin)| {
+                    let segment = Packet::tcp(edge, origin, 443).from_port(port);
+                    segment
+                        .between(Host::Origin.mac(), Host::Edge.mac())
+                        .segment_byte(13, *flags)
+                        .build()
+                })
+        });
+        segments.for_each(|frame| sender.send(&frame));
+    };
+
+    // Without a flood they are the kernel's, which resets them, but for those that are resets themselves.
+    forged(20_000);
+    let resets = 2 * FORGED.iter().filter(|flags| *flags & RST == 0).count();
+    for number in 0..resets {
+        assert!(
+            tap.next(QUIET, is_sent_reset).is_some(),
+            "{number} of {resets}"
+        );
+    }
+    let dropped = || {
+        ["ipv4", "ipv6"].map(|family| {
+            let labels = format!(
+                "iface=\"wan0\",family=\"{family}\",verdict=\"drop\",reason=\"NoConnection\""
+            );
+            lab.filter()
+                .metric(&format!("pullgate_filter_frames_total{{{labels}}}"))
+        })
+    };
+    assert_eq!(dropped(), [0, 0]);
+
+    always(&lab);
+    let outcome = |outcome: &str| {
+        let name = format!("pullgate_filter_syn_cookies_total{{outcome=\"{outcome}\"}}");
+        lab.filter().metric(&name)
+    };
+    // Connections of before the next segments, which go on behind them.
+    let living = Host::Origin.addresses().map(|origin| {
+        let origin = SocketAddr::from((origin, 443));
+        let client = lab
+            .network
+            .on(Host::Edge, || TcpStream::connect(origin).unwrap());
+        (client, listener.accept().unwrap().0)
+    });
+    assert_eq!(
+        [outcome("sent"), outcome("received"), outcome("failed")],
+        [2, 2, 0]
+    );
+
+    forged(30_000);
+    let each = FORGED.len() as u64;
+    eventually("all are dropped", || {
+        (dropped() == [each, each]).then_some(())
+    });
+    assert_eq!(tap.next(QUIET, is_sent_reset), None);
+    assert_eq!(outcome("failed"), 2 * each);
+    for (client, server) in &living {
+        for (mut from, mut to) in [(client, server), (server, client)] {
+            from.write_all(b"hello").unwrap();
+            let mut heard = [0; 5];
+            to.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"hello");
+        }
+    }
+    // On a port that is not protected nothing is looked at.
+    let ([edge, _], [origin, _]) = (Host::Edge.addresses(), Host::Origin.addresses());
+    let segment = Packet::tcp(edge, origin, 444).from_port(30_100);
+    let segment = segment.between(Host::Origin.mac(), Host::Edge.mac());
+    sender.send(&segment.segment_byte(13, ACK).build());
+    assert!(tap.next(QUIET, is_sent_reset).is_some());
+}
+
+/// Each SYN is answered by the program, and once more by the kernel: a SYN whose first option is another one is left to
+/// it, and a cookie depends on addresses, ports, sequence number and segment size alone (net/ipv4/syncookies.c).
+#[test]
+fn the_programs_cookie_is_the_kernels() {
+    let (lab, _other_end) = lab("native", Pairing::Relayed);
+    always(&lab);
+    for [range, edge] in [
+        ["173.245.48.0/20", "173.245.48.5"],
+        ["2400:cb00::/32", "2400:cb00::5"],
+    ] {
+        let words = [
+            "ip", "route", "add", range, "via", edge, "dev", "wan0", "onlink",
+        ];
+        assert!(lab.network.output(Host::Origin, &words).status.success());
+    }
+    let exchange = Exchange {
+        tap: Tap::open(&lab.network, Host::Edge),
+        sender: Sender::open(&lab.network, Host::Edge),
+    };
+    let count = times(10_000, 100_000);
+    let syns: Vec<_> = (0..count).map(ClientSyn::of).collect();
+
+    let mut repeated = 0;
+    for batch in syns.chunks(64) {
+        let both = || [By::Program, By::Kernel].map(|by| exchange.ask(batch, by));
+        let mut answers = both();
+        if answers[0] != answers[1] {
+            // A cookie depends on the minute, too.
+            repeated += batch.len();
+            answers = both();
+        }
+        let [by_program, by_kernel] = answers;
+        assert_eq!(by_program, by_kernel);
+        for syn in batch {
+            let answer = by_program[&syn.client];
+            assert_eq!(answer.acknowledged, syn.sequence.wrapping_add(1), "{syn:?}");
+        }
+    }
+
+    // So the program has answered one half, and no more.
+    let answered = answered(&lab, "ipv4") + answered(&lab, "ipv6");
+    assert_eq!(answered, u64::from(count) + repeated as u64);
+    assert!(repeated <= 256, "{repeated}");
+}
+
+/// Sends SYNs, and sees their answers.
+struct Exchange {
+    tap: Tap,
+    sender: Sender,
+}
+
+impl Exchange {
+    /// By client, what each is answered.
+    fn ask(&self, syns: &[ClientSyn], by: By) -> BTreeMap<SocketAddr, SynAck> {
+        for syn in syns {
+            self.sender.send(&syn.frame(by));
+        }
+        let mut answers = BTreeMap::new();
+        while answers.len() < syns.len() {
+            let answer = self.tap.next(Duration::from_secs(10), wire::is_syn_ack);
+            let answer = answer.unwrap_or_else(|| panic!("{} of {}", answers.len(), syns.len()));
+            let (client, answer) = SynAck::read(&answer);
+            answers.insert(client, answer);
+        }
+        answers
+    }
+}
+
+/// Who is to answer.
+#[derive(Clone, Copy)]
+enum By {
+    Program,
+    Kernel,
+}
+
+/// A SYN of a client's.
+#[derive(Debug)]
+struct ClientSyn {
+    client: SocketAddr,
+    sequence: u32,
+    /// The segment size, if it says one, and whether it has the options of usual clients besides.
+    mss: Option<u16>,
+    has_options: bool,
+}
+
+impl ClientSyn {
+    /// The one of that number.
+    fn of(number: u32) -> Self {
+        let mixed = u64::from(number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let [a, b, c, d, e, f, g, h] = (mixed ^ mixed >> 29).to_be_bytes();
+        let address = if number.is_multiple_of(2) {
+            IpAddr::from([173, 245, 48 + (a & 15), b.max(16)])
+        } else {
+            IpAddr::from([
+                0x2400,
+                0xcb00,
+                0,
+                0,
+                0x1_00 | u16::from(a),
+                0,
+                u16::from(b),
+                u16::from(c),
+            ])
+        };
+        // No two of a batch have the same port.
+        let port = 1024 + u16::try_from(number % 60_000).unwrap();
+        Self {
+            client: SocketAddr::new(address, port),
+            sequence: u32::from_be_bytes([e, f, g, h]),
+            mss: (!d.is_multiple_of(8)).then(|| u16::from_be_bytes([d, c]) >> (a % 8)),
+            has_options: d.is_multiple_of(2),
+        }
+    }
+
+    fn frame(&self, by: By) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2(Host::Edge.mac(), Host::Origin.mac());
+        let [IpAddr::V4(v4), IpAddr::V6(v6)] = Host::Origin.addresses() else {
+            panic!("one address of each family");
+        };
+        let ip = match self.client.ip() {
+            IpAddr::V4(client) => ethernet.ipv4(client.octets(), v4.octets(), 61),
+            IpAddr::V6(client) => ethernet.ipv6(client.octets(), v6.octets(), 61),
+        };
+        let mut options = Vec::new();
+        if matches!(by, By::Kernel) {
+            options.push(TcpOptionElement::Noop);
+        }
+        options.extend(self.mss.map(TcpOptionElement::MaximumSegmentSize));
+        if self.has_options && self.mss.is_some() {
+            options.extend([
+                TcpOptionElement::SelectiveAcknowledgementPermitted,
+                TcpOptionElement::Timestamp(self.sequence, 0),
+                TcpOptionElement::WindowScale(7),
+            ]);
+        }
+        let syn = ip.tcp(self.client.port(), 443, self.sequence, 64_240).syn();
+        let mut frame = Vec::new();
+        syn.options(&options)
+            .unwrap()
+            .write(&mut frame, &[])
+            .unwrap();
+        frame
+    }
+}
+
+/// What an answer says that matters to the handshake.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct SynAck {
+    cookie: u32,
+    acknowledged: u32,
+    mss: u16,
+}
+
+impl SynAck {
+    /// The client, and what it is answered.
+    fn read(frame: &[u8]) -> (SocketAddr, Self) {
+        let headers = PacketHeaders::from_ethernet_slice(frame).unwrap();
+        let Some(TransportHeader::Tcp(tcp)) = headers.transport else {
+            panic!("no TCP: {frame:x?}");
+        };
+        let client = match headers.net.unwrap() {
+            NetHeaders::Ipv4(ip, _) => IpAddr::from(ip.destination),
+            NetHeaders::Ipv6(ip, _) => IpAddr::from(ip.destination),
+            NetHeaders::Arp(_) => panic!("no IP: {frame:x?}"),
+        };
+        let mut options = tcp.options_iterator().map(Result::unwrap);
+        let mss = options.find_map(|option| {
+            if let TcpOptionElement::MaximumSegmentSize(mss) = option {
+                Some(mss)
+            } else {
+                None
+            }
+        });
+        let answer = Self {
+            cookie: tcp.sequence_number,
+            acknowledged: tcp.acknowledgment_number,
+            mss: mss.unwrap(),
+        };
+        (SocketAddr::new(client, tcp.destination_port), answer)
+    }
+}
+
 fn syn(source: [u8; 4], port: u16) -> Vec<u8> {
     let origin = [203, 0, 113, 10];
     let ethernet = PacketBuilder::ethernet2(Host::Edge.mac(), Host::Origin.mac());
@@ -117,30 +388,36 @@ fn syn(source: [u8; 4], port: u16) -> Vec<u8> {
     frame
 }
 
+/// Whether a frame is a reset of the origin's.
+fn is_sent_reset(frame: &[u8]) -> bool {
+    wire::is_reset(frame) && frame.starts_with(&Host::Edge.mac())
+}
+
+/// Flags of segments that go on with a connection, or end it.
+const FORGED: [u8; 6] = [ACK, ACK | PSH, ACK | FIN, RST, RST | ACK, SYN | ACK];
+const FIN: u8 = 1;
+const SYN: u8 = 1 << 1;
+const RST: u8 = 1 << 2;
+const PSH: u8 = 1 << 3;
+const ACK: u8 = 1 << 4;
+/// Without an answer for that long, there is none.
+const QUIET: Duration = Duration::from_millis(300);
+
 /// Connections that wait for their listener.
 const BACKLOG: i32 = 16;
 
 fn lab(attach: &str, pairing: Pairing) -> (Lab, Objects) {
     let filter = match attach {
-        "native" => "syn_cookies = \"auto\"\nattach = \"native\"",
-        _ => "syn_cookies = \"auto\"\nattach = \"generic\"",
+        "native" => "syn_cookies = \"on\"\nattach = \"native\"",
+        _ => "syn_cookies = \"on\"\nattach = \"generic\"",
     };
     let lab = Lab::start(&Plan {
         filter,
         pairing,
         ..Plan::default()
     });
-    // What a pair's program sends is taken at once only where the other end has a program (veth_xdp_flush,
-    // drivers/net/veth.c).
-    let hub = lab.network.hub();
-    let taking = thread::spawn(move || {
-        Network::enter(&hub);
-        let mut objects = Objects::load();
-        let program = objects.program("bare_pass");
-        program.attach("to-origin", XdpMode::default()).unwrap();
-        objects
-    });
-    (lab, taking.join().unwrap())
+    let other_end = lab.network.taking_what_is_sent();
+    (lab, other_end)
 }
 
 /// SYNs of listed sources that were answered with a cookie.

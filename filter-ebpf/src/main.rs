@@ -17,13 +17,14 @@ fn main() -> std::process::ExitCode {
 mod program {
     mod cookies;
 
+    use core::cell::UnsafeCell;
     use core::ffi::c_void;
     use core::net::{IpAddr, Ipv6Addr};
     use core::ptr;
 
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md};
     use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
-    use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
+    use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_tail};
     use aya_ebpf::macros::{btf_map, classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use aya_ebpf::{EbpfContext, Global};
@@ -32,10 +33,12 @@ mod program {
         SETTING_DESTINATIONS_SHIFT, SETTING_FRAGMENTS_PASS, SETTING_MONITOR, SETTING_SYN_COOKIES,
         SETTING_UDP, SNAPSHOT,
     };
-    use filter_ebpf::synack::{self, Answer, Syn};
+    use filter_ebpf::synack::{self, Answer, Segment, Syn};
     use filter_ebpf::table::{self, ABSENT, Chunk, Class, Node, Table, Tree};
     use filter_ebpf::verdict::{self, decide_nested, decide_plain};
     use filter_ebpf::{Frame, Ranges, Settings, Slot};
+
+    use cookies::Continued;
 
     #[btf_map]
     static RANGES_V4: Nodes = Array::new();
@@ -55,6 +58,11 @@ mod program {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = ".data.active")]
     static ACTIVE: Global<u64> = Global::new(0);
+
+    // When SYNs were last answered, and of which port: ticks, and the port in the lowest 16 bits. 0 until then, so
+    // that nothing else pays more than a load.
+    #[unsafe(link_section = ".data.armed")]
+    static ARMED: Shared = Shared(UnsafeCell::new(0));
 
     #[unsafe(no_mangle)]
     static SETTINGS: Global<u32> = Global::new(0);
@@ -106,14 +114,21 @@ mod program {
 
     #[inline(always)]
     fn xdp_action(ctx: &XdpContext) -> u32 {
-        let slot = counted(slot(ctx));
-        if has(SETTING_SYN_COOKIES) && slot.is_admitted() {
-            let is_syn = Syn::find(&ctx.packet()).is_some();
-            if is_syn && answer(ctx.ctx) {
-                count(slot.answered());
-                return xdp_action::XDP_TX;
+        let mut slot = slot(ctx);
+        if has(SETTING_SYN_COOKIES)
+            && slot.is_admitted()
+            && let Some(segment) = Segment::find(&ctx.packet())
+        {
+            if segment.is_syn(&ctx.packet()) {
+                if answer(ctx.ctx) {
+                    count(slot.answered());
+                    return xdp_action::XDP_TX;
+                }
+            } else if ARMED.load() != 0 {
+                slot = Slot(continued(ctx.ctx, slot.0));
             }
         }
+        let slot = counted(slot);
         settle(ctx, slot);
         if slot.is_drop() {
             xdp_action::XDP_DROP
@@ -130,12 +145,19 @@ mod program {
     fn answer(ctx: *mut xdp_md) -> bool {
         let ctx = XdpContext::new(ctx);
         let packet = ctx.packet();
-        let Some(syn) = Syn::find(&packet) else {
+        let Some(segment) = Segment::find(&packet) else {
+            return false;
+        };
+        let Some(syn) = segment.syn(&packet) else {
+            return false;
+        };
+        let Some(port) = segment.port(&packet) else {
             return false;
         };
         let Some(cookie) = cookies::make(&ctx, &packet, syn) else {
             return false;
         };
+        arm(port);
         let length = packet.end - packet.start;
         let change = syn.answer_length() as i32 - length as i32;
         // SAFETY: the context is the kernel's, and valid while the program runs.
@@ -143,16 +165,67 @@ mod program {
         !is_refused && turn(&mut ctx.packet(), syn, cookie).is_some()
     }
 
+    /// What becomes of an admitted segment that is no SYN, while SYNs of its port are answered: it goes on with a
+    /// connection, or begins one that a cookie was sent for, or there is none. A slot as a number, in and out.
+    #[cold]
+    #[inline(never)]
+    fn continued(ctx: *mut xdp_md, slot: u32) -> u32 {
+        let ctx = XdpContext::new(ctx);
+        let packet = ctx.packet();
+        let slot = Slot(slot);
+        let Some(segment) = Segment::find(&packet) else {
+            return slot.0;
+        };
+        let Some(port) = segment.port(&packet) else {
+            return slot.0;
+        };
+        if !is_armed(port) {
+            return slot.0;
+        }
+        match cookies::check(&ctx, &packet, segment) {
+            None | Some(Continued::Connection) => slot.0,
+            Some(Continued::Cookie) => slot.acknowledging().0,
+            Some(Continued::Nothing) => slot.unconnected().0,
+        }
+    }
+
+    /// Notes that SYNs of a port are answered. Written only as the time goes on: all CPUs read it.
+    #[inline(always)]
+    fn arm(port: u16) {
+        let now = ticks() << ARMED_SHIFT | u64::from(port);
+        if ARMED.load() != now {
+            ARMED.store(now);
+        }
+    }
+
+    /// Whether SYNs of a port were answered a moment ago.
+    #[inline(always)]
+    fn is_armed(port: u16) -> bool {
+        let armed = ARMED.load();
+        if ticks() - (armed >> ARMED_SHIFT) > ARMED_TICKS {
+            ARMED.store(0);
+            return false;
+        }
+        armed & ((1 << ARMED_SHIFT) - 1) == u64::from(port)
+    }
+
+    /// About a second each, since the start.
+    #[inline(always)]
+    fn ticks() -> u64 {
+        // SAFETY: it has no arguments.
+        unsafe { bpf_ktime_get_coarse_ns() >> 30 }
+    }
+
     /// Makes the answer in the frame.
     #[inline(always)]
     fn turn(packet: &mut Packet, syn: Syn, cookie: u32) -> Option<()> {
         let [v6_high, v6_low, v4_high, v4_low] = MSS.load().to_be_bytes();
-        match syn {
-            Syn::V4 { ip } => {
+        match syn.0 {
+            Segment::V4 { ip } => {
                 let mss = u16::from_be_bytes([v4_high, v4_low]);
                 synack::answer_v4(packet.writable(ip)?, Answer { cookie, mss });
             }
-            Syn::V6 { ip } => {
+            Segment::V6 { ip } => {
                 let mss = u16::from_be_bytes([v6_high, v6_low]);
                 synack::answer_v6(packet.writable(ip)?, Answer { cookie, mss });
             }
@@ -331,6 +404,26 @@ mod program {
     }
 
     const _: () = assert!(size_of::<Event>() == EVENT);
+
+    /// A word that the program writes, on any CPU. Each value is whole, and none depends on another.
+    struct Shared(UnsafeCell<u64>);
+
+    // SAFETY: it is read and written whole, by one instruction each.
+    unsafe impl Sync for Shared {}
+
+    impl Shared {
+        #[inline(always)]
+        fn load(&self) -> u64 {
+            // SAFETY: it is aligned, and always a value.
+            unsafe { self.0.get().read_volatile() }
+        }
+
+        #[inline(always)]
+        fn store(&self, value: u64) {
+            // SAFETY: as above.
+            unsafe { self.0.get().write_volatile(value) };
+        }
+    }
 
     /// The linear part of a packet.
     struct Packet {
@@ -514,6 +607,12 @@ mod program {
                 })
         }
     }
+
+    /// Where the ticks stand in [`ARMED`].
+    const ARMED_SHIFT: u32 = 16;
+    /// How long after the last answer segments of no connection are dropped: longer than an acknowledgement is on its
+    /// way.
+    const ARMED_TICKS: u64 = 15;
 
     /// Bytes that the classifier looks at.
     const PULLED: u32 = 256;

@@ -6,9 +6,9 @@ use crate::packet::{
     ETHERTYPE, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, TAG, TAG_8021AD, TAG_8021Q, TCP,
 };
 
-/// Where the headers of a SYN are in its frame. Offsets are those of the frame, in bytes.
+/// Where the headers of a TCP segment are in its frame. Offsets are those of the frame, in bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Syn {
+pub enum Segment {
     /// Behind an IPv4 header without options.
     V4 {
         /// Where the IP header begins.
@@ -21,10 +21,9 @@ pub enum Syn {
     },
 }
 
-impl Syn {
-    /// The SYN of a frame, if it is one that is answered here: whole, in a plain packet behind [`TAGS_MAX`] VLAN tags at
-    /// most, and with the maximum segment size as its first option, or no option at all. The kernel answers any other
-    /// itself.
+impl Segment {
+    /// The segment of a frame, if it is one that is looked at here: whole, in a plain packet behind [`TAGS_MAX`] VLAN
+    /// tags at most. Any other is the kernel's alone.
     #[inline(always)]
     pub fn find<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
         for at in (ETHERTYPE..).step_by(TAG).take(1 + TAGS_MAX) {
@@ -40,27 +39,16 @@ impl Syn {
 
     #[inline(always)]
     fn v4<F: Frame + ?Sized>(frame: &F, ip: usize) -> Option<Self> {
-        let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol] = frame.bytes(ip)?;
+        let &[version_ihl, _, _, _, _, _, f0, f1, _, protocol] = frame.bytes(ip)?;
         let is_whole = u16::from_be_bytes([f0, f1]) & V4_MORE_OR_OFFSET == 0;
-        if version_ihl != V4_WITHOUT_OPTIONS || protocol != TCP || !is_whole {
-            return None;
-        }
-        let header = syn_header(frame, ip + V4_HEADER)?;
-        let length = usize::from(u16::from_be_bytes([l0, l1]));
-        let is_there = (V4_HEADER + header..=LENGTH_MAX).contains(&length);
-        is_there.then_some(Self::V4 { ip })
+        let is_it = version_ihl == V4_WITHOUT_OPTIONS && protocol == TCP && is_whole;
+        is_it.then_some(Self::V4 { ip })
     }
 
     #[inline(always)]
     fn v6<F: Frame + ?Sized>(frame: &F, ip: usize) -> Option<Self> {
-        let &[version, _, _, _, l0, l1, next] = frame.bytes(ip)?;
-        if version >> 4 != 6 || next != TCP {
-            return None;
-        }
-        let header = syn_header(frame, ip + V6_HEADER)?;
-        let length = usize::from(u16::from_be_bytes([l0, l1]));
-        let is_there = (header..=LENGTH_MAX).contains(&length);
-        is_there.then_some(Self::V6 { ip })
+        let &[version, _, _, _, _, _, next] = frame.bytes(ip)?;
+        (version >> 4 == 6 && next == TCP).then_some(Self::V6 { ip })
     }
 
     /// Where the TCP header begins.
@@ -73,11 +61,62 @@ impl Syn {
         }
     }
 
+    /// The port that it is for.
+    #[inline(always)]
+    pub fn port<F: Frame + ?Sized>(self, frame: &F) -> Option<u16> {
+        frame.bytes(self.tcp() + 2).copied().map(u16::from_be_bytes)
+    }
+
+    /// The length of the TCP header and what follows it, as the packet says it.
+    #[inline(always)]
+    fn length<F: Frame + ?Sized>(self, frame: &F) -> Option<usize> {
+        let length = |at| frame.bytes(at).copied().map(u16::from_be_bytes);
+        match self {
+            Self::V4 { ip } => usize::from(length(ip + 2)?).checked_sub(V4_HEADER),
+            Self::V6 { ip } => length(ip + 4).map(usize::from),
+        }
+    }
+
+    /// Whether it asks for a connection, as every client's first segment does, and nothing else.
+    #[inline(always)]
+    pub fn is_syn<F: Frame + ?Sized>(self, frame: &F) -> bool {
+        let flags = frame.bytes(self.tcp() + FLAGS);
+        flags.is_some_and(|[flags]| flags & (FIN | SYN | RST | ACK) == SYN)
+    }
+
+    /// Its SYN, if it is one that is answered here: with the maximum segment size as its first option, or no option at
+    /// all.
+    #[inline(always)]
+    pub fn syn<F: Frame + ?Sized>(self, frame: &F) -> Option<Syn> {
+        let tcp = self.tcp();
+        let &[offset] = frame.bytes(tcp + DATA_OFFSET)?;
+        let words = offset >> 4;
+        if !self.is_syn(frame) || words < WORDS_WITHOUT_OPTIONS {
+            return None;
+        }
+        if words == WORDS_WITHOUT_OPTIONS {
+            frame.bytes::<TCP_HEADER>(tcp)?;
+        } else {
+            let &[kind, length, _, _] = frame.bytes(tcp + TCP_HEADER)?;
+            if [kind, length] != [MSS, MSS_LENGTH] {
+                return None;
+            }
+        }
+        let is_there = (usize::from(words) * 4..=LENGTH_MAX).contains(&self.length(frame)?);
+        is_there.then_some(Syn(self))
+    }
+}
+
+/// A SYN that can be answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Syn(pub Segment);
+
+impl Syn {
     /// Its TCP header with the maximum segment size as its only option, which is all that a cookie depends on: 536 where
     /// the client says none (RFC 9293 §3.7.1). Words of four bytes, as they stand in the frame.
     #[inline(always)]
     pub fn header<F: Frame + ?Sized>(self, frame: &F) -> Option<[u32; ANSWER_HEADER / 4]> {
-        let tcp = self.tcp();
+        let tcp = self.0.tcp();
         let word = |at: usize| frame.bytes(tcp + at).copied().map(u32::from_ne_bytes);
         let &[offset, flags, w0, w1] = frame.bytes(tcp + DATA_OFFSET)?;
         let [m0, m1] = if offset >> 4 == WORDS_WITHOUT_OPTIONS {
@@ -99,28 +138,8 @@ impl Syn {
     #[must_use]
     #[inline(always)]
     pub fn answer_length(self) -> usize {
-        self.tcp() + ANSWER_HEADER
+        self.0.tcp() + ANSWER_HEADER
     }
-}
-
-/// The length of a TCP header that is a SYN's which is answered here.
-#[inline(always)]
-fn syn_header<F: Frame + ?Sized>(frame: &F, tcp: usize) -> Option<usize> {
-    let &[offset, flags] = frame.bytes(tcp + DATA_OFFSET)?;
-    let is_syn = flags & (FIN | SYN | RST | ACK) == SYN;
-    let words = offset >> 4;
-    if !is_syn || words < WORDS_WITHOUT_OPTIONS {
-        return None;
-    }
-    if words == WORDS_WITHOUT_OPTIONS {
-        frame.bytes::<TCP_HEADER>(tcp)?;
-    } else {
-        let &[kind, length, _, _] = frame.bytes(tcp + TCP_HEADER)?;
-        if [kind, length] != [MSS, MSS_LENGTH] {
-            return None;
-        }
-    }
-    Some(usize::from(words) * 4)
 }
 
 /// What an answer says.
@@ -274,8 +293,10 @@ pub const V6_ANSWER: usize = V6_HEADER + ANSWER_HEADER;
 
 /// As the packet says it.
 const V4_LENGTH: u16 = 20;
-const V4_HEADER: usize = V4_LENGTH as usize;
-const V6_HEADER: usize = 40;
+/// Bytes of an IPv4 header without options.
+pub const V4_HEADER: usize = V4_LENGTH as usize;
+/// Bytes of the fixed IPv6 header.
+pub const V6_HEADER: usize = 40;
 /// Version 4, and five words of header.
 const V4_WITHOUT_OPTIONS: u8 = 0x45;
 /// The bit for more fragments, and the 13 bits of the offset.
@@ -283,8 +304,8 @@ const V4_MORE_OR_OFFSET: u16 = 0x3fff;
 const V4_DO_NOT_FRAGMENT: u16 = 0x4000;
 const TTL: u8 = 64;
 
-/// Length of a TCP header without options.
-const TCP_HEADER: usize = 20;
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER: usize = 20;
 /// Length of the answer's: with the maximum segment size.
 pub const ANSWER_HEADER: usize = HEADER_LENGTH as usize;
 /// As packets say it.
@@ -295,6 +316,7 @@ const WORDS_WITHOUT_OPTIONS: u8 = 5;
 const MSS_DEFAULT: u16 = 536;
 /// Where the data offset stands in a TCP header, and the flags behind it.
 const DATA_OFFSET: usize = 12;
+const FLAGS: usize = 13;
 /// Six words of header.
 const OFFSET: u8 = 6 << 4;
 const FIN: u8 = 1;
@@ -367,16 +389,20 @@ mod tests {
         frames
     }
 
+    fn syn(frame: &[u8]) -> Option<Syn> {
+        Segment::find(frame)?.syn(frame)
+    }
+
     /// What the program does with a frame.
     fn answered(frame: &[u8], answer: Answer) -> Option<Vec<u8>> {
-        let syn = Syn::find(frame)?;
+        let syn = syn(frame)?;
         let mut frame = frame.to_vec();
         // As bpf_xdp_adjust_tail(): what is new is whatever was there before.
         frame.resize(syn.answer_length(), 0xaa);
         turn_ethernet(frame.first_chunk_mut().unwrap());
-        match syn {
-            Syn::V4 { ip } => answer_v4(frame[ip..].first_chunk_mut().unwrap(), answer),
-            Syn::V6 { ip } => answer_v6(frame[ip..].first_chunk_mut().unwrap(), answer),
+        match syn.0 {
+            Segment::V4 { ip } => answer_v4(frame[ip..].first_chunk_mut().unwrap(), answer),
+            Segment::V6 { ip } => answer_v6(frame[ip..].first_chunk_mut().unwrap(), answer),
         }
         Some(frame)
     }
@@ -421,20 +447,20 @@ mod tests {
             assert_eq!(tcp.acknowledgment_number, 0);
             let options: Vec<_> = tcp.options_iterator().map(Result::unwrap).collect();
             assert_eq!(options, [TcpOptionElement::MaximumSegmentSize(1460)]);
-            assert_eq!(answer.len(), Syn::find(&frame[..]).unwrap().answer_length());
+            assert_eq!(answer.len(), syn(&frame).unwrap().answer_length());
         }
     }
 
     #[test]
     fn what_is_no_syn_or_not_whole_is_left_to_the_kernel() {
         for frame in syns() {
-            let syn = Syn::find(&frame[..]).unwrap();
-            let tcp = syn.tcp();
+            let segment = Segment::find(&frame[..]).unwrap();
+            let tcp = segment.tcp();
             let has_options = frame[tcp + 12] >> 4 > 5;
             let changed = |change: &dyn Fn(&mut Vec<u8>)| {
                 let mut frame = frame.clone();
                 change(&mut frame);
-                Syn::find(&frame[..])
+                syn(&frame)
             };
             for flags in [0, FIN | SYN, SYN | RST, SYN | ACK, ACK, RST] {
                 assert_eq!(changed(&|frame| frame[tcp + 13] = flags), None, "{flags}");
@@ -453,14 +479,14 @@ mod tests {
             for length in 0..tcp + least {
                 assert_eq!(changed(&|frame| frame.truncate(length)), None, "{length}");
             }
-            if let Syn::V4 { ip } = syn {
+            if let Segment::V4 { ip } = segment {
                 assert_eq!(changed(&|frame| frame[ip] = 0x46), None);
                 assert_eq!(changed(&|frame| frame[ip + 6] |= 0x20), None);
                 assert_eq!(changed(&|frame| frame[ip + 7] = 1), None);
                 assert_eq!(changed(&|frame| frame[ip + 9] = 17), None);
                 assert_eq!(changed(&|frame| frame[ip + 3] = 20 + 19), None);
             }
-            if let Syn::V6 { ip } = syn {
+            if let Segment::V6 { ip } = segment {
                 assert_eq!(changed(&|frame| frame[ip + 6] = 0), None);
                 assert_eq!(
                     changed(&|frame| (frame[ip + 4], frame[ip + 5]) = (0, 19)),
@@ -471,9 +497,23 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_that_goes_on_is_found_and_is_no_syn() {
+        for frame in syns() {
+            let segment = Segment::find(&frame[..]).unwrap();
+            assert!(segment.is_syn(&frame[..]));
+            for flags in [0, ACK, ACK | FIN, RST, RST | ACK, SYN | ACK, SYN | FIN] {
+                let mut frame = frame.clone();
+                frame[segment.tcp() + 13] = flags;
+                assert_eq!(Segment::find(&frame[..]), Some(segment));
+                assert!(!segment.is_syn(&frame[..]), "{flags:x}");
+            }
+        }
+    }
+
+    #[test]
     fn a_cookie_depends_on_the_segment_size_alone() {
         for frame in syns() {
-            let syn = Syn::find(&frame[..]).unwrap();
+            let syn = syn(&frame).unwrap();
             let header = syn.header(&frame[..]).unwrap();
             let header = header.map(u32::to_ne_bytes).concat();
 

@@ -184,6 +184,24 @@ impl Slot {
         Self(self.0 & !COLUMN | ANSWER)
     }
 
+    /// The slot of an admitted frame that is dropped, as there is no connection for it.
+    #[inline(always)]
+    pub fn unconnected(self) -> Self {
+        self.for_reason(Reason::NoConnection, DROP)
+    }
+
+    /// The slot of an admitted frame that acknowledges a SYN cookie.
+    #[inline(always)]
+    pub fn acknowledging(self) -> Self {
+        self.for_reason(Reason::SynCookie, PASS)
+    }
+
+    #[inline(always)]
+    fn for_reason(self, reason: Reason, column: u32) -> Self {
+        let family = self.0 & (FAMILY);
+        Self((reason as u32) << REASON_SHIFT | family | column)
+    }
+
     /// The slot in monitor mode: a drop is only counted as what would be one.
     #[inline(always)]
     pub fn monitored(self) -> Self {
@@ -271,11 +289,15 @@ pub enum Reason {
     OtherPort = 10,
     /// More VLAN tags than are stripped.
     TooManyTags = 11,
+    /// In a flood, a segment of no connection and with no SYN cookie: the kernel would reset it.
+    NoConnection = 12,
+    /// In a flood, the acknowledgement of a SYN cookie: the connection begins.
+    SynCookie = 13,
 }
 
 impl Reason {
     /// Every reason, in the order of its counters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Allowed,
         Self::ChainTooLong,
         Self::Denied,
@@ -288,6 +310,8 @@ impl Reason {
         Self::OtherDestination,
         Self::OtherPort,
         Self::TooManyTags,
+        Self::NoConnection,
+        Self::SynCookie,
     ];
 
     /// The word for this reason in metrics, logs and documentation.
@@ -306,6 +330,8 @@ impl Reason {
             Self::OtherDestination => "OtherDestination",
             Self::OtherPort => "OtherPort",
             Self::TooManyTags => "TooManyTags",
+            Self::NoConnection => "NoConnection",
+            Self::SynCookie => "SynCookie",
         }
     }
 }
@@ -356,6 +382,8 @@ const ANSWER: u32 = 3;
 const COLUMN: u32 = 3;
 /// Where the family stands in a counter's index; the column stands below it.
 const FAMILY_SHIFT: u32 = 2;
+/// The bits of the family.
+const FAMILY: u32 = 3 << FAMILY_SHIFT;
 /// Where the reason stands in a counter's index.
 const REASON_SHIFT: u32 = 4;
 /// Length of the counter map.
@@ -390,6 +418,12 @@ mod tests {
                     assert_eq!((answered.verdict, answered.family), ("answer", family));
                     assert_eq!(answered.reason, verdict.reason());
                     assert!(seen.insert(slot.answered()));
+                    for (other, verdict) in [
+                        (slot.unconnected(), Verdict::Drop(Reason::NoConnection)),
+                        (slot.acknowledging(), Verdict::Pass(Reason::SynCookie)),
+                    ] {
+                        assert_eq!(other, Judgement { verdict, family }.slot());
+                    }
                 }
                 let monitored = Counted::at(slot.monitored().0).unwrap();
                 assert!(!slot.monitored().is_drop());

@@ -346,10 +346,12 @@ pub enum Fragments {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SynCookies {
-    /// While the queue of a listener is full, where the hook can send.
-    Auto,
-    /// Never: the kernel does it.
+    /// While the queue of a listener is full, where it is sure that the answer gets out.
     #[default]
+    Auto,
+    /// On one end of a veth pair too.
+    On,
+    /// Never: the kernel does it.
     Off,
 }
 

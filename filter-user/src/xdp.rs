@@ -1,6 +1,7 @@
 //! The kernel side of the filter: load, attach, pin, publish, count. The only user of aya.
 
 mod attach;
+mod cookies;
 mod error;
 mod events;
 #[expect(unsafe_code, reason = "a system call that no library makes for us")]
@@ -30,6 +31,7 @@ use rustix::thread::CapabilitySet;
 use tracing::{error, info};
 
 pub use self::attach::Attached;
+pub use self::cookies::LeftToKernel;
 pub use self::error::XdpError;
 pub use self::events::{DropEvent, TopSources};
 pub use self::link::interfaces_with_our_program;
@@ -46,7 +48,7 @@ use self::steer::Steering;
 pub use self::steer::{Detached, GateSocket, STEERS_SINCE, SteerState, SteeredTo, steered_to};
 use self::uplinks::Topology;
 pub use self::uplinks::{check_interfaces, check_kinds};
-use crate::config::{self, SynCookies};
+use crate::config;
 use crate::host::uplinks::Memory;
 use crate::ranges::{Rules, Table};
 
@@ -375,14 +377,15 @@ impl Filter {
         &self.settings
     }
 
-    /// Interfaces whose program answers no SYNs, although it should.
-    pub fn without_syn_cookies(&self) -> impl Iterator<Item = &str> {
-        let is_asked = self.settings.syn_cookies == SynCookies::Auto;
-        let attached = self.loaded.attached.iter().filter(move |_| is_asked);
+    /// Interfaces whose SYNs are left to the kernel in a flood, and why.
+    pub fn left_to_kernel(&self) -> impl Iterator<Item = (&str, LeftToKernel)> {
+        let attached = self.loaded.attached.iter();
         attached.filter_map(|attached| {
             let program = self.loaded.programs.get(&attached.interface)?;
-            let answers = program.answers_syns() && attached.mode != AttachMode::Tcx;
-            (!answers).then_some(attached.interface.as_str())
+            let is_classifier = attached.mode == AttachMode::Tcx;
+            let classifier = is_classifier.then_some(LeftToKernel::Classifier);
+            let cause = program.left_to_kernel().or(classifier)?;
+            Some((attached.interface.as_str(), cause))
         })
     }
 

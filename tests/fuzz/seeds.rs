@@ -14,6 +14,7 @@ fn main() -> io::Result<()> {
     };
     for (number, case) in cases(Table::Default).iter().enumerate() {
         write("decide", number, &case.frame)?;
+        write("synack", number, &case.frame)?;
     }
     for (target, seeds) in SEEDS {
         for (number, seed) in seeds.iter().enumerate() {

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aya::programs::XdpMode;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
 use crate::janitor::Janitor;
+use crate::traffic::Objects;
 
 /// A host of the lab.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,6 +73,21 @@ impl Network {
         let network = Self::without_origin();
         network.connect(Host::Origin);
         network
+    }
+
+    /// Lets the bridge take at once what a program of the origin's sends, for as long as the value lives: the other end
+    /// of a veth pair needs a program of its own for that (`veth_xdp_flush`, drivers/net/veth.c).
+    #[must_use]
+    pub fn taking_what_is_sent(&self) -> Objects {
+        let hub = self.hub();
+        let taking = std::thread::spawn(move || {
+            Self::enter(&hub);
+            let mut objects = Objects::load();
+            let program = objects.program("bare_pass");
+            program.attach("to-origin", XdpMode::default()).unwrap();
+            objects
+        });
+        taking.join().unwrap()
     }
 
     /// The same, where the origin is a virtual machine's to be: see [`Self::tap`].

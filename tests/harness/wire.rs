@@ -67,38 +67,42 @@ impl Tap {
     }
 }
 
-/// Whether an untagged frame is a TCP SYN-ACK.
+/// Whether a frame is a TCP SYN-ACK.
 #[must_use]
 pub fn is_syn_ack(frame: &[u8]) -> bool {
     tcp_flags(frame).is_some_and(|flags| flags & 0x12 == 0x12)
 }
 
-/// Whether an untagged frame is a TCP reset.
+/// Whether a frame is a TCP reset.
 #[must_use]
 pub fn is_reset(frame: &[u8]) -> bool {
     tcp_flags(frame).is_some_and(|flags| flags & 0x04 != 0)
 }
 
-/// The destination port of a TCP segment in an untagged frame without options or extension headers.
+/// The destination port of a TCP segment in a frame without options or extension headers.
 #[must_use]
 pub fn destination_port(frame: &[u8]) -> Option<u16> {
-    let segment = match frame.get(12..14)? {
-        [0x08, 0x00] => 14 + 20,
-        [0x86, 0xdd] => 14 + 40,
-        _ => return None,
-    };
-    let port = frame.get(segment + 2..)?.first_chunk()?;
+    let port = segment(frame)?.get(2..)?.first_chunk()?;
     Some(u16::from_be_bytes(*port))
 }
 
-/// The flags of a TCP segment in an untagged frame without options or extension headers.
+/// The flags of a TCP segment in a frame without options or extension headers.
 fn tcp_flags(frame: &[u8]) -> Option<u8> {
-    let (protocol, flags) = match frame.get(12..14)? {
-        [0x08, 0x00] => (23, 14 + 20 + 13),
-        [0x86, 0xdd] => (20, 14 + 40 + 13),
+    segment(frame)?.get(13).copied()
+}
+
+/// The TCP segment in a frame without options or extension headers, behind its VLAN tags.
+fn segment(frame: &[u8]) -> Option<&[u8]> {
+    let mut rest = frame.get(12..)?;
+    while let [0x81, 0x00, _, _, inner @ ..] | [0x88, 0xa8, _, _, inner @ ..] = rest {
+        rest = inner;
+    }
+    let (packet, protocol, header) = match rest {
+        [0x08, 0x00, packet @ ..] => (packet, 9, 20),
+        [0x86, 0xdd, packet @ ..] => (packet, 6, 40),
         _ => return None,
     };
-    (frame.get(protocol) == Some(&6)).then(|| frame.get(flags).copied())?
+    (packet.get(protocol) == Some(&6)).then(|| packet.get(header..))?
 }
 
 fn open() -> OwnedFd {

@@ -31,6 +31,8 @@ enum Target {
     ProxyHeader,
     /// The snapshot of the ranges.
     Snapshot,
+    /// A frame that is answered with a SYN cookie.
+    Synack,
 }
 
 impl Target {
@@ -44,6 +46,7 @@ impl Target {
             Self::Pem => "pem",
             Self::ProxyHeader => "proxy_header",
             Self::Snapshot => "snapshot",
+            Self::Synack => "synack",
         }
     }
 }

@@ -160,10 +160,12 @@ fn is_by_source(reason: Reason) -> bool {
         | Reason::Listed
         | Reason::Malformed
         | Reason::NotListed => true,
-        Reason::NotIp
+        Reason::NoConnection
+        | Reason::NotIp
         | Reason::NotTcp
         | Reason::OtherDestination
         | Reason::OtherPort
+        | Reason::SynCookie
         | Reason::TooManyTags => false,
     }
 }

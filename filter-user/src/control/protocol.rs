@@ -94,10 +94,22 @@ pub struct FilterStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// What it counts; nothing that is zero.
     pub frames: Vec<FramesStatus>,
+    /// The flood of SYNs that is under way.
+    #[serde(default)]
+    pub syn_flood: Option<SynFloodStatus>,
     /// The last drops of a sample, newest last.
     pub drops: Vec<DropStatus>,
     /// The sources of most drops since the role's start, most first.
     pub top_sources: Vec<SourceStatus>,
+}
+
+/// SYNs of sources that may enter are answered with cookies.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SynFloodStatus {
+    /// For how long.
+    pub seconds: u64,
+    /// How many.
+    pub answered_per_second: u64,
 }
 
 /// An interface that is or should be filtered.

@@ -17,8 +17,7 @@ use netlink_sys::{Socket, SocketAddr as Port};
 
 pub use self::connections::{Connection, connections, listeners, listening_sockets, udp_listeners};
 pub use self::links::{
-    Interface, InterfaceKind, Wrapping, addressed, addresses, index, interfaces, is_for_this_host,
-    is_interface_name, mtu,
+    Interface, InterfaceKind, Wrapping, addressed, addresses, index, interfaces, is_interface_name,
 };
 pub use self::occupant::{
     Occupant, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, occupant, why_not_attached,

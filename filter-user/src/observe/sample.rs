@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use filter_ebpf::Reason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -99,19 +100,50 @@ impl FilterSample {
             "1 where connections are steered to a socket of the gate",
             &steered.collect::<Vec<_>>(),
         )?;
-        let kind = MetricType::Counter;
-        let mut metric = encoder.encode_descriptor("filter_frames", "Frames judged", None, kind)?;
-        for (labels, total) in &self.frames {
-            let mut metric = metric.encode_family(labels)?;
-            metric.encode_counter::<NoLabels, _, u64>(total, None)?;
-        }
-        Ok(())
+        counters(encoder, "filter_frames", "Frames judged", &self.frames)?;
+        let outcomes = self.syn_cookies();
+        let outcomes = outcomes.map(|(outcome, total)| (CookieLabels { outcome }, total));
+        counters(encoder, "filter_syn_cookies", COOKIES_HELP, &outcomes)
+    }
+
+    /// What became of SYN cookies, by the words of netstat(8).
+    fn syn_cookies(&self) -> [(&'static str, u64); 3] {
+        let sum = |is_it: &dyn Fn(&FrameLabels) -> bool| {
+            let frames = self.frames.iter().filter(|(labels, _)| is_it(labels));
+            frames.map(|(_, total)| total).sum()
+        };
+        let no_connection = Reason::NoConnection.label();
+        [
+            ("sent", sum(&|labels| labels.verdict == "answer")),
+            (
+                "received",
+                sum(&|labels| labels.reason == Reason::SynCookie.label()),
+            ),
+            (
+                "failed",
+                sum(&|labels| labels.reason == no_connection && labels.verdict != "pass"),
+            ),
+        ]
     }
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     metric.encode_gauge(&value)
+}
+
+fn counters<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    totals: &[(L, u64)],
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, total) in totals {
+        let mut labelled = metric.encode_family(labels)?;
+        labelled.encode_counter::<NoLabels, _, u64>(total, None)?;
+    }
+    Ok(())
 }
 
 fn gauges(
@@ -126,6 +158,9 @@ fn gauges(
     }
     Ok(())
 }
+
+const COOKIES_HELP: &str =
+    "SYN cookies sent, acknowledgements that had one, and segments of no connection";
 
 /// What exemplars would be labelled by.
 type NoLabels = [(&'static str, &'static str); 0];
@@ -160,4 +195,9 @@ struct AttachedLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct FamilyLabels {
     family: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CookieLabels {
+    outcome: &'static str,
 }

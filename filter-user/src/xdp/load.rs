@@ -15,11 +15,12 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
+use super::cookies::{Answering, LeftToKernel};
 use super::mode::AttachMode;
 use super::pins::{self, Pins, ProgramPins, Staging};
 use super::{XdpError, errno};
-use crate::config::{self, Fragments, Mode, SynCookies};
-use crate::host::{kernel, netlink};
+use crate::config::{self, Fragments, Mode};
+use crate::host::kernel;
 use crate::ranges::Table;
 use crate::report::chain;
 
@@ -49,13 +50,27 @@ fn capacity(table: &Table) -> u32 {
     roomy.next_power_of_two().clamp(abi::NODES, abi::NODES_MAX)
 }
 
+/// What a program is loaded for.
+pub(super) struct LoadRequest<'a> {
+    /// What it protects.
+    pub(super) settings: &'a config::FilterSettings,
+    /// The interface, or the name that stands for one that is not there yet.
+    pub(super) interface: &'a str,
+    /// Where its own maps are kept.
+    pub(super) pins: &'a Pins,
+    /// The generation of the range maps that packets are judged by.
+    pub(super) active: u64,
+    /// Where a map that all programs share is kept.
+    pub(super) shared: &'a dyn Fn(&str) -> PathBuf,
+}
+
 /// The program of one interface, loaded, and what it counts.
 pub(super) struct Program {
     ebpf: Ebpf,
     /// The variant that the kernel took.
     variant: &'static str,
-    /// Whether it answers SYNs in the kernel's place.
-    answers_syns: bool,
+    /// Why SYNs are left to the kernel, unless it answers them.
+    left_to_kernel: Option<LeftToKernel>,
     counters: PerCpuArray<MapData, u64>,
     explained: Array<MapData, u64>,
     /// Whether its twin was pinned beside it.
@@ -65,47 +80,42 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Loads the program with `settings`, on the maps that `shared` names, where packets are judged
-    /// by the generation `active`.
-    pub(super) fn load(
-        settings: &config::FilterSettings,
-        interface: &str,
-        pins: &Pins,
-        active: u64,
-        shared: impl Fn(&str) -> PathBuf,
-    ) -> Result<Self, XdpError> {
-        let mut flags = flags(settings);
-        let without = flags & !abi::SETTING_SYN_COOKIES;
-        // A guest's SYN, or one of an interface that is not known yet, is not for us to answer.
-        if settings.destinations.is_empty() && !netlink::is_for_this_host(interface) {
-            flags = without;
-        }
-        match Self::load_with(flags, settings, interface, pins, active, &shared) {
-            Err(error @ XdpError::Refused { .. }) if flags != without => {
+    /// Loads the program; without answers to SYNs, if the kernel takes none with them.
+    pub(super) fn load(request: &LoadRequest<'_>) -> Result<Self, XdpError> {
+        let answering = Answering::of(request.settings, request.interface);
+        match Self::load_with(request, answering) {
+            Err(error @ XdpError::Refused { .. }) if answering.is_ok() => {
                 warn!(
                     id = "syn-cookies-refused",
-                    interface,
+                    interface = request.interface,
                     error = %chain(&error),
                     "the kernel takes no program that answers SYNs; it answers them itself"
                 );
-                Self::load_with(without, settings, interface, pins, active, &shared)
+                Self::load_with(request, Err(LeftToKernel::Refused))
             }
             loaded => loaded,
         }
     }
 
     fn load_with(
-        flags: u32,
-        settings: &config::FilterSettings,
-        interface: &str,
-        pins: &Pins,
-        active: u64,
-        shared: impl Fn(&str) -> PathBuf,
+        request: &LoadRequest<'_>,
+        answering: Result<Answering, LeftToKernel>,
     ) -> Result<Self, XdpError> {
+        let &LoadRequest {
+            settings,
+            interface,
+            pins,
+            active,
+            shared,
+        } = request;
+        let mut flags = flags(settings);
+        if answering.is_ok() {
+            flags |= abi::SETTING_SYN_COOKIES;
+        }
+        let mss = answering.map_or(0, Answering::encoded);
         let tcp_ports = port_bitmap(&settings.ports);
         let udp_ports = port_bitmap(&settings.udp_ports);
         let destinations = destinations(settings);
-        let mss = mss(netlink::mtu(interface));
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::SETTINGS, &flags, true)
@@ -141,7 +151,7 @@ impl Program {
             ebpf,
             log,
             variant,
-            answers_syns: flags & abi::SETTING_SYN_COOKIES != 0,
+            left_to_kernel: answering.err(),
             counters,
             explained,
             has_twin: false,
@@ -220,9 +230,9 @@ impl Program {
         Ok(())
     }
 
-    /// Whether it answers SYNs in the kernel's place, where it is attached to XDP.
-    pub(super) fn answers_syns(&self) -> bool {
-        self.answers_syns
+    /// Why SYNs are left to the kernel, unless it answers them where it is attached to XDP.
+    pub(super) fn left_to_kernel(&self) -> Option<LeftToKernel> {
+        self.left_to_kernel
     }
 
     /// Whether its twin is pinned beside it.
@@ -387,19 +397,9 @@ pub(super) fn flags(settings: &config::FilterSettings) -> u32 {
     if !settings.udp_ports.is_empty() {
         flags |= abi::SETTING_UDP;
     }
-    if settings.syn_cookies == SynCookies::Auto {
-        flags |= abi::SETTING_SYN_COOKIES;
-    }
     // At most `DESTINATIONS_MAX`, by the configuration.
     let destinations = u32::try_from(settings.destinations.len()).unwrap_or(u32::MAX);
     flags | destinations << abi::SETTING_DESTINATIONS_SHIFT
-}
-
-/// [`abi::MSS`], of an interface with this MTU (RFC 9293 §3.7.1); of Ethernet's, for one that is not there yet.
-fn mss(mtu: Option<u32>) -> u32 {
-    let mtu = mtu.unwrap_or(1500);
-    let beside = |headers: u32| mtu.saturating_sub(headers).clamp(536, 0xffff);
-    beside(20 + 20) | beside(40 + 20) << 16
 }
 
 pub(super) fn port_bitmap(ports: &[u16]) -> [u8; abi::PORT_BITMAP] {

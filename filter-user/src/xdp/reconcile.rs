@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use tracing::{info, warn};
 
 use super::attach::{self, Attached};
-use super::load::Program;
+use super::load::{LoadRequest, Program};
 use super::mode::AttachMode;
 use super::pins::{Pins, SPARE};
 use super::steer::Steering;
@@ -475,7 +475,13 @@ impl LoadedSet {
     ) -> Result<(), XdpError> {
         if !self.programs.contains_key(name) {
             let active = self.publisher.active()?;
-            let program = Program::load(settings, name, pins, active, shared)?;
+            let program = Program::load(&LoadRequest {
+                settings,
+                interface: name,
+                pins,
+                active,
+                shared: &shared,
+            })?;
             self.programs.insert(name.to_owned(), program);
         }
         Ok(())

@@ -610,6 +610,7 @@ mod tests {
             kind,
             lower: None,
             controller: None,
+            mtu: 1500,
             unwraps: None,
         }
     }

@@ -1,7 +1,8 @@
 //! What of this host is no role's: its kernel's settings, its interfaces' queues, and its service manager.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::commands::served::{redirections, run, tool};
@@ -51,7 +52,44 @@ fn flood(config: &Config) -> Vec<Finding> {
             "`sysctl -w net.core.somaxconn={BACKLOG}`, and the same line in /etc/sysctl.d/"
         )));
     }
+    if setting("ipv4/tcp_timestamps") == Some(0) {
+        findings.push(
+            Finding::warning(
+                "timestamps-off",
+                "`net.ipv4.tcp_timestamps` is 0: connections that the kernel's own SYN cookies make have no window scaling \
+                 and no selective acknowledgements",
+            )
+            .remedy("`sysctl -w net.ipv4.tcp_timestamps=1`, and the same line in /etc/sysctl.d/"),
+        );
+    }
+    if let Some(filter) = &config.live.filter {
+        findings.extend(short_queues(filter));
+    }
     findings
+}
+
+/// Listeners on protected ports whose queue a flood fills at once. The gate's own is long; steered ports are the gate's.
+fn short_queues(filter: &FilterSettings) -> Vec<Finding> {
+    let listening = netlink::listening_sockets().unwrap_or_default();
+    let is_reached = |local: SocketAddr| {
+        let port = local.port();
+        let is_steered = filter.steered_ports.contains(&port);
+        filter.ports.contains(&port) && !is_steered && !local.ip().is_loopback()
+    };
+    let short = listening
+        .iter()
+        .filter(|it| it.queue < QUEUE_MIN && is_reached(it.local));
+    let short: BTreeMap<_, _> = short.map(|it| (it.local, it.queue)).collect();
+    let findings = short.into_iter().map(|(local, queue)| {
+        let text = format!(
+            "the program on {local} lets {queue} connections wait for it: a flood of SYNs fills the queue at once"
+        );
+        Finding::warning("listener-queue-short", text).remedy(format!(
+            "let it ask for {BACKLOG}, as nginx does by `listen 443 ssl backlog={BACKLOG}`, Apache by `ListenBacklog`, \
+             HAProxy by `backlog`; `net.core.somaxconn` has to be as long"
+        ))
+    });
+    findings.collect()
 }
 
 /// What is judged by the clock: certificates, revocation lists, and the age of lists.
@@ -209,3 +247,5 @@ fn missing_destinations(filter: &FilterSettings) -> Vec<Finding> {
 
 /// What the gate and its socket units ask for.
 const BACKLOG: u32 = 4096;
+/// A queue that is shorter is full in a millisecond of what one sender can forge.
+const QUEUE_MIN: u32 = 1024;

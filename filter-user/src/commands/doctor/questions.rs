@@ -374,8 +374,13 @@ pub(super) const QUESTIONS: [Question; 27] = [
         subject: Subject::Host,
         answered_by: AnsweredBy::Us,
         id: "kernel",
-        about: "the kernel is set up for a flood",
-        findings: &["backlog-short", "syncookies-off"],
+        about: "the kernel and the listeners are set up for a flood",
+        findings: &[
+            "backlog-short",
+            "listener-queue-short",
+            "syncookies-off",
+            "timestamps-off",
+        ],
     },
     Question {
         subject: Subject::Host,

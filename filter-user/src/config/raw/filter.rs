@@ -45,12 +45,12 @@ pub(super) struct RawFilter {
     #[serde(default)]
     #[cfg_attr(test, schemars(extend("default" = "drop")))]
     fragments: Fragments,
-    /// `"auto"` answers the SYNs of admitted sources with the kernel's own SYN cookies while the queue of a listener is
-    /// full, before a buffer is allocated for them: an attacker who forges Cloudflare's addresses costs less then.
-    /// Connections made so have no window scaling, selective acknowledgements or timestamps. Not behind another XDP
-    /// program (`coexist = "tcx"`).
+    /// While the queue of a listener is full: `"auto"` answers the SYNs of admitted sources with the kernel's own SYN
+    /// cookies, before a buffer is allocated for them, and drops their segments of no connection, so that an attacker who
+    /// forges Cloudflare's addresses costs less. `"on"` does so on one end of a veth pair too, whose other end needs an
+    /// XDP program, and warns where it cannot. `"off"` leaves it to the kernel.
     #[serde(default)]
-    #[cfg_attr(test, schemars(extend("default" = "off")))]
+    #[cfg_attr(test, schemars(extend("default" = "auto")))]
     syn_cookies: SynCookies,
     /// The attach mode: `"native"`, `"generic"`, or `"auto"`: native, else generic with a warning.
     #[serde(default)]

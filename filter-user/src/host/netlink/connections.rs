@@ -19,6 +19,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// The other end.
     pub peer: SocketAddr,
+    /// Of a listener, how many connections may wait for it: `idiag_wqueue` (net/ipv4/tcp_diag.c).
+    pub queue: u32,
     /// The number of the socket, as `/proc/<pid>/fd` shows it.
     pub inode: u32,
     /// Whether it is of IPv6 and takes IPv4 as well, if it listens on all addresses (ipv6(7), `IPV6_V6ONLY`).
@@ -85,6 +87,7 @@ fn sockets(protocol: u8, states: &StateFlags) -> io::Result<Vec<Connection>> {
                 connections.push(Connection {
                     local: end(id.source_address, id.source_port),
                     peer: end(id.destination_address, id.destination_port),
+                    queue: response.header.send_queue,
                     inode: response.header.inode,
                     is_dual_stack,
                 });

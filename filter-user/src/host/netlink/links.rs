@@ -36,6 +36,8 @@ pub struct Interface {
     pub lower: Option<u32>,
     /// The bond, bridge or team that it is a port of.
     pub controller: Option<u32>,
+    /// The longest packet that goes out by it, in bytes.
+    pub mtu: u32,
     /// How packets are wrapped that it unwraps, if they come in by another interface in a way that
     /// cannot be looked into there.
     pub unwraps: Option<Wrapping>,
@@ -92,6 +94,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             kind,
             lower: lower(link).filter(|_| kind == InterfaceKind::Stacked),
             controller: controller(link),
+            mtu: mtu(link),
             unwraps: unwraps(link),
         })
     });
@@ -104,42 +107,6 @@ pub fn index(name: &str) -> Option<u32> {
     let interfaces = interfaces().ok()?;
     let found = interfaces.iter().find(|interface| interface.name == name)?;
     Some(found.index)
-}
-
-/// Whether the frames of an interface are for this host alone: it is there, and no port of a bridge, behind which guests
-/// may be.
-#[must_use]
-pub fn is_for_this_host(name: &str) -> bool {
-    let all = interfaces().unwrap_or_default();
-    let found = all.iter().find(|interface| interface.name == name);
-    found.is_some_and(|interface| {
-        let is_bridge = |index| {
-            let controller = all.iter().find(|other| other.index == index);
-            controller.is_none_or(|other| other.kind == InterfaceKind::Bridge)
-        };
-        !interface.controller.is_some_and(is_bridge)
-    })
-}
-
-/// The longest packet that goes out by the interface of this name, in bytes; none, if it is not there.
-#[must_use]
-pub fn mtu(name: &str) -> Option<u32> {
-    let mut found = None;
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let asked = ask(NETLINK_ROUTE, request, NLM_F_DUMP, |message| {
-        if let RouteNetlinkMessage::NewLink(link) = message
-            && self::name(&link).as_deref() == Some(name)
-        {
-            found = link.attributes.iter().find_map(|attribute| {
-                if let LinkAttribute::Mtu(mtu) = attribute {
-                    Some(*mtu)
-                } else {
-                    None
-                }
-            });
-        }
-    });
-    asked.ok().and(found)
 }
 
 /// The addresses of all interfaces of this network namespace.
@@ -280,6 +247,19 @@ fn unwraps(link: &LinkMessage) -> Option<Wrapping> {
     }
     let found = WRAPPINGS.iter().find(|(known, _)| known == kind);
     found.map(|(_, name)| Wrapping { name, udp_port })
+}
+
+/// That of Ethernet, if the kernel does not say.
+fn mtu(link: &LinkMessage) -> u32 {
+    let mut attributes = link.attributes.iter();
+    let mtu = attributes.find_map(|attribute| {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            Some(*mtu)
+        } else {
+            None
+        }
+    });
+    mtu.unwrap_or(1500)
 }
 
 fn kind(link: &LinkMessage) -> InterfaceKind {

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 
 use filter_ebpf::verdict::Counted;
 
-use super::tally::Tally;
+use super::tally::{Flood, Tally};
 use super::{FilterRole, FilterState};
+use crate::config::SynCookies;
 use crate::config::{FilterSettings, Mode};
 use crate::control::protocol::{
-    DropStatus, FilterStatus, FramesStatus, InterfaceStatus, SourceStatus,
+    DropStatus, FilterStatus, FramesStatus, InterfaceStatus, SourceStatus, SynFloodStatus,
 };
 use crate::host::netlink;
 use crate::observe::{Attachment, FilterSample, Finding, FrameLabels};
@@ -18,7 +19,9 @@ use crate::report::chain;
 use crate::roles::findings::{monitor, no_interface};
 use crate::roles::role_report::RoleReport;
 use crate::sync::lock;
-use crate::xdp::{AttachMode, Coverage, Detached, Filter, InterfaceState, SteerState};
+use crate::xdp::{
+    AttachMode, Coverage, Detached, Filter, InterfaceState, LeftToKernel, SteerState,
+};
 
 impl FilterRole {
     /// Looks at the filter in the kernel, and at what it was seen to do.
@@ -48,17 +51,18 @@ impl FilterRole {
             frames: counters(&counted),
         };
         let frames = frames(&counted, &tally);
-        findings.extend(flood(&frames));
-        findings.extend(filter.without_syn_cookies().map(|interface| {
-            let text = format!(
-                "`{interface}`: SYNs are left to the kernel in a flood: the program is behind another, the interface is a \
-                 bridge's port without `filter.destinations`, or was not there when the program was loaded, or the \
-                 kernel takes no program that answers"
-            );
-            Finding::warning("syn-cookies-missing", text)
-        }));
+        let flood = tally.flood();
+        findings.extend(flood.map(flooded));
         let details = interfaces.iter().filter(|(status, _)| status.filtered);
         let mut details: Vec<_> = details.map(|(status, _)| attached(status)).collect();
+        for (interface, cause) in filter.left_to_kernel() {
+            let text = format!("SYNs on `{interface}` are left to the kernel in a flood: {cause}");
+            if settings.syn_cookies == SynCookies::On {
+                findings.push(Finding::warning("syn-cookies-missing", text));
+            } else if cause != LeftToKernel::Off {
+                details.push(("SYN cookies".to_owned(), text));
+            }
+        }
         details.extend(ports(settings));
         details.extend(
             steering.map(|_| ("steered ports".to_owned(), numbers(&settings.steered_ports))),
@@ -71,6 +75,10 @@ impl FilterRole {
             on_trial: filter.is_on_trial(),
             interfaces: interfaces.into_iter().map(|(status, _)| status).collect(),
             frames,
+            syn_flood: flood.map(|flood| SynFloodStatus {
+                seconds: seconds_since(flood.since),
+                answered_per_second: flood.answered_per_second,
+            }),
             drops: drops(&tally),
             top_sources: sources(&tally),
         };
@@ -384,16 +392,17 @@ fn frames(all: &BTreeMap<String, Vec<(Counted, u64)>>, tally: &Tally) -> Vec<Fra
 }
 
 /// That a listener's queue is full of SYNs from sources that may enter, which are forged then.
-fn flood(frames: &[FramesStatus]) -> Option<Finding> {
-    let answered = frames.iter().filter(|it| it.verdict == "answer");
-    let rate: u64 = answered.map(|it| it.per_second).sum();
-    (rate > 0).then(|| {
-        let text = format!(
-            "a flood of SYNs with Cloudflare's addresses, forged perhaps: {rate} a second are answered with SYN cookies. \
-             Connections made meanwhile have no window scaling"
-        );
-        Finding::warning("syn-flood", text)
-    })
+fn flooded(flood: Flood) -> Finding {
+    let Flood {
+        since,
+        answered_per_second,
+    } = flood;
+    let text = format!(
+        "a flood of SYNs with Cloudflare's addresses, forged perhaps, since {}: {answered_per_second} a second are answered \
+         with SYN cookies. Connections made meanwhile have no window scaling",
+        humantime::format_rfc3339_seconds(since)
+    );
+    Finding::warning("syn-flood", text)
 }
 
 fn drops(tally: &Tally) -> Vec<DropStatus> {

@@ -16,10 +16,27 @@ pub(super) struct Tally {
     pub(super) sources: TopSources,
     /// One a tick, oldest first.
     totals: VecDeque<Totals>,
+    /// Since when SYNs are answered.
+    flooded_since: Option<SystemTime>,
+}
+
+/// SYNs are answered with cookies, as a listener's queue is full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flood {
+    pub(super) since: SystemTime,
+    pub(super) answered_per_second: u64,
+}
+
+/// What has begun or ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FloodChange {
+    Began,
+    Ended { since: SystemTime },
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, drops: Vec<DropEvent>, totals: Totals) {
+    /// Takes what was seen since the last tick.
+    pub(super) fn add(&mut self, drops: Vec<DropEvent>, totals: Totals) -> Option<FloodChange> {
         let dropped = totals.dropped();
         let before = self.totals.back().map_or(dropped, Totals::dropped);
         // Each reported drop stands for as many as were not reported.
@@ -34,17 +51,45 @@ impl Tally {
         if self.totals.len() > RATE_TICKS {
             self.totals.pop_front();
         }
+        self.flood_change(now)
+    }
+
+    /// A flood lasts for as long as a rate is remembered.
+    fn flood_change(&mut self, now: SystemTime) -> Option<FloodChange> {
+        let answered = |totals: Option<&Totals>| totals.map_or(0, Totals::answered);
+        let is_flooded = answered(self.totals.back()) > answered(self.totals.front());
+        match self.flooded_since {
+            None if is_flooded => {
+                self.flooded_since = Some(now);
+                Some(FloodChange::Began)
+            }
+            Some(since) if !is_flooded => {
+                self.flooded_since = None;
+                Some(FloodChange::Ended { since })
+            }
+            _ => None,
+        }
+    }
+
+    /// The flood that is under way.
+    pub(super) fn flood(&self) -> Option<Flood> {
+        Some(Flood {
+            since: self.flooded_since?,
+            answered_per_second: self.rate_of(Totals::answered),
+        })
     }
 
     /// Frames per second over the last seconds.
     pub(super) fn rate(&self, interface: &str, counted: Counted) -> u64 {
+        self.rate_of(|totals| totals.total(interface, counted))
+    }
+
+    fn rate_of(&self, total: impl Fn(&Totals) -> u64) -> u64 {
         let (Some(first), Some(last)) = (self.totals.front(), self.totals.back()) else {
             return 0;
         };
         let millis = last.at.duration_since(first.at).as_millis();
-        let frames = last
-            .total(interface, counted)
-            .saturating_sub(first.total(interface, counted));
+        let frames = total(last).saturating_sub(total(first));
         (u128::from(frames) * 1000)
             .checked_div(millis)
             .map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
@@ -72,9 +117,17 @@ impl Totals {
     }
 
     fn dropped(&self) -> u64 {
+        self.of_verdicts(&["drop", "would_drop"])
+    }
+
+    fn answered(&self) -> u64 {
+        self.of_verdicts(&["answer"])
+    }
+
+    fn of_verdicts(&self, verdicts: &[&str]) -> u64 {
         let frames = self.frames.values().flatten();
-        let dropped = frames.filter(|(it, _)| matches!(it.verdict, "drop" | "would_drop"));
-        dropped.map(|(_, total)| total).sum()
+        let counted = frames.filter(|(it, _)| verdicts.contains(&it.verdict));
+        counted.map(|(_, total)| total).sum()
     }
 }
 

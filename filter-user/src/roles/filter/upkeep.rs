@@ -10,7 +10,7 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
-use super::tally::Totals;
+use super::tally::{FloodChange, Totals};
 use super::{FilterRole, FilterState};
 use crate::host::netlink::{self, Changed};
 use crate::host::uplinks;
@@ -314,7 +314,18 @@ impl FilterRole {
                 "a drop, of a sample"
             );
         }
-        lock(&self.tally).add(drops, totals);
+        match lock(&self.tally).add(drops, totals) {
+            None => {}
+            Some(FloodChange::Began) => warn!(
+                id = "syn-flood",
+                "a flood of SYNs with Cloudflare's addresses has begun: they are answered with SYN cookies"
+            ),
+            Some(FloodChange::Ended { since }) => info!(
+                id = "syn-flood-over",
+                since = %humantime::format_rfc3339_seconds(since),
+                "the flood of SYNs is over"
+            ),
+        }
     }
 }
 
