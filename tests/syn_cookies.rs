@@ -15,6 +15,7 @@ use std::time::Duration;
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpOptionElement, TransportHeader};
 use filter_ebpf::cases::Packet;
 use socket2::{Domain, Socket, Type};
+use tests::forgery::{self, Forger};
 use tests::net::Host;
 use tests::pki::SHOP;
 use tests::traffic::Objects;
@@ -191,6 +192,51 @@ fn in_a_flood_a_segment_of_no_connection_is_dropped_and_not_reset() {
     let segment = segment.between(Host::Origin.mac(), Host::Edge.mac());
     sender.send(&segment.segment_byte(13, ACK).build());
     assert!(tap.next(QUIET, is_sent_reset).is_some());
+}
+
+/// As many as one thread can send, from sources of a range that is Cloudflare's.
+#[test]
+fn edges_are_served_while_their_addresses_are_forged() {
+    let mut lab = Lab::start(&Plan {
+        filter: "syn_cookies = \"on\"",
+        direct: true,
+        ..Plan::default()
+    });
+    let _other_end = lab.network.taking_what_is_sent();
+    let forger = Forger::new(&lab.network);
+    let flood = forger.flood(&lab.network);
+    let metric = "pullgate_filter_syn_cookies_total{outcome=\"sent\"}";
+    eventually("the program answers", || {
+        (lab.filter().metric(metric) > 0).then_some(())
+    });
+
+    let visits = lab.network.on(Host::Edge, || {
+        (0..times(100, 2000))
+            .map(|_| forgery::visit())
+            .collect::<Vec<_>>()
+    });
+
+    let failed = visits.iter().filter(|visit| visit.is_err()).count();
+    assert_eq!(failed, 0, "of {}: {visits:?}", visits.len());
+    let answered = eventually("the flood is seen", || {
+        lab.filter().status()["filter"]["syn_flood"]["answered_per_second"].as_u64()
+    });
+    assert!(answered > 1000, "{answered} a second");
+    assert!(flood.stop() > 100_000, "this was no flood");
+    eventually("the flood is over", || {
+        lab.filter().status()["filter"]["syn_flood"]
+            .is_null()
+            .then_some(())
+    });
+    let ended = lab.filter.take().unwrap();
+    let ids: Vec<_> = ended
+        .events()
+        .into_iter()
+        .map(|event| event["id"].clone())
+        .collect();
+    for id in ["syn-flood", "syn-flood-over"] {
+        assert_eq!(ids.iter().filter(|it| *it == id).count(), 1, "{ids:?}");
+    }
 }
 
 /// Each SYN is answered by the program, and once more by the kernel: a SYN whose first option is another one is left to
@@ -433,18 +479,7 @@ fn always(lab: &Lab) {
     assert!(lab.network.output(Host::Origin, &words).status.success());
 }
 
-/// Acknowledgements of cookies that the kernel has taken: `SyncookiesRecv` of netstat(8).
+/// Acknowledgements of cookies that the kernel has taken.
 fn recognised(lab: &Lab) -> u64 {
-    let words = ["cat", "/proc/self/net/netstat"];
-    let output = lab.network.output(Host::Origin, &words);
-    let text = String::from_utf8(output.stdout).unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let [names, values] = [lines.next().unwrap(), lines.next().unwrap()];
-    let index = names.split(' ').position(|name| name == "SyncookiesRecv");
-    values
-        .split(' ')
-        .nth(index.unwrap())
-        .unwrap()
-        .parse()
-        .unwrap()
+    lab.network.tcp_counter(Host::Origin, "SyncookiesRecv")
 }

@@ -9,6 +9,7 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(target_arch = "bpf")]
 mod program {
+    use aya_ebpf::Global;
     use aya_ebpf::bindings::xdp_action;
     use aya_ebpf::helpers::bpf_get_prandom_u32;
     use aya_ebpf::macros::xdp;
@@ -40,6 +41,27 @@ mod program {
         xdp_action::XDP_TX
     }
 
+    /// As [`transmit`], and writes the whole frame: who received the last one in its buffer may have changed it.
+    #[xdp]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the macro passes the context by value"
+    )]
+    pub(crate) fn forge(ctx: XdpContext) -> u32 {
+        let frame = ctx.data() as *mut [u16; SYN_WORDS];
+        if ctx.data() + size_of::<[u16; SYN_WORDS]>() <= ctx.data_end() {
+            // SAFETY: as above.
+            let frame = unsafe { &mut *frame };
+            for (word, forged) in frame.iter_mut().zip(&FORGED) {
+                *word = forged.load();
+            }
+            if let Some(head) = frame.first_chunk_mut() {
+                vary(head);
+            }
+        }
+        xdp_action::XDP_TX
+    }
+
     /// Changes the last two octets of an IPv4 source, and both checksums by as much: RFC 1624.
     #[inline(always)]
     fn vary(frame: &mut [u16; WORDS]) {
@@ -64,6 +86,12 @@ mod program {
         let [a, b, c, d] = word.to_le_bytes();
         [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
     }
+
+    /// What [`forge`] sends: a frame of so many bytes, as it is on the wire.
+    #[unsafe(no_mangle)]
+    static FORGED: [Global<u16>; SYN_WORDS] = [const { Global::new(0) }; SYN_WORDS];
+    /// Words of an untagged SYN over IPv4 with the segment size.
+    const SYN_WORDS: usize = WORDS + 2;
 
     /// Words of an untagged TCP segment without options over IPv4, and where in them things are.
     const WORDS: usize = (14 + 20 + 20) / 2;

@@ -16,29 +16,50 @@ use tests::net::{DIRECT, Host, Network};
 use tests::traffic::{self, Objects, Traffic};
 use tests::{Lab, Plan};
 
+use crate::forged::{self, Forged};
 use crate::report::{self, Bar, median, spread};
 
 pub(crate) fn run(json: Option<&Path>) {
+    let every_cpu = forged::every_cpu();
     traffic::pin_to_cpu(0);
 
     let (runs, publishes) = test_runs();
     let rates = rates();
-    let bars = bars(&runs, &rates, publishes);
+    let forged = Forged::measure(&every_cpu);
+    let mut bars = bars(&runs, &rates, publishes);
+    bars.extend(forged.bars());
     let report = json!({
+        "machine": report::machine(),
         "test_runs": runs.iter().map(Run::json).collect::<Vec<_>>(),
         "packets_per_second": rates.iter().map(Rate::json).collect::<Vec<_>>(),
+        "forged": forged.json(),
         "publish_ms": {"all_anew": publishes[0], "one_more": publishes[1]},
         "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
     });
 
     print(&runs, &rates);
+    forged.print();
     report::print(&bars);
     report::write("filter", &report, &bars, json);
+}
+
+/// Whose program judges a frame.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// Ours, with Cloudflare's ranges.
+    Ours,
+    /// Ours, with [`MANY`] ranges.
+    Crowded,
+    /// Ours, where it may answer SYNs.
+    Answering,
+    /// Another's, by its place.
+    Foreign(usize),
 }
 
 /// A kind of frame, and what a program takes for it.
 struct Run {
     name: String,
+    subject: Subject,
     floor: &'static str,
     frame: Vec<u8>,
     floors: Vec<f64>,
@@ -49,6 +70,7 @@ impl Run {
     fn new(name: &str, verdict: &Verdict, frame: Vec<u8>) -> Self {
         Self {
             name: name.to_owned(),
+            subject: Subject::Ours,
             floor: match verdict {
                 Verdict::Drop(_) => "bare_drop",
                 Verdict::Pass(_) => "bare_pass",
@@ -57,6 +79,10 @@ impl Run {
             floors: Vec::new(),
             ours: Vec::new(),
         }
+    }
+
+    fn of(self, subject: Subject) -> Self {
+        Self { subject, ..self }
     }
 
     /// Time as a multiple of the floor's, round by round: what disturbs one disturbs the other.
@@ -95,8 +121,12 @@ fn test_runs() -> (Vec<Run>, [f64; 2]) {
         ranges: rules.leak(),
         ..Plan::default()
     });
+    let answering = Lab::start(&Plan {
+        filter: ANSWERING,
+        ..Plan::default()
+    });
     let publishes = [filled(&many), published(&many)];
-    let (ours, crowded) = (few.program(), many.program());
+    let (ours, crowded, may_answer) = (few.program(), many.program(), answering.program());
     let mut objects = Objects::load();
     for name in ["bare_drop", "bare_pass"] {
         traffic::park(&many.network, name, objects.program(name));
@@ -104,27 +134,29 @@ fn test_runs() -> (Vec<Run>, [f64; 2]) {
     let contenders = XdpFilter::load_all(&many.network);
 
     let mut runs = frames();
-    let first_crowded = runs.len();
     runs.extend(crowded_frames());
-    let first_foreign = runs.len();
-    for contender in &contenders {
+    runs.extend(answering_frames());
+    for (place, contender) in contenders.iter().enumerate() {
         let [v4, _] = syns(STRANGER, 443);
-        runs.push(Run::new(contender.name(), &DROP, v4));
+        let run = Run::new(contender.name(), &DROP, v4);
+        runs.push(run.of(Subject::Foreign(place)));
     }
-    for _ in 0..ROUNDS {
-        for (index, run) in runs.iter_mut().enumerate() {
-            let program = if index >= first_foreign {
-                contenders[index - first_foreign].program()
-            } else if index >= first_crowded {
-                &crowded
-            } else {
-                &ours
-            };
-            run.floors
-                .push(nanoseconds(objects.program(run.floor), &run.frame));
-            run.ours.push(nanoseconds(program, &run.frame));
+    // Where the gate listens, which a SYN is looked up for.
+    answering.network.on(Host::Origin, || {
+        for _ in 0..ROUNDS {
+            for run in &mut runs {
+                let program = match run.subject {
+                    Subject::Ours => &ours,
+                    Subject::Crowded => &crowded,
+                    Subject::Answering => &may_answer,
+                    Subject::Foreign(place) => contenders[place].program(),
+                };
+                run.floors
+                    .push(nanoseconds(objects.program(run.floor), &run.frame));
+                run.ours.push(nanoseconds(program, &run.frame));
+            }
         }
-    }
+    });
     (runs, publishes)
 }
 
@@ -192,9 +224,27 @@ fn crowded_frames() -> Vec<Run> {
         let source: std::net::IpAddr = source.parse().unwrap();
         let origin = Host::Origin.addresses()[usize::from(source.is_ipv6())];
         let frame = Packet::tcp(source, origin, 443).build();
-        Run::new(&format!("{what}, {MANY} ranges"), &verdict, frame)
+        Run::new(&format!("{what}, {MANY} ranges"), &verdict, frame).of(Subject::Crowded)
     });
     runs.collect()
+}
+
+/// Listed segments, where SYNs may be answered and where not.
+fn answering_frames() -> Vec<Run> {
+    let mut runs = Vec::new();
+    for (family, packet) in FAMILIES.into_iter().zip(packets(EDGE, 443)) {
+        for (what, flags) in [("SYN", 2), ("ACK", 16)] {
+            let frame = packet.clone().segment_byte(13, flags).build();
+            for (subject, may) in [
+                (Subject::Ours, "no cookies"),
+                (Subject::Answering, "cookies"),
+            ] {
+                let name = format!("{family} listed {what}, {may}");
+                runs.push(Run::new(&name, &PASS, frame.clone()).of(subject));
+            }
+        }
+    }
+    runs
 }
 
 /// [`MANY`] ranges of mixed lengths, as `allow` rules.
@@ -280,22 +330,33 @@ fn rates() -> Vec<Rate> {
         direct: true,
         ..Plan::default()
     });
+    native.unload();
     for _ in 0..RATE_ROUNDS {
-        for (what, attach) in [
-            ("native", "attach = \"native\""),
-            ("generic", "attach = \"generic\""),
-        ] {
-            native.unload();
-            native.configure(attach);
+        for (family, frame) in FAMILIES.into_iter().zip(packets(STRANGER, 443)) {
+            let objects = native.network.dropping_all(Host::Origin, DIRECT);
+            let received = |lab: &Lab| lab.network.received(Host::Origin, DIRECT);
+            let rate = flood(&native, &frame, || received(&native));
+            record(&format!("bare XDP_DROP, {family}"), rate);
+            drop(objects);
+            native.configure("attach = \"native\"");
             native.start_filter();
-            let counters = native.counters_of(DIRECT);
-            let rate = flood(&native, || counters.count(Verdict::Drop(Reason::NotListed)));
-            record(&format!("pullgate, {what}"), rate);
+            let rate = flood(&native, &frame, || received(&native));
+            record(&format!("pullgate, {family}"), rate);
+            native.unload();
         }
+        let [v4, _] = packets(STRANGER, 443);
+        native.configure("attach = \"generic\"");
+        native.start_filter();
+        let counters = native.counters_of(DIRECT);
+        let dropped = || counters.count(Verdict::Drop(Reason::NotListed));
+        let rate = flood(&native, &v4, dropped);
+        record("pullgate, IPv4, generic", rate);
         native.unload();
         for firewall in Firewall::ALL {
             match firewall.set_up(&native.network) {
-                Ok(rules) => record(firewall.label(), flood(&native, || rules.dropped())),
+                Ok(rules) => {
+                    record(firewall.label(), flood(&native, &v4, || rules.dropped()));
+                }
                 Err(error) => println!("SKIPPED {}: {error}", firewall.label()),
             }
         }
@@ -303,15 +364,16 @@ fn rates() -> Vec<Rate> {
     ways
 }
 
-/// Drops per second by that counter, while a stranger sends as fast as he can.
-fn flood(lab: &Lab, dropped: impl Fn() -> u64) -> f64 {
-    let [v4, _] = packets(STRANGER, 443);
-    let frame = v4
+/// Packets per second by that counter, while a stranger sends as fast as he can.
+fn flood(lab: &Lab, packet: &Packet, dropped: impl Fn() -> u64) -> f64 {
+    let frame = packet
+        .clone()
         .between(Network::direct_mac(), Host::Stranger.mac())
         .build();
+    let quiet = dropped();
     let traffic = Traffic::start(&lab.network, Host::Stranger, DIRECT, frame);
     let before = tests::eventually("the flood has begun", || {
-        Some(dropped()).filter(|dropped| *dropped > 0)
+        Some(dropped()).filter(|dropped| *dropped > quiet)
     });
     let begun = Instant::now();
     std::thread::sleep(FLOOD);
@@ -324,29 +386,6 @@ fn flood(lab: &Lab, dropped: impl Fn() -> u64) -> f64 {
 fn bars(runs: &[Run], rates: &[Rate], publishes: [f64; 2]) -> Vec<Bar> {
     let run = |name: &str| runs.iter().find(|run| run.name == name).unwrap();
     let mut bars = Vec::new();
-    for (name, limit) in [
-        ("IPv4 stranger", 1.35),
-        ("IPv4 listed", 1.35),
-        ("IPv4 not protected", 1.2),
-        ("IPv6 stranger", 1.4),
-        ("IPv6 listed", 1.4),
-        ("IPv6 not protected", 1.4),
-    ] {
-        bars.push(Bar::at_most(
-            format!("{name} / floor"),
-            run(name).ratio(),
-            limit,
-        ));
-    }
-    for family in FAMILIES {
-        let name = format!("{family} stranger");
-        let tag = run(&format!("{name}, one tag")).ratio() - run(&name).ratio();
-        bars.push(Bar::at_most(
-            format!("{family} one VLAN tag, more"),
-            tag,
-            0.1,
-        ));
-    }
     for (crowded, few) in [
         ("IPv4 stranger", "IPv4 stranger"),
         ("IPv4 listed", "IPv4 listed"),
@@ -371,12 +410,26 @@ fn bars(runs: &[Run], rates: &[Rate], publishes: [f64; 2]) -> Vec<Bar> {
     let foreign = runs.iter().filter(|run| run.name.starts_with("xdpfilt"));
     let foreign = foreign.filter(|run| !run.name.ends_with("tcp"));
     let cheapest = foreign.map(above).fold(f64::INFINITY, f64::min);
-    let faster = cheapest / above(stranger);
-    bars.push(Bar::at_least(
-        "xdp-filter / pullgate, above the floor",
-        faster,
-        4.0,
+    bars.push(Bar::at_most(
+        "pullgate / xdp-filter, above the floor",
+        above(stranger) / cheapest,
+        0.6,
     ));
+    for family in FAMILIES {
+        let took = |what: &str| median(&run(&format!("{family} listed {what}")).ours);
+        let more = took("SYN, cookies") - took("SYN, no cookies");
+        bars.push(Bar::at_most(
+            format!("{family} listed SYN, more where SYNs may be answered, ns"),
+            more,
+            150.0,
+        ));
+        let more = took("ACK, cookies") / took("ACK, no cookies");
+        bars.push(Bar::at_most(
+            format!("{family} listed ACK, the same, times"),
+            more,
+            1.05,
+        ));
+    }
 
     let rate = |name: &str| {
         rates
@@ -384,8 +437,15 @@ fn bars(runs: &[Run], rates: &[Rate], publishes: [f64; 2]) -> Vec<Bar> {
             .find(|rate| rate.name == name)
             .map(|r| median(&r.per_second))
     };
-    if let (Some(ours), Some(theirs)) = (rate("pullgate, native"), rate("nftables netdev ingress"))
-    {
+    for (family, limit) in FAMILIES.into_iter().zip([0.9, 0.85]) {
+        let of = |what: &str| rate(&format!("{what}, {family}")).unwrap_or(f64::NAN);
+        bars.push(Bar::at_least(
+            format!("pullgate / bare XDP_DROP, {family}, packets per second"),
+            of("pullgate") / of("bare XDP_DROP"),
+            limit,
+        ));
+    }
+    if let (Some(ours), Some(theirs)) = (rate("pullgate, IPv4"), rate("nftables netdev ingress")) {
         let name = "pullgate / nftables netdev ingress, packets per second";
         bars.push(Bar::at_least(name, ours / theirs, 3.5));
     }
@@ -439,6 +499,9 @@ const DROP: Verdict = Verdict::Drop(Reason::NotListed);
 const PASS: Verdict = Verdict::Pass(Reason::Listed);
 /// All but the first byte of a destination options header of eight.
 const PADDING: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
+/// As [`DESTINATIONS`], on one end of a pair.
+const ANSWERING: &str =
+    "syn_cookies = \"on\"\ndestinations = [\"203.0.113.10\", \"2001:db8:10::10\"]";
 const DESTINATIONS: &str = "destinations = [\"203.0.113.10\", \"2001:db8:10::10\"]";
 /// Ranges of the crowded table.
 const MANY: usize = 10_000;

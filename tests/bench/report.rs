@@ -46,6 +46,33 @@ impl Bar {
     }
 }
 
+/// What the numbers depend on: the machine, its kernel, and what that does against speculation (retpolines make each call
+/// of a helper dear).
+pub(crate) fn machine() -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.map(|model| model.trim_start_matches(['\t', ' ', ':']));
+    let mitigations = fs::read_dir(VULNERABILITIES)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mitigations = mitigations.map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let state = fs::read_to_string(entry.path()).unwrap_or_default();
+        (name, Value::from(state.trim()))
+    });
+    json!({
+        "cpu": model,
+        "cpus": std::thread::available_parallelism().map_or(1, usize::from),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "mitigations": mitigations.collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+/// What the kernel says it does, hole by hole.
+const VULNERABILITIES: &str = "/sys/devices/system/cpu/vulnerabilities";
+
 /// Prints the bars.
 pub(crate) fn print(bars: &[Bar]) {
     println!("\n{:<54} {:>7} {:>9}", "bar", "value", "limit");

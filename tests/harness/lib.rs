@@ -11,6 +11,7 @@ pub mod contenders;
 pub mod daemon;
 pub mod debian;
 pub mod feed;
+pub mod forgery;
 pub mod gate;
 mod janitor;
 pub mod lab;

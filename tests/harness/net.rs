@@ -79,15 +79,24 @@ impl Network {
     /// of a veth pair needs a program of its own for that (`veth_xdp_flush`, drivers/net/veth.c).
     #[must_use]
     pub fn taking_what_is_sent(&self) -> Objects {
-        let hub = self.hub();
-        let taking = std::thread::spawn(move || {
-            Self::enter(&hub);
+        Self::attached(self.hub(), "to-origin", "bare_pass")
+    }
+
+    /// Drops all that comes in by an interface of a host, for as long as the value lives.
+    #[must_use]
+    pub fn dropping_all(&self, host: Host, interface: &'static str) -> Objects {
+        Self::attached(self.namespace(host), interface, "bare_drop")
+    }
+
+    fn attached(namespace: String, interface: &'static str, program: &'static str) -> Objects {
+        let attaching = std::thread::spawn(move || {
+            Self::enter(&namespace);
             let mut objects = Objects::load();
-            let program = objects.program("bare_pass");
-            program.attach("to-origin", XdpMode::default()).unwrap();
+            let program = objects.program(program);
+            program.attach(interface, XdpMode::Driver).unwrap();
             objects
         });
-        taking.join().unwrap()
+        attaching.join().unwrap()
     }
 
     /// The same, where the origin is a virtual machine's to be: see [`Self::tap`].
@@ -257,6 +266,30 @@ impl Network {
     #[must_use]
     pub fn namespace(&self, host: Host) -> String {
         format!("{}-{}", self.id, host.label())
+    }
+
+    /// A counter of a host's TCP: a name of `TcpExt` (netstat(8), `SNMP_MIB_ITEM` in net/ipv4/proc.c).
+    #[must_use]
+    pub fn tcp_counter(&self, host: Host, name: &str) -> u64 {
+        let output = self.output(host, &["cat", "/proc/self/net/netstat"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+        let [names, values] = [lines.next().unwrap(), lines.next().unwrap()];
+        let index = names.split(' ').position(|it| it == name);
+        values
+            .split(' ')
+            .nth(index.unwrap())
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// Frames that an interface of a host has received, those that its XDP program drops as well.
+    #[must_use]
+    pub fn received(&self, host: Host, interface: &str) -> u64 {
+        let output = self.output(host, &["ip", "-json", "-s", "link", "show", interface]);
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
     }
 
     /// A path in the lab's directory.

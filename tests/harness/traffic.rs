@@ -31,6 +31,23 @@ impl Traffic {
     /// The last two octets of an IPv4 source are others in every frame; checksums stay right.
     #[must_use]
     pub fn start(network: &Network, host: Host, interface: &str, frame: Vec<u8>) -> Self {
+        Self::start_with("transmit", network, host, interface, frame)
+    }
+
+    /// The same for SYNs over IPv4 of [`Objects::FORGED`] bytes, which who receives them may change: frames are used
+    /// again.
+    #[must_use]
+    pub fn forge(network: &Network, host: Host, interface: &str, syn: Vec<u8>) -> Self {
+        Self::start_with("forge", network, host, interface, syn)
+    }
+
+    fn start_with(
+        program: &'static str,
+        network: &Network,
+        host: Host,
+        interface: &str,
+        frame: Vec<u8>,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
@@ -38,8 +55,8 @@ impl Traffic {
         let interface = interface.to_owned();
         let sender = std::thread::spawn(move || {
             Network::enter(&namespace);
-            let mut objects = Objects::load();
-            let program = objects.program("transmit");
+            let mut objects = Objects::sending(&frame);
+            let program = objects.program(program);
             let context = context(&interface, frame.len());
             // Bounded, should it not be stopped.
             for _ in 0..BATCHES_MAX {
@@ -132,12 +149,26 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Bytes of a frame that `forge` sends.
+    pub const FORGED: usize = 14 + 20 + 24;
+
     /// Loads all of them.
     #[must_use]
     pub fn load() -> Self {
+        Self::sending(&[])
+    }
+
+    /// The same, where `forge` sends this frame.
+    fn sending(frame: &[u8]) -> Self {
+        let mut forged = [0; Self::FORGED];
+        for (byte, wanted) in forged.iter_mut().zip(frame) {
+            *byte = *wanted;
+        }
         let object = Path::new(env!("CARGO_MANIFEST_DIR")).join(FLOOR);
         let object = fs::read(object).unwrap();
-        let mut ebpf = EbpfLoader::new().load(&object).unwrap();
+        let mut loader = EbpfLoader::new();
+        loader.override_global("FORGED", forged.as_slice(), true);
+        let mut ebpf = loader.load(&object).unwrap();
         for (_, program) in ebpf.programs_mut() {
             let program: &mut Xdp = program.try_into().unwrap();
             uninterrupted(|| program.load()).unwrap();
@@ -145,7 +176,7 @@ impl Objects {
         Self { ebpf }
     }
 
-    /// One of them: `bare_drop`, `bare_pass` or `transmit`.
+    /// One of them: `bare_drop`, `bare_pass`, `transmit` or `forge`.
     #[must_use]
     pub fn program(&mut self, name: &str) -> &mut Xdp {
         self.ebpf.program_mut(name).unwrap().try_into().unwrap()
