@@ -96,6 +96,34 @@ fn ports_that_a_firewall_redirects_are_found() {
     // As the remedy says.
     host.configure("ports = [443, 8443]", "");
     assert_eq!(verdict(&host.doctor().1, "ports", "port-redirected"), "OK");
+    // Steering comes after it, however well the port is protected.
+    let steered = format!("[gate]\nsteer = true\n{}", host.gate());
+    host.configure("ports = [443, 8443]", &steered);
+    let report = host.doctor().1;
+    assert_eq!(verdict(&report, "ports", "port-redirected"), "error");
+    nft("flush chain ip nat prerouting");
+    assert_eq!(verdict(&host.doctor().1, "ports", "port-redirected"), "OK");
+}
+
+#[test]
+fn a_neighbour_that_reaches_loopback_is_found_where_connections_are_steered() {
+    let host = Origin::new();
+    let set = |value: &str| {
+        let words = format!("sysctl -w net.ipv4.conf.wan0.route_localnet={value}");
+        let words: Vec<_> = words.split(' ').collect();
+        assert!(host.network.output(Host::Origin, &words).status.success());
+    };
+    set("1");
+    // The gate that has the port itself listens at no address of the web server's.
+    host.configure("", &host.gate());
+    assert_eq!(verdict(&host.doctor().1, "ports", "loopback-routed"), "OK");
+    let steered = format!("[gate]\nsteer = true\n{}", host.gate());
+    host.configure("", &steered);
+    let report = host.doctor().1;
+    assert_eq!(verdict(&report, "ports", "loopback-routed"), "warning");
+    // As the remedy says.
+    set("0");
+    assert_eq!(verdict(&host.doctor().1, "ports", "loopback-routed"), "OK");
 }
 
 #[test]

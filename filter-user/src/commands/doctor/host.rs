@@ -22,6 +22,7 @@ pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
     findings.extend(units(config));
     if let Some(filter) = &config.live.filter {
         findings.extend(led_elsewhere(filter));
+        findings.extend(routed_loopback(filter));
         findings.extend(missing_destinations(filter));
     }
     findings
@@ -146,6 +147,29 @@ fn queues(report: &HostStatus) -> Vec<Finding> {
     findings.collect()
 }
 
+/// Interfaces by which a neighbour on the wire reaches 127.0.0.1, from where no connection is steered: ip-sysctl.rst.
+fn routed_loopback(filter: &FilterSettings) -> Option<Finding> {
+    if filter.steered_ports.is_empty() {
+        return None;
+    }
+    let interfaces = fs::read_dir(CONF).ok()?.flatten();
+    let routed = interfaces.filter(|entry| {
+        let text = fs::read_to_string(entry.path().join("route_localnet"));
+        text.is_ok_and(|text| text.trim() == "1")
+    });
+    let routed: BTreeSet<_> = routed
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let first = routed.first()?;
+    let text = format!(
+        "`net.ipv4.conf.{first}.route_localnet` is 1: a host that shares a network with this one reaches the web server at \
+         127.0.0.1, around the gate"
+    );
+    Some(Finding::warning("loopback-routed", text).remedy(format!(
+        "`sysctl -w net.ipv4.conf.{first}.route_localnet=0`"
+    )))
+}
+
 /// Roles that systemd does not start at the next boot.
 fn units(config: &Config) -> Vec<Finding> {
     let Some(program) = tool("systemctl") else {
@@ -183,14 +207,24 @@ fn units(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Ports that a firewall leads elsewhere, which the filter does not judge.
+/// Ports that a firewall leads elsewhere: the filter does not judge them, or the gate never has their connections.
 fn led_elsewhere(filter: &FilterSettings) -> Vec<Finding> {
+    let is_steered = |port: &u16| filter.steered_ports.contains(port);
     let ports: BTreeSet<_> = PROXIED_PORTS
         .into_iter()
-        .filter(|port| !filter.ports.contains(port))
+        .filter(|port| !filter.ports.contains(port) || is_steered(port))
+        .chain(filter.steered_ports.iter().copied())
         .collect();
     let found = redirections(&ports);
     let led = found.led.into_iter().map(|(name, port)| {
+        if is_steered(&port) {
+            let text = format!(
+                "a rule of {name} redirects TCP port {port} (as Docker's published ports are), before connections are \
+                 steered: the gate has none of them, and any Cloudflare customer reaches what is behind it"
+            );
+            return Finding::error("port-redirected", text)
+                .remedy("remove the rule (`docker run` without `--publish`), and let the web server listen on the host");
+        }
         let text = format!(
             "a rule of {name} redirects TCP port {port} (as Docker's published ports are), which Cloudflare \
              proxies and `filter.ports` does not name: strangers reach what is behind it"
@@ -247,5 +281,7 @@ fn missing_destinations(filter: &FilterSettings) -> Vec<Finding> {
 
 /// What the gate and its socket units ask for.
 const BACKLOG: u32 = 4096;
+/// What the kernel does with packets, by interface.
+const CONF: &str = "/proc/sys/net/ipv4/conf";
 /// A queue that is shorter is full in a millisecond of what one sender can forge.
 const QUEUE_MIN: u32 = 1024;

@@ -186,6 +186,7 @@ pub(super) const QUESTIONS: [Question; 27] = [
         about: "no program answers strangers on a port that Cloudflare proxies",
         findings: &[
             "gate-port-unprotected",
+            "loopback-routed",
             "outgoing-ports-protected",
             "port-redirected",
             "redirection-unread",
