@@ -97,7 +97,7 @@ mod program {
             // If it fails there is less to look at, which is no way around us.
             let _shorter = ctx.pull_data(wanted);
         }
-        let slot = counted(slot(&ctx));
+        let slot = counted(slot(&ctx).0);
         settle(&ctx, slot);
         if slot.is_drop() {
             TC_ACT_SHOT
@@ -109,17 +109,14 @@ mod program {
     /// For test runs, which see no more of another program than its action.
     #[xdp]
     pub(crate) fn pullgate_slot(ctx: XdpContext) -> u32 {
-        counted(slot(&ctx)).0
+        counted(slot(&ctx).0).0
     }
 
     #[inline(always)]
     fn xdp_action(ctx: &XdpContext) -> u32 {
-        let mut slot = slot(ctx);
-        if has(SETTING_SYN_COOKIES)
-            && slot.is_admitted()
-            && let Some(segment) = Segment::find(&ctx.packet())
-        {
-            if segment.is_syn(&ctx.packet()) {
+        let (mut slot, tcp) = slot(ctx);
+        if has(SETTING_SYN_COOKIES) && slot.is_admitted() {
+            if tcp.is_some_and(|tcp| synack::is_syn(&ctx.packet(), tcp)) {
                 if answer(ctx.ctx) {
                     count(slot.answered());
                     return xdp_action::XDP_TX;
@@ -336,12 +333,12 @@ mod program {
         }
     }
 
-    /// The judgement of a packet, by the counter that is its own.
+    /// The judgement of a packet, by the counter that is its own; and where its transport begins, if that is plain to see.
     #[inline(always)]
-    fn slot<H: Hook>(ctx: &H) -> Slot {
+    fn slot<H: Hook>(ctx: &H) -> (Slot, Option<usize>) {
         match decide_plain(&ctx.packet(), &Loaded, &Published) {
-            Some(judgement) => judgement.slot(),
-            None => nested::<H>(ctx.as_ptr()),
+            Some((judgement, payload)) => (judgement.slot(), payload),
+            None => (nested::<H>(ctx.as_ptr()), None),
         }
     }
 

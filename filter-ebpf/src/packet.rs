@@ -48,6 +48,16 @@ pub struct Headers<'a> {
     pub transport: Transport,
 }
 
+/// An IP packet whose header is followed by its transport.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Plain<'a> {
+    /// What a decision depends on.
+    pub headers: Headers<'a>,
+    /// Where the transport's header begins, in bytes of the frame, unless IPv4 options come before it: the verifier knows
+    /// such a place by its number alone.
+    pub payload: Option<usize>,
+}
+
 /// An address where it stands in the frame: loaded only if it is needed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Address<'a> {
@@ -108,7 +118,7 @@ pub enum ParseError {
 ///
 /// Returns why there is no IP packet to judge, see [`ParseError`].
 #[inline(always)]
-pub fn plain<F: Frame + ?Sized>(frame: &F) -> Option<Result<Headers<'_>, ParseError>> {
+pub fn plain<F: Frame + ?Sized>(frame: &F) -> Option<Result<Plain<'_>, ParseError>> {
     for at in (ETHERTYPE..).step_by(TAG).take(1 + TAGS_MAX) {
         let Some(ethertype) = frame.bytes(at) else {
             return Some(Err(ParseError::Malformed));
@@ -125,7 +135,7 @@ pub fn plain<F: Frame + ?Sized>(frame: &F) -> Option<Result<Headers<'_>, ParseEr
 }
 
 #[inline(always)]
-fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Headers<'_>, ParseError>> {
+fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>, ParseError>> {
     let header = match V4::parse(frame, at) {
         Ok(header) if is_tunnel(header.protocol) => return None,
         Ok(header) => header,
@@ -137,25 +147,29 @@ fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Headers<'_
         _ if header.is_later_fragment => Transport::Other,
         protocol => parse_transport(frame, header.payload, header.end, protocol),
     };
-    Some(Ok(Headers {
+    let headers = Headers {
         source: Address::V4(header.source),
         destination: header.destination.map(Address::V4),
         transport,
-    }))
+    };
+    let payload = header.destination.map(|_| header.payload);
+    Some(Ok(Plain { headers, payload }))
 }
 
 #[inline(always)]
-fn plain_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Headers<'_>, ParseError>> {
+fn plain_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>, ParseError>> {
     let header = match V6::parse(frame, at) {
         Ok(header) if is_tunnel(header.next) || is_extension(header.next) => return None,
         Ok(header) => header,
         Err(error) => return Some(Err(error)),
     };
-    Some(Ok(Headers {
+    let headers = Headers {
         source: Address::V6(header.source),
         destination: Some(Address::V6(header.destination)),
         transport: parse_transport(frame, header.payload, header.end, header.next),
-    }))
+    };
+    let payload = Some(header.payload);
+    Some(Ok(Plain { headers, payload }))
 }
 
 /// An IPv4 header (RFC 791 §3.1). Offsets are those of the frame, in bytes.

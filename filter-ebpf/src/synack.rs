@@ -77,13 +77,6 @@ impl Segment {
         }
     }
 
-    /// Whether it asks for a connection, as every client's first segment does, and nothing else.
-    #[inline(always)]
-    pub fn is_syn<F: Frame + ?Sized>(self, frame: &F) -> bool {
-        let flags = frame.bytes(self.tcp() + FLAGS);
-        flags.is_some_and(|[flags]| flags & (FIN | SYN | RST | ACK) == SYN)
-    }
-
     /// Its SYN, if it is one that is answered here: with the maximum segment size as its first option, or no option at
     /// all.
     #[inline(always)]
@@ -91,7 +84,7 @@ impl Segment {
         let tcp = self.tcp();
         let &[offset] = frame.bytes(tcp + DATA_OFFSET)?;
         let words = offset >> 4;
-        if !self.is_syn(frame) || words < WORDS_WITHOUT_OPTIONS {
+        if !is_syn(frame, tcp) || words < WORDS_WITHOUT_OPTIONS {
             return None;
         }
         if words == WORDS_WITHOUT_OPTIONS {
@@ -107,6 +100,13 @@ impl Segment {
     }
 }
 
+/// Whether the TCP header at `tcp` asks for a connection, as every client's first does, and for nothing else.
+#[inline(always)]
+pub fn is_syn<F: Frame + ?Sized>(frame: &F, tcp: usize) -> bool {
+    let flags = frame.bytes(tcp + FLAGS);
+    flags.is_some_and(|[flags]| flags & (FIN | SYN | RST | ACK) == SYN)
+}
+
 /// A SYN that can be answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Syn(pub Segment);
@@ -117,8 +117,12 @@ impl Syn {
     #[inline(always)]
     pub fn header<F: Frame + ?Sized>(self, frame: &F) -> Option<[u32; ANSWER_HEADER / 4]> {
         let tcp = self.0.tcp();
-        let word = |at: usize| frame.bytes(tcp + at).copied().map(u32::from_ne_bytes);
-        let &[offset, flags, w0, w1] = frame.bytes(tcp + DATA_OFFSET)?;
+        let fixed: &[u8; TCP_HEADER] = frame.bytes(tcp)?;
+        let &[.., offset, flags, w0, w1, _, _, _, _] = fixed;
+        let word = |at: usize| {
+            let word = fixed.get(at..).and_then(|rest| rest.first_chunk());
+            word.copied().map(u32::from_ne_bytes)
+        };
         let [m0, m1] = if offset >> 4 == WORDS_WITHOUT_OPTIONS {
             MSS_DEFAULT.to_be_bytes()
         } else {
@@ -500,12 +504,12 @@ mod tests {
     fn a_segment_that_goes_on_is_found_and_is_no_syn() {
         for frame in syns() {
             let segment = Segment::find(&frame[..]).unwrap();
-            assert!(segment.is_syn(&frame[..]));
+            assert!(is_syn(&frame[..], segment.tcp()));
             for flags in [0, ACK, ACK | FIN, RST, RST | ACK, SYN | ACK, SYN | FIN] {
                 let mut frame = frame.clone();
                 frame[segment.tcp() + 13] = flags;
                 assert_eq!(Segment::find(&frame[..]), Some(segment));
-                assert!(!segment.is_syn(&frame[..]), "{flags:x}");
+                assert!(!is_syn(&frame[..], segment.tcp()), "{flags:x}");
             }
         }
     }

@@ -33,17 +33,24 @@ pub fn decide<F: Frame + ?Sized>(
     settings: &impl Settings,
     ranges: &impl Ranges,
 ) -> Judgement {
-    decide_plain(frame, settings, ranges).unwrap_or_else(|| decide_nested(frame, settings, ranges))
+    decide_plain(frame, settings, ranges).map_or_else(
+        || decide_nested(frame, settings, ranges),
+        |(plain, _)| plain,
+    )
 }
 
-/// Decides the fate of a frame whose IP header is followed by its transport; `None` for any other.
+/// Decides the fate of a frame whose IP header is followed by its transport; `None` for any other. And where that
+/// begins, see [`packet::Plain::payload`].
 #[inline(always)]
 pub fn decide_plain<F: Frame + ?Sized>(
     frame: &F,
     settings: &impl Settings,
     ranges: &impl Ranges,
-) -> Option<Judgement> {
-    Some(judge(packet::plain(frame)?, settings, ranges))
+) -> Option<(Judgement, Option<usize>)> {
+    let plain = packet::plain(frame)?;
+    let payload = plain.ok().and_then(|plain| plain.payload);
+    let headers = plain.map(|plain| plain.headers);
+    Some((judge(headers, settings, ranges), payload))
 }
 
 /// Decides the fate of any frame, by the innermost packet in it.
