@@ -123,6 +123,7 @@ impl Account {
         let cost = |values: &[f64]| json!({"us": median(values), "spread": spread(values)});
         json!({
             "name": self.label(),
+            "version": self.proxy.peer().version(),
             "full_handshake": cost(&self.full),
             "resumed_handshake": (!self.not_resumed).then(|| cost(&self.resumed)),
             "keep_alive_request": cost(&self.request),
@@ -184,6 +185,7 @@ pub(crate) fn run(options: &Options) {
     print(&accounts);
     report::print(&bars);
     let report = json!({
+        "machine": report::machine(),
         "servers": accounts.iter().map(Account::json).collect::<Vec<_>>(),
         "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
     });
@@ -273,25 +275,32 @@ fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
     }
     if part.covers(Part::Full) {
         let values = |account: &Account| Some(median(&account.full));
-        bars.push(ratio("CPU per full handshake", 0.45, &values));
+        bars.push(ratio("CPU per full handshake", 0.6, &values));
     }
     if part.covers(Part::Resumed) {
         let values = |account: &Account| {
             let is_one = !account.not_resumed;
             is_one.then(|| median(&account.resumed))
         };
-        bars.push(ratio("CPU per resumed handshake", 0.5, &values));
+        bars.push(ratio("CPU per resumed handshake", 0.7, &values));
     }
     if part.covers(Part::Bulk) {
         let values = |account: &Account| Some(median(&account.bulk));
-        bars.push(ratio("CPU per MB", 0.9, &values));
+        bars.push(ratio("CPU per MB", 0.8, &values));
     }
     if part.covers(Part::Requests) {
         let values = |account: &Account| Some(median(&account.p99));
         bars.push(ratio("p99 under load", 1.0, &values));
+        let rates = peers.iter().map(|peer| median(&peer.per_second));
+        let fastest = rates.fold(0.0, f64::max);
+        bars.push(Bar::at_least(
+            "requests per second, pullgate / best peer",
+            median(&ours.per_second) / fastest,
+            1.0,
+        ));
     }
     if part.covers(Part::Idle) {
-        bars.push(ratio("memory per idle connection", 0.5, &Account::per_idle));
+        bars.push(ratio("memory per idle connection", 0.7, &Account::per_idle));
     }
     bars
 }

@@ -120,7 +120,8 @@ pub(crate) fn run(json: Option<&Path>) {
             costs.map(|(name, it)| (*name, json!({"us": median(it), "spread": spread(it)})));
         json!({"name": pairing.label, "costs": costs.collect::<std::collections::BTreeMap<_, _>>()})
     });
-    let report = json!({"pairings": measured.collect::<Vec<_>>()});
+    let report = json!({
+        "machine": report::machine(),"pairings": measured.collect::<Vec<_>>()});
     report::write("pairings", &report, &[], json);
 }
 

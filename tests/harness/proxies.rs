@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -75,6 +75,25 @@ impl Peer {
             Self::Stunnel => "/usr/bin/stunnel4",
         };
         Path::new(path).exists()
+    }
+
+    /// What it says of its version.
+    #[must_use]
+    pub fn version(self) -> String {
+        let argument = match self {
+            Self::Pullgate | Self::Steered | Self::Hitch => "--version",
+            Self::NginxStream | Self::NginxHttp => "-V",
+            Self::HaproxyTcp | Self::HaproxyHttp => "-v",
+            Self::Stunnel => "-version",
+        };
+        let output = Command::new(self.program()).arg(argument).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        // The library for TLS is on a line of its own, where it is said at all.
+        let lines = said.lines().enumerate();
+        let lines = lines.filter(|(at, line)| *at == 0 || line.contains("OpenSSL"));
+        let lines: Vec<_> = lines.map(|(_, line)| line.trim()).collect();
+        lines.join("; ")
     }
 
     fn port(self) -> u16 {
