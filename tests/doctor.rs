@@ -93,8 +93,17 @@ fn ports_that_a_firewall_redirects_are_found() {
     let report = host.doctor().1;
     assert_eq!(verdict(&report, "ports", "port-redirected"), "warning");
     assert!(report.to_string().contains("port 8443"), "{report:#}");
-    // As the remedy says.
+    // As the remedy says; what is redirected is not for the host to answer then.
     host.configure("ports = [443, 8443]", "");
+    let report = host.doctor().1;
+    assert_eq!(verdict(&report, "ports", "port-redirected"), "warning");
+    assert!(
+        report
+            .to_string()
+            .contains("redirected connections are lost"),
+        "{report:#}"
+    );
+    host.configure("ports = [443, 8443]\nsyn_cookies = \"off\"", "");
     assert_eq!(verdict(&host.doctor().1, "ports", "port-redirected"), "OK");
     // Steering comes after it, however well the port is protected.
     let steered = format!("[gate]\nsteer = true\n{}", host.gate());

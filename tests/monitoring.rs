@@ -198,7 +198,7 @@ fn every_alert_fires_when_it_should_and_else_does_not() {
             120,
             &[(
                 r#"pullgate_filter_syn_cookies_total{outcome="sent"}"#,
-                "0+60x120",
+                "0+6000x120",
             )],
             &[(
                 r#"pullgate_filter_syn_cookies_total{outcome="received"}"#,

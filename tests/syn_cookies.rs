@@ -284,6 +284,59 @@ fn the_programs_cookie_is_the_kernels() {
     assert!(repeated <= 256, "{repeated}");
 }
 
+#[test]
+fn what_follows_a_cookie_passes_before_the_kernel_has_its_connection() {
+    let (lab, _other_end) = lab("native", Pairing::Relayed);
+    always(&lab);
+    let exchange = Exchange {
+        tap: Tap::open(&lab.network, Host::Edge),
+        sender: Sender::open(&lab.network, Host::Edge),
+    };
+    let syn = ClientSyn::of(0);
+    let answers = exchange.ask(std::slice::from_ref(&syn), By::Program);
+    let cookie = answers[&syn.client].cookie;
+    let segment = |sequence: u32, acknowledged: u32, data: &[u8]| {
+        let [IpAddr::V4(origin), _] = Host::Origin.addresses() else {
+            panic!("IPv4 first");
+        };
+        let IpAddr::V4(client) = syn.client.ip() else {
+            panic!("an even number is IPv4");
+        };
+        let ethernet = PacketBuilder::ethernet2(Host::Edge.mac(), Host::Origin.mac());
+        let ip = ethernet.ipv4(client.octets(), origin.octets(), 61);
+        let tcp = ip
+            .tcp(syn.client.port(), 443, sequence, 64_240)
+            .ack(acknowledged);
+        let mut frame = Vec::new();
+        tcp.write(&mut frame, data).unwrap();
+        frame
+    };
+    let outcome = |outcome: &str| {
+        let name = format!("pullgate_filter_syn_cookies_total{{outcome=\"{outcome}\"}}");
+        lab.filter().metric(&name)
+    };
+    let [begins, follows] = [
+        syn.sequence.wrapping_add(1),
+        syn.sequence.wrapping_add(1001),
+    ];
+    // Without a cookie nothing begins.
+    exchange.sender.send(&segment(follows, cookie, b"more"));
+    eventually("it is dropped", || (outcome("failed") == 1).then_some(()));
+    // The kernel drops it for its checksum, so that it never has a connection: as late as can be.
+    let mut acknowledgement = segment(begins, cookie.wrapping_add(1), b"");
+    acknowledgement[14 + 20 + 16] ^= 0xff;
+    exchange.sender.send(&acknowledgement);
+    exchange
+        .sender
+        .send(&segment(follows, cookie.wrapping_add(1), b"more"));
+    eventually("it is known", || (outcome("received") == 1).then_some(()));
+    // Another client's, behind it.
+    let mut forged = segment(follows, cookie.wrapping_add(1), b"more");
+    forged[14 + 20 + 1] ^= 1;
+    exchange.sender.send(&forged);
+    eventually("it is dropped", || (outcome("failed") == 2).then_some(()));
+}
+
 /// Sends SYNs, and sees their answers.
 struct Exchange {
     tap: Tap,

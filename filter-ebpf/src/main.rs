@@ -24,7 +24,7 @@ mod program {
 
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md};
     use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
-    use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_tail};
+    use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_xdp_adjust_tail};
     use aya_ebpf::macros::{btf_map, classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use aya_ebpf::{EbpfContext, Global};
@@ -52,6 +52,9 @@ mod program {
     static EXPLAINED: Array<u64, { verdict::COUNTERS }> = Array::new();
     #[btf_map]
     static SAMPLE_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+    #[btf_map]
+    static BEGUN: PerCpuArray<u64, { 1 << (64 - BEGUN_SHIFT) }> = PerCpuArray::new();
 
     // A section of its own, hence a map of its own, but reading it is one load. Only user space
     // writes it, which the compiler must not conclude to be constant.
@@ -179,14 +182,40 @@ mod program {
         if !is_armed(port) {
             return slot.0;
         }
+        let Some(flow) = segment.flow(&packet) else {
+            return slot.0;
+        };
         match cookies::check(&ctx, &packet, segment) {
             None | Some(Continued::Connection) => slot.0,
-            Some(Continued::Cookie) => slot.acknowledging().0,
+            Some(Continued::Cookie) => {
+                begin(flow);
+                slot.acknowledging().0
+            }
+            Some(Continued::Nothing) if has_begun(flow) => slot.0,
             Some(Continued::Nothing) => slot.unconnected().0,
         }
     }
 
-    /// Notes that SYNs of a port are answered. Written only as the time goes on: all CPUs read it.
+    /// Notes a connection that begins: what follows in the same batch is judged before the kernel has its socket.
+    #[inline(always)]
+    fn begin(flow: u64) {
+        if let Some(begun) = BEGUN.get_ptr_mut((flow >> BEGUN_SHIFT) as u32) {
+            // SAFETY: the slot is this CPU's own, as the queue of a connection is, and the hook does not interrupt
+            // itself.
+            unsafe { *begun = flow & !TICKS | ticks() & TICKS };
+        }
+    }
+
+    /// Whether a connection has begun a moment ago. No one is noted without a cookie.
+    #[inline(always)]
+    fn has_begun(flow: u64) -> bool {
+        let Some(begun) = BEGUN.get((flow >> BEGUN_SHIFT) as u32) else {
+            return false;
+        };
+        (*begun ^ flow) & !TICKS == 0 && ticks().wrapping_sub(*begun) & TICKS <= BEGUN_TICKS
+    }
+
+    /// Notes that SYNs of a port are answered; of several ports, the last.
     #[inline(always)]
     fn arm(port: u16) {
         let now = ticks() << ARMED_SHIFT | u64::from(port);
@@ -199,7 +228,8 @@ mod program {
     #[inline(always)]
     fn is_armed(port: u16) -> bool {
         let armed = ARMED.load();
-        if ticks() - (armed >> ARMED_SHIFT) > ARMED_TICKS {
+        // Another CPU may be a tick ahead.
+        if ticks().saturating_sub(armed >> ARMED_SHIFT) > ARMED_TICKS {
             ARMED.store(0);
             return false;
         }
@@ -210,7 +240,7 @@ mod program {
     #[inline(always)]
     fn ticks() -> u64 {
         // SAFETY: it has no arguments.
-        unsafe { bpf_ktime_get_coarse_ns() >> 30 }
+        unsafe { bpf_ktime_get_ns() >> 30 }
     }
 
     /// Makes the answer in the frame.
@@ -610,6 +640,13 @@ mod program {
     /// How long after the last answer segments of no connection are dropped: longer than an acknowledgement is on its
     /// way.
     const ARMED_TICKS: u64 = 15;
+
+    /// The highest bits of a flow are where it is noted.
+    const BEGUN_SHIFT: u32 = 64 - 8;
+    /// The lowest are the ticks, when it was.
+    const TICKS: u64 = 0xffff;
+    /// How long a connection is one that begins.
+    const BEGUN_TICKS: u64 = 2;
 
     /// Bytes that the classifier looks at.
     const PULLED: u32 = 256;

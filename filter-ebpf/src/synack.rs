@@ -67,6 +67,21 @@ impl Segment {
         frame.bytes(self.tcp() + 2).copied().map(u16::from_be_bytes)
     }
 
+    /// A number for its connection: of addresses and ports. Others may have the same.
+    #[inline(always)]
+    pub fn flow<F: Frame + ?Sized>(self, frame: &F) -> Option<u64> {
+        let double = |at| frame.bytes(at).copied().map(u64::from_ne_bytes);
+        let addresses = match self {
+            Self::V4 { ip } => double(ip + 12)?,
+            Self::V6 { ip } => {
+                let source = double(ip + 8)?.rotate_left(17) ^ double(ip + 16)?;
+                source ^ double(ip + 24)?.rotate_left(29) ^ double(ip + 32)?.rotate_left(43)
+            }
+        };
+        let ports = u32::from_ne_bytes(*frame.bytes(self.tcp())?);
+        Some((addresses ^ u64::from(ports).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
     /// The length of the TCP header and what follows it, as the packet says it.
     #[inline(always)]
     fn length<F: Frame + ?Sized>(self, frame: &F) -> Option<usize> {

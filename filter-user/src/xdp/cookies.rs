@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::config::{FilterSettings, SynCookies};
+use crate::config::{FilterSettings, Mode, SynCookies};
 use crate::host::netlink::{self, Interface, InterfaceKind};
 
 /// What an answer to a SYN offers.
@@ -18,8 +18,10 @@ impl Answering {
         if settings.syn_cookies == SynCookies::Off {
             return Err(LeftToKernel::Off);
         }
-        // As if it were not there: the kernel does what it always did.
-        let all = netlink::interfaces().unwrap_or_default();
+        if settings.mode == Mode::Monitor {
+            return Err(LeftToKernel::Monitor);
+        }
+        let all = netlink::interfaces().map_err(|_unread| LeftToKernel::Unread)?;
         Self::among(&all, settings, interface)
     }
 
@@ -30,13 +32,21 @@ impl Answering {
     ) -> Result<Self, LeftToKernel> {
         let mut named = all.iter().filter(|it| it.name == name);
         let interface = named.next().ok_or(LeftToKernel::Absent)?;
-        let is_bridge = |index| {
+        let is_one_of_several = |index| {
             let controller = all.iter().find(|other| other.index == index);
-            controller.is_none_or(|other| other.kind == InterfaceKind::Bridge)
+            let kind = controller.map(|other| other.kind);
+            matches!(kind, Some(InterfaceKind::Bond | InterfaceKind::Team))
         };
+        let is_carrier = |other: &Interface| other.lower == Some(interface.index);
+        let is_bridged = |index| !is_one_of_several(index);
         // Of `destinations` it is known that they are this host's.
-        if settings.destinations.is_empty() && interface.controller.is_some_and(is_bridge) {
-            return Err(LeftToKernel::BridgePort);
+        if settings.destinations.is_empty() {
+            if interface.controller.is_some_and(is_bridged) {
+                return Err(LeftToKernel::BridgePort);
+            }
+            if all.iter().any(is_carrier) {
+                return Err(LeftToKernel::Carrier);
+            }
         }
         if interface.kind == InterfaceKind::Veth && settings.syn_cookies != SynCookies::On {
             return Err(LeftToKernel::Veth);
@@ -60,6 +70,12 @@ pub enum LeftToKernel {
     Absent,
     /// It is a port of a bridge, behind which guests may be.
     BridgePort,
+    /// Other interfaces are stacked on it (VLAN, macvlan, ipvlan), which may be guests' or lead to them.
+    Carrier,
+    /// Nothing is done in monitor mode, where everything is only counted.
+    Monitor,
+    /// The kernel did not say which interfaces there are.
+    Unread,
     /// It is one end of a pair, whose other end may not take what the program sends: without a program of its own it
     /// does not (`veth_xdp_xmit`, drivers/net/veth.c).
     Veth,
@@ -75,6 +91,11 @@ impl Display for LeftToKernel {
             Self::Off => "`filter.syn_cookies` is \"off\"",
             Self::Absent => "the interface was not there when its program was loaded",
             Self::BridgePort => "it is a port of a bridge, and `filter.destinations` is empty",
+            Self::Carrier => {
+                "other interfaces are stacked on it, and `filter.destinations` is empty"
+            }
+            Self::Monitor => "`filter.mode` is \"monitor\"",
+            Self::Unread => "the kernel did not say which interfaces there are",
             Self::Veth => "it is one end of a veth pair",
             Self::Refused => "the kernel takes no program that answers",
             Self::Classifier => "the program is behind another XDP program",
@@ -117,6 +138,11 @@ mod tests {
             interface(4, InterfaceKind::Other, Some(3)),
             interface(5, InterfaceKind::Bond, None),
             interface(6, InterfaceKind::Other, Some(5)),
+            interface(8, InterfaceKind::Other, None),
+            Interface {
+                lower: Some(8),
+                ..interface(9, InterfaceKind::Stacked, None)
+            },
         ];
         let of = |lines, name| Answering::among(&all, &settings(lines), name).err();
         let named = "destinations = [\"203.0.113.10\"]";
@@ -129,6 +155,8 @@ mod tests {
         assert_eq!(of(on, "if4"), Some(LeftToKernel::BridgePort));
         assert_eq!(of(named, "if4"), None);
         assert_eq!(of("", "if6"), None);
+        assert_eq!(of("", "if8"), Some(LeftToKernel::Carrier));
+        assert_eq!(of(named, "if8"), None);
         assert_eq!(of("", "if7"), Some(LeftToKernel::Absent));
     }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::commands::served::{redirections, run, tool};
-use crate::config::{Config, FilterSettings};
+use crate::config::{Config, FilterSettings, SynCookies};
 use crate::control::protocol::HostStatus;
 use crate::host::{kernel, netlink};
 use crate::observe::Finding;
@@ -153,7 +153,9 @@ fn routed_loopback(filter: &FilterSettings) -> Option<Finding> {
         return None;
     }
     let interfaces = fs::read_dir(CONF).ok()?.flatten();
-    let routed = interfaces.filter(|entry| {
+    let own = ["default", "lo"];
+    let others = interfaces.filter(|entry| own.iter().all(|own| entry.file_name() != *own));
+    let routed = others.filter(|entry| {
         let text = fs::read_to_string(entry.path().join("route_localnet"));
         text.is_ok_and(|text| text.trim() == "1")
     });
@@ -162,8 +164,8 @@ fn routed_loopback(filter: &FilterSettings) -> Option<Finding> {
         .collect();
     let first = routed.first()?;
     let text = format!(
-        "`net.ipv4.conf.{first}.route_localnet` is 1: a host that shares a network with this one reaches the web server at \
-         127.0.0.1, around the gate"
+        "`net.ipv4.conf.{first}.route_localnet` is 1: a host or guest on its network can reach the web server at 127.0.0.1, \
+         around the gate"
     );
     Some(Finding::warning("loopback-routed", text).remedy(format!(
         "`sysctl -w net.ipv4.conf.{first}.route_localnet=0`"
@@ -212,18 +214,31 @@ fn led_elsewhere(filter: &FilterSettings) -> Vec<Finding> {
     let is_steered = |port: &u16| filter.steered_ports.contains(port);
     let ports: BTreeSet<_> = PROXIED_PORTS
         .into_iter()
-        .filter(|port| !filter.ports.contains(port) || is_steered(port))
+        .chain(filter.ports.iter().copied())
         .chain(filter.steered_ports.iter().copied())
         .collect();
     let found = redirections(&ports);
-    let led = found.led.into_iter().map(|(name, port)| {
+    let answers = filter.syn_cookies != SynCookies::Off;
+    let wrong = found.led.into_iter().filter(|(_, port)| {
+        let is_judged = filter.ports.contains(port) && !is_steered(port);
+        answers || !is_judged
+    });
+    let led = wrong.map(|(name, port)| {
         if is_steered(&port) {
             let text = format!(
                 "a rule of {name} redirects TCP port {port} (as Docker's published ports are), before connections are \
-                 steered: the gate has none of them, and any Cloudflare customer reaches what is behind it"
+                 steered: the gate has none that match it, and any Cloudflare customer reaches what is behind it"
             );
             return Finding::error("port-redirected", text)
                 .remedy("remove the rule (`docker run` without `--publish`), and let the web server listen on the host");
+        }
+        if filter.ports.contains(&port) {
+            let text = format!(
+                "a rule of {name} redirects TCP port {port}: in a flood of SYNs at a listener of this host on that port, \
+                 redirected connections are lost"
+            );
+            return Finding::warning("port-redirected", text)
+                .remedy("let `filter.destinations` name the addresses of the listener, or set `filter.syn_cookies = \"off\"`");
         }
         let text = format!(
             "a rule of {name} redirects TCP port {port} (as Docker's published ports are), which Cloudflare \

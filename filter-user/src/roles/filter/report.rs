@@ -399,7 +399,8 @@ fn flooded(flood: Flood) -> Finding {
     } = flood;
     let text = format!(
         "a flood of SYNs with Cloudflare's addresses, forged perhaps, since {}: {answered_per_second} a second are answered \
-         with SYN cookies. Connections made meanwhile have no window scaling",
+         with SYN cookies, as a listener's queue is full (or `net.ipv4.tcp_syncookies` is 2). Connections made meanwhile \
+         have no window scaling",
         humantime::format_rfc3339_seconds(since)
     );
     Finding::warning("syn-flood", text)

@@ -56,14 +56,14 @@ impl Tally {
 
     /// A flood lasts for as long as a rate is remembered.
     fn flood_change(&mut self, now: SystemTime) -> Option<FloodChange> {
-        let answered = |totals: Option<&Totals>| totals.map_or(0, Totals::answered);
-        let is_flooded = answered(self.totals.back()) > answered(self.totals.front());
+        let total = |totals: Option<&Totals>| totals.map_or(0, Totals::answered);
+        let answered = total(self.totals.back()).saturating_sub(total(self.totals.front()));
         match self.flooded_since {
-            None if is_flooded => {
+            None if answered >= FLOOD_MIN => {
                 self.flooded_since = Some(now);
                 Some(FloodChange::Began)
             }
-            Some(since) if !is_flooded => {
+            Some(since) if answered == 0 => {
                 self.flooded_since = None;
                 Some(FloodChange::Ended { since })
             }
@@ -133,5 +133,7 @@ impl Totals {
 
 /// Ticks that rates are taken over.
 const RATE_TICKS: usize = 11;
+/// SYNs that are answered within these ticks where there is a flood: fewer are a queue that was full for a moment.
+const FLOOD_MIN: u64 = 100;
 /// Drops that are remembered.
 const DROPS_KEPT: usize = 16;
