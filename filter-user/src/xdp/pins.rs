@@ -1,7 +1,7 @@
 //! The pins: where maps, programs and links live on the BPF file system, and how they go.
 //!
 //! ```text
-//! <paths.bpf>/v3/native-eth0      the link: what keeps the program attached
+//! <paths.bpf>/v4/native-eth0      the link: what keeps the program attached
 //!                program-eth0     the program behind it
 //!                slot-eth0        its twin, which `pullgate explain` asks for the reason
 //!                counters-eth0    what the program counts

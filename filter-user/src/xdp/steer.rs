@@ -2,7 +2,7 @@
 //! program on the network namespace, while the web server goes on listening on the same ports.
 //!
 //! ```text
-//! <paths.bpf>/v3/steer_link       what keeps the program on the namespace
+//! <paths.bpf>/v4/steer_link       what keeps the program on the namespace
 //!                steer_program    the program behind it
 //!                steer_sockets    the gate's listening sockets, by family
 //! ```
