@@ -6,7 +6,8 @@
     reason = "how much slower it is, nothing asserts"
 )]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::version::TLS13;
 use rustls::{ConnectionTrafficSecrets, StreamOwned};
 use tests::client::{Client, connect_from};
@@ -298,6 +301,39 @@ fn ten_thousand_idle_connections_are_held_and_answer() {
 }
 
 #[test]
+fn connections_that_come_at_once_are_spread_evenly_over_the_threads() {
+    let mut rig = Rig::new();
+    rig.start("handshake_timeout = \"60s\"", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Answer);
+    let pid = Pid::from_raw(rig.gate().pid().cast_signed());
+    let [edge, _] = Host::Edge.addresses();
+
+    // They wait in the socket, for the thread that wakes first.
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let held = [(); 64].map(|()| connect_from(&rig.network, edge, origin()));
+    kill(pid, Signal::SIGCONT).unwrap();
+    tests::eventually("all are taken", || {
+        (rig.gate().metric("pullgate_gate_active_connections") == held.len() as u64).then_some(())
+    });
+
+    // A runtime waits in an epoll(7) of its own, by more than one descriptor, each of which lists its sockets.
+    let fdinfo = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let lists = fdinfo.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
+    let count = |list: String| list.lines().filter(|line| line.starts_with("tfd:")).count();
+    let mut sockets: Vec<_> = lists
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .map(count)
+        .collect();
+    sockets.sort_unstable();
+    let threads = thread::available_parallelism().unwrap().get();
+    let of_threads = &sockets[sockets.len() - threads..];
+    let (least, most) = (of_threads[0], of_threads[threads - 1]);
+    assert!(least >= held.len() / threads, "{sockets:?}");
+    assert!(most - least <= 1, "{sockets:?}");
+}
+
+#[test]
 fn a_flood_of_key_updates_ends_the_connection() {
     let mut rig = Rig::new();
     rig.start("", &[&shop("")]);
@@ -377,9 +413,7 @@ fn a_host_without_descriptors_backs_off_and_goes_on() {
     rig.start("handshake_timeout = \"60s\"", &[&shop("")]);
     let _upstream = Upstream::start(&rig.network, Manner::Answer);
     let pid = rig.gate().pid().to_string();
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .count();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let limit = format!("--nofile={0}:{0}", descriptors + 10);
     let limited = rig
         .network

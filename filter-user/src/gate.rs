@@ -21,6 +21,7 @@ mod refusal;
 mod refused;
 mod relay;
 mod shutdown;
+mod threads;
 mod tls;
 mod upstream;
 
@@ -46,6 +47,7 @@ pub use self::refusal::{Defect, Limit, Outcome, Phase, Quantity, Refusal, Upstre
 use self::refused::LastRefusals;
 pub use self::refused::{Presented, Refused};
 use self::shutdown::{Order, Signal};
+pub use self::threads::Threads;
 pub use self::tls::credentials::{
     GATE_GROUP, KEY_GROUP, is_shared_authority, service_groups, spki,
 };

@@ -1,4 +1,4 @@
-//! Listening: sockets in, one task per accepted connection out.
+//! Listening: sockets in, one task per accepted connection out, on the thread that has the fewest.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -16,6 +16,7 @@ use tracing::{debug, error};
 
 use super::Gate;
 use super::connection::Arrival;
+use super::threads::Threads;
 
 /// Binds a listening socket. An IPv6 one takes IPv6 only: IPv4 has a socket of its own.
 ///
@@ -38,16 +39,18 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts connections from any of the sockets until `stop`, each in a task of its own; who comes
-/// later is left to a successor.
+/// Accepts connections from any of the sockets until `stop`, each in a task of its own, on the thread with the fewest:
+/// `own` is this one's number. Who comes later is left to a successor.
 ///
-/// Several may accept from one socket: an idle thread does. A socket each (SO_REUSEPORT) would
+/// All threads accept from one socket, so that an idle one does. A socket each (SO_REUSEPORT) would
 /// give a busy thread as many as an idle one, and lose what waits in it when it is closed.
 ///
 /// One permit waits for all of them: a permit each would keep as many connections out.
 pub async fn serve(
     gate: Arc<Gate>,
     listeners: Vec<TcpListener>,
+    threads: &Threads,
+    own: usize,
     connections: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -71,12 +74,26 @@ pub async fn serve(
         match accepted {
             Ok((stream, client)) => {
                 backoff = BACKOFF_MIN;
-                let arrival = Box::new(Arrival {
-                    stream,
-                    client,
-                    permit,
-                });
-                connections.spawn(Arc::clone(&gate).handle(arrival));
+                let (seat, elsewhere) = threads.seat(own);
+                let arrive = move |socket| {
+                    Box::new(Arrival {
+                        stream: socket,
+                        client,
+                        permit,
+                        seat,
+                    })
+                };
+                let gate = Arc::clone(&gate);
+                let Some(runtime) = elsewhere else {
+                    connections.spawn(gate.handle(arrive(stream)));
+                    continue;
+                };
+                match stream.into_std() {
+                    Ok(socket) => {
+                        drop(connections.spawn_on(take_over(gate, socket, arrive), runtime))
+                    }
+                    Err(error) => lost(&error),
+                }
             }
             Err(error) if is_about_one_connection(&error) => debug!(
                 id = "accept-retried",
@@ -98,6 +115,23 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// Serves a connection that another thread has accepted: a socket is known to one runtime, which wakes the task that
+/// waits for it.
+async fn take_over(
+    gate: Arc<Gate>,
+    socket: std::net::TcpStream,
+    arrive: impl FnOnce(TcpStream) -> Box<Arrival>,
+) {
+    match TcpStream::from_std(socket) {
+        Ok(stream) => gate.handle(arrive(stream)).await,
+        Err(error) => lost(&error),
+    }
+}
+
+fn lost(error: &io::Error) {
+    error!(id = "connection-lost", %error, "cannot hand a connection over to another thread");
 }
 
 fn accept(
@@ -135,6 +169,7 @@ mod tests {
     use std::path::Path;
 
     use rustls::time_provider::DefaultTimeProvider;
+    use tokio::runtime::Handle;
     use tokio::sync::watch;
 
     use super::super::{Loaded, Policies};
@@ -157,9 +192,12 @@ mod tests {
             // This shows that a connection waits.
             drop(listener.accept().await.unwrap());
             let connections = TaskTracker::new();
+            let threads = Threads::new([Handle::current()]);
             let accepting = serve(
                 Arc::clone(&gate),
                 vec![listener],
+                &threads,
+                0,
                 connections.clone(),
                 stop.clone(),
             );

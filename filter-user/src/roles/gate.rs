@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Builder;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -31,7 +31,7 @@ use super::HEALTH_TIMEOUT;
 use super::error::{ReloadError, StartError};
 use super::tasks::Tasks;
 use crate::config::{Boot, Config, ConfigError, GateSettings};
-use crate::gate::{self, Gate, Loaded, UnusableHost, Upstreams};
+use crate::gate::{self, Gate, Loaded, Threads, UnusableHost, Upstreams};
 use crate::host::file::FileId;
 use crate::host::systemd::{self, Inherited};
 use crate::observe::{Finding, Metrics};
@@ -144,7 +144,7 @@ impl BoundGate {
             read: Arc::new(Mutex::new(read)),
             known: Arc::new(Mutex::new(known)),
             turn: Arc::default(),
-            workers: Arc::default(),
+            threads: Arc::new(Threads::new([])),
             steered: Arc::new(watch::Sender::new(Steered::NotAsked)),
         };
         let watched = Arc::clone(&role.gate);
@@ -153,9 +153,9 @@ impl BoundGate {
         tasks.spawn(async move { silenced.watch_silence().await });
         tasks.spawn(role.clone().follow_upstreams());
         tasks.spawn(role.clone().follow_files(config));
-        let workers = role.start_workers(&sockets, tasks);
-        role.workers = Arc::new(workers.map_err(|source| StartError::Workers { source })?);
-        // The workers have them, and close them when they stop; so has what hands them over.
+        let threads = role.start_threads(&sockets, tasks);
+        role.threads = threads.map_err(|source| StartError::Workers { source })?;
+        // The threads have them, and close them when they stop; so has what hands them over.
         if now.boot.steer {
             role.steered.send_replace(Steered::Pending);
             tasks.spawn(role.clone().hand_over(
@@ -194,8 +194,7 @@ pub(super) struct GateRole {
     read: Arc<Mutex<Vec<Option<FileId>>>>,
     /// What could be better, as the log has it.
     known: Arc<Mutex<Vec<Finding>>>,
-    /// Each thread's runtime.
-    workers: Arc<Vec<Handle>>,
+    threads: Arc<Threads>,
     /// Whether connections are steered to it.
     steered: Arc<watch::Sender<Steered>>,
     /// Held from reading files until what was read is applied, so that the last reading counts.
@@ -205,33 +204,36 @@ pub(super) struct GateRole {
 impl GateRole {
     /// One thread per core, each with connections of its own, which never move: what is relayed
     /// stays in one core's cache, and no lock is taken for it.
-    fn start_workers(
+    fn start_threads(
         &self,
         sockets: &[TcpListener],
         tasks: &Tasks,
-    ) -> std::io::Result<Vec<Handle>> {
-        let mut workers = Vec::new();
+    ) -> std::io::Result<Arc<Threads>> {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        for number in 0..cores {
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                // Before it sleeps, it lets those run who are ready to: what they send is then
-                // taken without being woken for it.
-                .on_thread_park(std::thread::yield_now)
-                .build()?;
-            workers.push(runtime.handle().clone());
+        // None yields before it sleeps: that gives its whole turn to a busy process beside it
+        // (`yield_task_fair`, kernel/sched/fair.c).
+        let runtimes = (0..cores).map(|_| Builder::new_current_thread().enable_all().build());
+        let runtimes = runtimes.collect::<std::io::Result<Vec<_>>>()?;
+        let handles = runtimes.iter().map(|runtime| runtime.handle().clone());
+        let threads = Arc::new(Threads::new(handles));
+        for (number, runtime) in runtimes.into_iter().enumerate() {
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
-            let gate = Arc::clone(&self.gate);
-            // As long as there may be one more, the connections are not at their end.
-            let accepting = self.connections.token();
-            let stop = tasks.stopped();
+            let worker = Worker {
+                gate: Arc::clone(&self.gate),
+                threads: Arc::clone(&threads),
+                number,
+                sockets,
+                // As long as there may be one more, the connections are not at their end.
+                accepting: self.connections.token(),
+                stop: tasks.stopped(),
+            };
             // Dropped with the thread however it ends.
             let (alive, ended) = oneshot::channel::<Infallible>();
             std::thread::Builder::new()
                 .name(format!("gate-{number}"))
                 .spawn(move || {
-                    work(&runtime, gate, sockets, accepting, stop);
+                    runtime.block_on(worker.work());
                     drop(alive);
                 })?;
             tasks.spawn_until(async move {
@@ -239,7 +241,7 @@ impl GateRole {
                 drop(ended.await);
             });
         }
-        Ok(workers)
+        Ok(threads)
     }
 
     /// Returns when each upstream has been asked what it speaks, or has had its time: its clients are
@@ -261,7 +263,11 @@ impl GateRole {
     pub(super) async fn health(&self) -> Vec<Finding> {
         let deadline = Instant::now() + HEALTH_TIMEOUT;
         // All are asked before any is waited for.
-        let asked: Vec<_> = self.workers.iter().map(|it| it.spawn(async {})).collect();
+        let asked: Vec<_> = self
+            .threads
+            .runtimes()
+            .map(|it| it.spawn(async {}))
+            .collect();
         let mut findings = Vec::new();
         for (number, answer) in asked.into_iter().enumerate() {
             if !matches!(timeout_at(deadline, answer).await, Ok(Ok(()))) {
@@ -403,29 +409,39 @@ fn sentence(loaded: &Loaded) -> Option<String> {
     (!broken.is_empty()).then(|| broken.join("; "))
 }
 
-/// A worker: accepts until the stop, when it closes the sockets, and serves what it has accepted to
-/// its end.
-fn work(
-    runtime: &Runtime,
+/// What a thread does.
+struct Worker {
     gate: Arc<Gate>,
+    threads: Arc<Threads>,
+    number: usize,
     sockets: Vec<TcpListener>,
     accepting: TaskTrackerToken,
     stop: CancellationToken,
-) {
-    let connections = accepting.task_tracker().clone();
-    runtime.block_on(async {
-        let listeners = sockets.into_iter().map(tokio::net::TcpListener::from_std);
+}
+
+impl Worker {
+    /// Accepts until the stop, when it closes the sockets, and serves what it was given to its end.
+    async fn work(self) {
+        let connections = self.accepting.task_tracker().clone();
+        let listeners = self
+            .sockets
+            .into_iter()
+            .map(tokio::net::TcpListener::from_std);
         let listeners: std::io::Result<Vec<_>> = listeners.collect();
         match listeners {
-            Ok(listeners) => gate::serve(gate, listeners, connections.clone(), stop).await,
+            Ok(listeners) => {
+                let (threads, number) = (&self.threads, self.number);
+                let tracker = connections.clone();
+                gate::serve(self.gate, listeners, threads, number, tracker, self.stop).await;
+            }
             Err(error) => {
                 error!(id = "socket-unusable", %error, "a listening socket cannot be used");
                 return;
             }
         }
-        drop(accepting);
+        drop(self.accepting);
         connections.wait().await;
-    });
+    }
 }
 
 const NOT_DESCRIBED: StartError = StartError::NotDescribed { role: Role::Gate };

@@ -1,0 +1,88 @@
+//! Spreading: each connection is served by the thread that has the fewest, whichever accepted it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::runtime::Handle;
+
+/// The threads that serve connections; one that has begun stays where it is.
+///
+/// Who wakes first accepts all that wait in a socket, and would keep them: of 64 that came at once, one of two threads
+/// had 63.
+pub struct Threads(Vec<Thread>);
+
+struct Thread {
+    runtime: Handle,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Threads {
+    /// Threads that have these runtimes.
+    pub fn new(runtimes: impl IntoIterator<Item = Handle>) -> Self {
+        let threads = runtimes.into_iter().map(|runtime| Thread {
+            runtime,
+            connections: Arc::default(),
+        });
+        Self(threads.collect())
+    }
+
+    /// Their runtimes, in the order of their numbers.
+    pub fn runtimes(&self) -> impl Iterator<Item = &Handle> {
+        self.0.iter().map(|thread| &thread.runtime)
+    }
+
+    /// A seat on the thread with the fewest connections, and its runtime unless it is `own`, which is asked first.
+    pub(super) fn seat(&self, own: usize) -> (Seat, Option<&Handle>) {
+        let count = |thread: &Thread| thread.connections.load(Ordering::Relaxed);
+        let others = self.0.iter().enumerate();
+        let found = others.min_by_key(|(number, thread)| (count(thread), *number != own));
+        let Some((number, thread)) = found else {
+            return (Seat(Arc::default()), None);
+        };
+        thread.connections.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat(Arc::clone(&thread.connections));
+        (seat, (number != own).then_some(&thread.runtime))
+    }
+}
+
+/// A connection's seat on its thread, as long as it is held.
+pub(super) struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_where_the_fewest_are_and_stays_if_no_thread_has_fewer() {
+        let runtimes = [(); 3].map(|()| Builder::new_current_thread().build().unwrap());
+        let threads = Threads::new(runtimes.iter().map(|runtime| runtime.handle().clone()));
+        let ids: Vec<_> = runtimes.iter().map(|it| it.handle().id()).collect();
+        let served_by = |own: usize| {
+            let (seat, away) = threads.seat(own);
+            let number = away.map_or(own, |runtime| {
+                ids.iter().position(|id| *id == runtime.id()).unwrap()
+            });
+            (seat, number)
+        };
+
+        let (first, at_first) = served_by(1);
+        let (_second, at_second) = served_by(1);
+        let (_third, at_third) = served_by(1);
+        let (_fourth, at_fourth) = served_by(2);
+        drop(first);
+        let (_fifth, at_fifth) = served_by(2);
+
+        assert_eq!(
+            [at_first, at_second, at_third, at_fourth, at_fifth],
+            [1, 0, 2, 2, 1]
+        );
+    }
+}
