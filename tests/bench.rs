@@ -5,6 +5,8 @@
 
 #[path = "bench/filter.rs"]
 mod filter;
+#[path = "bench/floor.rs"]
+mod floor;
 #[path = "bench/forged.rs"]
 mod forged;
 #[path = "bench/gate.rs"]

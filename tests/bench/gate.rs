@@ -1,10 +1,13 @@
-//! The benchmark of the gate: CPU time per handshake, request and megabyte, and memory per idle
-//! connection, against what others use for the same job.
+//! The benchmark of the gate: CPU time per handshake, request and megabyte, how long requests take, also beside a busy
+//! process, and memory per idle connection, against what others use for the same job.
 //!
 //! The same certificates (server ECDSA P-256, client RSA-2048 under an RSA-4096 CA), the same nginx
 //! behind it, the same clients; round by round, so that what disturbs one disturbs all.
 
+use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -16,6 +19,7 @@ use tests::pki::Pki;
 use tests::proxies::{Peer, Proxy};
 use tests::web;
 
+use crate::floor;
 use crate::load::{BODY, CONNECTIONS, DOWNLOADS, HANDSHAKES, Load, MEGABYTES, REQUESTS};
 use crate::report::{self, Bar, median, quantile, spread};
 
@@ -38,6 +42,8 @@ pub(crate) enum Part {
     Resumed,
     /// Keep-alive requests.
     Requests,
+    /// Keep-alive requests beside a busy process.
+    Beside,
     /// Downloads.
     Bulk,
     /// Idle connections.
@@ -62,6 +68,12 @@ struct Account {
     per_second: Vec<f64>,
     p50: Vec<f64>,
     p99: Vec<f64>,
+    /// The work of the busiest thread, as a share of the average one's, while requests came.
+    busiest: Vec<f64>,
+    /// Microseconds that threads were ready and had no core, per request.
+    delay: Vec<f64>,
+    /// With each of [`Priority::ALL`] beside it.
+    p99_beside: [Vec<f64>; 2],
     /// Why resumption was not measured.
     not_resumed: bool,
     /// KiB with so many idle connections.
@@ -79,13 +91,31 @@ impl Account {
             per_second: Vec::new(),
             p50: Vec::new(),
             p99: Vec::new(),
+            busiest: Vec::new(),
+            delay: Vec::new(),
+            p99_beside: Default::default(),
             not_resumed: false,
             memory: Vec::new(),
         }
     }
 
-    fn label(&self) -> &'static str {
+    fn label(&self) -> String {
         self.proxy.peer().label()
+    }
+
+    /// What each of its threads has done (proc(5), schedstat): microseconds that it ran, and that it waited for a core.
+    fn threads(&self) -> HashMap<PathBuf, [f64; 2]> {
+        let processes = self.proxy.processes().into_iter();
+        let tasks = processes.map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")));
+        let tasks = tasks.flatten().flatten().flatten();
+        let read = tasks.filter_map(|task| {
+            let path = task.path();
+            let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
+            let mut words = text.split_whitespace().map(str::parse::<f64>);
+            let mut next = || Some(words.next()?.ok()? / 1e3);
+            Some((path, [next()?, next()?]))
+        });
+        read.collect()
     }
 
     /// Microseconds of CPU time that all its processes have used.
@@ -113,6 +143,23 @@ impl Account {
         sizes.sum()
     }
 
+    /// Notes how even the work of its threads was, and how long they waited for a core.
+    fn note_threads(&mut self, before: &HashMap<PathBuf, [f64; 2]>) {
+        let after = self.threads();
+        let spent = after.iter().map(|(path, [ran, waited])| {
+            let [ran_before, waited_before] = before.get(path).copied().unwrap_or_default();
+            [ran - ran_before, waited - waited_before]
+        });
+        let spent: Vec<_> = spent.collect();
+        let total: f64 = spent.iter().map(|[ran, _]| ran).sum();
+        // Those that look after others do next to nothing.
+        let workers = spent.iter().filter(|[ran, _]| *ran > total / 100.0);
+        let most = spent.iter().map(|[ran, _]| *ran).fold(0.0, f64::max);
+        self.busiest.push(most * workers.count() as f64 / total);
+        let waited: f64 = spent.iter().map(|[_, waited]| waited).sum();
+        self.delay.push(waited / f64::from(CONNECTIONS * REQUESTS));
+    }
+
     /// KiB per idle connection.
     fn per_idle(&self) -> Option<f64> {
         let ((_, none), (many, with)) = (self.memory.first()?, self.memory.last()?);
@@ -131,8 +178,78 @@ impl Account {
             "requests_per_second": median(&self.per_second),
             "p50_us": median(&self.p50),
             "p99_us": median(&self.p99),
+            "busiest_thread": median(&self.busiest),
+            "run_queue_delay_us": median(&self.delay),
+            "p99_us_beside_normal": median(&self.p99_beside[0]),
+            "p99_us_beside_nice_19": median(&self.p99_beside[1]),
             "memory_kib": self.memory.iter().map(|(idle, kib)| json!({"idle": idle, "kib": kib})).collect::<Vec<_>>(),
         })
+    }
+}
+
+/// What a full handshake cannot cost less than, in microseconds.
+#[derive(Default)]
+struct Floor {
+    tls: Vec<f64>,
+    connections: Vec<f64>,
+}
+
+impl Floor {
+    fn print(&self, accounts: &[Account]) {
+        let (tls, connections) = (median(&self.tls), median(&self.connections));
+        println!(
+            "\nfull handshake: TLS alone {tls:.0} µs, its connections alone {connections:.0} µs"
+        );
+        for account in accounts {
+            let above = median(&account.full) / (tls + connections);
+            println!("{:<16} {above:.2} times both", account.label());
+        }
+    }
+}
+
+/// How a busy process ranks.
+#[derive(Clone, Copy, Debug)]
+enum Priority {
+    /// As the proxies do.
+    Normal,
+    /// Behind all others.
+    Lowest,
+}
+
+impl Priority {
+    const ALL: [Self; 2] = [Self::Normal, Self::Lowest];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Lowest => "nice 19",
+        }
+    }
+}
+
+/// A process that always computes; it ends when dropped.
+struct Busy(Child);
+
+impl Busy {
+    fn start(priority: Priority) -> Self {
+        let nice = match priority {
+            Priority::Normal => "0",
+            Priority::Lowest => "19",
+        };
+        let mut command = Command::new("nice");
+        command.args(["-n", nice, "sh", "-c", "echo; while :; do :; done"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let said = child.stdout.as_mut().unwrap().read_exact(&mut [0]);
+        // It computes from now on.
+        said.unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 
@@ -164,16 +281,21 @@ pub(crate) fn run(options: &Options) {
         .collect();
 
     let load = Load::new(&pki, &identity);
+    let mut floor = Floor::default();
     // Over loopback: what the network costs is the same for all, and hides what differs.
     network.on(Host::Origin, || {
         for _ in 0..options.rounds {
             for account in &mut accounts {
                 round(account, &load, options.part);
             }
+            if options.part.covers(Part::Full) {
+                floor.tls.push(floor::tls(&pki, load.config(), HANDSHAKES));
+                floor.connections.push(floor::connections(HANDSHAKES));
+            }
             // The one behind a costly one tidies up after it: not always the same.
             fastrand::shuffle(&mut accounts);
         }
-        accounts.sort_by_key(|account| account.proxy.peer() as u8);
+        accounts.sort_by_key(|account| Peer::ALL.iter().position(|it| *it == account.proxy.peer()));
         if options.part.covers(Part::Idle) {
             for account in &mut accounts {
                 hold(account, &load, [FEW, many]);
@@ -183,10 +305,14 @@ pub(crate) fn run(options: &Options) {
 
     let bars = bars(&accounts, options.part);
     print(&accounts);
+    if options.part.covers(Part::Full) {
+        floor.print(&accounts);
+    }
     report::print(&bars);
     let report = json!({
         "machine": report::machine(),
         "servers": accounts.iter().map(Account::json).collect::<Vec<_>>(),
+        "floor": {"tls_us": median(&floor.tls), "connections_us": median(&floor.connections)},
         "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
     });
     report::write("gate", &report, &bars, options.json.as_deref());
@@ -207,6 +333,7 @@ fn round(account: &mut Account, load: &Load, part: Part) {
     if part.covers(Part::Requests) {
         let connections = load.open(to, CONNECTIONS).unwrap();
         let (connections, _) = load.requests(connections, REQUESTS / 10);
+        let before = account.threads();
         let begun = Instant::now();
         let (cost, (connections, times)) = account.cost(CONNECTIONS * REQUESTS, || {
             load.requests(connections, REQUESTS)
@@ -216,7 +343,17 @@ fn round(account: &mut Account, load: &Load, part: Part) {
         account.per_second.push(per_second);
         account.p50.push(quantile(&times, 0.5) * 1e6);
         account.p99.push(quantile(&times, 0.99) * 1e6);
+        account.note_threads(&before);
         load.close(connections);
+    }
+    if part.covers(Part::Beside) {
+        for (at, priority) in Priority::ALL.into_iter().enumerate() {
+            let connections = load.open(to, CONNECTIONS).unwrap();
+            let _busy = Busy::start(priority);
+            let (connections, times) = load.requests(connections, REQUESTS);
+            account.p99_beside[at].push(quantile(&times, 0.99) * 1e6);
+            load.close(connections);
+        }
     }
     if part.covers(Part::Bulk) {
         let mut one = load.open(to, 1).unwrap();
@@ -299,6 +436,13 @@ fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
             1.0,
         ));
     }
+    if part.covers(Part::Beside) {
+        for (at, priority) in Priority::ALL.into_iter().enumerate() {
+            let name = format!("p99 beside a busy process ({})", priority.label());
+            let values = |account: &Account| Some(median(&account.p99_beside[at]));
+            bars.push(ratio(&name, 1.1, &values));
+        }
+    }
     if part.covers(Part::Idle) {
         bars.push(ratio("memory per idle connection", 0.7, &Account::per_idle));
     }
@@ -307,7 +451,7 @@ fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
 
 fn print(accounts: &[Account]) {
     println!(
-        "\n{:<14} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>9} {:>7}",
+        "\n{:<16} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>8} {:>7} {:>7} {:>9}",
         "µs CPU per",
         "full",
         "resumed",
@@ -316,23 +460,21 @@ fn print(accounts: &[Account]) {
         "req/s",
         "p50 µs",
         "p99 µs",
-        "KiB 0",
-        "1,000",
-        "10,000",
+        "p99 busy",
+        "nice 19",
+        "busiest",
+        "delay",
         "KiB/idle"
     );
     for account in accounts {
-        let memory = |index: usize| {
-            let value = account.memory.get(index).map(|(_, kib)| *kib);
-            value.map_or_else(|| "-".to_owned(), |kib| format!("{kib:.0}"))
-        };
         let resumed = if account.not_resumed {
             "not".to_owned()
         } else {
             format!("{:.1}", median(&account.resumed))
         };
+        let [normal, lowest] = &account.p99_beside;
         println!(
-            "{:<14} {:>9.1} {resumed:>9} {:>9.2} {:>9.1} {:>9.0} {:>8.0} {:>8.0} {:>9} {:>9} {:>9} {:>7.1}",
+            "{:<16} {:>8.1} {resumed:>8} {:>8.2} {:>8.1} {:>8.0} {:>7.0} {:>7.0} {:>8.0} {:>8.0} {:>7.2} {:>7.1} {:>9.1}",
             account.label(),
             median(&account.full),
             median(&account.request),
@@ -340,9 +482,10 @@ fn print(accounts: &[Account]) {
             median(&account.per_second),
             median(&account.p50),
             median(&account.p99),
-            memory(0),
-            memory(1),
-            memory(2),
+            median(normal),
+            median(lowest),
+            median(&account.busiest),
+            median(&account.delay),
             account.per_idle().unwrap_or(f64::NAN),
         );
     }

@@ -47,6 +47,11 @@ impl Load {
         Self { runtime, config }
     }
 
+    /// What its clients offer.
+    pub(crate) fn config(&self) -> &ClientConfig {
+        &self.config
+    }
+
     /// Shakes hands so often, some at a time, and ends each connection as soon as it stands.
     pub(crate) fn full_handshakes(&self, to: SocketAddr, count: u32) {
         let config = Arc::new(self.config.clone());

@@ -402,7 +402,7 @@ fn values(unit: &str, name: &str) -> Vec<String> {
 }
 
 /// Where what was built is.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let binary = crate::daemon::binary();
     binary.ancestors().nth(2).unwrap().to_owned()
 }

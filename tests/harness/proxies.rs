@@ -1,15 +1,17 @@
-//! TLS proxies that do the gate's job: Debian's nginx, HAProxy, hitch and stunnel, each demanding a
-//! client certificate, and pullgate itself.
+//! TLS proxies that do the gate's job: nginx, HAProxy, hitch and stunnel of Debian 12 and 13, each demanding a client
+//! certificate, and pullgate itself.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::daemon::binary;
+use crate::debian::target;
 use crate::eventually;
 use crate::net::{Host, INTERFACE, Network};
 use crate::pki::{Pki, SHOP};
@@ -20,6 +22,24 @@ use crate::web::{PORT_IN_TLS, spawn, within};
 pub enum Peer {
     /// Ours.
     Pullgate,
+    /// Ours, to which connections are steered past [`crate::web::PORT_IN_TLS`].
+    Steered,
+    /// Another's, of a Debian.
+    Of(Release, Server),
+}
+
+/// A Debian.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Release {
+    /// Debian 12, this host's own.
+    Bookworm,
+    /// Debian 13, whose programs run with its own libraries.
+    Trixie,
+}
+
+/// What others use for the gate's job.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Server {
     /// nginx's stream module.
     NginxStream,
     /// nginx as an HTTP proxy.
@@ -30,63 +50,109 @@ pub enum Peer {
     HaproxyHttp,
     /// hitch.
     Hitch,
-    /// stunnel.
+    /// stunnel, the slowest: of one Debian.
     Stunnel,
-    /// Ours, to which connections are steered past [`crate::web::PORT_IN_TLS`].
-    Steered,
 }
 
-impl Peer {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Pullgate,
-        Self::NginxStream,
-        Self::NginxHttp,
-        Self::HaproxyTcp,
-        Self::HaproxyHttp,
-        Self::Hitch,
-        Self::Stunnel,
-    ];
-
-    /// The word for it.
-    #[must_use]
-    pub fn label(self) -> &'static str {
+impl Release {
+    /// Where its files are.
+    fn root(self) -> PathBuf {
         match self {
-            Self::Pullgate => "pullgate",
-            Self::NginxStream => "nginx stream",
-            Self::NginxHttp => "nginx http",
-            Self::HaproxyTcp => "haproxy tcp",
-            Self::HaproxyHttp => "haproxy http",
-            Self::Hitch => "hitch",
-            Self::Stunnel => "stunnel",
-            Self::Steered => "steered",
+            Self::Bookworm => PathBuf::from("/"),
+            Self::Trixie => target().join("debian-newer"),
         }
     }
 
-    /// The program, where Debian puts it.
+    /// What starts one of its programs.
+    fn command(self, program: &str) -> Vec<OsString> {
+        let root = self.root();
+        let path = |path: &str| root.join(path).into_os_string();
+        match self {
+            Self::Bookworm => vec![path(program)],
+            Self::Trixie => vec![
+                path("lib64/ld-linux-x86-64.so.2"),
+                "--library-path".into(),
+                path("usr/lib/x86_64-linux-gnu"),
+                path(program),
+            ],
+        }
+    }
+}
+
+impl Server {
+    fn program(self) -> &'static str {
+        match self {
+            Self::NginxStream | Self::NginxHttp => "usr/sbin/nginx",
+            Self::HaproxyTcp | Self::HaproxyHttp => "usr/sbin/haproxy",
+            Self::Hitch => "usr/sbin/hitch",
+            Self::Stunnel => "usr/bin/stunnel4",
+        }
+    }
+}
+
+impl Peer {
+    /// All that have the same work, ours first.
+    pub const ALL: [Self; 12] = [
+        Self::Pullgate,
+        Self::Of(Release::Bookworm, Server::NginxStream),
+        Self::Of(Release::Bookworm, Server::NginxHttp),
+        Self::Of(Release::Bookworm, Server::HaproxyTcp),
+        Self::Of(Release::Bookworm, Server::HaproxyHttp),
+        Self::Of(Release::Bookworm, Server::Hitch),
+        Self::Of(Release::Bookworm, Server::Stunnel),
+        Self::Of(Release::Trixie, Server::NginxStream),
+        Self::Of(Release::Trixie, Server::NginxHttp),
+        Self::Of(Release::Trixie, Server::HaproxyTcp),
+        Self::Of(Release::Trixie, Server::HaproxyHttp),
+        Self::Of(Release::Trixie, Server::Hitch),
+    ];
+
+    /// The words for it.
+    #[must_use]
+    pub fn label(self) -> String {
+        let (release, server) = match self {
+            Self::Pullgate => return "pullgate".to_owned(),
+            Self::Steered => return "steered".to_owned(),
+            Self::Of(release, server) => (release, server),
+        };
+        let name = match server {
+            Server::NginxStream => "nginx stream",
+            Server::NginxHttp => "nginx http",
+            Server::HaproxyTcp => "haproxy tcp",
+            Server::HaproxyHttp => "haproxy http",
+            Server::Hitch => "hitch",
+            Server::Stunnel => "stunnel",
+        };
+        let of = match release {
+            Release::Bookworm => "12",
+            Release::Trixie => "13",
+        };
+        format!("{name}, {of}")
+    }
+
+    /// Whether it can be started.
     #[must_use]
     pub fn is_installed(self) -> bool {
-        let path = match self {
-            Self::Pullgate | Self::Steered => return true,
-            Self::NginxStream => "/usr/lib/nginx/modules/ngx_stream_module.so",
-            Self::NginxHttp => "/usr/sbin/nginx",
-            Self::HaproxyTcp | Self::HaproxyHttp => "/usr/sbin/haproxy",
-            Self::Hitch => "/usr/sbin/hitch",
-            Self::Stunnel => "/usr/bin/stunnel4",
+        let Self::Of(release, server) = self else {
+            return true;
         };
-        Path::new(path).exists()
+        let module = (server == Server::NginxStream).then_some(NGINX_STREAM_MODULE);
+        let mut needed = module.into_iter().chain([server.program()]);
+        needed.all(|path| release.root().join(path).exists())
     }
 
     /// What it says of its version.
     #[must_use]
     pub fn version(self) -> String {
         let argument = match self {
-            Self::Pullgate | Self::Steered | Self::Hitch => "--version",
-            Self::NginxStream | Self::NginxHttp => "-V",
-            Self::HaproxyTcp | Self::HaproxyHttp => "-v",
-            Self::Stunnel => "-version",
+            Self::Pullgate | Self::Steered | Self::Of(_, Server::Hitch) => "--version",
+            Self::Of(_, Server::NginxStream | Server::NginxHttp) => "-V",
+            Self::Of(_, Server::HaproxyTcp | Server::HaproxyHttp) => "-v",
+            Self::Of(_, Server::Stunnel) => "-version",
         };
-        let output = Command::new(self.program()).arg(argument).output().unwrap();
+        let command = self.command();
+        let mut asked = Command::new(&command[0]);
+        let output = asked.args(&command[1..]).arg(argument).output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         // The library for TLS is on a line of its own, where it is said at all.
@@ -100,41 +166,47 @@ impl Peer {
         if self == Self::Steered {
             return PORT_IN_TLS;
         }
-        4430 + self as u16
+        let at = Self::ALL.iter().position(|peer| *peer == self).unwrap();
+        4430 + u16::try_from(at).unwrap()
+    }
+
+    fn command(self) -> Vec<OsString> {
+        match self {
+            Self::Pullgate | Self::Steered => vec![binary().into()],
+            Self::Of(release, server) => release.command(server.program()),
+        }
     }
 
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::Pullgate => &["--config", "@FILE@", "run", "--only", "gate"],
             Self::Steered => &["--config", "@FILE@", "run"],
-            Self::NginxStream | Self::NginxHttp => &["-c", "@FILE@"],
-            Self::HaproxyTcp | Self::HaproxyHttp => &["-db", "-f", "@FILE@"],
-            Self::Hitch => &["--config=@FILE@"],
-            Self::Stunnel => &["@FILE@"],
+            Self::Of(_, Server::NginxStream | Server::NginxHttp) => &["-c", "@FILE@"],
+            Self::Of(_, Server::HaproxyTcp | Server::HaproxyHttp) => &["-db", "-f", "@FILE@"],
+            Self::Of(_, Server::Hitch) => &["--config=@FILE@"],
+            Self::Of(_, Server::Stunnel) => &["@FILE@"],
         }
     }
 
-    fn program(self) -> std::path::PathBuf {
-        match self {
-            Self::Pullgate | Self::Steered => binary(),
-            Self::NginxStream | Self::NginxHttp => "/usr/sbin/nginx".into(),
-            Self::HaproxyTcp | Self::HaproxyHttp => "/usr/sbin/haproxy".into(),
-            Self::Hitch => "/usr/sbin/hitch".into(),
-            Self::Stunnel => "/usr/bin/stunnel4".into(),
-        }
-    }
-
-    fn configuration(self) -> &'static str {
-        match self {
-            Self::Pullgate => PULLGATE,
-            Self::Steered => STEERED,
-            Self::NginxStream => NGINX_STREAM,
-            Self::NginxHttp => NGINX_HTTP,
-            Self::HaproxyTcp => HAPROXY_TCP,
-            Self::HaproxyHttp => HAPROXY_HTTP,
-            Self::Hitch => HITCH,
-            Self::Stunnel => STUNNEL,
-        }
+    fn configuration(self) -> String {
+        let Self::Of(release, server) = self else {
+            let text = if self == Self::Steered {
+                STEERED
+            } else {
+                PULLGATE
+            };
+            return text.replace("@HOST@", PULLGATE_HOST);
+        };
+        let text = match server {
+            Server::NginxStream => NGINX_STREAM,
+            Server::NginxHttp => NGINX_HTTP,
+            Server::HaproxyTcp => HAPROXY_TCP,
+            Server::HaproxyHttp => HAPROXY_HTTP,
+            Server::Hitch => HITCH,
+            Server::Stunnel => STUNNEL,
+        };
+        let module = release.root().join(NGINX_STREAM_MODULE);
+        text.replace("@MODULE@", &module.display().to_string())
     }
 }
 
@@ -158,15 +230,14 @@ impl Proxy {
     }
 
     fn start_at(network: &Network, pki: &Pki, peer: Peer, address: &str) -> Self {
-        let directory = network.path(peer.label().replace(' ', "-"));
+        let directory = network.path(peer.label().replace([' ', ','], "-"));
         fs::create_dir(&directory).unwrap();
         let pem = |name: &str| fs::read_to_string(pki.path(name)).unwrap();
         let both = format!("{}.pem", SHOP);
         let both = format!("{}{}", pem(&both), pem(&format!("{SHOP}.key")));
         pki.write("both.pem", &both);
         let file = directory.join("proxy.conf");
-        let text = peer.configuration().replace("@HOST@", PULLGATE_HOST);
-        let text = within(&text, &directory.display().to_string())
+        let text = within(&peer.configuration(), &directory.display().to_string())
             .replace("@PKI@", &pki.path("").display().to_string())
             .replace("@PORT@", &peer.port().to_string())
             .replace("@NAME@", SHOP)
@@ -175,13 +246,15 @@ impl Proxy {
             .replace("@IP@", address);
         fs::write(&file, text).unwrap();
         let words = peer.words().iter();
-        let mut command = network.command(Host::Origin, peer.program());
+        let program = peer.command();
+        let mut command = network.command(Host::Origin, &program[0]);
         command
+            .args(&program[1..])
             .args(words.map(|word| word.replace("@FILE@", &file.display().to_string())))
             .env("PULLGATE_LOG", "warn");
         let child = spawn(&mut command, &directory.join("output.log"));
         let proxy = Self { child, peer };
-        eventually(peer.label(), || {
+        eventually(&peer.label(), || {
             network.on(Host::Origin, || TcpStream::connect(proxy.address()).ok())
         });
         proxy
@@ -238,6 +311,9 @@ impl Drop for Proxy {
     }
 }
 
+/// Where Debian puts it.
+const NGINX_STREAM_MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
+
 const PULLGATE: &str = r#"
 [paths]
 state = "@DIR@/state"
@@ -287,7 +363,7 @@ listen = ["127.0.0.1:44300"]
 "#;
 
 const NGINX_STREAM: &str = r#"
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+load_module @MODULE@;
 daemon off;
 user root;
 worker_processes 2;

@@ -40,6 +40,9 @@ enum Subject {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
+    if matches!(options.subject, Subject::Gate { .. }) {
+        setup::newer_debian()?;
+    }
     exec(&mut with_object(&["build", "--workspace", "--release"])?)?;
     let mut bench = as_root(Command::new(root().join("target/release/bench")));
     let (subject, json) = match &options.subject {

@@ -74,30 +74,52 @@ pub(crate) fn debian() -> anyhow::Result<()> {
     if tree.join("usr/sbin/nginx").exists() {
         return Ok(());
     }
-    let archive = archive(DEBIAN)?;
-    let unfinished = root().join("target/debian.unfinished");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).context("target/debian.unfinished")?;
-    }
-    let mut make = Command::new("debootstrap");
-    make.args([
-        "--variant=minbase",
-        "--include=ca-certificates,systemd,nginx,apache2",
-        "--keyring",
-        KEYRING,
-        DEBIAN,
-    ]);
-    exec(make.arg(&unfinished).arg(archive))?;
-    // They are started where a test wants one.
-    let wanted = unfinished.join("etc/systemd/system/multi-user.target.wants");
-    for service in ["nginx.service", "apache2.service"] {
-        fs::remove_file(wanted.join(service))
-            .with_context(|| format!("{service} in target/debian"))?;
-    }
+    let packages = "ca-certificates,systemd,nginx,apache2";
+    debootstrap(DEBIAN, packages, &tree, |unfinished| {
+        // They are started where a test wants one.
+        let wanted = unfinished.join("etc/systemd/system/multi-user.target.wants");
+        for service in ["nginx.service", "apache2.service"] {
+            fs::remove_file(wanted.join(service))
+                .with_context(|| format!("{service} in target/debian"))?;
+        }
+        Ok(())
+    })
+}
+
+/// A newer Debian under `target/debian-newer`, whose TLS proxies the benchmark of the gate starts from there.
+pub(crate) fn newer_debian() -> anyhow::Result<()> {
+    let tree = root().join("target/debian-newer");
     if tree.exists() {
-        fs::remove_dir_all(&tree).context("target/debian")?;
+        return Ok(());
     }
-    fs::rename(&unfinished, &tree).context("target/debian")
+    install_packages(&["debian-archive-keyring"])?;
+    let packages = "haproxy,hitch,libnginx-mod-stream,nginx";
+    debootstrap("trixie", packages, &tree, |_unfinished| Ok(()))
+}
+
+/// Makes a Debian of that name in `tree`, and nothing there unless `finish` has succeeded.
+pub(crate) fn debootstrap(
+    suite: &str,
+    packages: &str,
+    tree: &Path,
+    finish: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let archive = archive(DEBIAN)?;
+    let unfinished = tree.with_extension("unfinished");
+    let remove = |path: &Path| {
+        if path.exists() {
+            fs::remove_dir_all(path).with_context(|| path.display().to_string())?;
+        }
+        anyhow::Ok(())
+    };
+    remove(&unfinished)?;
+    let mut make = Command::new("debootstrap");
+    make.args(["--variant=minbase", "--keyring", KEYRING]);
+    make.arg(format!("--include={packages}")).arg(suite);
+    exec(make.arg(&unfinished).arg(archive))?;
+    finish(&unfinished)?;
+    remove(tree)?;
+    fs::rename(&unfinished, tree).with_context(|| tree.display().to_string())
 }
 
 /// Where this host has the packages of a suite from.
@@ -211,7 +233,7 @@ fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
 
 /// Who signs the archive: debian-archive-keyring.
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The one that the package is made for.
+/// The one that the package is made for, whose archive has the others, too.
 const DEBIAN: &str = "bookworm";
 /// The newest that builds with the LLVM inside the pinned toolchain.
 const BPF_LINKER: &str = "0.10.4";

@@ -355,26 +355,22 @@ fn debian(name: &str) -> anyhow::Result<PathBuf> {
     if tree.exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == packages) {
         return Ok(tree);
     }
-    let unfinished = vm().join(format!("debian-{name}.unfinished"));
-    for path in [&tree, &unfinished] {
-        if path.exists() {
-            fs::remove_dir_all(path).context("target/vm")?;
+    setup::debootstrap(name, &packages, &tree, |unfinished| {
+        for garbage in [
+            "var/cache/apt/archives",
+            "var/lib/apt/lists",
+            "usr/share/locale",
+        ] {
+            fs::remove_dir_all(unfinished.join(garbage)).context("target/vm")?;
         }
-    }
-    let mut make = Command::new("debootstrap");
-    make.args(["--variant=minbase", "--keyring", KEYRING]);
-    make.arg(format!("--include={packages}")).arg(name);
-    exec(make.arg(&unfinished).arg(setup::archive("bookworm")?))?;
-    for garbage in [
-        "var/cache/apt/archives",
-        "var/lib/apt/lists",
-        "usr/share/locale",
-    ] {
-        fs::remove_dir_all(unfinished.join(garbage)).context("target/vm")?;
-    }
-    fs::create_dir_all(unfinished.join("var/cache/apt/archives/partial")).context("target/vm")?;
-    fs::create_dir_all(unfinished.join("var/lib/apt/lists/partial")).context("target/vm")?;
-    fs::rename(&unfinished, &tree).context("target/vm")?;
+        for empty in [
+            "var/cache/apt/archives/partial",
+            "var/lib/apt/lists/partial",
+        ] {
+            fs::create_dir_all(unfinished.join(empty)).context("target/vm")?;
+        }
+        Ok(())
+    })?;
     fs::write(stamp, packages).context("target/vm")?;
     Ok(tree)
 }
