@@ -196,7 +196,7 @@ fn a_link_that_somebody_takes_away_is_put_back_and_counted() {
 
     let detached = Command::new("bpftool")
         .args(["link", "detach", "pinned"])
-        .arg(lab.pin("native-wan0"))
+        .arg(lab.network.pin("native-wan0"))
         .output()
         .unwrap();
     assert!(detached.status.success(), "{}", error(&detached));
@@ -497,7 +497,7 @@ fn a_move_that_comes_to_nothing_leaves_the_program_where_it_was() {
     let trial = ["run", "--only", "filter", "--confirm", "100ms", "--yes"];
     let ended = lab.pullgate(&trial);
     assert_eq!(ended.status.code(), Some(75), "{}", error(&ended));
-    assert!(lab.pin("generic-br0").exists() && !lab.pin("native-wan0").exists());
+    assert!(lab.network.pin("generic-br0").exists() && !lab.network.pin("native-wan0").exists());
 }
 
 #[test]
@@ -524,7 +524,7 @@ fn a_renamed_interface_stays_filtered_and_status_has_its_name() {
     ip(&["-n", &namespace, "link", "set", INTERFACE, "name", "lan0"]);
 
     eventually("its pins follow", || {
-        lab.pin("native-lan0").exists().then_some(())
+        lab.network.pin("native-lan0").exists().then_some(())
     });
     eventually("status has the new name", || {
         attached(&lab, "lan0").then_some(())
@@ -599,7 +599,8 @@ fn a_bridge_over_an_uplink_takes_the_program_over_and_guests_are_spared() {
     ip(&["-n", &namespace, "route", "add", "default", "dev", "br0"]);
 
     eventually("the bridge is filtered, and its port is not", || {
-        let ours = lab.pin("generic-br0").exists() && !lab.pin("native-wan0").exists();
+        let ours =
+            lab.network.pin("generic-br0").exists() && !lab.network.pin("native-wan0").exists();
         (ours && attached(&lab, "br0")).then_some(())
     });
     assert_eq!(lab.filter().status()["enforcing"], true);
@@ -718,7 +719,7 @@ fn pins_of_another_version_are_taken_over_through_their_links() {
     send(&lab, Host::Stranger, 443);
     let counted = eventually("the SYN is counted", || some(lab.frames(NOT_LISTED)));
     lab.filter.take().unwrap().kill();
-    let ours = lab.pin("");
+    let ours = lab.network.pin("");
     let theirs = lab.network.path("bpf/pullgate/v1");
     fs::rename(&ours, &theirs).unwrap();
 
@@ -898,12 +899,12 @@ fn a_trial_that_is_confirmed_stays_and_one_that_is_killed_opens() {
 
     start_trial(&lab, "1h").kill();
     assert!(
-        !lab.pin("native-wan0").exists(),
+        !lab.network.pin("native-wan0").exists(),
         "what was not there before is gone"
     );
 
     let trial = start_trial(&lab, "1h");
-    assert!(!lab.pin("native-wan0").exists());
+    assert!(!lab.network.pin("native-wan0").exists());
     trial.signal(nix::sys::signal::Signal::SIGHUP);
     trial.event(0, "a reload has to wait", |event| {
         event["error"]
@@ -913,7 +914,7 @@ fn a_trial_that_is_confirmed_stays_and_one_that_is_killed_opens() {
     let confirmed = lab.pullgate(&["confirm"]);
     assert!(confirmed.status.success(), "{}", error(&confirmed));
     trial.kill();
-    assert!(lab.pin("native-wan0").exists());
+    assert!(lab.network.pin("native-wan0").exists());
     lab.start_filter();
     assert_matched(&scenarios::strangers_are_dropped(&lab));
 }
@@ -1042,7 +1043,7 @@ fn a_renamed_interface_keeps_its_link_and_a_missing_one_keeps_nobody_from_starti
     assert_eq!(lab.reload()["level"], "INFO");
 
     assert_eq!(mode(&lab, "new0"), "native");
-    let pinned = PinnedLink::from_pin(lab.pin("native-new0")).unwrap();
+    let pinned = PinnedLink::from_pin(lab.network.pin("native-new0")).unwrap();
     assert_eq!(FdLink::from(pinned).info().unwrap().id(), link);
     let status = lab.filter().status();
     assert_eq!(status["enforcing"], false);
@@ -1239,7 +1240,7 @@ fn explain(lab: &Lab, arguments: &[&str]) -> Value {
 }
 
 fn link_id(lab: &Lab, rung: &str) -> u32 {
-    let pinned = PinnedLink::from_pin(lab.pin(&format!("{rung}-{INTERFACE}"))).unwrap();
+    let pinned = PinnedLink::from_pin(lab.network.pin(&format!("{rung}-{INTERFACE}"))).unwrap();
     FdLink::from(pinned).info().unwrap().id()
 }
 

@@ -40,7 +40,7 @@ fn no_stranger_reaches_the_stack_whatever_happens_to_the_filter() {
         ("upgrade", |lab| {
             lab.filter.take().unwrap().kill();
             // As if another version had pinned them.
-            std::fs::rename(lab.pin(""), lab.network.path("bpf/pullgate/v1")).unwrap();
+            std::fs::rename(lab.network.pin(""), lab.network.path("bpf/pullgate/v1")).unwrap();
             lab.start_filter();
         }),
         ("reload", |lab| {

@@ -39,7 +39,7 @@ fn one_process_can_play_all_roles() {
     assert_eq!(status["roles"].as_array().unwrap().len(), 3);
     assert_eq!(code, Some(0));
     assert!(
-        lab.pin("native-wan0").exists(),
+        lab.network.pin("native-wan0").exists(),
         "a stop leaves the filter active"
     );
 }

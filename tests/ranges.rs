@@ -828,7 +828,7 @@ fn the_filter_is_up_before_the_feed_is_asked() {
     let position = |id: &str| events.iter().position(|event| event["id"] == id).unwrap();
 
     assert!(position("program-attached") < position("refresh-failed"));
-    assert!(lab.pin(&format!("native-{INTERFACE}")).exists());
+    assert!(lab.network.pin(&format!("native-{INTERFACE}")).exists());
     assert_eq!(all.stop(), Some(0));
 }
 

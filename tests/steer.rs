@@ -461,7 +461,7 @@ fn a_program_that_another_process_detaches_is_attached_again() {
     let rig = Steered::start(Software::Nginx, "", "");
     let mark = rig.filter().mark();
 
-    std::fs::remove_file(rig.pin("steer_link")).unwrap();
+    std::fs::remove_file(rig.network.pin("steer_link")).unwrap();
 
     rig.filter().event(mark, "it is attached again", |event| {
         event["id"] == "steering-reattached"
@@ -476,7 +476,7 @@ fn a_program_that_another_process_detaches_is_attached_again() {
 #[test]
 fn a_program_that_the_kernel_does_not_take_is_tried_until_it_does() {
     let mut rig = Steered::start(Software::Nginx, "", "");
-    let ours = rig.pin("steer_program");
+    let ours = rig.network.pin("steer_program");
     let spare = rig.network.path("bpf/spare");
     // A copy of it, so that it is known where the filter's is gone.
     rig.network.on(Host::Origin, || {
@@ -538,7 +538,7 @@ fn a_program_that_the_kernel_does_not_take_is_tried_until_it_does() {
 fn another_program_that_chooses_sockets_is_reported() {
     let rig = Steered::start(Software::Nginx, "", "");
     let theirs = rig.network.path("bpf/theirs");
-    let ours = rig.pin("steer_program");
+    let ours = rig.network.pin("steer_program");
 
     // The same program once more, by another's link.
     rig.network.on(Host::Origin, || {

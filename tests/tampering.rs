@@ -20,7 +20,7 @@ fn ranges_that_another_process_changes_are_published_again() {
     let mark = lab.filter().mark();
 
     // 198.51.0.0/16 is Cloudflare's, whatever the list says.
-    let pin = lab.pin("ranges_v4");
+    let pin = lab.network.pin("ranges_v4");
     let map = Map::Array(MapData::from_pin(&pin).unwrap());
     let mut ranges = Array::<_, Chunk>::try_from(map).unwrap();
     for generation in 0..abi::GENERATIONS {
@@ -46,8 +46,8 @@ fn pins_that_another_process_removes_are_reported_until_a_restart() {
     let mut lab = Lab::start(&Plan::default());
     let mark = lab.filter().mark();
 
-    let counters = lab.pin(&format!("counters-{INTERFACE}"));
-    for pin in [&lab.pin("ranges_v4"), &counters] {
+    let counters = lab.network.pin(&format!("counters-{INTERFACE}"));
+    for pin in [&lab.network.pin("ranges_v4"), &counters] {
         std::fs::remove_file(pin).unwrap();
     }
 
@@ -71,7 +71,7 @@ fn pins_that_another_process_removes_are_reported_until_a_restart() {
 #[test]
 fn a_program_and_a_twin_of_two_minds_are_reported() {
     let lab = Lab::start(&Plan::default());
-    let pin = lab.pin(&format!("slot-{INTERFACE}"));
+    let pin = lab.network.pin(&format!("slot-{INTERFACE}"));
     std::fs::remove_file(&pin).unwrap();
     let mut objects = Objects::load();
     let foreign: &mut Xdp = objects.program("bare_drop");
@@ -94,7 +94,7 @@ fn a_link_that_is_given_to_another_program_is_taken_back() {
 
     let mut objects = Objects::load();
     let foreign: &mut Xdp = objects.program("bare_pass");
-    let pinned = PinnedLink::from_pin(lab.pin(&format!("native-{INTERFACE}"))).unwrap();
+    let pinned = PinnedLink::from_pin(lab.network.pin(&format!("native-{INTERFACE}"))).unwrap();
     let link = XdpLink::try_from(FdLink::from(pinned)).unwrap();
     let id = lab
         .network

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
-use filter_ebpf::abi;
 use filter_ebpf::verdict::{Family, Judgement, Verdict};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -264,7 +263,7 @@ impl Lab {
     #[must_use]
     pub fn counters_of(&self, interface: &str) -> Counters {
         Counters {
-            pin: self.pin(&format!("counters-{interface}")),
+            pin: self.network.pin(&format!("counters-{interface}")),
             monitors: self.plan.filter.contains("monitor"),
         }
     }
@@ -273,7 +272,7 @@ impl Lab {
     #[must_use]
     pub fn program(&self) -> Xdp {
         Xdp::from_pin(
-            self.pin(&format!("program-{INTERFACE}")),
+            self.network.pin(&format!("program-{INTERFACE}")),
             XdpAttachType::Interface,
         )
         .unwrap()
@@ -284,14 +283,6 @@ impl Lab {
     pub fn has_pins(&self) -> bool {
         let pins = fs::read_dir(self.network.path("bpf/pullgate"));
         pins.is_ok_and(|mut pins| pins.next().is_some())
-    }
-
-    /// A pin of the filter.
-    #[must_use]
-    pub fn pin(&self, name: &str) -> PathBuf {
-        self.network
-            .path(format!("bpf/pullgate/v{}", abi::VERSION))
-            .join(name)
     }
 
     /// Runs a `pullgate` command in the origin.

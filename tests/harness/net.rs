@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::programs::XdpMode;
+use filter_ebpf::abi;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
@@ -296,6 +297,12 @@ impl Network {
     #[must_use]
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// A pin of the filter.
+    #[must_use]
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.path(format!("bpf/pullgate/v{}/{name}", abi::VERSION))
     }
 
     /// A command that runs in a host's namespace, and in our mount namespace.

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
 
-use filter_ebpf::abi;
 use nix::sys::signal::Signal;
 
 use crate::client::{Client, Reply};
@@ -34,13 +33,6 @@ pub struct Steered {
 }
 
 impl Steered {
-    /// A pin of the filter.
-    #[must_use]
-    pub fn pin(&self, name: &str) -> PathBuf {
-        let version = format!("bpf/pullgate/v{}", abi::VERSION);
-        self.network.path(version).join(name)
-    }
-
     /// The web server alone, and a configuration with these lines for `[filter]` and `[gate]`.
     #[must_use]
     pub fn new(software: Software, filter: &str, gate: &str) -> Self {
