@@ -4,7 +4,7 @@
 ///
 /// Programs and maps of different versions never meet: raise it with every change of a map's
 /// name, shape or encoding.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The XDP program, which takes frames of several buffers (Linux 5.18).
 pub const PROGRAM: &str = "pullgate";
@@ -88,7 +88,7 @@ pub const NODES: u32 = 512;
 /// The most nodes per family and generation: what an entry can name.
 pub const NODES_MAX: u32 = (1 << 16) - 8;
 /// Nodes in one value of a map: user space writes and reads that many in one system call.
-pub const CHUNK: u16 = 8;
+pub const CHUNK: u16 = 64;
 
 /// The index of the value in the maps that holds a node, as its `node % CHUNK`th. Generations
 /// alternate, so that the size of a map is in no program.

@@ -71,6 +71,9 @@ mod program {
     static SETTINGS: Global<u32> = Global::new(0);
     #[unsafe(no_mangle)]
     static MSS: Global<u32> = Global::new(0);
+    // The verifier of Linux 5.10 knows no bounds of a number whose bytes were swapped; and of a constant the compiler
+    // knows that it changes nothing.
+    static PORT_BYTES: Global<u16> = Global::new((PORT_BITMAP - 1) as u16);
     #[unsafe(no_mangle)]
     static TCP_PORTS: [Global<u8>; PORT_BITMAP] = [const { Global::new(0) }; PORT_BITMAP];
     #[unsafe(no_mangle)]
@@ -119,7 +122,7 @@ mod program {
     fn xdp_action(ctx: &XdpContext) -> u32 {
         let (mut slot, tcp) = slot(ctx);
         if has(SETTING_SYN_COOKIES) && slot.is_admitted() {
-            if tcp.is_some_and(|tcp| synack::is_syn(&ctx.packet(), tcp)) {
+            if tcp != 0 && synack::is_syn(&ctx.packet(), tcp) {
                 if answer(ctx.ctx) {
                     count(slot.answered());
                     return xdp_action::XDP_TX;
@@ -224,7 +227,7 @@ mod program {
         }
     }
 
-    /// Whether SYNs of a port were answered a moment ago.
+    /// Whether SYNs of a port were answered a moment ago. If none was for long, nothing is asked any more.
     #[inline(always)]
     fn is_armed(port: u16) -> bool {
         let armed = ARMED.load();
@@ -363,12 +366,13 @@ mod program {
         }
     }
 
-    /// The judgement of a packet, by the counter that is its own; and where its transport begins, if that is plain to see.
+    /// The judgement of a packet, by the counter that is its own; and where its transport begins, 0 unless that is plain
+    /// to see. A number, not an `Option`: the compiler adds to what may be nothing, which the verifier forbids.
     #[inline(always)]
-    fn slot<H: Hook>(ctx: &H) -> (Slot, Option<usize>) {
+    fn slot<H: Hook>(ctx: &H) -> (Slot, usize) {
         match decide_plain(&ctx.packet(), &Loaded, &Published) {
-            Some((judgement, payload)) => (judgement.slot(), payload),
-            None => (nested::<H>(ctx.as_ptr()), None),
+            Some((judgement, payload)) => (judgement.slot(), payload.unwrap_or(0)),
+            None => (nested::<H>(ctx.as_ptr()), 0),
         }
     }
 
@@ -569,7 +573,8 @@ mod program {
 
     #[inline(always)]
     fn bit(bitmap: &[Global<u8>; PORT_BITMAP], port: u16) -> bool {
-        bitmap[usize::from(port >> 3)].load() & 1 << (port & 7) != 0
+        let byte = port >> 3 & PORT_BYTES.load();
+        bitmap[usize::from(byte)].load() & 1 << (port & 7) != 0
     }
 
     /// The range maps, in the generation that `ACTIVE` names.

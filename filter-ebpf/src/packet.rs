@@ -48,14 +48,13 @@ pub struct Headers<'a> {
     pub transport: Transport,
 }
 
-/// An IP packet whose header is followed by its transport.
+/// An IP packet whose fixed header is followed by its transport, with the ports.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Plain<'a> {
     /// What a decision depends on.
     pub headers: Headers<'a>,
-    /// Where the transport's header begins, in bytes of the frame, unless IPv4 options come before it: the verifier knows
-    /// such a place by its number alone.
-    pub payload: Option<usize>,
+    /// Where the transport's header begins, in bytes of the frame.
+    pub payload: usize,
 }
 
 /// An address where it stands in the frame: loaded only if it is needed.
@@ -112,7 +111,7 @@ pub enum ParseError {
     Malformed,
 }
 
-/// Parses a frame whose IP header is followed by its transport; `None` for any other.
+/// Parses a frame whose fixed IP header is followed by its transport, with the ports; `None` for any other.
 ///
 /// # Errors
 ///
@@ -134,42 +133,55 @@ pub fn plain<F: Frame + ?Sized>(frame: &F) -> Option<Result<Plain<'_>, ParseErro
     Some(Err(ParseError::TooManyTags))
 }
 
+/// One bounds check for header and ports; what is rare is left to the thorough reading: options, later fragments, what is
+/// too short to have ports.
 #[inline(always)]
 fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>, ParseError>> {
-    let header = match V4::parse(frame, at) {
-        Ok(header) if is_tunnel(header.protocol) => return None,
-        Ok(header) => header,
-        Err(error) => return Some(Err(error)),
-    };
-    let transport = match header.protocol {
-        // IPv4 reassembles by protocol, so a fragment that lies about it joins nothing.
-        TCP if header.is_later_fragment => Transport::LaterFragment,
-        _ if header.is_later_fragment => Transport::Other,
-        protocol => parse_transport(frame, header.payload, header.end, protocol),
-    };
+    let header: &[u8; V4_HEADER + PORTS] = frame.bytes(at)?;
+    let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
+    let length = u16::from_be_bytes([l0, l1]);
+    let is_later_fragment = u16::from_be_bytes([f0, f1]) & V4_FRAGMENT_OFFSET != 0;
+    let has_ports = usize::from(length) >= V4_HEADER + PORTS && !is_later_fragment;
+    if version_ihl != V4_WITHOUT_OPTIONS || !has_ports || is_tunnel(protocol) {
+        return None;
+    }
     let headers = Headers {
-        source: Address::V4(header.source),
-        destination: header.destination.map(Address::V4),
-        transport,
+        source: Address::V4(part(header, 12)),
+        destination: Some(Address::V4(part(header, 16))),
+        transport: plain_transport(protocol, part(header, V4_HEADER)),
     };
-    let payload = header.destination.map(|_| header.payload);
+    let payload = at + V4_HEADER;
     Some(Ok(Plain { headers, payload }))
 }
 
+/// As [`plain_v4`].
 #[inline(always)]
 fn plain_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>, ParseError>> {
-    let header = match V6::parse(frame, at) {
-        Ok(header) if is_tunnel(header.next) || is_extension(header.next) => return None,
-        Ok(header) => header,
-        Err(error) => return Some(Err(error)),
-    };
+    let header: &[u8; V6_HEADER + PORTS] = frame.bytes(at)?;
+    let &[version_class, _, _, _, l0, l1, next, ..] = header;
+    let length = u16::from_be_bytes([l0, l1]);
+    let has_ports = version_class >> 4 == 6 && usize::from(length) >= PORTS;
+    if !has_ports || is_tunnel(next) || is_extension(next) {
+        return None;
+    }
     let headers = Headers {
-        source: Address::V6(header.source),
-        destination: Some(Address::V6(header.destination)),
-        transport: parse_transport(frame, header.payload, header.end, header.next),
+        source: Address::V6(part(header, 8)),
+        destination: Some(Address::V6(part(header, 24))),
+        transport: plain_transport(next, part(header, V6_HEADER)),
     };
-    let payload = Some(header.payload);
+    let payload = at + V6_HEADER;
     Some(Ok(Plain { headers, payload }))
+}
+
+/// The transport whose header begins with these bytes.
+#[inline(always)]
+fn plain_transport(protocol: u8, &[_, _, high, low]: &[u8; PORTS]) -> Transport {
+    let port = u16::from_be_bytes([high, low]);
+    match protocol {
+        TCP => Transport::Tcp(port),
+        UDP => Transport::Udp(port),
+        _ => Transport::Other,
+    }
 }
 
 /// An IPv4 header (RFC 791 §3.1). Offsets are those of the frame, in bytes.
@@ -198,7 +210,7 @@ impl<'a> V4<'a> {
             return Err(ParseError::Malformed);
         }
         let payload = at + usize::from(version_ihl & 0x0f) * 4;
-        let has_options = version_ihl != 0x45;
+        let has_options = version_ihl != V4_WITHOUT_OPTIONS;
         if has_options && frame.bytes::<1>(payload - 1).is_none() {
             return Err(ParseError::Malformed);
         }
@@ -268,16 +280,6 @@ fn is_tunnel(protocol: u8) -> bool {
     matches!(protocol, IPV4_INSIDE | IPV6_INSIDE | GRE)
 }
 
-#[inline(always)]
-fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, end: usize, protocol: u8) -> Transport {
-    let port = || destination_port(frame, at, end);
-    match protocol {
-        TCP => port().map_or(Transport::TooShort, Transport::Tcp),
-        UDP => port().map_or(Transport::UdpTooShort, Transport::Udp),
-        _ => Transport::Other,
-    }
-}
-
 /// The destination port of a header of TCP (RFC 9293 §3.1) or UDP (RFC 768): both begin with the source
 /// port, then the destination port.
 #[inline(always)]
@@ -308,6 +310,8 @@ pub(crate) const TAG_9100: u16 = 0x9100;
 const PORTS: usize = 4;
 /// Length of the IPv4 header without options, in bytes.
 const V4_HEADER: usize = 20;
+/// Version 4, and a header of five 32-bit words.
+const V4_WITHOUT_OPTIONS: u8 = 0x45;
 /// Length of the fixed IPv6 header, in bytes.
 const V6_HEADER: usize = 40;
 /// The 13 bits of the IPv4 fragment offset.

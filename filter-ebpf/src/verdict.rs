@@ -48,7 +48,7 @@ pub fn decide_plain<F: Frame + ?Sized>(
     ranges: &impl Ranges,
 ) -> Option<(Judgement, Option<usize>)> {
     let plain = packet::plain(frame)?;
-    let payload = plain.ok().and_then(|plain| plain.payload);
+    let payload = plain.ok().map(|plain| plain.payload);
     let headers = plain.map(|plain| plain.headers);
     Some((judge(headers, settings, ranges), payload))
 }
@@ -205,7 +205,7 @@ impl Slot {
 
     #[inline(always)]
     fn for_reason(self, reason: Reason, column: u32) -> Self {
-        let family = self.0 & (FAMILY);
+        let family = self.0 & FAMILY;
         Self((reason as u32) << REASON_SHIFT | family | column)
     }
 

@@ -54,7 +54,7 @@ pub(super) enum Continued {
     Connection,
     /// A SYN cookie.
     Cookie,
-    /// Nothing: the kernel would reset it.
+    /// Nothing: the kernel would reset it, unless it is a reset itself.
     Nothing,
 }
 

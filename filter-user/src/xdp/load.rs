@@ -26,7 +26,7 @@ use crate::report::chain;
 
 /// Loads the object for its maps: all that the programs of the interfaces share, empty.
 pub(super) fn shared_maps(staging: &Staging, table: &Table) -> Result<Ebpf, XdpError> {
-    let entries = capacity(table) / u32::from(abi::CHUNK) * abi::GENERATIONS;
+    let entries = capacity(table).div_ceil(u32::from(abi::CHUNK)) * abi::GENERATIONS;
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(abi::RANGES_V4, entries)
