@@ -300,6 +300,9 @@ fn ten_thousand_idle_connections_are_held_and_answer() {
     });
 }
 
+/// Connections for each thread: more than what a runtime waits for besides.
+const EACH: usize = 32;
+
 #[test]
 fn connections_that_come_at_once_are_spread_evenly_over_the_threads() {
     let mut rig = Rig::new();
@@ -310,7 +313,10 @@ fn connections_that_come_at_once_are_spread_evenly_over_the_threads() {
 
     // They wait in the socket, for the thread that wakes first.
     kill(pid, Signal::SIGSTOP).unwrap();
-    let held = [(); 64].map(|()| connect_from(&rig.network, edge, origin()));
+    let threads = thread::available_parallelism().unwrap().get();
+    let held: Vec<_> = (0..EACH * threads)
+        .map(|_| connect_from(&rig.network, edge, origin()))
+        .collect();
     kill(pid, Signal::SIGCONT).unwrap();
     tests::eventually("all are taken", || {
         (rig.gate().metric("pullgate_gate_active_connections") == held.len() as u64).then_some(())
@@ -326,11 +332,11 @@ fn connections_that_come_at_once_are_spread_evenly_over_the_threads() {
         .map(count)
         .collect();
     sockets.sort_unstable();
-    let threads = thread::available_parallelism().unwrap().get();
     let of_threads = &sockets[sockets.len() - threads..];
     let (least, most) = (of_threads[0], of_threads[threads - 1]);
-    assert!(least >= held.len() / threads, "{sockets:?}");
-    assert!(most - least <= 1, "{sockets:?}");
+    // Two that come at the same moment may find the same thread.
+    assert!(least >= EACH - threads, "{sockets:?}");
+    assert!(most - least <= threads, "{sockets:?}");
 }
 
 #[test]

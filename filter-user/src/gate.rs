@@ -41,13 +41,13 @@ use tokio::task::JoinSet;
 
 use self::limits::{Allowed, Limits, RateLimiter};
 pub use self::lint::{listeners, unreadable_files};
-pub use self::listener::{bind, serve};
+pub use self::listener::{Worker, bind, serve};
 pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
 pub use self::refusal::{Defect, Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
 use self::refused::LastRefusals;
 pub use self::refused::{Presented, Refused};
 use self::shutdown::{Order, Signal};
-pub use self::threads::Threads;
+pub use self::threads::{Threads, Working};
 pub use self::tls::credentials::{
     GATE_GROUP, KEY_GROUP, is_shared_authority, service_groups, spki,
 };

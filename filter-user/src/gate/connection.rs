@@ -25,7 +25,7 @@ use super::range_usage::ActiveClient;
 use super::refusal::{Limit, Outcome, Phase, Refusal};
 use super::refused::{Presented, Refused, noting};
 use super::relay::Relay;
-use super::threads::Seat;
+use super::threads::Assignment;
 use super::tls::peer::VerifiedPeer;
 use super::tls::policy::Policy;
 use super::upstream;
@@ -76,7 +76,7 @@ impl Gate {
             mut stream,
             client,
             permit,
-            seat,
+            assignment,
         } = *arrival;
         let started = Instant::now();
         let in_use = self.in_use();
@@ -132,7 +132,7 @@ impl Gate {
         Ok(Box::new(Admitted {
             relay: Relay::new(downstream, upstream),
             policy,
-            _held: (admission, visit, permit, seat, of_host),
+            _held: (admission, visit, permit, assignment, of_host),
         }))
     }
 
@@ -296,8 +296,8 @@ pub(super) struct Arrival {
     pub(super) client: SocketAddr,
     /// One of the gate's connections.
     pub(super) permit: OwnedSemaphorePermit,
-    /// Where it is served.
-    pub(super) seat: Seat,
+    /// To the thread that serves it.
+    pub(super) assignment: Assignment,
 }
 
 /// What is known of a connection for its last line.
@@ -331,7 +331,7 @@ struct Admitted<'a> {
         Admission<'a>,
         ActiveClient<'a>,
         OwnedSemaphorePermit,
-        Seat,
+        Assignment,
         CountGuard<Arc<AtomicU64>>,
     ),
 }

@@ -420,8 +420,8 @@ fn shared_certificate(
 fn shared_upstream(first: &HostSettings, second: &HostSettings) -> Option<Finding> {
     (first.upstream.value == second.upstream.value).then(|| {
         let text = format!(
-            "{} serves `{}` as well, whose policy differs: a client accepted here can request that \
-             host's pages",
+            "{} serves `{}` as well, whose policy differs: a client that is let in for one of them can \
+             request the other's pages",
             second.upstream.value,
             first.label()
         );

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
@@ -39,21 +40,64 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts connections from any of the sockets until `stop`, each in a task of its own, on the thread with the fewest:
-/// `own` is this one's number. Who comes later is left to a successor.
+/// A thread that accepts connections, and serves those that it is given.
+pub struct Worker {
+    /// What all threads serve.
+    pub gate: Arc<Gate>,
+    /// All of them.
+    pub threads: Arc<Threads>,
+    /// Its own number.
+    pub number: usize,
+    /// What all of them have accepted.
+    pub connections: TaskTracker,
+}
+
+impl Worker {
+    /// Gives a connection to the thread with the fewest, in a task of its own.
+    fn give(
+        &self,
+        stream: TcpStream,
+        client: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> io::Result<()> {
+        let (assignment, elsewhere) = self.threads.assign(self.number);
+        let arrive = move |socket| {
+            Box::new(Arrival {
+                stream: socket,
+                client,
+                permit,
+                assignment,
+            })
+        };
+        let gate = Arc::clone(&self.gate);
+        let Some(runtime) = elsewhere else {
+            self.connections.spawn(gate.handle(arrive(stream)));
+            return Ok(());
+        };
+        // A socket is known to one runtime, which wakes the task that waits for it.
+        let (unknown, connections) = (stream.into_std()?, self.connections.clone());
+        let taking_over = async move {
+            match TcpStream::from_std(unknown) {
+                Ok(known) => drop(connections.spawn(gate.handle(arrive(known)))),
+                Err(error) => error!(
+                    id = "connection-lost",
+                    %error,
+                    "cannot hand a connection over to another thread"
+                ),
+            }
+        };
+        drop(self.connections.spawn_on(taking_over, runtime));
+        Ok(())
+    }
+}
+
+/// Accepts connections from any of the sockets until `stop`; who comes later is left to a successor.
 ///
 /// All threads accept from one socket, so that an idle one does. A socket each (SO_REUSEPORT) would
 /// give a busy thread as many as an idle one, and lose what waits in it when it is closed.
 ///
 /// One permit waits for all of them: a permit each would keep as many connections out.
-pub async fn serve(
-    gate: Arc<Gate>,
-    listeners: Vec<TcpListener>,
-    threads: &Threads,
-    own: usize,
-    connections: TaskTracker,
-    stop: CancellationToken,
-) {
+pub async fn serve(worker: &Worker, listeners: Vec<TcpListener>, stop: CancellationToken) {
     let mut backoff = BACKOFF_MIN;
     let mut first = 0;
     loop {
@@ -61,7 +105,7 @@ pub async fn serve(
         let permit = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            permit = Arc::clone(&gate.connections).acquire_owned() => permit,
+            permit = Arc::clone(&worker.gate.connections).acquire_owned() => permit,
         };
         let Ok(permit) = permit else { return };
         // Each socket in turn comes first.
@@ -71,30 +115,8 @@ pub async fn serve(
             () = stop.cancelled() => return,
             accepted = poll_fn(|context| accept(&listeners, first, context)) => accepted,
         };
-        match accepted {
-            Ok((stream, client)) => {
-                backoff = BACKOFF_MIN;
-                let (seat, elsewhere) = threads.seat(own);
-                let arrive = move |socket| {
-                    Box::new(Arrival {
-                        stream: socket,
-                        client,
-                        permit,
-                        seat,
-                    })
-                };
-                let gate = Arc::clone(&gate);
-                let Some(runtime) = elsewhere else {
-                    connections.spawn(gate.handle(arrive(stream)));
-                    continue;
-                };
-                match stream.into_std() {
-                    Ok(socket) => {
-                        drop(connections.spawn_on(take_over(gate, socket, arrive), runtime))
-                    }
-                    Err(error) => lost(&error),
-                }
-            }
+        match accepted.and_then(|(stream, client)| worker.give(stream, client, permit)) {
+            Ok(()) => backoff = BACKOFF_MIN,
             Err(error) if is_about_one_connection(&error) => debug!(
                 id = "accept-retried",
                 %error,
@@ -115,23 +137,6 @@ pub async fn serve(
             }
         }
     }
-}
-
-/// Serves a connection that another thread has accepted: a socket is known to one runtime, which wakes the task that
-/// waits for it.
-async fn take_over(
-    gate: Arc<Gate>,
-    socket: std::net::TcpStream,
-    arrive: impl FnOnce(TcpStream) -> Box<Arrival>,
-) {
-    match TcpStream::from_std(socket) {
-        Ok(stream) => gate.handle(arrive(stream)).await,
-        Err(error) => lost(&error),
-    }
-}
-
-fn lost(error: &io::Error) {
-    error!(id = "connection-lost", %error, "cannot hand a connection over to another thread");
 }
 
 fn accept(
@@ -192,16 +197,13 @@ mod tests {
             // This shows that a connection waits.
             drop(listener.accept().await.unwrap());
             let connections = TaskTracker::new();
-            let threads = Threads::new([Handle::current()]);
-            let accepting = serve(
-                Arc::clone(&gate),
-                vec![listener],
-                &threads,
-                0,
-                connections.clone(),
-                stop.clone(),
-            );
-            accepting.await;
+            let worker = Worker {
+                gate: Arc::clone(&gate),
+                threads: Arc::new(Threads::new([Handle::current()])),
+                number: 0,
+                connections: connections.clone(),
+            };
+            serve(&worker, vec![listener], stop.clone()).await;
             assert!(connections.is_empty());
         }
     }

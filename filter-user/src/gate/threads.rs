@@ -31,28 +31,49 @@ impl Threads {
         self.0.iter().map(|thread| &thread.runtime)
     }
 
-    /// A seat on the thread with the fewest connections, and its runtime unless it is `own`, which is asked first.
-    pub(super) fn seat(&self, own: usize) -> (Seat, Option<&Handle>) {
+    /// Until the end of what is returned, a thread is assigned connections; then none.
+    #[must_use]
+    pub fn working(&self, number: usize) -> Working<'_> {
+        Working(self.0.get(number))
+    }
+
+    /// Assigns a connection to the thread with the fewest; and that one's runtime, unless it is `own`, which is asked
+    /// first.
+    pub(super) fn assign(&self, own: usize) -> (Assignment, Option<&Handle>) {
         let count = |thread: &Thread| thread.connections.load(Ordering::Relaxed);
         let others = self.0.iter().enumerate();
         let found = others.min_by_key(|(number, thread)| (count(thread), *number != own));
         let Some((number, thread)) = found else {
-            return (Seat(Arc::default()), None);
+            return (Assignment(Arc::default()), None);
         };
         thread.connections.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat(Arc::clone(&thread.connections));
-        (seat, (number != own).then_some(&thread.runtime))
+        let assignment = Assignment(Arc::clone(&thread.connections));
+        (assignment, (number != own).then_some(&thread.runtime))
     }
 }
 
-/// A connection's seat on its thread, as long as it is held.
-pub(super) struct Seat(Arc<AtomicUsize>);
+/// A connection that its thread has, as long as this is held.
+pub(super) struct Assignment(Arc<AtomicUsize>);
 
-impl Drop for Seat {
+impl Drop for Assignment {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// A thread that works: one that has ended has the fewest connections, and would lose those that it were given.
+pub struct Working<'a>(Option<&'a Thread>);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0 {
+            thread.connections.fetch_add(ENDED, Ordering::Relaxed);
+        }
+    }
+}
+
+/// More connections than any thread has.
+const ENDED: usize = usize::MAX / 2;
 
 #[cfg(test)]
 mod tests {
@@ -66,11 +87,11 @@ mod tests {
         let threads = Threads::new(runtimes.iter().map(|runtime| runtime.handle().clone()));
         let ids: Vec<_> = runtimes.iter().map(|it| it.handle().id()).collect();
         let served_by = |own: usize| {
-            let (seat, away) = threads.seat(own);
+            let (assignment, away) = threads.assign(own);
             let number = away.map_or(own, |runtime| {
                 ids.iter().position(|id| *id == runtime.id()).unwrap()
             });
-            (seat, number)
+            (assignment, number)
         };
 
         let (first, at_first) = served_by(1);
@@ -79,10 +100,12 @@ mod tests {
         let (_fourth, at_fourth) = served_by(2);
         drop(first);
         let (_fifth, at_fifth) = served_by(2);
+        drop(threads.working(0));
+        let (_sixth, at_sixth) = served_by(0);
 
         assert_eq!(
-            [at_first, at_second, at_third, at_fourth, at_fifth],
-            [1, 0, 2, 2, 1]
+            [at_first, at_second, at_third, at_fourth, at_fifth, at_sixth],
+            [1, 0, 2, 2, 1, 1]
         );
     }
 }

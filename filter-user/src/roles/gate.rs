@@ -219,21 +219,21 @@ impl GateRole {
         for (number, runtime) in runtimes.into_iter().enumerate() {
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
-            let worker = Worker {
+            let worker = gate::Worker {
                 gate: Arc::clone(&self.gate),
                 threads: Arc::clone(&threads),
                 number,
-                sockets,
-                // As long as there may be one more, the connections are not at their end.
-                accepting: self.connections.token(),
-                stop: tasks.stopped(),
+                connections: self.connections.clone(),
             };
+            // As long as there may be one more, the connections are not at their end.
+            let accepting = self.connections.token();
+            let stop = tasks.stopped();
             // Dropped with the thread however it ends.
             let (alive, ended) = oneshot::channel::<Infallible>();
             std::thread::Builder::new()
                 .name(format!("gate-{number}"))
                 .spawn(move || {
-                    runtime.block_on(worker.work());
+                    runtime.block_on(work(worker, sockets, accepting, stop));
                     drop(alive);
                 })?;
             tasks.spawn_until(async move {
@@ -409,39 +409,25 @@ fn sentence(loaded: &Loaded) -> Option<String> {
     (!broken.is_empty()).then(|| broken.join("; "))
 }
 
-/// What a thread does.
-struct Worker {
-    gate: Arc<Gate>,
-    threads: Arc<Threads>,
-    number: usize,
+/// A thread: accepts until the stop, when it closes the sockets, and serves what it was given to its end.
+async fn work(
+    worker: gate::Worker,
     sockets: Vec<TcpListener>,
     accepting: TaskTrackerToken,
     stop: CancellationToken,
-}
-
-impl Worker {
-    /// Accepts until the stop, when it closes the sockets, and serves what it was given to its end.
-    async fn work(self) {
-        let connections = self.accepting.task_tracker().clone();
-        let listeners = self
-            .sockets
-            .into_iter()
-            .map(tokio::net::TcpListener::from_std);
-        let listeners: std::io::Result<Vec<_>> = listeners.collect();
-        match listeners {
-            Ok(listeners) => {
-                let (threads, number) = (&self.threads, self.number);
-                let tracker = connections.clone();
-                gate::serve(self.gate, listeners, threads, number, tracker, self.stop).await;
-            }
-            Err(error) => {
-                error!(id = "socket-unusable", %error, "a listening socket cannot be used");
-                return;
-            }
+) {
+    let _working = worker.threads.working(worker.number);
+    let listeners = sockets.into_iter().map(tokio::net::TcpListener::from_std);
+    let listeners: std::io::Result<Vec<_>> = listeners.collect();
+    match listeners {
+        Ok(listeners) => gate::serve(&worker, listeners, stop).await,
+        Err(error) => {
+            error!(id = "socket-unusable", %error, "a listening socket cannot be used");
+            return;
         }
-        drop(self.accepting);
-        connections.wait().await;
     }
+    drop(accepting);
+    worker.connections.wait().await;
 }
 
 const NOT_DESCRIBED: StartError = StartError::NotDescribed { role: Role::Gate };
