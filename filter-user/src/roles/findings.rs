@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::{Config, FilterSettings, GateSettings, Interfaces, Mode};
+use crate::config::{Config, FilterSettings, GateSettings, Interfaces, Mode, UpstreamTarget};
 use crate::control::protocol::Admits;
 use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::observe::Finding;
@@ -241,20 +241,29 @@ pub(crate) fn of_web_servers(filter: &FilterSettings) -> (Admits, Vec<Finding>) 
     (admits, findings.into_values().collect())
 }
 
-/// What keeps the gate from the web server to which connections are steered back: it is asked.
+/// What keeps the gate from the web server to which connections are steered back: it is asked for each of its sites.
 pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
+    let steered = gate.steered_ports.iter();
+    steered
+        .flat_map(|port| of_steered_port(gate, *port))
+        .collect()
+}
+
+fn of_steered_port(gate: &GateSettings, port: u16) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for port in &gate.steered_ports {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-        match web::demand(address) {
+    let hosts = gate.hosts.iter();
+    let hosts = hosts.filter(|host| host.upstream.value.target == UpstreamTarget::SamePort);
+    for host in hosts {
+        let name = host.label().replacen('*', "any", 1);
+        match web::demand_by(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Some(&name)) {
             Demand::Certificate(_) => {
                 let text = format!(
-                    "the web server on port {port} demands a client certificate itself, and the gate has \
-                     none to show: every client is refused"
+                    "the web server on port {port} demands a client certificate for `{name}` itself, and the gate \
+                     has none to show: every client of that site is refused"
                 );
                 findings.push(Finding::error("web-server-demands-certificate", text).remedy(
-                    "switch that off there (nginx: `ssl_verify_client`; Apache: `SSLVerifyClient`): the gate \
-                     demands it in its place",
+                    "switch that off there (nginx: `ssl_verify_client`; Apache: `SSLVerifyClient`) once all its sites \
+                     enforce: the gate demands it in its place",
                 ));
             }
             Demand::NoTls => {
@@ -263,8 +272,12 @@ pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
                      of `filter.ports`, or let the server speak TLS there"
                 );
                 findings.push(Finding::error("web-server-without-tls", text));
+                // Whatever the name is.
+                break;
             }
-            Demand::Nothing(_) | Demand::Unknown(_) => {}
+            Demand::Nothing(_) => {}
+            // It may not be there at all: the others would be waited for as long.
+            Demand::Unknown(_) => break,
         }
     }
     findings
