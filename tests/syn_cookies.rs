@@ -1,20 +1,13 @@
 //! Verifies that the filter answers SYNs of admitted sources with the kernel's own cookies: a client that gets one is
 //! served, and no other is answered.
 
-#![expect(
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a rig that cannot be made stops the test"
-)]
-
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpOptionElement, TransportHeader};
 use filter_ebpf::cases::Packet;
 use socket2::{Domain, Socket, Type};
+use tests::exchange::{self, By, ClientSyn, Exchange};
 use tests::forgery::{self, Forger};
 use tests::net::Host;
 use tests::pki::SHOP;
@@ -82,7 +75,8 @@ fn a_queue_that_forged_syns_have_filled_makes_it_answer() {
     let route = ["ip", "route", "add", "173.245.48.0/24", "dev", "wan0"];
     assert!(lab.network.output(Host::Origin, &route).status.success());
     for last in 10..250 {
-        sender.send(&syn([173, 245, 48, last], 1));
+        let client = SocketAddr::from(([173, 245, 48, last], 1));
+        sender.send(&ClientSyn::plain(client).frame(By::Program));
     }
     let filled = eventually("the queue is full", || {
         Some(answered(&lab, "ipv4")).filter(|answered| *answered > 0)
@@ -254,10 +248,7 @@ fn the_programs_cookie_is_the_kernels() {
         ];
         assert!(lab.network.output(Host::Origin, &words).status.success());
     }
-    let exchange = Exchange {
-        tap: Tap::open(&lab.network, Host::Edge),
-        sender: Sender::open(&lab.network, Host::Edge),
-    };
+    let exchange = Exchange::open(&lab.network);
     let count = times(10_000, 100_000);
     let syns: Vec<_> = (0..count).map(ClientSyn::of).collect();
 
@@ -288,28 +279,12 @@ fn the_programs_cookie_is_the_kernels() {
 fn what_follows_a_cookie_passes_before_the_kernel_has_its_connection() {
     let (lab, _other_end) = lab("native", Pairing::Relayed);
     always(&lab);
-    let exchange = Exchange {
-        tap: Tap::open(&lab.network, Host::Edge),
-        sender: Sender::open(&lab.network, Host::Edge),
-    };
+    let exchange = Exchange::open(&lab.network);
     let syn = ClientSyn::of(0);
     let answers = exchange.ask(std::slice::from_ref(&syn), By::Program);
     let cookie = answers[&syn.client].cookie;
     let segment = |sequence: u32, acknowledged: u32, data: &[u8]| {
-        let [IpAddr::V4(origin), _] = Host::Origin.addresses() else {
-            panic!("IPv4 first");
-        };
-        let IpAddr::V4(client) = syn.client.ip() else {
-            panic!("an even number is IPv4");
-        };
-        let ethernet = PacketBuilder::ethernet2(Host::Edge.mac(), Host::Origin.mac());
-        let ip = ethernet.ipv4(client.octets(), origin.octets(), 61);
-        let tcp = ip
-            .tcp(syn.client.port(), 443, sequence, 64_240)
-            .ack(acknowledged);
-        let mut frame = Vec::new();
-        tcp.write(&mut frame, data).unwrap();
-        frame
+        exchange::segment(syn.client, sequence, acknowledged, data)
     };
     let outcome = |outcome: &str| {
         let name = format!("pullgate_filter_syn_cookies_total{{outcome=\"{outcome}\"}}");
@@ -320,171 +295,20 @@ fn what_follows_a_cookie_passes_before_the_kernel_has_its_connection() {
         syn.sequence.wrapping_add(1001),
     ];
     // Without a cookie nothing begins.
-    exchange.sender.send(&segment(follows, cookie, b"more"));
+    let sender = Sender::open(&lab.network, Host::Edge);
+    sender.send(&segment(follows, cookie, b"more"));
     eventually("it is dropped", || (outcome("failed") == 1).then_some(()));
     // The kernel drops it for its checksum, so that it never has a connection: as late as can be.
     let mut acknowledgement = segment(begins, cookie.wrapping_add(1), b"");
     acknowledgement[14 + 20 + 16] ^= 0xff;
-    exchange.sender.send(&acknowledgement);
-    exchange
-        .sender
-        .send(&segment(follows, cookie.wrapping_add(1), b"more"));
+    sender.send(&acknowledgement);
+    sender.send(&segment(follows, cookie.wrapping_add(1), b"more"));
     eventually("it is known", || (outcome("received") == 1).then_some(()));
     // Another client's, behind it.
     let mut forged = segment(follows, cookie.wrapping_add(1), b"more");
     forged[14 + 20 + 1] ^= 1;
-    exchange.sender.send(&forged);
+    sender.send(&forged);
     eventually("it is dropped", || (outcome("failed") == 2).then_some(()));
-}
-
-/// Sends SYNs, and sees their answers.
-struct Exchange {
-    tap: Tap,
-    sender: Sender,
-}
-
-impl Exchange {
-    /// By client, what each is answered.
-    fn ask(&self, syns: &[ClientSyn], by: By) -> BTreeMap<SocketAddr, SynAck> {
-        for syn in syns {
-            self.sender.send(&syn.frame(by));
-        }
-        let mut answers = BTreeMap::new();
-        while answers.len() < syns.len() {
-            let answer = self.tap.next(Duration::from_secs(10), wire::is_syn_ack);
-            let answer = answer.unwrap_or_else(|| panic!("{} of {}", answers.len(), syns.len()));
-            let (client, answer) = SynAck::read(&answer);
-            answers.insert(client, answer);
-        }
-        answers
-    }
-}
-
-/// Who is to answer.
-#[derive(Clone, Copy)]
-enum By {
-    Program,
-    Kernel,
-}
-
-/// A SYN of a client's.
-#[derive(Debug)]
-struct ClientSyn {
-    client: SocketAddr,
-    sequence: u32,
-    /// The segment size, if it says one, and whether it has the options of usual clients besides.
-    mss: Option<u16>,
-    has_options: bool,
-}
-
-impl ClientSyn {
-    /// The one of that number.
-    fn of(number: u32) -> Self {
-        let mixed = u64::from(number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let [a, b, c, d, e, f, g, h] = (mixed ^ mixed >> 29).to_be_bytes();
-        let address = if number.is_multiple_of(2) {
-            IpAddr::from([173, 245, 48 + (a & 15), b.max(16)])
-        } else {
-            IpAddr::from([
-                0x2400,
-                0xcb00,
-                0,
-                0,
-                0x1_00 | u16::from(a),
-                0,
-                u16::from(b),
-                u16::from(c),
-            ])
-        };
-        // No two of a batch have the same port.
-        let port = 1024 + u16::try_from(number % 60_000).unwrap();
-        Self {
-            client: SocketAddr::new(address, port),
-            sequence: u32::from_be_bytes([e, f, g, h]),
-            mss: (!d.is_multiple_of(8)).then(|| u16::from_be_bytes([d, c]) >> (a % 8)),
-            has_options: d.is_multiple_of(2),
-        }
-    }
-
-    fn frame(&self, by: By) -> Vec<u8> {
-        let ethernet = PacketBuilder::ethernet2(Host::Edge.mac(), Host::Origin.mac());
-        let [IpAddr::V4(v4), IpAddr::V6(v6)] = Host::Origin.addresses() else {
-            panic!("one address of each family");
-        };
-        let ip = match self.client.ip() {
-            IpAddr::V4(client) => ethernet.ipv4(client.octets(), v4.octets(), 61),
-            IpAddr::V6(client) => ethernet.ipv6(client.octets(), v6.octets(), 61),
-        };
-        let mut options = Vec::new();
-        if matches!(by, By::Kernel) {
-            options.push(TcpOptionElement::Noop);
-        }
-        options.extend(self.mss.map(TcpOptionElement::MaximumSegmentSize));
-        if self.has_options && self.mss.is_some() {
-            options.extend([
-                TcpOptionElement::SelectiveAcknowledgementPermitted,
-                TcpOptionElement::Timestamp(self.sequence, 0),
-                TcpOptionElement::WindowScale(7),
-            ]);
-        }
-        let syn = ip.tcp(self.client.port(), 443, self.sequence, 64_240).syn();
-        let mut frame = Vec::new();
-        syn.options(&options)
-            .unwrap()
-            .write(&mut frame, &[])
-            .unwrap();
-        frame
-    }
-}
-
-/// What an answer says that matters to the handshake.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct SynAck {
-    cookie: u32,
-    acknowledged: u32,
-    mss: u16,
-}
-
-impl SynAck {
-    /// The client, and what it is answered.
-    fn read(frame: &[u8]) -> (SocketAddr, Self) {
-        let headers = PacketHeaders::from_ethernet_slice(frame).unwrap();
-        let Some(TransportHeader::Tcp(tcp)) = headers.transport else {
-            panic!("no TCP: {frame:x?}");
-        };
-        let client = match headers.net.unwrap() {
-            NetHeaders::Ipv4(ip, _) => IpAddr::from(ip.destination),
-            NetHeaders::Ipv6(ip, _) => IpAddr::from(ip.destination),
-            NetHeaders::Arp(_) => panic!("no IP: {frame:x?}"),
-        };
-        let mut options = tcp.options_iterator().map(Result::unwrap);
-        let mss = options.find_map(|option| {
-            if let TcpOptionElement::MaximumSegmentSize(mss) = option {
-                Some(mss)
-            } else {
-                None
-            }
-        });
-        let answer = Self {
-            cookie: tcp.sequence_number,
-            acknowledged: tcp.acknowledgment_number,
-            mss: mss.unwrap(),
-        };
-        (SocketAddr::new(client, tcp.destination_port), answer)
-    }
-}
-
-fn syn(source: [u8; 4], port: u16) -> Vec<u8> {
-    let origin = [203, 0, 113, 10];
-    let ethernet = PacketBuilder::ethernet2(Host::Edge.mac(), Host::Origin.mac());
-    let syn = ethernet
-        .ipv4(source, origin, 64)
-        .tcp(port, 443, 1, 64_240)
-        .syn();
-    let mss = [TcpOptionElement::MaximumSegmentSize(1460)];
-    let mut frame = Vec::new();
-    syn.options(&mss).unwrap().write(&mut frame, &[]).unwrap();
-    frame
 }
 
 /// Whether a frame is a reset of the origin's.

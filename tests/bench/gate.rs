@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -236,19 +237,29 @@ impl Busy {
             Priority::Normal => "0",
             Priority::Lowest => "19",
         };
-        let mut command = Command::new("nice");
-        command.args(["-n", nice, "sh", "-c", "echo; while :; do :; done"]);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let said = child.stdout.as_mut().unwrap().read_exact(&mut [0]);
+        let mut command = Command::new("timeout");
+        // A benchmark that is killed leaves it for so long.
+        command.args([
+            BUSY_SECONDS,
+            "nice",
+            "-n",
+            nice,
+            "sh",
+            "-c",
+            "echo; while :; do :; done",
+        ]);
+        let mut busy = Self(command.stdout(Stdio::piped()).spawn().unwrap());
+        let said = busy.0.stdout.as_mut().unwrap().read_exact(&mut [0]);
         // It computes from now on.
         said.unwrap();
-        Self(child)
+        busy
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.kill().unwrap();
+        // timeout(1) passes this on.
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).unwrap();
         self.0.wait().unwrap();
     }
 }
@@ -269,14 +280,15 @@ pub(crate) fn run(options: &Options) {
     let identity = pki.write_rsa_authority("rsa-ca.pem");
     let many = idle_connections();
     let _web = web::plain(&network, BODY);
-    let peers = Peer::ALL.into_iter().filter(|peer| {
-        let wanted = peer.label().contains(&options.only) || *peer == Peer::Pullgate;
-        if wanted && !peer.is_installed() {
-            println!("SKIPPED {}: not installed", peer.label());
-        }
-        wanted && peer.is_installed()
-    });
+    let wanted = |peer: &Peer| peer.label().contains(&options.only) || *peer == Peer::Pullgate;
+    let peers = Peer::ALL.into_iter().filter(wanted);
+    let (peers, skipped): (Vec<_>, Vec<_>) = peers.partition(|peer| peer.is_installed());
+    let skipped: Vec<_> = skipped.into_iter().map(Peer::label).collect();
+    for label in &skipped {
+        println!("SKIPPED {label}: not installed");
+    }
     let mut accounts: Vec<_> = peers
+        .into_iter()
         .map(|peer| Account::new(Proxy::start(&network, &pki, peer)))
         .collect();
 
@@ -311,6 +323,7 @@ pub(crate) fn run(options: &Options) {
     report::print(&bars);
     let report = json!({
         "machine": report::machine(),
+        "skipped": skipped,
         "servers": accounts.iter().map(Account::json).collect::<Vec<_>>(),
         "floor": {"tls_us": median(&floor.tls), "connections_us": median(&floor.connections)},
         "bars": bars.iter().map(Bar::json).collect::<Vec<_>>(),
@@ -399,11 +412,12 @@ fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
     let [ours] = ours[..] else { return Vec::new() };
     let best = |values: &dyn Fn(&Account) -> Option<f64>| {
         let peers = peers.iter().filter_map(|peer| values(peer));
-        peers.fold(f64::INFINITY, f64::min)
+        // Without any there is no bar that could be met.
+        peers.reduce(f64::min).unwrap_or(f64::NAN)
     };
     let ratio = |name: &str, limit, values: &dyn Fn(&Account) -> Option<f64>| {
         let value = values(ours).unwrap_or(f64::NAN) / best(values);
-        Bar::at_most(format!("{name}, pullgate / best peer"), value, limit)
+        Bar::at_most(format!("{name} / best peer's"), value, limit)
     };
     let mut bars = Vec::new();
     if part.covers(Part::Requests) {
@@ -429,16 +443,16 @@ fn bars(accounts: &[Account], part: Part) -> Vec<Bar> {
         let values = |account: &Account| Some(median(&account.p99));
         bars.push(ratio("p99 under load", 1.0, &values));
         let rates = peers.iter().map(|peer| median(&peer.per_second));
-        let fastest = rates.fold(0.0, f64::max);
+        let fastest = rates.reduce(f64::max).unwrap_or(f64::NAN);
         bars.push(Bar::at_least(
-            "requests per second, pullgate / best peer",
+            "requests per second / best peer's",
             median(&ours.per_second) / fastest,
             1.0,
         ));
     }
     if part.covers(Part::Beside) {
         for (at, priority) in Priority::ALL.into_iter().enumerate() {
-            let name = format!("p99 beside a busy process ({})", priority.label());
+            let name = format!("p99 beside a busy process, {}", priority.label());
             let values = |account: &Account| Some(median(&account.p99_beside[at]));
             bars.push(ratio(&name, 1.1, &values));
         }
@@ -491,6 +505,8 @@ fn print(accounts: &[Account]) {
     }
 }
 
+/// The longest that a busy process computes.
+const BUSY_SECONDS: &str = "60";
 /// Idle connections, first.
 const FEW: u32 = 1_000;
 /// And then, if the host grants a process the descriptors for both sides of so many.

@@ -10,6 +10,7 @@ pub mod client;
 pub mod contenders;
 pub mod daemon;
 pub mod debian;
+pub mod exchange;
 pub mod feed;
 pub mod forgery;
 pub mod gate;

@@ -70,7 +70,7 @@ impl Release {
         match self {
             Self::Bookworm => vec![path(program)],
             Self::Trixie => vec![
-                path("lib64/ld-linux-x86-64.so.2"),
+                path(LOADER),
                 "--library-path".into(),
                 path("usr/lib/x86_64-linux-gnu"),
                 path(program),
@@ -137,7 +137,8 @@ impl Peer {
             return true;
         };
         let module = (server == Server::NginxStream).then_some(NGINX_STREAM_MODULE);
-        let mut needed = module.into_iter().chain([server.program()]);
+        let loader = (release == Release::Trixie).then_some(LOADER);
+        let mut needed = module.into_iter().chain(loader).chain([server.program()]);
         needed.all(|path| release.root().join(path).exists())
     }
 
@@ -311,6 +312,8 @@ impl Drop for Proxy {
     }
 }
 
+/// What starts programs with other libraries than this host's (ld.so(8)), on x86-64.
+const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
 /// Where Debian puts it.
 const NGINX_STREAM_MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
 

@@ -30,7 +30,7 @@ enum Subject {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// The gate: CPU time per handshake, request and megabyte, memory per idle connection.
+    /// The gate: CPU time per handshake, request and megabyte, how long requests take, memory per idle connection.
     Gate {
         /// Write the numbers here as well as to `target/bench/gate.json`.
         #[arg(long, value_name = "FILE")]

@@ -86,15 +86,26 @@ pub(crate) fn debian() -> anyhow::Result<()> {
     })
 }
 
-/// A newer Debian under `target/debian-newer`, whose TLS proxies the benchmark of the gate starts from there.
+/// A newer Debian under `target/debian-newer`, whose TLS proxies the benchmark of the gate starts from there; only root
+/// can make one.
 pub(crate) fn newer_debian() -> anyhow::Result<()> {
     let tree = root().join("target/debian-newer");
-    if tree.exists() {
+    let wanted = ["haproxy", "hitch", "nginx"];
+    if wanted
+        .iter()
+        .all(|it| tree.join("usr/sbin").join(it).exists())
+    {
+        return Ok(());
+    }
+    if !is_root() {
+        say(
+            "SKIPPED the proxies of a newer Debian: only root can make one (`sudo cargo xtask bench gate`)",
+        );
         return Ok(());
     }
     install_packages(&["debian-archive-keyring"])?;
-    let packages = "haproxy,hitch,libnginx-mod-stream,nginx";
-    debootstrap("trixie", packages, &tree, |_unfinished| Ok(()))
+    let packages = format!("{},libnginx-mod-stream", wanted.join(","));
+    debootstrap("trixie", &packages, &tree, |_unfinished| Ok(()))
 }
 
 /// Makes a Debian of that name in `tree`, and nothing there unless `finish` has succeeded.
