@@ -215,7 +215,6 @@ fn led_elsewhere(filter: &FilterSettings) -> Vec<Finding> {
     let ports: BTreeSet<_> = PROXIED_PORTS
         .into_iter()
         .chain(filter.ports.iter().copied())
-        .chain(filter.steered_ports.iter().copied())
         .collect();
     let found = redirections(&ports);
     let answers = filter.syn_cookies != SynCookies::Off;
@@ -238,7 +237,7 @@ fn led_elsewhere(filter: &FilterSettings) -> Vec<Finding> {
                  redirected connections are lost"
             );
             return Finding::warning("port-redirected", text)
-                .remedy("let `filter.destinations` name the addresses of the listener, or set `filter.syn_cookies = \"off\"`");
+                .remedy("remove the rule, or set `filter.syn_cookies = \"off\"`");
         }
         let text = format!(
             "a rule of {name} redirects TCP port {port} (as Docker's published ports are), which Cloudflare \
