@@ -21,7 +21,7 @@ pub fn reach(file: &Path, config: &Config, roles: &[Role]) -> Access {
         bind: BTreeSet::new(),
         connect: Ports::These(BTreeSet::new()),
         abstract_sockets: false,
-        transparent: is_transparent(config),
+        transparent: roles.contains(&Role::Gate) && is_transparent(config),
     };
     reads(&mut reach, file);
     reads(&mut reach, &config.boot.paths.snapshot());
@@ -143,3 +143,22 @@ const RESOLVER: [&str; 6] = [
 const DNS: u16 = 53;
 /// Where every list is that one does not keep oneself.
 const HTTPS: u16 = 443;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gate_alone_opens_connections_in_its_clients_names() {
+        let text = "[filter]\ninterfaces = \"auto\"\n[gate]\nsteer = true\nclient_address = \"transparent\"\n\
+            [[gate.host]]\nnames = [\"a.example\"]\ncertificate = \"a.pem\"\nkey = \"a.key\"\n\
+            trust = [\"cloudflare\"]\n";
+        let file = Path::new("/pullgate.toml");
+        let config = Config::parse(file, text).unwrap();
+
+        let who = [Role::Filter, Role::Ranges, Role::Gate];
+        let needing = who.map(|role| reach(file, &config, &[role]).transparent);
+
+        assert_eq!(needing, [false, false, true]);
+    }
+}
