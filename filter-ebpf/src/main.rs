@@ -73,7 +73,7 @@ mod program {
     static MSS: Global<u32> = Global::new(0);
     // The verifier of Linux 5.10 knows no bounds of a number whose bytes were swapped; and of a constant the compiler
     // knows that it changes nothing.
-    static PORT_BYTES: Global<u16> = Global::new((PORT_BITMAP - 1) as u16);
+    static PORT_BYTES: Global<u16> = Global::new(u16::MAX >> 3);
     #[unsafe(no_mangle)]
     static TCP_PORTS: [Global<u8>; PORT_BITMAP] = [const { Global::new(0) }; PORT_BITMAP];
     #[unsafe(no_mangle)]
