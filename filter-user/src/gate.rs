@@ -47,7 +47,7 @@ pub use self::refusal::{Defect, Limit, Outcome, Phase, Quantity, Refusal, Upstre
 use self::refused::LastRefusals;
 pub use self::refused::{Presented, Refused};
 use self::shutdown::{Order, Signal};
-pub use self::threads::{Threads, Working};
+pub use self::threads::{Thread, Threads, Working};
 pub use self::tls::credentials::{
     GATE_GROUP, KEY_GROUP, is_shared_authority, service_groups, spki,
 };

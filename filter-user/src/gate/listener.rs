@@ -17,7 +17,7 @@ use tracing::{debug, error};
 
 use super::Gate;
 use super::connection::Arrival;
-use super::threads::Threads;
+use super::threads::{Thread, Threads};
 
 /// Binds a listening socket. An IPv6 one takes IPv6 only: IPv4 has a socket of its own.
 ///
@@ -46,8 +46,8 @@ pub struct Worker {
     pub gate: Arc<Gate>,
     /// All of them.
     pub threads: Arc<Threads>,
-    /// Its own number.
-    pub number: usize,
+    /// The one of them that it is.
+    pub own: Thread,
     /// What all of them have accepted.
     pub connections: TaskTracker,
 }
@@ -60,7 +60,7 @@ impl Worker {
         client: SocketAddr,
         permit: OwnedSemaphorePermit,
     ) -> io::Result<()> {
-        let (assignment, elsewhere) = self.threads.assign(self.number);
+        let (assignment, elsewhere) = self.threads.assign(&self.own);
         let arrive = move |socket| {
             Box::new(Arrival {
                 stream: socket,
@@ -197,10 +197,12 @@ mod tests {
             // This shows that a connection waits.
             drop(listener.accept().await.unwrap());
             let connections = TaskTracker::new();
+            let threads = Threads::new([Handle::current()]);
+            let own = threads.iter().next().unwrap().clone();
             let worker = Worker {
                 gate: Arc::clone(&gate),
-                threads: Arc::new(Threads::new([Handle::current()])),
-                number: 0,
+                own,
+                threads: Arc::new(threads),
                 connections: connections.clone(),
             };
             serve(&worker, vec![listener], stop.clone()).await;

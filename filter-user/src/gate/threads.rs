@@ -11,7 +11,9 @@ use tokio::runtime::Handle;
 /// had 63.
 pub struct Threads(Vec<Thread>);
 
-struct Thread {
+/// A thread; clones are the same one.
+#[derive(Clone)]
+pub struct Thread {
     runtime: Handle,
     connections: Arc<AtomicUsize>,
 }
@@ -26,29 +28,41 @@ impl Threads {
         Self(threads.collect())
     }
 
-    /// Their runtimes, in the order of their numbers.
-    pub fn runtimes(&self) -> impl Iterator<Item = &Handle> {
-        self.0.iter().map(|thread| &thread.runtime)
+    /// All of them, in the order of their runtimes.
+    pub fn iter(&self) -> impl Iterator<Item = &Thread> {
+        self.0.iter()
     }
 
-    /// Until the end of what is returned, a thread is assigned connections; then none.
+    /// Assigns a connection to the thread with the fewest, and to `own` if none has fewer; and another one's runtime.
+    pub(super) fn assign(&self, own: &Thread) -> (Assignment, Option<&Handle>) {
+        let fewest = self.iter().min_by_key(|thread| thread.count());
+        match fewest.filter(|thread| thread.count() < own.count()) {
+            Some(other) => (other.assigned(), Some(&other.runtime)),
+            None => (own.assigned(), None),
+        }
+    }
+}
+
+impl Thread {
+    /// Where its tasks run.
     #[must_use]
-    pub fn working(&self, number: usize) -> Working<'_> {
-        Working(self.0.get(number))
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
-    /// Assigns a connection to the thread with the fewest; and that one's runtime, unless it is `own`, which is asked
-    /// first.
-    pub(super) fn assign(&self, own: usize) -> (Assignment, Option<&Handle>) {
-        let count = |thread: &Thread| thread.connections.load(Ordering::Relaxed);
-        let others = self.0.iter().enumerate();
-        let found = others.min_by_key(|(number, thread)| (count(thread), *number != own));
-        let Some((number, thread)) = found else {
-            return (Assignment(Arc::default()), None);
-        };
-        thread.connections.fetch_add(1, Ordering::Relaxed);
-        let assignment = Assignment(Arc::clone(&thread.connections));
-        (assignment, (number != own).then_some(&thread.runtime))
+    /// Until the end of what is returned, it is assigned connections; then none.
+    #[must_use]
+    pub fn working(&self) -> Working<'_> {
+        Working(self)
+    }
+
+    fn count(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    fn assigned(&self) -> Assignment {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Assignment(Arc::clone(&self.connections))
     }
 }
 
@@ -62,13 +76,11 @@ impl Drop for Assignment {
 }
 
 /// A thread that works: one that has ended has the fewest connections, and would lose those that it were given.
-pub struct Working<'a>(Option<&'a Thread>);
+pub struct Working<'a>(&'a Thread);
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        if let Some(thread) = self.0 {
-            thread.connections.fetch_add(ENDED, Ordering::Relaxed);
-        }
+        self.0.connections.fetch_add(ENDED, Ordering::Relaxed);
     }
 }
 
@@ -87,7 +99,7 @@ mod tests {
         let threads = Threads::new(runtimes.iter().map(|runtime| runtime.handle().clone()));
         let ids: Vec<_> = runtimes.iter().map(|it| it.handle().id()).collect();
         let served_by = |own: usize| {
-            let (assignment, away) = threads.assign(own);
+            let (assignment, away) = threads.assign(&threads.0[own]);
             let number = away.map_or(own, |runtime| {
                 ids.iter().position(|id| *id == runtime.id()).unwrap()
             });
@@ -100,7 +112,7 @@ mod tests {
         let (_fourth, at_fourth) = served_by(2);
         drop(first);
         let (_fifth, at_fifth) = served_by(2);
-        drop(threads.working(0));
+        drop(threads.0[0].working());
         let (_sixth, at_sixth) = served_by(0);
 
         assert_eq!(

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -132,7 +132,9 @@ impl BoundGate {
         let addresses: Vec<_> = served.map(SocketAddr::to_string).collect();
         // They are logged by now.
         let known = gate.lints();
-        let mut role = GateRole {
+        let runtimes = runtimes().map_err(|source| StartError::Workers { source })?;
+        let handles = runtimes.iter().map(|runtime| runtime.handle().clone());
+        let role = GateRole {
             gate: Arc::new(gate),
             addresses: addresses.join(" "),
             unanswered,
@@ -144,7 +146,7 @@ impl BoundGate {
             read: Arc::new(Mutex::new(read)),
             known: Arc::new(Mutex::new(known)),
             turn: Arc::default(),
-            threads: Arc::new(Threads::new([])),
+            threads: Arc::new(Threads::new(handles)),
             steered: Arc::new(watch::Sender::new(Steered::NotAsked)),
         };
         let watched = Arc::clone(&role.gate);
@@ -153,8 +155,8 @@ impl BoundGate {
         tasks.spawn(async move { silenced.watch_silence().await });
         tasks.spawn(role.clone().follow_upstreams());
         tasks.spawn(role.clone().follow_files(config));
-        let threads = role.start_threads(&sockets, tasks);
-        role.threads = threads.map_err(|source| StartError::Workers { source })?;
+        let started = role.start_threads(runtimes, &sockets, tasks);
+        started.map_err(|source| StartError::Workers { source })?;
         // The threads have them, and close them when they stop; so has what hands them over.
         if now.boot.steer {
             role.steered.send_replace(Steered::Pending);
@@ -202,27 +204,21 @@ pub(super) struct GateRole {
 }
 
 impl GateRole {
-    /// One thread per core, each with connections of its own, which never move: what is relayed
+    /// Starts a thread for each runtime, with connections of its own, which never move: what is relayed
     /// stays in one core's cache, and no lock is taken for it.
     fn start_threads(
         &self,
+        runtimes: Vec<Runtime>,
         sockets: &[TcpListener],
         tasks: &Tasks,
-    ) -> std::io::Result<Arc<Threads>> {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        // None yields before it sleeps: that gives its whole turn to a busy process beside it
-        // (`yield_task_fair`, kernel/sched/fair.c).
-        let runtimes = (0..cores).map(|_| Builder::new_current_thread().enable_all().build());
-        let runtimes = runtimes.collect::<std::io::Result<Vec<_>>>()?;
-        let handles = runtimes.iter().map(|runtime| runtime.handle().clone());
-        let threads = Arc::new(Threads::new(handles));
-        for (number, runtime) in runtimes.into_iter().enumerate() {
+    ) -> std::io::Result<()> {
+        for (number, (runtime, own)) in runtimes.into_iter().zip(self.threads.iter()).enumerate() {
             let sockets = sockets.iter().map(TcpListener::try_clone);
             let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
             let worker = gate::Worker {
                 gate: Arc::clone(&self.gate),
-                threads: Arc::clone(&threads),
-                number,
+                threads: Arc::clone(&self.threads),
+                own: own.clone(),
                 connections: self.connections.clone(),
             };
             // As long as there may be one more, the connections are not at their end.
@@ -241,7 +237,7 @@ impl GateRole {
                 drop(ended.await);
             });
         }
-        Ok(threads)
+        Ok(())
     }
 
     /// Returns when each upstream has been asked what it speaks, or has had its time: its clients are
@@ -265,8 +261,8 @@ impl GateRole {
         // All are asked before any is waited for.
         let asked: Vec<_> = self
             .threads
-            .runtimes()
-            .map(|it| it.spawn(async {}))
+            .iter()
+            .map(|thread| thread.runtime().spawn(async {}))
             .collect();
         let mut findings = Vec::new();
         for (number, answer) in asked.into_iter().enumerate() {
@@ -409,6 +405,14 @@ fn sentence(loaded: &Loaded) -> Option<String> {
     (!broken.is_empty()).then(|| broken.join("; "))
 }
 
+/// One per core. None yields before it sleeps: that gives its whole turn to a busy process beside it
+/// (`yield_task_fair`, kernel/sched/fair.c).
+fn runtimes() -> std::io::Result<Vec<Runtime>> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let runtimes = (0..cores).map(|_| Builder::new_current_thread().enable_all().build());
+    runtimes.collect()
+}
+
 /// A thread: accepts until the stop, when it closes the sockets, and serves what it was given to its end.
 async fn work(
     worker: gate::Worker,
@@ -416,7 +420,7 @@ async fn work(
     accepting: TaskTrackerToken,
     stop: CancellationToken,
 ) {
-    let _working = worker.threads.working(worker.number);
+    let _working = worker.own.working();
     let listeners = sockets.into_iter().map(tokio::net::TcpListener::from_std);
     let listeners: std::io::Result<Vec<_>> = listeners.collect();
     match listeners {
