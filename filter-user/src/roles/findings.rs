@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
 
 use crate::config::{Config, FilterSettings, GateSettings, Interfaces, Mode, UpstreamTarget};
 use crate::control::protocol::Admits;
@@ -241,46 +242,50 @@ pub(crate) fn of_web_servers(filter: &FilterSettings) -> (Admits, Vec<Finding>) 
     (admits, findings.into_values().collect())
 }
 
-/// What keeps the gate from the web server to which connections are steered back: it is asked for each of its sites.
+/// What keeps the gate from the web server to which connections are steered back: it is asked for all of its sites at
+/// once. Blocks until each has answered, or has had its time.
 pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
-    let steered = gate.steered_ports.iter();
-    steered
-        .flat_map(|port| of_steered_port(gate, *port))
-        .collect()
-}
-
-fn of_steered_port(gate: &GateSettings, port: u16) -> Vec<Finding> {
-    let mut findings = Vec::new();
     let hosts = gate.hosts.iter();
     let hosts = hosts.filter(|host| host.upstream.value.target == UpstreamTarget::SamePort);
-    for host in hosts {
-        let name = host.label().replacen('*', "any", 1);
-        match web::demand_by(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Some(&name)) {
-            Demand::Certificate(_) => {
-                let text = format!(
-                    "the web server on port {port} demands a client certificate for `{name}` itself, and the gate \
-                     has none to show: every client of that site is refused"
-                );
-                findings.push(Finding::error("web-server-demands-certificate", text).remedy(
-                    "switch that off there (nginx: `ssl_verify_client`; Apache: `SSLVerifyClient`) once all its sites \
-                     enforce: the gate demands it in its place",
-                ));
-            }
-            Demand::NoTls => {
-                let text = format!(
-                    "the web server on port {port} speaks no TLS, as the gate does to it: take the port out \
-                     of `filter.ports`, or let the server speak TLS there"
-                );
-                findings.push(Finding::error("web-server-without-tls", text));
-                // Whatever the name is.
-                break;
-            }
-            Demand::Nothing(_) => {}
-            // It may not be there at all: the others would be waited for as long.
-            Demand::Unknown(_) => break,
-        }
-    }
+    let names: Vec<_> = hosts
+        .map(|host| host.label().replacen('*', "any", 1))
+        .collect();
+    let ports = gate.steered_ports.iter();
+    let sites = ports.flat_map(|port| names.iter().map(move |name| (*port, name)));
+    let mut findings: Vec<_> = thread::scope(|scope| {
+        let asked: Vec<_> = sites
+            .map(|(port, name)| scope.spawn(move || of_steered_site(port, name)))
+            .collect();
+        let answers = asked.into_iter();
+        answers.filter_map(|site| site.join().ok()?).collect()
+    });
+    // Some hold whatever the name is.
+    findings.dedup();
     findings
+}
+
+fn of_steered_site(port: u16, name: &str) -> Option<Finding> {
+    match web::demand_by(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Some(name)) {
+        Demand::Certificate(_) => {
+            let text = format!(
+                "the web server on port {port} demands a client certificate for `{name}` itself, and the gate \
+                 has none to show: every client of that site is refused"
+            );
+            let finding = Finding::error("web-server-demands-certificate", text);
+            Some(finding.remedy(
+                "switch that off there (nginx: `ssl_verify_client`; Apache: `SSLVerifyClient`) once all its sites \
+                 enforce: the gate demands it in its place",
+            ))
+        }
+        Demand::NoTls => {
+            let text = format!(
+                "the web server on port {port} speaks no TLS, as the gate does to it: take the port out \
+                 of `filter.ports`, or let the server speak TLS there"
+            );
+            Some(Finding::error("web-server-without-tls", text))
+        }
+        Demand::Nothing(_) | Demand::Unknown(_) => None,
+    }
 }
 
 /// An address at which this host reaches its own listener, and not another one on loopback.
