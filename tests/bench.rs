@@ -3,6 +3,10 @@
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 #![expect(clippy::unwrap_used, reason = "a broken rig must stop the benchmark")]
 
+#[path = "bench/busy.rs"]
+mod busy;
+#[path = "bench/cpu.rs"]
+mod cpu;
 #[path = "bench/filter.rs"]
 mod filter;
 #[path = "bench/floor.rs"]

@@ -11,7 +11,7 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use filter_ebpf::cases::{Packet, ethernet};
 use filter_ebpf::verdict::{Reason, Verdict};
 use serde_json::{Value, json};
-use tests::contenders::{Firewall, XdpFilter};
+use tests::contenders::{self, Firewall, XdpFilter};
 use tests::net::{DIRECT, Host, Network};
 use tests::traffic::{self, Objects, Traffic};
 use tests::{Lab, Plan};
@@ -30,6 +30,7 @@ pub(crate) fn run(json: Option<&Path>) {
     bars.extend(forged.bars());
     let report = json!({
         "machine": report::machine(),
+        "versions": contenders::versions(),
         "test_runs": runs.iter().map(Run::json).collect::<Vec<_>>(),
         "packets_per_second": rates.iter().map(Rate::json).collect::<Vec<_>>(),
         "forged": forged.json(),
@@ -445,8 +446,16 @@ fn bars(runs: &[Run], rates: &[Rate], publishes: [f64; 2]) -> Vec<Bar> {
             limit,
         ));
     }
-    if let (Some(ours), Some(theirs)) = (rate("pullgate, IPv4"), rate("nftables netdev ingress")) {
-        let name = "pullgate / nftables netdev ingress, packets per second";
+    if let (Some(ours), Some(bare), Some(theirs)) = (
+        rate("pullgate, IPv4"),
+        rate("bare XDP_DROP, IPv4"),
+        rate("nftables netdev ingress"),
+    ) {
+        // On a slow sender no program is so much faster.
+        let name = format!(
+            "pullgate / nftables netdev ingress (bare XDP_DROP: {:.2})",
+            bare / theirs
+        );
         bars.push(Bar::at_least(name, ours / theirs, 3.5));
     }
     for (what, took) in ["all of them", "one more"].into_iter().zip(publishes) {

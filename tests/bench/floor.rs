@@ -5,13 +5,17 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use nix::time::{ClockId, clock_gettime};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig,
+    ServerConnection, SideData,
+};
 use tests::pki::{Pki, SHOP};
 use tests::web;
+
+use crate::cpu::of_thread;
 
 /// Microseconds of a server's CPU time per full handshake in memory, with the certificates that all proxies have.
 pub(crate) fn tls(pki: &Pki, client: &ClientConfig, count: u32) -> f64 {
@@ -24,10 +28,10 @@ pub(crate) fn tls(pki: &Pki, client: &ClientConfig, count: u32) -> f64 {
         let mut wire = Vec::new();
         client.write_tls(&mut wire).unwrap();
         let mut answer = Vec::new();
-        let begun = thread_time();
+        let begun = of_thread();
         let mut server = ServerConnection::new(Arc::clone(&server)).unwrap();
         serve(&mut server, &wire, &mut answer);
-        spent += thread_time() - begun;
+        spent += of_thread() - begun;
         while client.is_handshaking() || client.wants_write() {
             take(&mut client, &answer);
             wire.clear();
@@ -35,9 +39,9 @@ pub(crate) fn tls(pki: &Pki, client: &ClientConfig, count: u32) -> f64 {
             while client.wants_write() {
                 client.write_tls(&mut wire).unwrap();
             }
-            let begun = thread_time();
+            let begun = of_thread();
             serve(&mut server, &wire, &mut answer);
-            spent += thread_time() - begun;
+            spent += of_thread() - begun;
         }
         assert!(!server.is_handshaking());
     }
@@ -50,7 +54,7 @@ pub(crate) fn connections(count: u32) -> f64 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap();
     let relay = thread::spawn(move || {
-        let begun = thread_time();
+        let begun = of_thread();
         for _ in 0..count {
             let (mut client, _) = listener.accept().unwrap();
             let upstream = TcpStream::connect(web::ADDRESS).unwrap();
@@ -58,7 +62,7 @@ pub(crate) fn connections(count: u32) -> f64 {
             assert_eq!(client.read(&mut rest).unwrap(), 0);
             drop((client, upstream));
         }
-        (thread_time() - begun) / f64::from(count)
+        (of_thread() - begun) / f64::from(count)
     });
     (0..count).for_each(|_| come_and_go(to).unwrap());
     relay.join().unwrap()
@@ -84,25 +88,16 @@ fn server(pki: &Pki) -> ServerConfig {
         .unwrap()
 }
 
-fn serve(server: &mut ServerConnection, mut wire: &[u8], answer: &mut Vec<u8>) {
-    while !wire.is_empty() {
-        server.read_tls(&mut wire).unwrap();
-        server.process_new_packets().unwrap();
-    }
+fn serve(server: &mut ServerConnection, wire: &[u8], answer: &mut Vec<u8>) {
+    take(server, wire);
     while server.wants_write() {
         server.write_tls(answer).unwrap();
     }
 }
 
-fn take(client: &mut ClientConnection, mut wire: &[u8]) {
+fn take<S: SideData>(connection: &mut ConnectionCommon<S>, mut wire: &[u8]) {
     while !wire.is_empty() {
-        client.read_tls(&mut wire).unwrap();
-        client.process_new_packets().unwrap();
+        connection.read_tls(&mut wire).unwrap();
+        connection.process_new_packets().unwrap();
     }
-}
-
-/// Microseconds of CPU time of this thread.
-fn thread_time() -> f64 {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-    time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3
 }

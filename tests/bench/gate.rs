@@ -5,24 +5,20 @@
 //! behind it, the same clients; round by round, so that what disturbs one disturbs all.
 
 use std::collections::HashMap;
-use std::io::Read as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, kill};
-use nix::time::clock_getcpuclockid;
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::net::{Host, Network};
 use tests::pki::Pki;
 use tests::proxies::{Peer, Proxy};
 use tests::web;
 
-use crate::floor;
+use crate::busy::{Busy, Priority};
 use crate::load::{BODY, CONNECTIONS, DOWNLOADS, HANDSHAKES, Load, MEGABYTES, REQUESTS};
 use crate::report::{self, Bar, median, quantile, spread};
+use crate::{cpu, floor};
 
 /// What to measure.
 pub(crate) struct Options {
@@ -104,6 +100,10 @@ impl Account {
         self.proxy.peer().label()
     }
 
+    fn version(&self) -> String {
+        format!("{}: {}", self.label(), self.proxy.peer().version())
+    }
+
     /// What each of its threads has done (proc(5), schedstat): microseconds that it ran, and that it waited for a core.
     fn threads(&self) -> HashMap<PathBuf, [f64; 2]> {
         let processes = self.proxy.processes().into_iter();
@@ -121,7 +121,7 @@ impl Account {
 
     /// Microseconds of CPU time that all its processes have used.
     fn cpu(&self) -> f64 {
-        cpu_time(self.proxy.processes())
+        cpu::of_processes(self.proxy.processes())
     }
 
     /// CPU time that something has cost, per item.
@@ -171,7 +171,6 @@ impl Account {
         let cost = |values: &[f64]| json!({"us": median(values), "spread": spread(values)});
         json!({
             "name": self.label(),
-            "version": self.proxy.peer().version(),
             "full_handshake": cost(&self.full),
             "resumed_handshake": (!self.not_resumed).then(|| cost(&self.resumed)),
             "keep_alive_request": cost(&self.request),
@@ -206,72 +205,6 @@ impl Floor {
             println!("{:<16} {above:.2} times both", account.label());
         }
     }
-}
-
-/// How a busy process ranks.
-#[derive(Clone, Copy, Debug)]
-enum Priority {
-    /// As the proxies do.
-    Normal,
-    /// Behind all others.
-    Lowest,
-}
-
-impl Priority {
-    const ALL: [Self; 2] = [Self::Normal, Self::Lowest];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::Lowest => "nice 19",
-        }
-    }
-}
-
-/// A process that always computes; it ends when dropped.
-struct Busy(Child);
-
-impl Busy {
-    fn start(priority: Priority) -> Self {
-        let nice = match priority {
-            Priority::Normal => "0",
-            Priority::Lowest => "19",
-        };
-        let mut command = Command::new("timeout");
-        // A benchmark that is killed leaves it for so long.
-        command.args([
-            BUSY_SECONDS,
-            "nice",
-            "-n",
-            nice,
-            "sh",
-            "-c",
-            "echo; while :; do :; done",
-        ]);
-        let mut busy = Self(command.stdout(Stdio::piped()).spawn().unwrap());
-        let said = busy.0.stdout.as_mut().unwrap().read_exact(&mut [0]);
-        // It computes from now on.
-        said.unwrap();
-        busy
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        // timeout(1) passes this on.
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-/// Microseconds of CPU time that processes have used.
-pub(crate) fn cpu_time(processes: impl IntoIterator<Item = i32>) -> f64 {
-    let clocks = processes.into_iter().filter_map(|pid| {
-        let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
-        let time = clock.now().ok()?;
-        Some(time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3)
-    });
-    clocks.sum()
 }
 
 pub(crate) fn run(options: &Options) {
@@ -323,6 +256,7 @@ pub(crate) fn run(options: &Options) {
     report::print(&bars);
     let report = json!({
         "machine": report::machine(),
+        "versions": accounts.iter().map(Account::version).collect::<Vec<_>>(),
         "skipped": skipped,
         "servers": accounts.iter().map(Account::json).collect::<Vec<_>>(),
         "floor": {"tls_us": median(&floor.tls), "connections_us": median(&floor.connections)},
@@ -505,8 +439,6 @@ fn print(accounts: &[Account]) {
     }
 }
 
-/// The longest that a busy process computes.
-const BUSY_SECONDS: &str = "60";
 /// Idle connections, first.
 const FEW: u32 = 1_000;
 /// And then, if the host grants a process the descriptors for both sides of so many.

@@ -14,7 +14,7 @@ use tests::pki::Pki;
 use tests::proxies::{Peer, Proxy};
 use tests::web::{self, PORT_IN_TLS, PORT_THAT_DEMANDS, Server};
 
-use crate::gate::cpu_time;
+use crate::cpu;
 use crate::load::{BODY, CONNECTIONS, DOWNLOADS, HANDSHAKES, Load, MEGABYTES, REQUESTS};
 use crate::report::{self, median, spread};
 
@@ -39,7 +39,7 @@ impl Pairing {
     /// All that works for it.
     fn cpu(&self, web: &Server) -> f64 {
         let gate = self.gate.iter().flat_map(Proxy::processes);
-        cpu_time(gate.chain(web.processes()))
+        cpu::of_processes(gate.chain(web.processes()))
     }
 
     fn measure(&mut self, web: &Server, load: &Load) {

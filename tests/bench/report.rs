@@ -94,20 +94,30 @@ pub(crate) fn write(name: &str, report: &Value, bars: &[Bar], json: Option<&Path
     fs::create_dir_all(&directory).unwrap();
     let text = format!("{report:#}\n");
     fs::write(directory.join(format!("{name}.json")), &text).unwrap();
-    fs::write(directory.join(format!("{name}.svg")), svg(bars)).unwrap();
+    fs::write(directory.join(format!("{name}.svg")), svg(report, bars)).unwrap();
     if let Some(path) = json {
         fs::write(path, text).unwrap();
     }
 }
 
-/// The bars as a picture: the part of the limit that is used, green if it is met.
-fn svg(bars: &[Bar]) -> String {
-    let height = 30 * bars.len() + 20;
+/// The bars as a picture: the part of the limit that is used, green if it is met; below, where it was measured.
+fn svg(report: &Value, bars: &[Bar]) -> String {
+    let origin = origin(report);
+    let plot = 30 * bars.len() + 20;
+    let height = plot + 18 * origin.len() + 10;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"13\">\n<line x1=\"700\" x2=\"700\" y1=\"0\" \
-         y2=\"{height}\" stroke=\"gray\"/>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"1000\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"13\">\n<line x1=\"800\" x2=\"800\" y1=\"0\" \
+         y2=\"{plot}\" stroke=\"gray\"/>\n"
     );
+    for (index, line) in origin.iter().enumerate() {
+        let y = plot + 18 * index + 15;
+        writeln!(
+            svg,
+            "<text x=\"10\" y=\"{y}\" fill=\"dimgray\">{line}</text>"
+        )
+        .unwrap();
+    }
     for (index, bar) in bars.iter().enumerate() {
         let y = 30 * index + 10;
         let part = if bar.at_most {
@@ -119,7 +129,7 @@ fn svg(bars: &[Bar]) -> String {
         let colour = if bar.met() { "seagreen" } else { "firebrick" };
         writeln!(
             svg,
-            "<text x=\"10\" y=\"{}\">{}: {:.2} of {:.2}</text><rect x=\"400\" y=\"{y}\" \
+            "<text x=\"10\" y=\"{}\">{}: {:.2} of {:.2}</text><rect x=\"500\" y=\"{y}\" \
              width=\"{width:.0}\" height=\"20\" fill=\"{colour}\"/>",
             y + 15,
             bar.name,
@@ -130,6 +140,21 @@ fn svg(bars: &[Bar]) -> String {
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Machine, kernel, what that does against speculation, and the versions that took part: a line each.
+fn origin(report: &Value) -> Vec<String> {
+    let machine = &report["machine"];
+    let text = |value: &Value| value.as_str().unwrap_or("not known").to_owned();
+    let retpolines = text(&machine["mitigations"]["spectre_v2"]);
+    let mut lines = vec![
+        format!("{}, {} CPUs", text(&machine["cpu"]), machine["cpus"]),
+        format!("Linux {}; {retpolines}", text(&machine["kernel"])),
+    ];
+    let versions = report["versions"].as_array();
+    lines.extend(versions.into_iter().flatten().map(text));
+    let escape = |line: String| line.replace('&', "&amp;").replace('<', "&lt;");
+    lines.into_iter().map(escape).collect()
 }
 
 /// The median.

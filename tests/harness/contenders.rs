@@ -174,6 +174,17 @@ impl Drop for Rules<'_> {
     }
 }
 
+/// The packages that all of these come from, with their versions, as Debian has them.
+#[must_use]
+pub fn versions() -> Vec<String> {
+    let mut asked = Command::new("dpkg-query");
+    asked.args(["--show", "--showformat", "${Package} ${Version}\n"]);
+    let output = asked.args(PACKAGES).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.lines().map(str::to_owned).collect()
+}
+
+const PACKAGES: [&str; 4] = ["xdp-tools", "nftables", "iptables", "ipset"];
 /// Where Debian's xdp-tools puts its objects.
 const XDP_FILTER_OBJECTS: &str = "/usr/lib/x86_64-linux-gnu/bpf";
 /// Those that look at addresses, ports, or both, and drop what they do not know.
