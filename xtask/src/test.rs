@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use serde_json::{Value, json};
 
 use crate::build::with_object;
 use crate::exec::{as_root, exec, is_root, root, say, shown};
@@ -34,21 +35,39 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The command that runs these tests.
-    fn command(&self, tests: &[&str], skips: &Path) -> anyhow::Result<Command> {
-        let mut test = with_object(&["test"])?;
-        test.args(tests)
-            .args(&self.filter)
-            .env("PULLGATE_SKIPS", skips);
+    /// The command that runs all tests.
+    fn all(&self, skips: &Path) -> anyhow::Result<Command> {
+        let mut test = with_object(&["test", "--workspace", "--no-fail-fast"])?;
+        if !is_root() {
+            // Compiled as the developer, run as root.
+            test.env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER",
+                AS_ROOT.join(" "),
+            );
+        }
+        self.pass_on(&mut test, skips);
+        Ok(test)
+    }
+
+    /// The command that runs the tests of one binary.
+    fn one(&self, binary: &Path, skips: &Path) -> Command {
+        let mut test = if is_root() {
+            Command::new(binary)
+        } else {
+            let mut sudo = Command::new(AS_ROOT[0]);
+            sudo.args(&AS_ROOT[1..]).arg(binary);
+            sudo
+        };
+        test.current_dir(root().join("tests"));
+        self.pass_on(&mut test, skips);
+        test
+    }
+
+    fn pass_on(&self, test: &mut Command, skips: &Path) {
+        test.args(&self.filter).env("PULLGATE_SKIPS", skips);
         if self.long {
             test.env("PULLGATE_LONG", "1");
         }
-        if !is_root() {
-            // Compiled as the developer, run as root.
-            let runner = "sudo --preserve-env=PULLGATE_SKIPS,PULLGATE_LONG,PULLGATE_PAIRING";
-            test.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
-        }
-        Ok(test)
     }
 
     /// What CI boots.
@@ -77,10 +96,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
     build()?;
     let mut tally = Tally::default();
-    tally.count(&mut options.command(&["--workspace"], &skips)?)?;
+    tally.count(&mut options.all(&skips)?)?;
     say("What the gate does, with connections steered to it:");
-    let mut gate = options.command(&GATE, &skips)?;
-    tally.count(gate.env("PULLGATE_PAIRING", "steered"))?;
+    for binary in gate_binaries()? {
+        let mut test = options.one(&binary, &skips);
+        tally.count(test.env("PULLGATE_PAIRING", "steered"))?;
+    }
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     for skip in skipped.lines() {
@@ -111,6 +132,31 @@ fn build() -> anyhow::Result<()> {
     dist::for_tests()
 }
 
+/// The tests of the gate, which hold in both pairings. Built by what builds all of them: for a part of them, cargo
+/// chooses other features of what they depend on, and builds that once more.
+fn gate_binaries() -> anyhow::Result<Vec<PathBuf>> {
+    let mut build = with_object(&["test", "--workspace", "--no-run", "--message-format=json"])?;
+    let output = build.stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| shown(&build))?;
+    let mut binaries = Vec::new();
+    for message in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
+        let message = message.with_context(|| shown(&build))?;
+        let name = message["target"]["name"].as_str().unwrap_or_default();
+        let is_test = message["target"]["kind"] == json!(["test"]);
+        if let (true, true, Some(path)) = (
+            is_test,
+            name.starts_with("gate"),
+            message["executable"].as_str(),
+        ) {
+            binaries.push(PathBuf::from(path));
+        }
+    }
+    if !output.status.success() || binaries.is_empty() {
+        bail!("{} named no test of the gate", shown(&build));
+    }
+    Ok(binaries)
+}
+
 /// Boots kernels, and lets them judge.
 fn boot(kernels: &[String], options: &Options) -> anyhow::Result<()> {
     build()?;
@@ -138,7 +184,7 @@ impl Tally {
     /// Runs a test command, shows its output, and counts its tests.
     fn count(&mut self, command: &mut Command) -> anyhow::Result<()> {
         let before = self.failed;
-        command.arg("--no-fail-fast").stdout(Stdio::piped());
+        command.stdout(Stdio::piped());
         say(&format!("+ {}", shown(command)));
         let mut child = command.spawn().context("cargo test")?;
         let output = child.stdout.take().context("standard output")?;
@@ -159,5 +205,8 @@ impl Tally {
     }
 }
 
-/// The tests of the gate, which hold in both pairings.
-const GATE: [&str; 2] = ["--workspace", "--test=gate*"];
+/// How tests become root, with what they are set by.
+const AS_ROOT: [&str; 2] = [
+    "sudo",
+    "--preserve-env=PULLGATE_SKIPS,PULLGATE_LONG,PULLGATE_PAIRING",
+];
