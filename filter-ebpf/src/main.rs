@@ -19,7 +19,7 @@ mod program {
 
     use core::cell::UnsafeCell;
     use core::ffi::c_void;
-    use core::net::{IpAddr, Ipv6Addr};
+    use core::net::IpAddr;
     use core::ptr;
 
     use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md};
@@ -34,7 +34,7 @@ mod program {
         SETTING_UDP, SNAPSHOT,
     };
     use filter_ebpf::synack::{self, Answer, Segment, Syn};
-    use filter_ebpf::table::{self, ABSENT, Chunk, Class, Node, Table, Tree};
+    use filter_ebpf::table::{self, Chunk, Class, Node, Table, Tail, Tree};
     use filter_ebpf::verdict::{self, decide_nested, decide_plain};
     use filter_ebpf::{Frame, Ranges, Settings, Slot};
 
@@ -120,9 +120,9 @@ mod program {
 
     #[inline(always)]
     fn xdp_action(ctx: &XdpContext) -> u32 {
-        let (mut slot, tcp) = slot(ctx);
+        let (mut slot, flags) = slot(ctx);
         if has(SETTING_SYN_COOKIES) && slot.is_admitted() {
-            if tcp != 0 && synack::is_syn(&ctx.packet(), tcp) {
+            if synack::is_syn(flags) {
                 if answer(ctx.ctx) {
                     count(slot.answered());
                     return xdp_action::XDP_TX;
@@ -366,12 +366,11 @@ mod program {
         }
     }
 
-    /// The judgement of a packet, by the counter that is its own; and where its transport begins, 0 unless that is plain
-    /// to see. A number, not an `Option`: the compiler adds to what may be nothing, which the verifier forbids.
+    /// The judgement of a packet, by the counter that is its own; and its flags, 0 unless they are plain to see.
     #[inline(always)]
-    fn slot<H: Hook>(ctx: &H) -> (Slot, usize) {
+    fn slot<H: Hook>(ctx: &H) -> (Slot, u8) {
         match decide_plain(&ctx.packet(), &Loaded, &Published) {
-            Some((judgement, payload)) => (judgement.slot(), payload.unwrap_or(0)),
+            Some((judgement, flags)) => (judgement.slot(), flags),
             None => (nested::<H>(ctx.as_ptr()), 0),
         }
     }
@@ -604,10 +603,8 @@ mod program {
         }
 
         #[inline(always)]
-        fn walk_v6_tail(&self, entry: u16, address: Ipv6Addr) -> u16 {
-            let [a, b, c, d, e, f, g, h, low @ ..] = address.octets();
-            let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-            walk_v6_tail(self.0, entry, high, u64::from_be_bytes(low))
+        fn walk_v6_tail(&self, entry: u16, Tail { high, low }: Tail) -> u16 {
+            walk_v6_tail(self.0, entry, high, low)
         }
     }
 
@@ -615,8 +612,7 @@ mod program {
     #[cold]
     #[inline(never)]
     fn walk_v6_tail(generation: u32, entry: u16, high: u64, low: u64) -> u16 {
-        let address = Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
-        table::walk_tail(&Map(&RANGES_V6, generation), entry, address)
+        table::walk_tail(&Map(&RANGES_V6, generation), entry, Tail { high, low })
     }
 
     /// A family's nodes, both generations.
@@ -627,16 +623,13 @@ mod program {
 
     impl Tree for Map {
         #[inline(always)]
-        fn entry(&self, node: u16, index: u8) -> u16 {
-            self.0
-                .get(abi::chunk_index(node, self.1))
-                // Two indices, not one made of both: before Linux 6.10 the verifier knows no bounds of
-                // `a | b` (it forgets them in `reg |= reg`), and refuses the program. Only a load on
-                // such a kernel proves that the compiler has kept them apart.
-                .map_or(ABSENT, |chunk| {
-                    let (nodes, _) = chunk.as_chunks::<{ size_of::<Node>() / size_of::<u16>() }>();
-                    nodes[usize::from(node % CHUNK)][usize::from(index)]
-                })
+        fn node(&self, number: u16) -> Option<&Node> {
+            let chunk = self.0.get(abi::chunk_index(number, self.1))?;
+            // A node, and then an entry, not an index made of both: before Linux 6.10 the verifier knows no
+            // bounds of `a | b` (it forgets them in `reg |= reg`), and refuses the program. Only a load on
+            // such a kernel proves that the compiler has kept them apart.
+            let (nodes, _) = chunk.as_chunks::<{ size_of::<Node>() / size_of::<u16>() }>();
+            Some(&nodes[usize::from(number % CHUNK)])
         }
     }
 

@@ -53,8 +53,8 @@ pub struct Headers<'a> {
 pub struct Plain<'a> {
     /// What a decision depends on.
     pub headers: Headers<'a>,
-    /// Where the transport's header begins, in bytes of the frame.
-    pub payload: usize,
+    /// Of TCP the flags (RFC 9293 §3.1), of any other transport the byte in their place.
+    pub flags: u8,
 }
 
 /// An address where it stands in the frame: loaded only if it is needed.
@@ -111,7 +111,8 @@ pub enum ParseError {
     Malformed,
 }
 
-/// Parses a frame whose fixed IP header is followed by its transport, with the ports; `None` for any other.
+/// Parses a frame whose fixed IP header is followed by its transport, with the ports, and as much as TCP has up to its
+/// flags; `None` for any other.
 ///
 /// # Errors
 ///
@@ -133,11 +134,11 @@ pub fn plain<F: Frame + ?Sized>(frame: &F) -> Option<Result<Plain<'_>, ParseErro
     Some(Err(ParseError::TooManyTags))
 }
 
-/// One bounds check for header and ports; what is rare is left to the thorough reading: options, later fragments, what is
+/// One bounds check for header, ports and flags; what is rare is left to the thorough reading: options, later fragments, what is
 /// too short to have ports.
 #[inline(always)]
 fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>, ParseError>> {
-    let header: &[u8; V4_HEADER + PORTS] = frame.bytes(at)?;
+    let header: &[u8; V4_HEADER + FLAGS + 1] = frame.bytes(at)?;
     let &[version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
     let length = u16::from_be_bytes([l0, l1]);
     let is_later_fragment = u16::from_be_bytes([f0, f1]) & V4_FRAGMENT_OFFSET != 0;
@@ -150,14 +151,14 @@ fn plain_v4<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>,
         destination: Some(Address::V4(part(header, 16))),
         transport: plain_transport(protocol, part(header, V4_HEADER)),
     };
-    let payload = at + V4_HEADER;
-    Some(Ok(Plain { headers, payload }))
+    let &[flags] = part(header, V4_HEADER + FLAGS);
+    Some(Ok(Plain { headers, flags }))
 }
 
 /// As [`plain_v4`].
 #[inline(always)]
 fn plain_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>, ParseError>> {
-    let header: &[u8; V6_HEADER + PORTS] = frame.bytes(at)?;
+    let header: &[u8; V6_HEADER + FLAGS + 1] = frame.bytes(at)?;
     let &[version_class, _, _, _, l0, l1, next, ..] = header;
     let length = u16::from_be_bytes([l0, l1]);
     let has_ports = version_class >> 4 == 6 && usize::from(length) >= PORTS;
@@ -169,8 +170,8 @@ fn plain_v6<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<Result<Plain<'_>,
         destination: Some(Address::V6(part(header, 24))),
         transport: plain_transport(next, part(header, V6_HEADER)),
     };
-    let payload = at + V6_HEADER;
-    Some(Ok(Plain { headers, payload }))
+    let &[flags] = part(header, V6_HEADER + FLAGS);
+    Some(Ok(Plain { headers, flags }))
 }
 
 /// The transport whose header begins with these bytes.
@@ -308,6 +309,8 @@ pub(crate) const TAG_9100: u16 = 0x9100;
 
 /// Length of both ports together, in bytes.
 const PORTS: usize = 4;
+/// Where the flags stand in a TCP header.
+pub(crate) const FLAGS: usize = 13;
 /// Length of the IPv4 header without options, in bytes.
 const V4_HEADER: usize = 20;
 /// Version 4, and a header of five 32-bit words.

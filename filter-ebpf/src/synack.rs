@@ -97,9 +97,9 @@ impl Segment {
     #[inline(always)]
     pub fn syn<F: Frame + ?Sized>(self, frame: &F) -> Option<Syn> {
         let tcp = self.tcp();
-        let &[offset] = frame.bytes(tcp + DATA_OFFSET)?;
+        let &[offset, flags] = frame.bytes(tcp + DATA_OFFSET)?;
         let words = offset >> 4;
-        if !is_syn(frame, tcp) || words < WORDS_WITHOUT_OPTIONS {
+        if !is_syn(flags) || words < WORDS_WITHOUT_OPTIONS {
             return None;
         }
         if words == WORDS_WITHOUT_OPTIONS {
@@ -115,11 +115,11 @@ impl Segment {
     }
 }
 
-/// Whether the TCP header at `tcp` asks for a connection, as every client's first does, and for nothing else.
+/// Whether a TCP header with these flags asks for a connection, as every client's first does, and for nothing else.
+#[must_use]
 #[inline(always)]
-pub fn is_syn<F: Frame + ?Sized>(frame: &F, tcp: usize) -> bool {
-    let flags = frame.bytes(tcp + FLAGS);
-    flags.is_some_and(|[flags]| flags & (FIN | SYN | RST | ACK) == SYN)
+pub fn is_syn(flags: u8) -> bool {
+    flags & (FIN | SYN | RST | ACK) == SYN
 }
 
 /// A SYN that can be answered.
@@ -335,7 +335,6 @@ const WORDS_WITHOUT_OPTIONS: u8 = 5;
 const MSS_DEFAULT: u16 = 536;
 /// Where the data offset stands in a TCP header, and the flags behind it.
 const DATA_OFFSET: usize = 12;
-const FLAGS: usize = 13;
 /// Six words of header.
 const OFFSET: u8 = 6 << 4;
 const FIN: u8 = 1;
@@ -357,6 +356,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::packet::FLAGS;
 
     const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const ORIGIN: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -519,12 +519,12 @@ mod tests {
     fn a_segment_that_goes_on_is_found_and_is_no_syn() {
         for frame in syns() {
             let segment = Segment::find(&frame[..]).unwrap();
-            assert!(is_syn(&frame[..], segment.tcp()));
+            assert!(is_syn(frame[segment.tcp() + FLAGS]));
             for flags in [0, ACK, ACK | FIN, RST, RST | ACK, SYN | ACK, SYN | FIN] {
                 let mut frame = frame.clone();
-                frame[segment.tcp() + 13] = flags;
+                frame[segment.tcp() + FLAGS] = flags;
                 assert_eq!(Segment::find(&frame[..]), Some(segment));
-                assert!(!is_syn(&frame[..], segment.tcp()), "{flags:x}");
+                assert_eq!(segment.syn(&frame[..]), None, "{flags:x}");
             }
         }
     }

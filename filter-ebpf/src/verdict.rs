@@ -35,22 +35,22 @@ pub fn decide<F: Frame + ?Sized>(
 ) -> Judgement {
     decide_plain(frame, settings, ranges).map_or_else(
         || decide_nested(frame, settings, ranges),
-        |(plain, _)| plain,
+        |(plain, _flags)| plain,
     )
 }
 
-/// Decides the fate of a frame whose IP header is followed by its transport; `None` for any other. And where that
-/// begins, see [`packet::Plain::payload`].
+/// Decides the fate of a frame whose IP header is followed by its transport; `None` for any other. And its
+/// [flags](packet::Plain::flags), 0 if it is not IP.
 #[inline(always)]
 pub fn decide_plain<F: Frame + ?Sized>(
     frame: &F,
     settings: &impl Settings,
     ranges: &impl Ranges,
-) -> Option<(Judgement, Option<usize>)> {
+) -> Option<(Judgement, u8)> {
     let plain = packet::plain(frame)?;
-    let payload = plain.ok().map(|plain| plain.payload);
+    let flags = plain.map_or(0, |plain| plain.flags);
     let headers = plain.map(|plain| plain.headers);
-    Some((judge(headers, settings, ranges), payload))
+    Some((judge(headers, settings, ranges), flags))
 }
 
 /// Decides the fate of any frame, by the innermost packet in it.

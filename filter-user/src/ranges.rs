@@ -9,6 +9,7 @@ pub mod export;
 pub mod guard;
 mod list;
 mod model;
+mod shorten;
 mod source_ranges;
 mod table;
 

@@ -3,13 +3,13 @@
 //! The table's shape, and the walk through it, are `filter_ebpf::table`'s: what is compiled here
 //! is what the kernel reads, and what the gate checks its peers by.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use filter_ebpf::abi::NODES_MAX;
-use filter_ebpf::table::{self, ABSENT, Class, FIRST_NODE, Node, ROOTS};
+use filter_ebpf::table::{self, ABSENT, Class, FIRST_NODE, Node, ROOTS, Tail};
 use ipnet::IpNet;
 
-use super::RangeSet;
+use super::{RangeSet, shorten};
 
 /// Who may enter: the published ranges and the operator's own rules.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,7 @@ impl Table {
         for range in rules.deny {
             table.paint(range, Class::Denied)?;
         }
+        table.v6 = shorten::shortened(&table.v6)?;
         Ok(table)
     }
 
@@ -126,8 +127,8 @@ impl table::Table for Table {
         &self.v6
     }
 
-    fn walk_v6_tail(&self, entry: u16, address: Ipv6Addr) -> u16 {
-        table::walk_tail(&&self.v6, entry, address)
+    fn walk_v6_tail(&self, entry: u16, tail: Tail) -> u16 {
+        table::walk_tail(&&self.v6, entry, tail)
     }
 }
 
@@ -138,13 +139,13 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// A tree from its nodes, as they are in the maps.
+    /// A tree from its nodes, by their numbers, as they are in the maps.
     #[must_use]
     pub fn new(nodes: Vec<Node>) -> Self {
         Self { nodes }
     }
 
-    /// The nodes, by their numbers.
+    /// Its nodes.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -175,6 +176,10 @@ impl Tree {
                 self.nodes[node][index..index + (1 << (8 - length))].fill(entry);
                 break;
             }
+            // All of it is painted so already.
+            if self.nodes[node][index] == entry {
+                break;
+            }
             node = self.descend(node, index)?;
             length -= 8;
         }
@@ -199,20 +204,21 @@ impl Tree {
 }
 
 impl table::Tree for &Tree {
-    fn entry(&self, node: u16, index: u8) -> u16 {
-        let node = self.nodes.get(usize::from(node));
-        node.map_or(ABSENT, |node| node[usize::from(index)])
+    fn node(&self, number: u16) -> Option<&Node> {
+        self.nodes.get(usize::from(number))
     }
 }
 
 /// The ranges and rules do not fit into the kernel's maps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the ranges and rules need more than {NODES_MAX} table nodes: use fewer, wider prefixes")]
+#[error(
+    "the ranges and rules need more table nodes than the kernel's maps hold: use fewer, wider prefixes"
+)]
 pub struct TableFull;
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use filter_ebpf::Ranges as _;
     use proptest::prelude::*;
