@@ -56,6 +56,11 @@ pub fn configuration(text: &[u8]) {
     }
 }
 
+/// What a client does to its session, as a script.
+pub fn session(script: &[u8]) {
+    gate::fuzzing::session(script);
+}
+
 /// The first bytes of a client.
 pub fn client_hello(bytes: &[u8]) {
     if !gate::fuzzing::may_be_tls(bytes) {

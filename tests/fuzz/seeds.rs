@@ -24,7 +24,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-const SEEDS: [(&str, &[&[u8]]); 6] = [
+const SEEDS: [(&str, &[&[u8]]); 7] = [
     (
         "proxy_header",
         &[
@@ -62,6 +62,15 @@ const SEEDS: [(&str, &[&[u8]]); 6] = [
             include_bytes!("../../filter-user/baseline/authenticated_origin_pull_ca.pem"),
             b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n",
             b"text\n-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n",
+        ],
+    ),
+    (
+        "session",
+        &[
+            // A handshake, words of both, and the end.
+            b"\x00\xff\x07\x01\x00\xff\x07\x01\x04\x09\x00\xff\x05\x01\x07\x01\x06\x01\x04\x64\x00\xff\x05\x01\x07\x01\x07\x00\x00\xff",
+            // The same in pieces, and a changed record.
+            b"\x00\x09\x00\x09\x00\xff\x07\x01\x00\x05\x00\xff\x04\x64\x00\x03\x05\x01\x01\x08\x00\xff\x05\x01\x07\x01",
         ],
     ),
     (

@@ -29,6 +29,8 @@ enum Target {
     Pem,
     /// A PROXY header of a load balancer's.
     ProxyHeader,
+    /// What a client does to its session.
+    Session,
     /// The snapshot of the ranges.
     Snapshot,
     /// A frame that is answered with a SYN cookie.
@@ -45,6 +47,7 @@ impl Target {
             Self::Feed => "feed",
             Self::Pem => "pem",
             Self::ProxyHeader => "proxy_header",
+            Self::Session => "session",
             Self::Snapshot => "snapshot",
             Self::Synack => "synack",
         }

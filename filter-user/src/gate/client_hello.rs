@@ -31,6 +31,7 @@ pub(super) async fn read_hello(
     let bounded = LimitedStream {
         stream,
         left: HELLO_MAX,
+        heard: Some(Vec::new()),
     };
     if let Err(refusal) = judge(first) {
         let is_record = matches!(first, [first, ..] if RECORDS.contains(first));
@@ -54,6 +55,7 @@ pub(super) async fn read_hello(
             if let Some(taken) = &mut unanswered {
                 // What is still on its way is read, so that the alert is not lost in a reset.
                 taken.left = HANDSHAKE_MAX;
+                taken.heard = None;
             }
             Err(Unreadable {
                 refusal,
@@ -93,9 +95,16 @@ pub(super) fn judge(first: &[u8]) -> Result<(), Refusal> {
 pub(super) struct LimitedStream {
     stream: TcpStream,
     left: usize,
+    /// What was read of the ClientHello: its session reads it once more.
+    heard: Option<Vec<u8>>,
 }
 
 impl LimitedStream {
+    /// What was read until now. What follows is not kept.
+    pub(super) fn heard(&mut self) -> Vec<u8> {
+        self.heard.take().unwrap_or_default()
+    }
+
     /// The stream, without bounds.
     pub(super) fn into_inner(self) -> TcpStream {
         self.stream
@@ -116,6 +125,9 @@ impl AsyncRead for LimitedStream {
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(wanted));
         let poll = Pin::new(&mut self.stream).poll_read(context, &mut part);
         let read = part.filled().len();
+        if let Some(heard) = &mut self.heard {
+            heard.extend_from_slice(part.filled());
+        }
         buffer.advance(read);
         self.left -= read;
         poll

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use filter_ebpf::{Class, Ranges as _};
-use rustls::{AlertDescription, CipherSuite, Connection, ProtocolVersion};
+use rustls::{AlertDescription, CipherSuite, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::server::{StartHandshake, TlsStream};
+use tokio_rustls::server::StartHandshake;
 use tracing::debug;
 
 use super::client_hello::{LimitedStream, Unreadable, read_hello};
@@ -25,6 +25,7 @@ use super::range_usage::ActiveClient;
 use super::refusal::{Limit, Outcome, Phase, Refusal};
 use super::refused::{Presented, Refused, noting};
 use super::relay::Relay;
+use super::session::Session;
 use super::threads::Assignment;
 use super::tls::peer::VerifiedPeer;
 use super::tls::policy::Policy;
@@ -109,13 +110,13 @@ impl Gate {
             .find_policy(hello, &mut admission, about, deadline)
             .await?;
         let shaking = shake_hands(hello, &offered, about, deadline);
-        let tls = or_superseded(&mut admission, shaking).await?;
-        let (policy, peer) = match self.judge(name.as_deref(), &tls) {
+        let (limited, session) = or_superseded(&mut admission, shaking).await?;
+        let (policy, peer) = match self.judge(name.as_deref(), &session) {
             Ok(judged) => judged,
             Err((refusal, presented)) => {
                 about.presented = presented;
                 admission.handshake_done();
-                linger(tls.into_inner().0, deadline).await;
+                linger(limited, deadline).await;
                 return Err(refusal);
             }
         };
@@ -126,9 +127,17 @@ impl Gate {
         let of_host = CountGuard::one_more(Arc::clone(&policy.connections), policy.max_connections);
         let of_host = of_host.ok_or(Refusal::TooMany(Limit::HostConnections))?;
         let visit = self.range_usage.visit(about.client.ip());
-        let upstream = self.dial(&policy, &peer, addresses, &tls, deadline).await?;
-        let (limited, session) = tls.into_inner();
-        let downstream = Endpoint::encrypted(limited.into_inner(), Connection::from(session));
+        let upstream = self
+            .dial(
+                &policy,
+                &peer,
+                addresses,
+                name.as_deref(),
+                &session,
+                deadline,
+            )
+            .await?;
+        let downstream = Endpoint::encrypted(limited.into_inner(), session);
         Ok(Box::new(Admitted {
             relay: Relay::new(downstream, upstream),
             policy,
@@ -200,12 +209,13 @@ impl Gate {
         policy: &Policy,
         peer: &VerifiedPeer,
         addresses: ConnectionAddrs,
-        stream: &TlsStream<LimitedStream>,
+        name: Option<&str>,
+        session: &Session,
         deadline: Instant,
     ) -> Result<Endpoint<upstream::Stream>, Refusal> {
         let id = self.ids.next();
         let deadline = deadline.min(Instant::now() + self.in_use().settings.connect_timeout);
-        let upstream = dial(policy, peer, addresses, stream, &id, deadline).await?;
+        let upstream = dial(policy, peer, addresses, name, session, &id, deadline).await?;
         debug!(
             id = "connection-relayed",
             client = %addresses.client,
@@ -222,12 +232,12 @@ impl Gate {
     fn judge(
         &self,
         name: Option<&str>,
-        stream: &TlsStream<LimitedStream>,
+        session: &Session,
     ) -> Result<(Arc<Policy>, VerifiedPeer), (Refusal, Option<Presented>)> {
         let in_use = self.in_use();
         let found = in_use.policies.find(name);
         let policy = found.map_err(|refusal| (refusal, None))?;
-        let peer = policy.verified_peer(stream.get_ref().1)?;
+        let peer = policy.verified_peer(session)?;
         Ok((Arc::clone(policy), peer))
     }
 
@@ -395,13 +405,15 @@ async fn shake_hands(
     policy: &Policy,
     about: &mut About,
     deadline: Instant,
-) -> Result<TlsStream<LimitedStream>, Refusal> {
-    let accept = hello.into_stream(policy.tls()).into_fallible();
-    let (done, noted) = noting(timeout_at(deadline, accept)).await;
+) -> Result<(LimitedStream, Session), Refusal> {
+    let mut stream = hello.io;
+    let session = Session::server(policy.tls(), stream.heard());
+    let shaking = async { session?.shake_hands(&mut stream).await };
+    let (done, noted) = noting(timeout_at(deadline, shaking)).await;
     match done {
         Err(_) => Err(Refusal::Timeout(Phase::Handshake)),
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err((error, stream))) => {
+        Ok(Ok(established)) => Ok((stream, established)),
+        Ok(Err(error)) => {
             debug!(id = "handshake-refused", %error, "handshake refused");
             linger(stream, deadline).await;
             let (refusal, presented) = noted.unzip();
@@ -415,17 +427,17 @@ async fn dial(
     policy: &Policy,
     peer: &VerifiedPeer,
     addresses: ConnectionAddrs,
-    stream: &TlsStream<LimitedStream>,
+    name: Option<&str>,
+    session: &Session,
     unique_id: &str,
     deadline: Instant,
 ) -> Result<Endpoint<upstream::Stream>, Refusal> {
-    let session = stream.get_ref().1;
     let suite = session.negotiated_cipher_suite();
     let cipher = suite.and_then(|suite| cipher_name(suite.suite()));
     let info = ProxyInfo {
         addresses,
         alpn: session.alpn_protocol(),
-        authority: session.server_name(),
+        authority: name,
         tls_version: match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             Some(_) | None => "TLSv1.2",

@@ -5,7 +5,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::tls::pem::{PemKind, sections};
 use super::tls::policy::Policies;
-use super::{client_hello, proxy};
+use super::{client_hello, proxy, session};
 
 /// What is read of a header is written and read again.
 pub(crate) fn proxy_header(bytes: &[u8]) {
@@ -41,6 +41,11 @@ pub(crate) fn pem(text: &[u8]) {
 /// Whether a client's first bytes are read on.
 pub(crate) fn may_be_tls(first: &[u8]) -> bool {
     client_hello::judge(&first[..first.len().min(proxy::HEADER_BEGINS)]).is_ok()
+}
+
+/// A session, to which a client does what a script says.
+pub(crate) fn session(script: &[u8]) {
+    session::fuzzing::session(script);
 }
 
 /// Looks a name up that a client asks for.

@@ -2,7 +2,7 @@
 //!
 //! Half-close is preserved: the end of one side's stream is passed on, and the other direction
 //! goes on. A side that does not take what it is sent is not read for: at most one read of
-//! [`SCRATCH_SIZE`] bytes waits for it. A silent connection holds no buffer but what rustls keeps.
+//! [`SCRATCH_SIZE`] bytes waits for it. A silent connection holds no buffer.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

@@ -14,19 +14,19 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{IpBindAddressNoPort, IpTransparent};
 use rustls::pki_types::ServerName;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection,
-    Error as TlsError, PeerMisbehaved, StreamOwned,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Error as TlsError,
+    PeerMisbehaved, StreamOwned,
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tracing::debug;
 
 use super::endpoint::Endpoint;
 use super::proxy::{self, ConnectionAddrs, ProxyInfo};
 use super::refusal::{Refusal, UpstreamFault};
+use super::session::Session;
 use super::tls::peer::VerifiedPeer;
 use crate::config::{ClientAddress, ProxyProtocol, Target, Upstream, UpstreamTarget};
 use crate::host::deadline::{DeadlineStream, is_late};
@@ -122,16 +122,17 @@ impl Dialer {
         let Some(encryption) = &self.encryption else {
             return Ok(Endpoint::clear(stream));
         };
-        let connector = TlsConnector::from(encryption.offering(info.alpn));
+        let config = encryption.offering(info.alpn);
         let name = encryption.name_for(info.authority);
-        let stream = connector.connect(name, stream).await;
-        let (stream, session) = stream.map_err(failed(UpstreamFault::Tls))?.into_inner();
+        let session = Session::client(config, name).map_err(failed(UpstreamFault::Tls))?;
+        let session = session.shake_hands(&mut stream).await;
+        let session = session.map_err(failed(UpstreamFault::Tls))?;
         // A client that has agreed on HTTP/2 would be answered in another protocol.
         if info.alpn == Some(H2) && session.alpn_protocol() != Some(H2) {
             let text = "it no longer speaks HTTP/2 for this name";
             return Err(failed(UpstreamFault::Tls)(io::Error::other(text)));
         }
-        Ok(Endpoint::encrypted(stream, Connection::from(session)).until_its_end())
+        Ok(Endpoint::encrypted(stream, session).until_its_end())
     }
 
     /// Asks the upstream, with no client's word, whether it speaks HTTP/2 as a client that was

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
-use rustls::server::ServerConnection;
+
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, HandshakeKind,
-    PeerIncompatible, SignatureScheme,
+    CertificateError, CommonState, DigitallySignedStruct, DistinguishedName, Error as TlsError,
+    HandshakeKind, PeerIncompatible, SignatureScheme,
 };
 use webpki::{Error as WebpkiError, RawPublicKeyEntity};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -73,7 +73,7 @@ impl PeerVerifier {
     /// the handshake was, the certificate is judged here, by the trust and the clock of now.
     pub(in crate::gate) fn verified_peer(
         &self,
-        connection: &ServerConnection,
+        connection: &CommonState,
         now: UnixTime,
     ) -> Result<VerifiedPeer, (Refusal, Option<Presented>)> {
         let resumed = match connection.handshake_kind() {

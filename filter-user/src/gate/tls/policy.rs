@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig, ServerConnection};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, Error as TlsError, SupportedProtocolVersion};
+use rustls::{ClientConfig, CommonState, Error as TlsError, SupportedProtocolVersion};
 use x509_parser::prelude::X509Certificate;
 
 use super::credentials::{self, Authority, Certified};
@@ -314,7 +314,7 @@ impl Policy {
     /// Takes the peer of a finished handshake as verified, or refuses it.
     pub(in crate::gate) fn verified_peer(
         &self,
-        connection: &ServerConnection,
+        connection: &CommonState,
     ) -> Result<VerifiedPeer, (Refusal, Option<Presented>)> {
         // Without a clock nothing can be said of any certificate.
         let now = self
