@@ -87,6 +87,8 @@ pub const GENERATIONS: u32 = 2;
 pub const NODES: u32 = 512;
 /// The most nodes per family and generation: what an entry can name.
 pub const NODES_MAX: u32 = (1 << 16) - 8;
+/// The most nodes of IPv6, where a bit of an entry says that it is a shortcut.
+pub const NODES_MAX_V6: u32 = (1 << 15) - 8;
 /// Nodes in one value of a map: user space writes and reads that many in one system call.
 pub const CHUNK: u16 = 64;
 

@@ -52,7 +52,7 @@ impl Tail {
     #[inline(always)]
     fn behind(self, bits: u32) -> Self {
         Self {
-            high: self.high.wrapping_shl(bits) | self.low.wrapping_shr(64 - bits),
+            high: self.high.wrapping_shl(bits) | self.low.wrapping_shr(64_u32.wrapping_sub(bits)),
             low: self.low.wrapping_shl(bits),
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -52,7 +52,7 @@ const SHORT: [(&str, Check); 7] = [
     ("doctor: whether the clock is kept", clock),
     ("steering to the gate, nginx where it stands", steer),
 ];
-const REST: [(&str, Check); 23] = [
+const REST: [(&str, Check); 24] = [
     ("tunnels: a stranger inside is silent", tunnelled),
     ("named: not one answer at a boot", boot_named),
     ("a driver that loads 20 s late: not one answer", boot_late),
@@ -77,6 +77,7 @@ const REST: [(&str, Check); 23] = [
     ("explain, reload, restart, kill -9", lifecycle),
     ("trial: back by itself, and confirmed", trial),
     ("gate by socket activation, nginx behind it", gate),
+    ("gate: 20,000 handshakes in flight, an edge served", crowd),
     ("upgrade", upgrade),
     ("unload, remove, purge", purge),
 ];
@@ -675,17 +676,7 @@ fn trial(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
 }
 
 fn gate(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
-    machine.run("cp /root/shop.example.* /root/ours-ca.pem /etc/pullgate/ && cd /etc/pullgate && \
-                 chmod 640 *.key && chgrp pullgate-gate *.key && systemctl --quiet enable --now nginx")?;
-    start(
-        machine,
-        &format!(
-            "interfaces = [\"wan0\"]\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n[[gate.host]]\n\
-         names = [\"{SHOP}\"]\ncertificate = \"shop.example.pem\"\nkey = \"shop.example.key\"\n\
-         trust = [\"ours-ca.pem\"]\nupstream = \"127.0.0.1:8080\"\n"
-        ),
-    )?;
-    machine.run(Manual::read().start_gate)?;
+    start_gate(machine, "", "")?;
     let network = machine.network();
     let ask =
         |client: &Client, from: Host, to: IpAddr| client.get(network, from, to, SHOP).0.brief();
@@ -709,6 +700,58 @@ fn gate(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
     ensure!(served == "200", "after a kill: {served}");
     machine.eventually("PROTECTED", "pullgate status")?;
     Ok(String::new())
+}
+
+/// Few hosts let a process open so many files, so it takes a machine of its own.
+fn crowd(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
+    let [origin, _] = Host::Origin.addresses();
+    let many = format!("hellos = {CROWD}\nconnections = {CROWD}");
+    start_gate(
+        machine,
+        &format!("\"{origin}\""),
+        &format!(
+            "handshake_timeout = \"600s\"\nmax_connections = {MOST}\nmax_handshakes = {MOST}\n\
+             [gate.per_source]\n{many}\n[gate.per_network]\n{many}\n"
+        ),
+    )?;
+    // Each says the first byte of a record, and no more.
+    machine.run(&format!(
+        "systemd-run --quiet --unit=crowd --property=LimitNOFILE={MOST} bash -c 'for _ in $(seq {CROWD}); do \
+         exec {{it}}<>/dev/tcp/{origin}/443; printf \\\\x16 >&$it; done; touch /run/crowd; exec sleep infinity' && \
+         until test -e /run/crowd; do systemctl --quiet is-active crowd || exit 1; sleep 1; done"
+    ))?;
+    let files = "ls /proc/$(systemctl show --value --property=MainPID pullgate-gate)/fd | wc -l";
+    let held = || -> anyhow::Result<usize> { Ok(machine.run(files)?.trim().parse()?) };
+    let deadline = Instant::now() + PATIENCE;
+    while held()? < CROWD {
+        ensure!(Instant::now() < deadline, "not all are taken: {}", held()?);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let client = Client::new(pki, Some(&pki.ours.client()));
+    for origin in Host::Origin.addresses() {
+        let reply = client.get(machine.network(), Host::Edge, origin, SHOP).0;
+        ensure!(reply.brief() == "200", "{origin}: {}", reply.brief());
+    }
+    let there = held()?;
+    ensure!(there >= CROWD, "they gave way: {there}");
+    machine.run("systemctl stop crowd")?;
+    Ok(String::new())
+}
+
+/// Starts the filter from nothing, and a gate in front of nginx.
+fn start_gate(machine: &Machine<'_>, allow: &str, settings: &str) -> anyhow::Result<()> {
+    machine.run("cp /root/shop.example.* /root/ours-ca.pem /etc/pullgate/ && cd /etc/pullgate && \
+                 chmod 640 *.key && chgrp pullgate-gate *.key && systemctl --quiet enable --now nginx")?;
+    start_with(
+        machine,
+        &format!(
+            "interfaces = [\"wan0\"]\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n{settings}\
+             [[gate.host]]\nnames = [\"{SHOP}\"]\ncertificate = \"shop.example.pem\"\n\
+             key = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\nupstream = \"127.0.0.1:8080\"\n"
+        ),
+        allow,
+    )?;
+    machine.run(Manual::read().start_gate).map(drop)
 }
 
 fn steer(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
@@ -868,7 +911,7 @@ fn write_configuration(machine: &Machine<'_>, filter: &str, allow: &str) -> anyh
 /// The state that every check begins with: the virtio card is the uplink, and is filtered.
 fn recover(machine: &Machine<'_>) -> anyhow::Result<()> {
     machine.try_run(
-        "systemctl stop other pullgate-filter; pullgate --config /root/other.toml unload; \
+        "systemctl stop other crowd pullgate-filter; rm -f /run/crowd; pullgate --config /root/other.toml unload; \
          pullgate unload; ip link set wan0 nomaster; ip link del up0; \
          cd /etc/systemd/network && rm -f 15-up0.netdev 16-port.network 21-carrier.network; \
          modprobe e1000e",
@@ -953,3 +996,10 @@ const STEERED: &str = "server { listen 443 ssl; listen [::]:443 ssl; server_name
 const NGINX: &str = "server {\n    listen 127.0.0.1:8080 proxy_protocol;\n    location / { return 200 \"nginx\\n\"; }\n}\n";
 const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n[Service]\nType=oneshot\n\
     ExecStart=sleep 20\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";
+
+/// Handshakes in flight.
+const CROWD: usize = 20_000;
+/// More than those, and clients that are served.
+const MOST: usize = 25_000;
+/// For all of them to be taken.
+const PATIENCE: Duration = Duration::from_secs(90);

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
@@ -19,22 +19,21 @@ use super::refusal::{Limit, Refusal};
 /// # Errors
 ///
 /// Returns why there is none.
-pub(super) async fn read_hello(
-    stream: TcpStream,
-) -> Result<StartHandshake<LimitedStream>, Unreadable> {
+pub(super) async fn read_hello(stream: TcpStream) -> Result<Hello, Unreadable> {
     let mut first = [0; proxy::HEADER_BEGINS];
     let first = match stream.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(Refusal::Closed.into()),
         Ok(length) => &first[..length],
     };
     let nodelay = stream.set_nodelay(true);
-    let bounded = LimitedStream {
+    let mut bounded = LimitedStream {
         stream,
         left: HELLO_MAX,
-        heard: Some(Vec::new()),
+        read_ahead: Some(Vec::new()),
     };
     if let Err(refusal) = judge(first) {
         let is_record = matches!(first, [first, ..] if RECORDS.contains(first));
+        bounded.read_ahead = None;
         return Err(Unreadable {
             refusal,
             unanswered: is_record.then_some(bounded),
@@ -43,9 +42,13 @@ pub(super) async fn read_hello(
     nodelay.map_err(|_gone| Refusal::Closed)?;
     let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), bounded);
     match (&mut acceptor).await {
-        Ok(mut hello) => {
-            hello.io.left = HANDSHAKE_MAX;
-            Ok(hello)
+        Ok(mut accepted) => {
+            accepted.io.left = HANDSHAKE_MAX;
+            let read_ahead = accepted.io.read_ahead.take().unwrap_or_default();
+            Ok(Hello {
+                accepted,
+                read_ahead,
+            })
         }
         Err(error) => {
             let refusal = Refusal::from_handshake(&error);
@@ -55,13 +58,32 @@ pub(super) async fn read_hello(
             if let Some(taken) = &mut unanswered {
                 // What is still on its way is read, so that the alert is not lost in a reset.
                 taken.left = HANDSHAKE_MAX;
-                taken.heard = None;
+                taken.read_ahead = None;
             }
             Err(Unreadable {
                 refusal,
                 unanswered,
             })
         }
+    }
+}
+
+/// A ClientHello, and the stream that it came by.
+pub(super) struct Hello {
+    accepted: StartHandshake<LimitedStream>,
+    /// All that was read: the session begins with it.
+    read_ahead: Vec<u8>,
+}
+
+impl Hello {
+    /// What it says.
+    pub(super) fn client_hello(&self) -> ClientHello<'_> {
+        self.accepted.client_hello()
+    }
+
+    /// The stream, and what was read of it.
+    pub(super) fn into_parts(self) -> (LimitedStream, Vec<u8>) {
+        (self.accepted.io, self.read_ahead)
     }
 }
 
@@ -95,16 +117,11 @@ pub(super) fn judge(first: &[u8]) -> Result<(), Refusal> {
 pub(super) struct LimitedStream {
     stream: TcpStream,
     left: usize,
-    /// What was read of the ClientHello: its session reads it once more.
-    heard: Option<Vec<u8>>,
+    /// What was read, until the ClientHello is whole.
+    read_ahead: Option<Vec<u8>>,
 }
 
 impl LimitedStream {
-    /// What was read until now. What follows is not kept.
-    pub(super) fn heard(&mut self) -> Vec<u8> {
-        self.heard.take().unwrap_or_default()
-    }
-
     /// The stream, without bounds.
     pub(super) fn into_inner(self) -> TcpStream {
         self.stream
@@ -125,8 +142,8 @@ impl AsyncRead for LimitedStream {
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(wanted));
         let poll = Pin::new(&mut self.stream).poll_read(context, &mut part);
         let read = part.filled().len();
-        if let Some(heard) = &mut self.heard {
-            heard.extend_from_slice(part.filled());
+        if let Some(read_ahead) = &mut self.read_ahead {
+            read_ahead.extend_from_slice(part.filled());
         }
         buffer.advance(read);
         self.left -= read;

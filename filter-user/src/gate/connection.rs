@@ -13,10 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::server::StartHandshake;
 use tracing::debug;
 
-use super::client_hello::{LimitedStream, Unreadable, read_hello};
+use super::client_hello::{Hello, LimitedStream, Unreadable, read_hello};
 use super::endpoint::Endpoint;
 use super::limits::{Admission, source};
 use super::printable::printable;
@@ -168,11 +167,11 @@ impl Gate {
     /// certificate is shown for a name that is not served.
     async fn find_policy(
         &self,
-        hello: StartHandshake<LimitedStream>,
+        hello: Hello,
         admission: &mut Admission<'_>,
         about: &mut About,
         deadline: Instant,
-    ) -> Result<(StartHandshake<LimitedStream>, Arc<Policy>), Refusal> {
+    ) -> Result<(Hello, Arc<Policy>), Refusal> {
         // A client that was slow to greet is judged by what is active now.
         let in_use = self.in_use();
         let client = about.client;
@@ -183,7 +182,7 @@ impl Gate {
                 admission.name_host(client.ip(), "", &in_use.allowed)?;
                 // What is left to do takes no room from handshakes.
                 admission.handshake_done();
-                refuse_hello(hello.io, refusal, deadline).await;
+                refuse_hello(hello.into_parts().0, refusal, deadline).await;
                 return Err(refusal);
             }
         };
@@ -192,7 +191,7 @@ impl Gate {
         if !policy.shares_protocol(&hello.client_hello()) {
             admission.handshake_done();
             let refusal = Refusal::NoSharedProtocol;
-            refuse_hello(hello.io, refusal, deadline).await;
+            refuse_hello(hello.into_parts().0, refusal, deadline).await;
             return Err(refusal);
         }
         debug!(
@@ -391,24 +390,21 @@ async fn or_superseded<T, E: From<Refusal>>(
     }
 }
 
-async fn hello(
-    stream: TcpStream,
-    deadline: Instant,
-) -> Result<StartHandshake<LimitedStream>, Unreadable> {
+async fn hello(stream: TcpStream, deadline: Instant) -> Result<Hello, Unreadable> {
     let hello = timeout_at(deadline, read_hello(stream)).await;
     hello.unwrap_or_else(|_late| Err(Refusal::Timeout(Phase::Hello).into()))
 }
 
 /// Finishes the handshake by the host's policy.
 async fn shake_hands(
-    hello: StartHandshake<LimitedStream>,
+    hello: Hello,
     policy: &Policy,
     about: &mut About,
     deadline: Instant,
 ) -> Result<(LimitedStream, Session), Refusal> {
-    let mut stream = hello.io;
-    let session = Session::server(policy.tls(), stream.heard());
-    let shaking = async { session?.shake_hands(&mut stream).await };
+    let (mut stream, read_ahead) = hello.into_parts();
+    let session = Session::server(policy.tls(), read_ahead);
+    let shaking = async { session?.handshake(&mut stream).await };
     let (done, noted) = noting(timeout_at(deadline, shaking)).await;
     match done {
         Err(_) => Err(Refusal::Timeout(Phase::Handshake)),

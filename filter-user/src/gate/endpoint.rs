@@ -137,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
         if !self.shut {
             self.shut = true;
             if let Layer::Encrypted(session) = &mut self.layer {
-                session.end();
+                session.send_close_notify();
             }
         }
         let gone = |error: io::Error| {

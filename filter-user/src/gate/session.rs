@@ -4,9 +4,11 @@
 //! session keeps what of them has not come whole.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 
@@ -26,12 +28,12 @@ pub(super) struct Session {
     incoming: Vec<u8>,
     /// Records that the stream has yet to take.
     outgoing: Vec<u8>,
-    /// What the peer has said, and was not asked for yet.
+    /// What the peer has sent, and was not read yet.
     plain: Vec<u8>,
-    /// The peer has said that this was all.
+    /// The peer has sent a close_notify.
     is_over: bool,
-    /// rustls is not asked any more.
-    has_failed: bool,
+    /// Why rustls is not asked any more.
+    failure: Option<TlsError>,
     /// Bytes on the wire since the last that meant something.
     barren: usize,
 }
@@ -50,9 +52,9 @@ impl Session {
     /// # Errors
     ///
     /// Returns what rustls cannot use.
-    pub(super) fn server(config: Arc<ServerConfig>, heard: Vec<u8>) -> io::Result<Self> {
-        let tls = UnbufferedServerConnection::new(config).map_err(invalid)?;
-        Ok(Self::new(Box::new(tls), heard))
+    pub(super) fn server(config: Arc<ServerConfig>, read_ahead: Vec<u8>) -> io::Result<Self> {
+        let tls = UnbufferedServerConnection::new(config).map_err(failed)?;
+        Ok(Self::new(Box::new(tls), read_ahead))
     }
 
     /// One with a server.
@@ -61,7 +63,7 @@ impl Session {
     ///
     /// As [`Self::server`].
     pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Self> {
-        let tls = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
+        let tls = UnbufferedClientConnection::new(config, name).map_err(failed)?;
         Ok(Self::new(Box::new(tls), Vec::new()))
     }
 
@@ -72,101 +74,117 @@ impl Session {
             outgoing: Vec::new(),
             plain: Vec::new(),
             is_over: false,
-            has_failed: false,
+            failure: None,
             barren: 0,
         }
     }
 
-    /// Shakes hands.
+    /// Takes the handshake to its end.
     ///
     /// # Errors
     ///
-    /// Returns what keeps it from that; its alert is sent.
-    pub(super) async fn shake_hands(
+    /// Returns why there is none; the alert is sent, if there is room for it.
+    pub(super) async fn handshake(
         mut self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> io::Result<Self> {
         loop {
-            let taken = self.take_kept();
-            let sent = stream.write_all(&self.outgoing).await;
-            self.outgoing = Vec::new();
-            taken.and(sent)?;
+            if let Err(error) = self.take_kept() {
+                let alert = mem::take(&mut self.outgoing);
+                // Who does not read it is not waited for.
+                poll_fn(|context| {
+                    let _lost = Pin::new(&mut *stream).poll_write(context, &alert);
+                    Poll::Ready(())
+                })
+                .await;
+                return Err(error);
+            }
+            stream.write_all(&mem::take(&mut self.outgoing)).await?;
             if !self.is_handshaking() {
                 self.incoming.shrink_to_fit();
                 return Ok(self);
             }
+            self.incoming.reserve(FLIGHT);
             if stream.read_buf(&mut self.incoming).await? == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         }
     }
 
-    /// Takes what is kept; what it answers waits.
+    /// Takes what is kept; what it is answered waits.
     fn take_kept(&mut self) -> io::Result<()> {
         SENDING.with_borrow_mut(|sending| {
-            let said = self.say(None, sending);
+            let taken = self.send(None, sending);
             self.outgoing.extend_from_slice(sending.records());
-            said
+            taken
         })
     }
 
-    /// Says something, after what is kept was taken.
-    fn say(&mut self, mut word: Option<Word<'_>>, sending: &mut Sending) -> io::Result<()> {
+    /// Makes records of something, after what is kept was taken.
+    fn send(&mut self, mut next: Option<Outgoing<'_>>, sending: &mut Sending) -> io::Result<()> {
         sending.clear();
+        self.check()?;
         let mut kept = mem::take(&mut self.incoming);
-        let (consumed, _none) = self.take(&mut kept, &mut [], &mut word, sending)?;
+        let (consumed, _none) = self.take(&mut kept, &mut [], &mut next, sending);
         kept.drain(..consumed);
         self.incoming = kept;
-        match word {
-            Some(_) => Err(invalid("the session takes nothing now")),
+        self.check()?;
+        match next {
+            Some(_) => Err(io::Error::other("the TLS session takes nothing now")),
             None => Ok(()),
         }
     }
 
-    /// Takes the records at the beginning of some bytes, and then says something: how many bytes the records are, and how
+    /// # Errors
+    ///
+    /// Returns why it goes on no more.
+    fn check(&self) -> io::Result<()> {
+        self.failure
+            .clone()
+            .map_or(Ok(()), |error| Err(failed(error)))
+    }
+
+    /// Takes the records at the beginning of some bytes, and then makes a record of `next`: how many bytes they are, and how
     /// many of `into` are filled. What does not fit there waits.
     fn take(
         &mut self,
         incoming: &mut [u8],
         into: &mut [u8],
-        word: &mut Option<Word<'_>>,
+        next: &mut Option<Outgoing<'_>>,
         sending: &mut Sending,
-    ) -> io::Result<(usize, usize)> {
-        if self.has_failed {
-            return Err(invalid("the session has failed"));
-        }
+    ) -> (usize, usize) {
         let mut exchange = Exchange {
             into,
             filled: 0,
             more: &mut self.plain,
-            word,
+            next,
             sending,
         };
         let mut consumed = 0;
-        let mut step = || {
+        let failure = loop {
             // rustls may still refer to what it has not discarded.
             let records = incoming.get_mut(consumed..).unwrap_or_default();
-            let (discard, next) = self.tls.step(records, &mut exchange);
+            let (discard, step) = self.tls.step(records, &mut exchange);
             consumed += discard;
-            next
-        };
-        let failure = loop {
-            match step() {
-                Ok(Next::Again) => {}
-                Ok(Next::Over) => self.is_over = true,
-                Ok(Next::Idle) => break None,
+            match step {
+                Ok(Step::Again) => {}
+                Ok(Step::Over) => self.is_over = true,
+                Ok(Step::Idle) => break None,
                 Err(error) => break Some(error),
             }
         };
-        if let Some(failure) = failure {
-            self.has_failed = true;
-            // Its alert comes after it. rustls must not look at the record once more.
+        if failure.is_some() {
+            self.failure = failure;
+            // The alert comes after it. rustls must not look at the record once more.
             while self.tls.common().wants_write() {
                 drop(self.tls.step(&mut [], &mut exchange));
             }
-            return Err(invalid(failure));
         }
-        Ok((consumed, exchange.filled))
+        // What is behind an end means nothing, nor what is behind a failure.
+        if self.is_over || self.failure.is_some() {
+            consumed = incoming.len();
+        }
+        (consumed, exchange.filled)
     }
 
     /// Whether the stream has yet to take something.
@@ -174,7 +192,7 @@ impl Session {
         !self.outgoing.is_empty()
     }
 
-    /// Reads; 0 is the end, which the peer has said.
+    /// Reads; 0 is the end, by a close_notify.
     pub(super) fn poll_read(
         &mut self,
         stream: &mut (impl Read + Write),
@@ -187,7 +205,12 @@ impl Session {
             return Poll::Ready(Ok(some));
         }
         RECORDS.with_borrow_mut(|records| {
-            while !self.is_over {
+            loop {
+                // Behind what came before it.
+                self.check()?;
+                if self.is_over {
+                    return Poll::Ready(Ok(0));
+                }
                 let kept = self.incoming.len();
                 let room = records.get_mut(kept..).unwrap_or_default();
                 if room.is_empty() {
@@ -201,7 +224,7 @@ impl Session {
                 // The lesser part is copied to the other: byte by byte it would be much otherwise.
                 let filled = if read < kept {
                     incoming.extend_from_slice(&records[kept..kept + read]);
-                    let (consumed, filled) = self.take_read(&mut incoming, into, stream)?;
+                    let (consumed, filled) = self.take_read(&mut incoming, into, stream);
                     if consumed > 0 {
                         incoming = incoming[consumed..].to_vec();
                     }
@@ -210,7 +233,7 @@ impl Session {
                 } else {
                     records[..kept].copy_from_slice(&incoming);
                     let records = &mut records[..kept + read];
-                    let (consumed, filled) = self.take_read(records, into, stream)?;
+                    let (consumed, filled) = self.take_read(records, into, stream);
                     self.incoming = records[consumed..].to_vec();
                     filled
                 };
@@ -223,25 +246,22 @@ impl Session {
                     return Poll::Ready(Err(invalid("records without content")));
                 }
             }
-            Poll::Ready(Ok(0))
         })
     }
 
-    /// Takes records that were read: [`Self::take`]. What they are answered waits, unless it is an alert.
+    /// Takes records that were read: [`Self::take`]. What they are answered waits, and an alert is sent if it fits.
     fn take_read(
         &mut self,
         records: &mut [u8],
         into: &mut [u8],
         stream: &mut impl Write,
-    ) -> io::Result<(usize, usize)> {
+    ) -> (usize, usize) {
         SENDING.with_borrow_mut(|sending| {
             sending.clear();
             let taken = self.take(records, into, &mut None, sending);
-            if taken.is_err() {
-                // If there is one, and it fits.
-                let _lost = stream.write(sending.records());
-            } else {
-                self.outgoing.extend_from_slice(sending.records());
+            self.outgoing.extend_from_slice(sending.records());
+            if self.failure.is_some() {
+                let _lost = self.poll_flush(stream);
             }
             taken
         })
@@ -250,8 +270,11 @@ impl Session {
     /// Takes all the bytes; what the stream does not take waits.
     pub(super) fn push(&mut self, stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
         SENDING.with_borrow_mut(|sending| {
-            self.say(Some(Word::Bytes(bytes)), sending)?;
+            let sent = self.send(Some(Outgoing::Bytes(bytes)), sending);
             let records = sending.records();
+            if records.is_empty() {
+                return sent;
+            }
             // Nothing waits yet, as a rule: who does not take that is not sent more.
             let written = if self.outgoing.is_empty() {
                 poll(stream.write(records))?
@@ -263,15 +286,15 @@ impl Session {
                 Poll::Pending => 0,
             };
             self.outgoing.extend_from_slice(&records[written..]);
-            Ok(())
+            sent
         })
     }
 
-    /// Says that nothing more comes; it waits to be sent.
-    pub(super) fn end(&mut self) {
+    /// Makes a close_notify, which waits to be sent.
+    pub(super) fn send_close_notify(&mut self) {
         SENDING.with_borrow_mut(|sending| {
-            // One that has failed says nothing more.
-            let _failed = self.say(Some(Word::End), sending);
+            // One that has failed has sent an alert.
+            let _failed = self.send(Some(Outgoing::CloseNotify), sending);
             self.outgoing.extend_from_slice(sending.records());
         });
     }
@@ -279,6 +302,15 @@ impl Session {
     /// Sends what waits.
     pub(super) fn poll_flush(&mut self, stream: &mut impl Write) -> Poll<io::Result<()>> {
         flush(&mut self.outgoing, stream)
+    }
+}
+
+/// A failure of the session's; only the peer's is misuse.
+fn failed(error: TlsError) -> io::Error {
+    if error == TlsError::EncryptError {
+        io::Error::other(error)
+    } else {
+        invalid(error)
     }
 }
 
@@ -321,21 +353,20 @@ impl Sending {
     }
 }
 
-/// What becomes of a session after a step.
-enum Next {
-    /// There may be more to do.
+/// What is left to do after a step.
+enum Step {
+    /// There may be more.
     Again,
-    /// The peer has said that this was all.
+    /// A close_notify came.
     Over,
-    /// It waits for bytes.
+    /// Nothing, until more bytes come.
     Idle,
 }
 
-/// What is said to the peer.
-enum Word<'a> {
+/// What a record is made of.
+enum Outgoing<'a> {
     Bytes(&'a [u8]),
-    /// That this was all.
-    End,
+    CloseNotify,
 }
 
 /// A connection of rustls', of either side.
@@ -347,7 +378,7 @@ trait Unbuffered: Send + Sync {
         &mut self,
         incoming: &mut [u8],
         exchange: &mut Exchange<'_, '_>,
-    ) -> (usize, Result<Next, TlsError>);
+    ) -> (usize, Result<Step, TlsError>);
 }
 
 impl Unbuffered for UnbufferedServerConnection {
@@ -359,7 +390,7 @@ impl Unbuffered for UnbufferedServerConnection {
         &mut self,
         incoming: &mut [u8],
         exchange: &mut Exchange<'_, '_>,
-    ) -> (usize, Result<Next, TlsError>) {
+    ) -> (usize, Result<Step, TlsError>) {
         exchange.step(self.process_tls_records(incoming))
     }
 }
@@ -373,23 +404,23 @@ impl Unbuffered for UnbufferedClientConnection {
         &mut self,
         incoming: &mut [u8],
         exchange: &mut Exchange<'_, '_>,
-    ) -> (usize, Result<Next, TlsError>) {
+    ) -> (usize, Result<Step, TlsError>) {
         exchange.step(self.process_tls_records(incoming))
     }
 }
 
-/// What is heard, and what is said.
-struct Exchange<'a, 'w> {
+/// Where what came goes to, and what is to be sent.
+struct Exchange<'a, 'n> {
     into: &'a mut [u8],
     filled: usize,
     /// What does not fit.
     more: &'a mut Vec<u8>,
-    word: &'a mut Option<Word<'w>>,
+    next: &'a mut Option<Outgoing<'n>>,
     sending: &'a mut Sending,
 }
 
 impl Exchange<'_, '_> {
-    fn hear(&mut self, bytes: &[u8]) {
+    fn deliver(&mut self, bytes: &[u8]) {
         let room = &mut self.into[self.filled..];
         let (fits, rest) = bytes.split_at(room.len().min(bytes.len()));
         room[..fits.len()].copy_from_slice(fits);
@@ -400,15 +431,15 @@ impl Exchange<'_, '_> {
     fn step<D>(
         &mut self,
         UnbufferedStatus { mut discard, state }: UnbufferedStatus<'_, '_, D>,
-    ) -> (usize, Result<Next, TlsError>) {
-        let next = state.and_then(|state| match state {
+    ) -> (usize, Result<Step, TlsError>) {
+        let step = state.and_then(|state| match state {
             ConnectionState::ReadTraffic(mut traffic) => {
                 while let Some(record) = traffic.next_record() {
                     let record = record?;
                     discard += record.discard;
-                    self.hear(record.payload);
+                    self.deliver(record.payload);
                 }
-                Ok(Next::Again)
+                Ok(Step::Again)
             }
             ConnectionState::EncodeTlsData(mut message) => {
                 let added = self.sending.add(|room| {
@@ -417,30 +448,34 @@ impl Exchange<'_, '_> {
                         EncodeError::AlreadyEncoded => EncryptError::EncryptExhausted,
                     })
                 });
-                added.map(|()| Next::Again)
+                added.map(|()| Step::Again)
             }
             ConnectionState::TransmitTlsData(sent) => {
                 // It is sent before anything else is.
                 sent.done();
-                Ok(Next::Again)
+                Ok(Step::Again)
             }
             ConnectionState::WriteTraffic(mut traffic) => {
                 let sending = &mut *self.sending;
-                match self.word.take() {
-                    Some(Word::Bytes(bytes)) => sending.add(|room| traffic.encrypt(bytes, room))?,
-                    Some(Word::End) => sending.add(|room| traffic.queue_close_notify(room))?,
+                match self.next.take() {
+                    Some(Outgoing::Bytes(bytes)) => {
+                        sending.add(|room| traffic.encrypt(bytes, room))?
+                    }
+                    Some(Outgoing::CloseNotify) => {
+                        sending.add(|room| traffic.queue_close_notify(room))?
+                    }
                     None => {}
                 }
-                Ok(Next::Idle)
+                Ok(Step::Idle)
             }
-            ConnectionState::PeerClosed => Ok(Next::Over),
-            ConnectionState::BlockedHandshake | ConnectionState::Closed => Ok(Next::Idle),
+            ConnectionState::PeerClosed => Ok(Step::Over),
+            ConnectionState::BlockedHandshake | ConnectionState::Closed => Ok(Step::Idle),
             // The first is not offered.
             ConnectionState::ReadEarlyData(_) | _ => {
                 Err(TlsError::General("a state that is not known".to_owned()))
             }
         });
-        (discard, next)
+        (discard, step)
     }
 }
 
@@ -453,6 +488,8 @@ thread_local! {
     };
 }
 
+/// Bytes of a handshake that are read at once: a chain of certificates comes in one or two.
+const FLIGHT: usize = 4 << 10;
 /// Four records of the greatest size, less their headers; so that what is in them fits where it is wanted.
 const RECORDS_SIZE: usize = 64 << 10;
 /// Bytes on the wire without content: some records of the greatest size, or thousands of empty ones.

@@ -125,7 +125,7 @@ impl Dialer {
         let config = encryption.offering(info.alpn);
         let name = encryption.name_for(info.authority);
         let session = Session::client(config, name).map_err(failed(UpstreamFault::Tls))?;
-        let session = session.shake_hands(&mut stream).await;
+        let session = session.handshake(&mut stream).await;
         let session = session.map_err(failed(UpstreamFault::Tls))?;
         // A client that has agreed on HTTP/2 would be answered in another protocol.
         if info.alpn == Some(H2) && session.alpn_protocol() != Some(H2) {

@@ -1,5 +1,6 @@
 //! Path compression: an IPv6 tree of plain nodes in, the same with a [`Shortcut`] for nodes that have one way on.
 
+use filter_ebpf::abi::NODES_MAX_V6;
 use filter_ebpf::table::{ABSENT, FIRST_NODE, Node, ROOTS, SHORTCUT, Shortcut};
 
 use super::table::{TableFull, Tree};
@@ -50,7 +51,14 @@ impl Shortening<'_> {
 
     /// What stands for a node and those below it, as long as each has one way on; none, if that is one.
     fn shortcut(&self, first: usize) -> Option<Shortcut> {
-        let outside = Way::of(&self.plain[first])?.outside;
+        // A prefix that begins or ends with its octet leaves its outside at the other end.
+        let [begin, .., end] = self.plain[first];
+        let outside = [end, begin].into_iter();
+        let shortcuts = outside.filter_map(|outside| self.shortcut_in(first, outside));
+        shortcuts.max_by_key(|shortcut| shortcut.bits)
+    }
+
+    fn shortcut_in(&self, first: usize, outside: u16) -> Option<Shortcut> {
         let mut shortcut = Shortcut {
             prefix: 0,
             mask: 0,
@@ -60,14 +68,13 @@ impl Shortening<'_> {
         };
         while let Some(node) = below(shortcut.inside).filter(|_| shortcut.bits < Shortcut::BITS_MAX)
         {
-            let way = Way::of(&self.plain[node]);
-            let Some(way) = way.filter(|way| way.outside == outside) else {
+            let Some(branch) = Branch::of(&self.plain[node], outside) else {
                 break;
             };
             let octet_at = u64::BITS - 8 - u32::from(shortcut.bits);
-            shortcut.prefix |= u64::from(way.prefix) << octet_at;
-            shortcut.mask |= u64::from(way.mask) << octet_at;
-            shortcut.inside = way.inside;
+            shortcut.prefix |= u64::from(branch.prefix) << octet_at;
+            shortcut.mask |= u64::from(branch.mask) << octet_at;
+            shortcut.inside = branch.inside;
             shortcut.bits += 8;
         }
         (shortcut.bits > 8).then_some(shortcut)
@@ -76,42 +83,35 @@ impl Shortening<'_> {
     fn push(&mut self, node: Node, kind: u16) -> Result<(u16, usize), TableFull> {
         let copy = self.nodes.len();
         let number = u16::try_from(copy).map_err(|_too_many| TableFull)?;
-        let name = number
-            .checked_add(FIRST_NODE)
-            .filter(|name| name & SHORTCUT == 0);
-        let name = name.ok_or(TableFull)?;
+        if u32::from(number) >= NODES_MAX_V6 {
+            return Err(TableFull);
+        }
         self.nodes.push(node);
-        Ok((name | kind, copy))
+        Ok(((FIRST_NODE + number) | kind, copy))
     }
 }
 
 /// The one way on from a node: a prefix of its octet.
-struct Way {
+struct Branch {
     prefix: u8,
     mask: u8,
     inside: u16,
-    outside: u16,
 }
 
-impl Way {
-    /// Of a node whose entries are a class, but for a block of equal ones that is a prefix.
-    fn of(node: &Node) -> Option<Self> {
-        let [first, .., last] = *node;
-        // A prefix at one end leaves the class at the other.
-        [last, first].into_iter().find_map(|outside| {
-            let start = node.iter().position(|entry| *entry != outside)?;
-            let end = node.iter().rposition(|entry| *entry != outside)?;
-            let inside = node[start];
-            let size = end - start + 1;
-            let is_prefix = size.is_power_of_two() && start % size == 0;
-            let is_one = node[start..=end].iter().all(|entry| *entry == inside);
-            let is_way = is_prefix && is_one && below(outside).is_none();
-            is_way.then_some(Self {
-                prefix: u8::try_from(start).ok()?,
-                mask: u8::try_from((1 << 8) - size).ok()?,
-                inside,
-                outside,
-            })
+impl Branch {
+    /// Of a node whose entries are the class `outside`, but for a block of equal ones that is a prefix.
+    fn of(node: &Node, outside: u16) -> Option<Self> {
+        let start = node.iter().position(|entry| *entry != outside)?;
+        let end = node.iter().rposition(|entry| *entry != outside)?;
+        let inside = node[start];
+        let size = end - start + 1;
+        let is_prefix = size.is_power_of_two() && start % size == 0;
+        let is_one = node[start..=end].iter().all(|entry| *entry == inside);
+        let is_branch = is_prefix && is_one && below(outside).is_none();
+        is_branch.then_some(Self {
+            prefix: u8::try_from(start).ok()?,
+            mask: u8::try_from((1 << 8) - size).ok()?,
+            inside,
         })
     }
 }
@@ -135,6 +135,9 @@ mod tests {
             let prefix = format!("2a10:1:2:3:4:5:6:7/{length}");
             assert_eq!(nodes(&[&prefix], &[]), 1, "/{length}");
         }
+        // Halves of an octet, of which either could be inside.
+        assert_eq!(nodes(&["2a10:1:2::/41"], &[]), 1);
+        assert_eq!(nodes(&["2a10:1:2:8000::/49"], &[]), 1);
         // As much as a shortcut holds, and one for the rest.
         assert_eq!(nodes(&["2a10:1:2:3:4:5:6:7/128"], &[]), 2);
     }

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use filter_ebpf::abi::NODES_MAX;
+use filter_ebpf::abi::{NODES_MAX, NODES_MAX_V6};
 use filter_ebpf::table::{self, ABSENT, Class, FIRST_NODE, Node, ROOTS, Tail};
 use ipnet::IpNet;
 
@@ -212,7 +212,8 @@ impl table::Tree for &Tree {
 /// The ranges and rules do not fit into the kernel's maps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "the ranges and rules need more table nodes than the kernel's maps hold: use fewer, wider prefixes"
+    "the ranges and rules need more than {NODES_MAX} table nodes for IPv4, or {NODES_MAX_V6} for IPv6: use fewer, \
+     wider prefixes"
 )]
 pub struct TableFull;
 

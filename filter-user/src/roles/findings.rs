@@ -242,23 +242,26 @@ pub(crate) fn of_web_servers(filter: &FilterSettings) -> (Admits, Vec<Finding>) 
     (admits, findings.into_values().collect())
 }
 
-/// What keeps the gate from the web server to which connections are steered back: it is asked for all of its sites at
-/// once. Blocks until each has answered, or has had its time.
+/// What keeps the gate from the web server to which connections are steered back: it is asked for each of its sites,
+/// some at once. Blocks until each has answered, or has had its time.
 pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
     let hosts = gate.hosts.iter();
     let hosts = hosts.filter(|host| host.upstream.value.target == UpstreamTarget::SamePort);
     let names: Vec<_> = hosts
         .map(|host| host.label().replacen('*', "any", 1))
         .collect();
-    let ports = gate.steered_ports.iter();
-    let sites = ports.flat_map(|port| names.iter().map(move |name| (*port, name)));
-    let mut findings: Vec<_> = thread::scope(|scope| {
-        let asked: Vec<_> = sites
-            .map(|(port, name)| scope.spawn(move || of_steered_site(port, name)))
-            .collect();
-        let answers = asked.into_iter();
-        answers.filter_map(|site| site.join().ok()?).collect()
-    });
+    let mut findings = Vec::new();
+    for port in gate.steered_ports.iter().copied() {
+        for some in names.chunks(ASKED_AT_ONCE) {
+            thread::scope(|scope| {
+                let asked = some
+                    .iter()
+                    .map(|name| scope.spawn(move || of_steered_site(port, name)));
+                let asked: Vec<_> = asked.collect();
+                findings.extend(asked.into_iter().filter_map(|site| site.join().ok()?));
+            });
+        }
+    }
     // Some hold whatever the name is.
     findings.dedup();
     findings
@@ -368,3 +371,5 @@ pub(super) fn monitor() -> Finding {
 pub(crate) const PROXIED_PORTS: [u16; 13] = [
     80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,
 ];
+/// Sites of a web server that are asked at the same time: a small one would leave more unanswered.
+const ASKED_AT_ONCE: usize = 16;

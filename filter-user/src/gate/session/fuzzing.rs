@@ -41,7 +41,7 @@ pub(in crate::gate) fn session(script: &[u8]) {
                 let text = play.text(much);
                 drop(play.client.writer().write_all(&text));
             }
-            5 => drop(play.session.push(&mut play.wire, &[b'.'; 9])),
+            5 => drop(play.session.push(&mut play.pipe, &[b'.'; 9])),
             6 => drop(play.client.refresh_traffic_keys()),
             _ if much == 0 => {
                 play.is_honest &= !play.client.is_handshaking();
@@ -55,11 +55,13 @@ pub(in crate::gate) fn session(script: &[u8]) {
 struct Play {
     session: Session,
     client: ClientConnection,
-    wire: Wire,
+    pipe: Pipe,
     /// What the client has sent.
     on_its_way: VecDeque<u8>,
     /// Nothing was changed.
     is_honest: bool,
+    /// The client has heard what it cannot go on after.
+    is_deaf: bool,
     said: usize,
     heard: usize,
 }
@@ -71,9 +73,10 @@ impl Play {
         Some(Self {
             session: Session::server(Arc::clone(server), Vec::new()).ok()?,
             client: ClientConnection::new(Arc::clone(client), name).ok()?,
-            wire: Wire::default(),
+            pipe: Pipe::default(),
             on_its_way: VecDeque::new(),
             is_honest: true,
+            is_deaf: false,
             said: 0,
             heard: 0,
         })
@@ -96,9 +99,9 @@ impl Play {
             self.on_its_way.extend(records);
         }
         let count = count.min(self.on_its_way.len());
-        self.wire.to_us.extend(self.on_its_way.drain(..count));
+        self.pipe.to_us.extend(self.on_its_way.drain(..count));
         let mut into = [0; 300];
-        while let Poll::Ready(read) = self.session.poll_read(&mut self.wire, &mut into) {
+        while let Poll::Ready(read) = self.session.poll_read(&mut self.pipe, &mut into) {
             let Ok(read @ 1..) = read else {
                 assert!(!self.is_honest || read.is_ok(), "{read:?}");
                 break;
@@ -108,12 +111,16 @@ impl Play {
                 self.heard += 1;
             }
         }
-        let _later: Poll<io::Result<()>> = self.session.poll_flush(&mut self.wire);
+        let _later: Poll<io::Result<()>> = self.session.poll_flush(&mut self.pipe);
     }
 
     /// Lets the client hear what the session has sent.
     fn answer(&mut self) {
-        let records = std::mem::take(&mut self.wire.from_us);
+        // rustls asserts that it is asked no more after an error.
+        if self.is_deaf {
+            return;
+        }
+        let records = std::mem::take(&mut self.pipe.from_us);
         let mut records = &records[..];
         while self
             .client
@@ -124,6 +131,7 @@ impl Play {
             assert!(!self.is_honest || heard.is_ok(), "{heard:?}");
             drop(self.client.reader().read_to_end(&mut Vec::new()));
             if heard.is_err() {
+                self.is_deaf = true;
                 break;
             }
         }
@@ -135,12 +143,12 @@ fn letter(place: usize) -> u8 {
 }
 
 #[derive(Default)]
-struct Wire {
+struct Pipe {
     to_us: VecDeque<u8>,
     from_us: Vec<u8>,
 }
 
-impl Read for Wire {
+impl Read for Pipe {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self.to_us.read(into)? {
             0 => Err(ErrorKind::WouldBlock.into()),
@@ -149,7 +157,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.from_us.extend_from_slice(bytes);
         Ok(bytes.len())

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use rustls::{Connection, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{Connection, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{DuplexStream, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -12,7 +13,7 @@ use super::*;
 #[tokio::test]
 async fn what_is_said_arrives_whole_however_the_wire_cuts_it() {
     for piece in [1, 2, 5, 100, 16 << 10, 64 << 10] {
-        for mut rig in Rig::both(None).await {
+        for mut rig in Rig::all().await {
             rig.wire.piece = piece;
             let text: Vec<_> = (0..50_000_u32).map(|n| (n % 251) as u8).collect();
 
@@ -29,7 +30,7 @@ async fn what_is_said_arrives_whole_however_the_wire_cuts_it() {
 
 #[tokio::test]
 async fn keys_are_renewed_by_either_side_while_it_goes_on() {
-    for mut rig in Rig::both(None).await {
+    for mut rig in Rig::both(&TLS13, None).await {
         for _ in 0..3 {
             rig.peer.refresh_traffic_keys().unwrap();
             rig.peer.writer().write_all(b"question").unwrap();
@@ -44,21 +45,25 @@ async fn keys_are_renewed_by_either_side_while_it_goes_on() {
 
 #[tokio::test]
 async fn an_end_is_heard_and_said_and_a_missing_one_is_an_error() {
-    for mut rig in Rig::both(None).await {
+    for mut rig in Rig::all().await {
         rig.peer.writer().write_all(b"last").unwrap();
         rig.peer.send_close_notify();
+        rig.write_tls();
+        // What is behind an end means nothing.
+        rig.wire.to_us.extend([23; 1_000]);
         assert_eq!(rig.hear(4), b"last");
         assert!(matches!(rig.poll_read(&mut [0; 8]), Poll::Ready(Ok(0))));
+        assert_eq!(rig.kept(), 0);
         // The other way is open.
         rig.say(b"answer");
         assert_eq!(rig.heard_by_peer(), b"answer");
-        rig.session.end();
+        rig.session.send_close_notify();
         assert!(rig.session.holds_back());
         rig.flush();
         rig.heard_by_peer();
         assert!(matches!(rig.peer.reader().read(&mut [0; 8]), Ok(0)));
     }
-    for mut rig in Rig::both(None).await {
+    for mut rig in Rig::all().await {
         rig.wire.is_cut = true;
         let Poll::Ready(Err(error)) = rig.poll_read(&mut [0; 8]) else {
             panic!("no error");
@@ -69,7 +74,7 @@ async fn an_end_is_heard_and_said_and_a_missing_one_is_an_error() {
 
 #[tokio::test]
 async fn what_the_stream_does_not_take_waits_and_keeps_its_order() {
-    for mut rig in Rig::both(None).await {
+    for mut rig in Rig::all().await {
         rig.wire.room = 10;
         rig.say(b"first");
         assert!(rig.session.holds_back());
@@ -87,7 +92,7 @@ async fn what_the_stream_does_not_take_waits_and_keeps_its_order() {
 #[tokio::test]
 async fn between_the_pieces_of_a_message_of_the_handshake_something_is_said() {
     // A server's tickets, of which each is several records.
-    let [_, mut rig] = Rig::both(Some(32)).await;
+    let [_, mut rig] = Rig::both(&TLS13, Some(32)).await;
     rig.wire.piece = 1;
     rig.write_tls();
     let mut said = 0;
@@ -106,11 +111,18 @@ async fn between_the_pieces_of_a_message_of_the_handshake_something_is_said() {
 }
 
 #[tokio::test]
-async fn a_forged_record_is_answered_by_an_alert() {
-    for mut rig in Rig::both(None).await {
+async fn a_forged_record_is_answered_by_an_alert_behind_what_waits() {
+    for mut rig in Rig::all().await {
+        rig.wire.room = 10;
+        rig.say(b"answer");
+        rig.wire.room = usize::MAX;
         rig.peer.writer().write_all(b"question").unwrap();
         rig.write_tls();
+        rig.peer.writer().write_all(b"forged").unwrap();
+        rig.write_tls();
         *rig.wire.to_us.back_mut().unwrap() ^= 1;
+        // What came before it is read.
+        assert_eq!(rig.hear(8), b"question");
         let Poll::Ready(Err(error)) = rig.poll_read(&mut [0; 64]) else {
             panic!("no error");
         };
@@ -118,8 +130,11 @@ async fn a_forged_record_is_answered_by_an_alert() {
         assert_eq!(error.kind(), ErrorKind::InvalidData);
         let mut records = &rig.wire.from_us[..];
         rig.peer.read_tls(&mut records).unwrap();
+        let mut answer = [0; 6];
         let alert = rig.peer.process_new_packets().unwrap_err();
         assert!(matches!(alert, TlsError::AlertReceived(_)), "{alert}");
+        rig.peer.reader().read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
         // And rustls is left alone.
         assert!(rig.session.push(&mut rig.wire, b".").is_err());
         rig.peer.send_close_notify();
@@ -135,9 +150,20 @@ struct Rig {
 }
 
 impl Rig {
+    async fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for version in [&TLS13, &TLS12] {
+            all.extend(Self::both(version, None).await);
+        }
+        all
+    }
+
     /// A session as server, and one as client; a server's records may be so small.
-    async fn both(max_fragment_size: Option<usize>) -> [Self; 2] {
-        let (server, client) = configs(max_fragment_size);
+    async fn both(
+        version: &'static SupportedProtocolVersion,
+        max_fragment_size: Option<usize>,
+    ) -> [Self; 2] {
+        let (server, client) = configs(version, max_fragment_size);
         [
             Self::as_server(Arc::clone(&server), Arc::clone(&client)).await,
             Self::as_client(server, client).await,
@@ -146,12 +172,15 @@ impl Rig {
 
     async fn as_server(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> Self {
         let (mut ours, theirs) = duplex(PIPE);
-        let session = Session::server(server, Vec::new()).unwrap();
         let connector = TlsConnector::from(client);
-        let (established, connected) = tokio::join!(
-            session.shake_hands(&mut ours),
-            connector.connect(name(), theirs)
-        );
+        let accepting = async {
+            // Some of the ClientHello was read before.
+            let mut read_ahead = vec![0; 100];
+            ours.read_exact(&mut read_ahead).await.unwrap();
+            let session = Session::server(server, read_ahead).unwrap();
+            session.handshake(&mut ours).await
+        };
+        let (established, connected) = tokio::join!(accepting, connector.connect(name(), theirs));
         let (rest, peer) = connected.unwrap().into_inner();
         Self::new(established.unwrap(), ours, peer.into(), rest).await
     }
@@ -161,7 +190,7 @@ impl Rig {
         let session = Session::client(client, name()).unwrap();
         let acceptor = TlsAcceptor::from(server);
         let (established, accepted) =
-            tokio::join!(session.shake_hands(&mut ours), acceptor.accept(theirs));
+            tokio::join!(session.handshake(&mut ours), acceptor.accept(theirs));
         let (rest, peer) = accepted.unwrap().into_inner();
         Self::new(established.unwrap(), ours, peer.into(), rest).await
     }
@@ -316,13 +345,16 @@ impl Write for Wire {
     }
 }
 
-fn configs(max_fragment_size: Option<usize>) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+fn configs(
+    version: &'static SupportedProtocolVersion,
+    max_fragment_size: Option<usize>,
+) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(vec!["shop.example".to_owned()]).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(cert.der().clone()).unwrap();
     let key = signing_key.serialize_der().try_into().unwrap();
-    let server = ServerConfig::builder().with_no_client_auth();
+    let server = ServerConfig::builder_with_protocol_versions(&[version]).with_no_client_auth();
     let server = server.with_single_cert(vec![cert.der().clone()], key);
     let mut server = server.unwrap();
     server.max_fragment_size = max_fragment_size;
