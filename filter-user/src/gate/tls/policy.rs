@@ -8,7 +8,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig};
@@ -480,13 +479,10 @@ fn dialer(
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(shown.verifier(algorithms))),
         };
-        let mut config = builder.with_no_client_auth();
-        // rustls' unbuffered API does not forget a session that its server has lost.
-        config.resumption = Resumption::default().tls12_resumption(Tls12Resumption::Disabled);
         Ok(Encryption {
             name,
             asked_names: asked_names.collect::<Result<_, ConfigError>>()?,
-            config,
+            config: builder.with_no_client_auth(),
         })
     });
     Ok(Dialer {
