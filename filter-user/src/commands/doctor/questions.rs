@@ -210,7 +210,7 @@ pub(super) const QUESTIONS: [Question; 27] = [
         subject: Subject::Filter,
         answered_by: AnsweredBy::AttachedFilter,
         id: "flood",
-        about: "no flood of SYNs with Cloudflare's addresses is under way",
+        about: "the filter has no flood of SYNs to answer",
         findings: &["syn-cookies-missing", "syn-flood"],
     },
     Question {
