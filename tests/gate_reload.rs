@@ -63,6 +63,21 @@ fn tickets_are_worthless_once_the_trust_has_changed_and_not_before() {
 }
 
 #[test]
+fn a_shorter_idle_timeout_counts_at_once() {
+    let mut rig = Rig::new();
+    rig.start("", &[&shop("")]);
+    let _upstream = Upstream::start(&rig.network, Manner::Echo);
+    let mark = rig.gate().mark();
+    let _silent = rig
+        .edge()
+        .connect(&rig.network, Host::Edge, origin(), SHOP)
+        .unwrap();
+
+    assert!(rig.reconfigure("idle_timeout = \"1s\"", &[&shop("")]));
+    assert_eq!(rig.outcome(mark), "Idle");
+}
+
+#[test]
 fn without_resumption_there_are_no_tickets() {
     let rig = Rig::with_shop("resumption = \"off\"");
     let _upstream = Upstream::start(&rig.network, Manner::Answer);

@@ -359,9 +359,18 @@ impl Gate {
 
     /// Ends connections that are silent, over and over.
     pub async fn watch_silence(&self) {
+        let mut in_use = self.in_use.subscribe();
+        let mut last = Instant::now();
         loop {
-            tokio::time::sleep(self.in_use().settings.idle_timeout).await;
-            self.tick();
+            let idle_timeout = in_use.borrow_and_update().settings.idle_timeout;
+            tokio::select! {
+                () = tokio::time::sleep_until((last + idle_timeout).into()) => {
+                    last = Instant::now();
+                    self.tick();
+                }
+                // Another setting counts at once. There are some as long as there is a gate.
+                _ = in_use.changed() => {}
+            }
         }
     }
 
