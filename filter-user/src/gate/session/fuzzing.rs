@@ -45,6 +45,8 @@ pub(in crate::gate) fn session(script: &[u8]) {
             6 => drop(play.client.refresh_traffic_keys()),
             _ if much == 0 => {
                 play.is_honest &= !play.client.is_handshaking();
+                // rustls' client would assert that it has sent no alert yet.
+                play.is_deaf |= play.client.is_handshaking();
                 play.client.send_close_notify();
             }
             _ => play.answer(),
