@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -720,20 +720,18 @@ fn crowd(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
          exec {{it}}<>/dev/tcp/{origin}/443; printf \\\\x16 >&$it; done; touch /run/crowd; exec sleep infinity' && \
          until test -e /run/crowd; do systemctl --quiet is-active crowd || exit 1; sleep 1; done"
     ))?;
-    let files = "ls /proc/$(systemctl show --value --property=MainPID pullgate-gate)/fd | wc -l";
-    let held = || -> anyhow::Result<usize> { Ok(machine.run(files)?.trim().parse()?) };
-    let deadline = Instant::now() + PATIENCE;
-    while held()? < CROWD {
-        ensure!(Instant::now() < deadline, "not all are taken: {}", held()?);
-        std::thread::sleep(Duration::from_millis(500));
-    }
+    let are_held = format!(
+        "files=$(ls /proc/$(systemctl show --value --property=MainPID pullgate-gate)/fd | wc -l); \
+         echo \"$files are open\"; [ \"$files\" -ge {CROWD} ]"
+    );
+    machine.eventually("all are held", &are_held)?;
     let client = Client::new(pki, Some(&pki.ours.client()));
     for origin in Host::Origin.addresses() {
         let reply = client.get(machine.network(), Host::Edge, origin, SHOP).0;
         ensure!(reply.brief() == "200", "{origin}: {}", reply.brief());
     }
-    let there = held()?;
-    ensure!(there >= CROWD, "they gave way: {there}");
+    // None gave way.
+    machine.run(&are_held)?;
     machine.run("systemctl stop crowd")?;
     Ok(String::new())
 }
@@ -1001,5 +999,3 @@ const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDepende
 const CROWD: usize = 20_000;
 /// More than those, and clients that are served.
 const MOST: usize = 25_000;
-/// For all of them to be taken.
-const PATIENCE: Duration = Duration::from_secs(90);

@@ -89,7 +89,7 @@ impl Session {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> io::Result<Self> {
         loop {
-            if let Err(error) = self.take_kept() {
+            if let Err(error) = self.queue(None) {
                 let alert = mem::take(&mut self.outgoing);
                 // Who does not read it is not waited for.
                 poll_fn(|context| {
@@ -111,10 +111,10 @@ impl Session {
         }
     }
 
-    /// Takes what is kept; what it is answered waits.
-    fn take_kept(&mut self) -> io::Result<()> {
+    /// Takes what is kept; what it is answered, and the record of `next`, wait to be sent.
+    fn queue(&mut self, next: Option<Outgoing<'_>>) -> io::Result<()> {
         SENDING.with_borrow_mut(|sending| {
-            let taken = self.send(None, sending);
+            let taken = self.send(next, sending);
             self.outgoing.extend_from_slice(sending.records());
             taken
         })
@@ -292,11 +292,8 @@ impl Session {
 
     /// Makes a close_notify, which waits to be sent.
     pub(super) fn send_close_notify(&mut self) {
-        SENDING.with_borrow_mut(|sending| {
-            // One that has failed has sent an alert.
-            let _failed = self.send(Some(Outgoing::CloseNotify), sending);
-            self.outgoing.extend_from_slice(sending.records());
-        });
+        // One that has failed has sent an alert.
+        let _failed = self.queue(Some(Outgoing::CloseNotify));
     }
 
     /// Sends what waits.
