@@ -220,7 +220,7 @@ fn a_web_server_that_expects_another_header_is_asked_both_ways() {
             let (found, text) = verdict_with("v2");
             assert_eq!(found, "error", "{server}: {text}");
             assert!(
-                text.contains("serves with \\\"none\\\""),
+                text.contains("serves with `proxy_protocol = \\\"none\\\"`"),
                 "{server}: {text}"
             );
             assert_eq!(verdict_with("v1").0, "error", "{server}");
@@ -229,9 +229,49 @@ fn a_web_server_that_expects_another_header_is_asked_both_ways() {
         let _expecting = web_server(&rig, server, words);
         let (found, text) = verdict_with("none");
         assert_eq!(found, "error", "{server}: {text}");
-        assert!(text.contains("serves with \\\"v2\\\""), "{server}: {text}");
+        assert!(
+            text.contains("serves with `proxy_protocol = \\\"v2\\\"`"),
+            "{server}: {text}"
+        );
         assert_eq!(verdict_with("v2").0, "OK", "{server}");
     }
+}
+
+#[test]
+fn a_web_server_without_room_for_tlvs_and_one_with_another_certificate_are_named() {
+    let rig = Rig::new();
+    let pki = rig.pki.path("").display().to_string();
+    let words = format!(
+        "ssl proxy_protocol; ssl_certificate {pki}blog.example.pem; ssl_certificate_key {pki}blog.example.key"
+    );
+    let _nginx = web_server(&rig, "nginx", &words);
+    let findings_with = |header: &str, name: &str| {
+        let host = shop(&format!(
+            "{header}\nupstream_tls = {{ name = \"{name}\", ca_file = \"@PKI@/web-ca.pem\" }}"
+        ));
+        rig.configure("", &[&host]);
+        let report = doctor(&rig);
+        let found = ["proxy-header-mismatch", "upstream-distrusted"];
+        (
+            found.map(|id| verdict(&report, "upstream", id)),
+            report.to_string(),
+        )
+    };
+
+    // nginx 1.22 has none.
+    let (found, text) = findings_with("", BLOG);
+    assert_eq!(found, ["error", "OK"], "{text}");
+    assert!(
+        text.contains("write `proxy_protocol = \\\"v2\\\"` and `proxy_tlvs = false`"),
+        "{text}"
+    );
+    assert_eq!(findings_with("proxy_tlvs = false", BLOG).0, ["OK", "OK"]);
+    let (found, text) = findings_with("proxy_tlvs = false", SHOP);
+    assert_eq!(found, ["OK", "error"], "{text}");
+    assert!(
+        text.contains("set `upstream_tls.name` to a name on it"),
+        "{text}"
+    );
 }
 
 /// nginx or Apache behind the gate, with these words about the header.

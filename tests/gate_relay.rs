@@ -335,7 +335,7 @@ fn an_upstream_may_show_the_very_certificate_in_its_ca_file() {
     let make = "cd @PKI@/ && for name in inner inner.example; do openssl req -x509 -newkey rsa:2048 -nodes \
         -subj /CN=$name -addext subjectAltName=DNS:$name -keyout self-$name.key -out self-$name.pem -days 9; done";
     let made = rig.on_edge(&["sh", "-c", make]);
-    let tls = "proxy_protocol = \"v1\"\n\
+    let tls = "proxy_tlvs = false\n\
         upstream_tls = { name = \"inner.example\", ca_file = \"@PKI@/self-inner.example.pem\" }";
     rig.start("", &[&shop(tls)]);
     for (identity, expected) in [

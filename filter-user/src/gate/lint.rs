@@ -7,11 +7,12 @@ use rustls::pki_types::UnixTime;
 
 use rustls::CertificateError;
 
+use super::proxy::HeaderKind;
 use super::tls::credentials::{GATE_GROUP, obstacle, service_groups};
 use super::tls::policy::{Policies, Policy, UpstreamH2};
 use super::tls::validity::seconds;
 use crate::config::{
-    ClientAuth, CrlExpired, GateSettings, HostSettings, Name, Place, ProxyProtocol, Target, Trust,
+    ClientAuth, CrlExpired, GateSettings, HostSettings, Name, Place, Target, Trust, UpstreamTrust,
 };
 use crate::host::file;
 use crate::observe::{Finding, Severity};
@@ -23,23 +24,24 @@ fn lint(id: &'static str, place: &Place, text: impl Into<String>) -> Finding {
 }
 
 /// A web server that gets another PROXY header than it expects: it refuses every request.
-pub(super) fn header_mismatch(host: &HostSettings, expected: ProxyProtocol) -> Finding {
-    let word = |header| match header {
-        ProxyProtocol::None => "\"none\"",
-        ProxyProtocol::V1 => "\"v1\"",
-        ProxyProtocol::V2 => "\"v2\"",
+pub(super) fn header_mismatch(host: &HostSettings, expected: HeaderKind) -> Finding {
+    let setting = |header| match header {
+        HeaderKind::None => "`proxy_protocol = \"none\"`",
+        HeaderKind::V1 => "`proxy_protocol = \"v1\"`",
+        HeaderKind::V2 => "`proxy_protocol = \"v2\"`",
+        HeaderKind::BareV2 => "`proxy_protocol = \"v2\"` and `proxy_tlvs = false`",
     };
     let upstream = &host.upstream.value;
-    let (sent, expected) = (word(host.proxy_protocol), word(expected));
+    let (sent, expected) = (setting(HeaderKind::of(host)), setting(expected));
     let text = format!(
-        "{upstream} refuses requests with `proxy_protocol = {sent}` (error 400, or no answer), and serves with \
-         {expected}: every visitor sees an error"
+        "{upstream} refuses requests with {sent} (error 400, or no answer), and serves with {expected}: every \
+         visitor sees an error"
     );
     let place = host.place().of("gate.host.proxy_protocol");
     Finding::error("proxy-header-mismatch", text)
         .at(place)
         .remedy(format!(
-            "write `proxy_protocol = {expected}`, or change what the web server expects (nginx: `listen … \
+            "write {expected}, or change what the web server expects (nginx: `listen … \
              proxy_protocol`)"
         ))
 }
@@ -59,9 +61,31 @@ pub(super) fn distrusted(host: &HostSettings, error: &CertificateError) -> Findi
          error 520",
         host.label()
     );
+    let trust = upstream.tls.as_ref().map(|tls| &tls.trust);
+    let (place, remedy) = match trust {
+        Some(UpstreamTrust::CaFile(file)) if is_for_another_name(error) => (
+            file.place.of("gate.host.upstream_tls"),
+            "set `upstream_tls.name` to a name on it",
+        ),
+        Some(UpstreamTrust::CaFile(file)) => (
+            file.place.clone(),
+            "let `upstream_tls.ca_file` hold the CA that issued it, or renew it there",
+        ),
+        Some(UpstreamTrust::Shown) | None => (
+            host.place().of("gate.host.certificate"),
+            "name the web server's own certificate, reload it if it was renewed, or set `upstream_tls.ca_file`",
+        ),
+    };
     Finding::error("upstream-distrusted", text)
-        .at(host.place().of("gate.host.certificate"))
-        .remedy("name the web server's own certificate, reload it if it was renewed, or set `upstream_tls.ca_file`")
+        .at(place)
+        .remedy(remedy)
+}
+
+fn is_for_another_name(error: &CertificateError) -> bool {
+    matches!(
+        error,
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+    )
 }
 
 /// The weakness of offering HTTP/2 to clients of an upstream that does not speak it: they are

@@ -5,13 +5,14 @@
 use std::io::{self, ErrorKind, Write as _};
 use std::net::SocketAddr;
 
-use ppp::v2::{self, Builder, Command, Protocol, Type, Version};
+use ppp::v2::{self, AddressFamily, Builder, Command, Protocol, Type, Version};
 use ppp::{HeaderResult, v1};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::refusal::Refusal;
 use super::tls::trust::Identity;
+use crate::config::{HostSettings, ProxyProtocol};
 
 /// The two ends of the client's connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -167,7 +168,7 @@ pub(super) fn v1(addresses: ConnectionAddrs) -> io::Result<Vec<u8>> {
     let family = match (client.is_ipv4(), local.is_ipv4()) {
         (true, true) => "TCP4",
         (false, false) => "TCP6",
-        (true, false) | (false, true) => return Ok(b"PROXY UNKNOWN\r\n".to_vec()),
+        (true, false) | (false, true) => return Ok(V1_UNKNOWN.to_vec()),
     };
     let mut header = Vec::with_capacity(V1_MAX);
     write!(
@@ -241,10 +242,50 @@ fn v2_without(info: &ProxyInfo<'_>, shed: Shed) -> io::Result<Vec<u8>> {
     header.build()
 }
 
-/// A health check of ours: a header that names no client.
-pub(super) const V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
-/// The same in version 1.
-pub(super) const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
+/// What an upstream is sent in front of everything else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum HeaderKind {
+    /// Nothing.
+    None,
+    V1,
+    V2,
+    /// Version 2 with the addresses alone.
+    BareV2,
+}
+
+impl HeaderKind {
+    /// What says most comes first.
+    pub(super) const ALL: [Self; 4] = [Self::V2, Self::BareV2, Self::V1, Self::None];
+
+    /// What a host's upstream is sent.
+    pub(super) fn of(host: &HostSettings) -> Self {
+        match host.proxy_protocol {
+            ProxyProtocol::None => Self::None,
+            ProxyProtocol::V1 => Self::V1,
+            ProxyProtocol::V2 if host.proxy_tlvs => Self::V2,
+            ProxyProtocol::V2 => Self::BareV2,
+        }
+    }
+
+    /// The header of a health check of ours, which names no client, and is as long as any that does: a receiver
+    /// with less room refuses it as it would refuse a client's.
+    pub(super) fn without_client(self) -> io::Result<Vec<u8>> {
+        let no_addresses = AddressFamily::Unspecified | Protocol::Unspecified;
+        let local = Builder::new(Version::Two | Command::Local, no_addresses);
+        match self {
+            Self::None => Ok(Vec::new()),
+            Self::V1 => Ok(V1_UNKNOWN.to_vec()),
+            Self::BareV2 => local.build(),
+            Self::V2 => {
+                let filling = [0; V2_SENT_MAX - V2_FIXED - TLV_HEADER];
+                local.write_tlv(Type::NoOp as u8, &filling)?.build()
+            }
+        }
+    }
+}
+
+/// A header of version 1 that names no client.
+const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// `struct pp2_tlv_ssl`, section 2.2.6.
 fn ssl(info: &ProxyInfo<'_>, shed: Shed) -> Vec<u8> {
@@ -399,7 +440,7 @@ mod tests {
                     .as_slice(),
                 Ok(Some(theirs)),
             ),
-            (V2_LOCAL.as_slice(), Ok(None)),
+            (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".as_slice(), Ok(None)),
             // A datagram, an address that is cut off, another version.
             (
                 b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\xc6\x33\x64\x01\xcb\0\x71\x01\x12\x34\x01\xbb"
@@ -418,6 +459,20 @@ mod tests {
 
         for (header, expected) in cases {
             assert_eq!(parse(header), expected, "{}", header.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_header_without_a_client_is_as_long_as_any_with_one() {
+        for (kind, length) in [
+            (HeaderKind::None, 0),
+            (HeaderKind::V1, V1_UNKNOWN.len()),
+            (HeaderKind::BareV2, V2_FIXED),
+            (HeaderKind::V2, V2_SENT_MAX),
+        ] {
+            let header = kind.without_client().unwrap();
+            assert_eq!(header.len(), length, "{kind:?}");
+            assert!(header.is_empty() || parse(&header) == Ok(None), "{kind:?}");
         }
     }
 

@@ -24,11 +24,11 @@ use tokio_util::either::Either;
 use tracing::debug;
 
 use super::endpoint::Endpoint;
-use super::proxy::{self, ConnectionAddrs, ProxyInfo};
+use super::proxy::{self, ConnectionAddrs, HeaderKind, ProxyInfo};
 use super::refusal::{Refusal, UpstreamFault};
 use super::session::Session;
 use super::tls::peer::VerifiedPeer;
-use crate::config::{ClientAddress, ProxyProtocol, Target, Upstream, UpstreamTarget};
+use crate::config::{ClientAddress, Target, Upstream, UpstreamTarget};
 use crate::host::deadline::{DeadlineStream, is_late};
 
 /// A connection to the upstream.
@@ -37,9 +37,7 @@ pub(super) type Stream = Either<TcpStream, UnixStream>;
 /// An upstream, ready to be dialled.
 pub(super) struct Dialer {
     pub(super) upstream: Upstream,
-    pub(super) proxy_protocol: ProxyProtocol,
-    /// Whether a header of version 2 says more than the addresses.
-    pub(super) proxy_tlvs: bool,
+    pub(super) header: HeaderKind,
     pub(super) encryption: Option<Encryption>,
     /// The ports that an upstream on the same port has: the first is asked what it speaks.
     pub(super) steered_ports: Vec<u16>,
@@ -110,11 +108,11 @@ impl Dialer {
             }
         };
         let broken = failed(UpstreamFault::Broken);
-        let header = match self.proxy_protocol {
-            ProxyProtocol::None => Vec::new(),
-            ProxyProtocol::V1 => proxy::v1(info.addresses).map_err(broken)?,
-            ProxyProtocol::V2 if self.proxy_tlvs => proxy::v2(info).map_err(broken)?,
-            ProxyProtocol::V2 => proxy::v2_bare(info.addresses).map_err(broken)?,
+        let header = match self.header {
+            HeaderKind::None => Vec::new(),
+            HeaderKind::V1 => proxy::v1(info.addresses).map_err(broken)?,
+            HeaderKind::V2 => proxy::v2(info).map_err(broken)?,
+            HeaderKind::BareV2 => proxy::v2_bare(info.addresses).map_err(broken)?,
         };
         if !header.is_empty() {
             stream.write_all(&header).await.map_err(broken)?;
@@ -148,10 +146,10 @@ impl Dialer {
     pub(super) fn speaks_h2(&self) -> io::Result<bool> {
         let deadline = Instant::now() + PROBE_TIMEOUT;
         let Some(encryption) = &self.encryption else {
-            return ask_for_settings(&mut self.open(self.proxy_protocol, deadline)?);
+            return ask_for_settings(&mut self.open(self.header, deadline)?);
         };
         for name in &encryption.asked_names {
-            let mut stream = self.open(self.proxy_protocol, deadline)?;
+            let mut stream = self.open(self.header, deadline)?;
             let config = encryption.offering(Some(H2));
             let session = ClientConnection::new(config, name.clone());
             let mut session = session.map_err(io::Error::other)?;
@@ -175,7 +173,7 @@ impl Dialer {
         let encryption = self.encryption.as_ref()?;
         let deadline = Instant::now() + PROBE_TIMEOUT;
         encryption.asked_names.iter().find_map(|name| {
-            let mut stream = self.open(self.proxy_protocol, deadline).ok()?;
+            let mut stream = self.open(self.header, deadline).ok()?;
             let session = ClientConnection::new(encryption.offering(None), name.clone());
             // One that does not answer is reported elsewhere.
             let error = session.ok()?.complete_io(&mut stream).err()?;
@@ -188,25 +186,21 @@ impl Dialer {
 
     /// The PROXY header that the web server does expect, if it refuses a request behind the one that is
     /// configured, or behind none. Blocks as [`Self::speaks_h2`] does, for each try.
-    pub(super) fn expected_header(&self, name: &str) -> Option<ProxyProtocol> {
+    pub(super) fn expected_header(&self, name: &str) -> Option<HeaderKind> {
         let serves = |header| self.serves_behind(header, name);
         // One that does not answer at all is reported elsewhere.
-        if serves(self.proxy_protocol).unwrap_or(true) {
+        if serves(self.header).unwrap_or(true) {
             return None;
         }
-        let others = match self.proxy_protocol {
-            ProxyProtocol::None => [ProxyProtocol::V2, ProxyProtocol::V1],
-            ProxyProtocol::V1 => [ProxyProtocol::None, ProxyProtocol::V2],
-            ProxyProtocol::V2 => [ProxyProtocol::None, ProxyProtocol::V1],
-        };
-        others
+        let mut others = HeaderKind::ALL
             .into_iter()
-            .find(|header| serves(*header) == Some(true))
+            .filter(|other| *other != self.header);
+        others.find(|header| serves(*header) == Some(true))
     }
 
     /// Whether a request is answered by anything but 400 behind such a header, or TLS is spoken; none, if nothing can
     /// be asked.
-    fn serves_behind(&self, header: ProxyProtocol, name: &str) -> Option<bool> {
+    fn serves_behind(&self, header: HeaderKind, name: &str) -> Option<bool> {
         let mut stream = self.open(header, Instant::now() + PROBE_TIMEOUT).ok()?;
         if let Some(encryption) = &self.encryption {
             let asked = encryption.asked_names.first()?.clone();
@@ -252,7 +246,7 @@ impl Dialer {
     }
 
     /// Connects to the upstream with no client's word, behind such a header.
-    fn open(&self, header: ProxyProtocol, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
+    fn open(&self, header: HeaderKind, deadline: Instant) -> io::Result<Box<dyn Duplex>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let addresses = ConnectionAddrs {
@@ -272,11 +266,7 @@ impl Dialer {
                 Box::new(DeadlineStream::new(stream, deadline))
             }
         };
-        match header {
-            ProxyProtocol::None => {}
-            ProxyProtocol::V1 => stream.write_all(proxy::V1_UNKNOWN)?,
-            ProxyProtocol::V2 => stream.write_all(&proxy::V2_LOCAL)?,
-        }
+        stream.write_all(&header.without_client()?)?;
         Ok(stream)
     }
 }

@@ -364,7 +364,7 @@ impl Refusal {
                 "does the web server show another certificate than `certificate` (reload it \
                  after a renewal), or none from `upstream_tls.ca_file`, valid, and for \
                  `upstream_tls.name`? Does it take the header of `proxy_protocol` (nginx \
-                 before 1.23.2: \"v1\")?",
+                 before 1.23.2: `proxy_tlvs = false`)?",
             ),
             Self::Upstream(UpstreamFault::Unreachable) => entry(
                 "UpstreamUnreachable",

@@ -29,6 +29,7 @@ use crate::config::{
     ClientAddress, ClientAuth, ConfigError, HostSettings, Located, MinTls, Name, OnTrustChange,
     Trust, UpstreamName, UpstreamTrust,
 };
+use crate::gate::proxy::HeaderKind;
 use crate::gate::refusal::Refusal;
 use crate::gate::refused::Presented;
 use crate::gate::shutdown::Signal;
@@ -488,8 +489,7 @@ fn dialer(
     Ok(Dialer {
         steered_ports: context.steered_ports.clone(),
         client_address: context.client_address,
-        proxy_protocol: host.proxy_protocol,
-        proxy_tlvs: host.proxy_tlvs,
+        header: HeaderKind::of(host),
         encryption: encryption.transpose()?,
         upstream,
     })
