@@ -169,6 +169,32 @@ fn errors_521_and_522_have_their_causes() {
     );
     assert!(text.contains("`ranges.deny`"), "{text}");
     assert!(text.contains("error 522"), "{text}");
+
+    // Lists of the operator's own need not have Cloudflare's, and mostly should.
+    let list = host.network.path("own.txt");
+    fs::write(&list, "173.245.48.0/20\n2400:cb00::/32\n").unwrap();
+    cloudflare(&format!("sources = [{{ file = \"{}\" }}]", list.display()));
+    let report = host.doctor().1;
+    assert_eq!(refused(&report), "OK");
+    let unlisted = verdict(&report, "cloudflare", "cloudflare-unlisted");
+    assert_eq!(unlisted, "warning", "{report:#}");
+}
+
+#[test]
+fn rules_that_admit_half_of_the_internet_are_named() {
+    let host = Origin::new();
+    let text = fs::read_to_string(&host.config).unwrap();
+    for (allow, expected) in [
+        ("\"10.0.0.0/8\", \"192.0.2.1\", \"fd00::/8\"", "OK"),
+        ("\"0.0.0.0/1\"", "warning"),
+        ("\"16.0.0.0/4\", \"192.0.2.1\"", "warning"),
+        ("\"2000::/3\"", "warning"),
+    ] {
+        let line = format!("[ranges]\nallow = [{allow}]");
+        fs::write(&host.config, text.replace("[ranges]", &line)).unwrap();
+        let report = host.doctor().1;
+        assert_eq!(verdict(&report, "allow", "allow-wide"), expected, "{allow}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The command line: arguments in, a typed command out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -248,13 +248,14 @@ pub enum RangesCommand {
 /// A packet to ask the filter about: a TCP SYN.
 #[derive(Args, Clone, Debug)]
 pub struct Explain {
-    /// The source address.
+    /// The source address; IPv4 as such, if it is written as IPv6 (as a dual-stack server logs it).
+    #[arg(value_parser = canonical)]
     pub source: IpAddr,
     /// The destination port.
     #[arg(long, default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// The destination address; by default one of documentation.
-    #[arg(long)]
+    #[arg(long, value_parser = canonical)]
     pub to: Option<IpAddr>,
     /// The interface that it comes in by.
     #[arg(long)]
@@ -453,6 +454,11 @@ where
         let found = choices.find(|(_, word, _)| *word == chosen);
         found.map(|(value, ..)| value).ok_or("no such word")
     })
+}
+
+/// An address, IPv4-mapped IPv6 as the IPv4 address that it is.
+fn canonical(text: &str) -> Result<IpAddr, AddrParseError> {
+    text.parse().map(|address: IpAddr| address.to_canonical())
 }
 
 /// The time between two looks: not so short that an origin takes them for an attack.

@@ -445,6 +445,8 @@ impl<T: Eq> Eq for Located<T> {}
 struct Source<'a> {
     file: Arc<Path>,
     text: &'a str,
+    /// Where lines end: thousands of values ask for their line.
+    line_ends: Vec<usize>,
 }
 
 impl<'a> Source<'a> {
@@ -452,14 +454,14 @@ impl<'a> Source<'a> {
         Self {
             file: Arc::from(file),
             text,
+            line_ends: text.match_indices('\n').map(|(end, _)| end).collect(),
         }
     }
 
     fn place(&self, offset: usize, field: impl Into<String>) -> Place {
-        let before = self.text.as_bytes().iter().take(offset);
         Place {
             file: Arc::clone(&self.file),
-            line: 1 + before.filter(|byte| **byte == b'\n').count(),
+            line: 1 + self.line_ends.partition_point(|end| *end < offset),
             field: field.into(),
         }
     }

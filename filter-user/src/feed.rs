@@ -6,6 +6,7 @@
 mod error;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -260,6 +261,9 @@ fn read(path: &Path, way: &SourceEndpoint) -> Result<Feed, FeedError> {
 fn read_file(path: &Path, size_max: usize) -> Result<Vec<u8>, FeedError> {
     match file::read_trusted(path, size_max, TrustedOwner::RootOrSelf) {
         Ok((content, _)) => Ok(content),
+        Err(ReadError::Io(error)) if error.kind() == ErrorKind::FileTooLarge => {
+            Err(FeedError::TooLarge { size_max })
+        }
         Err(ReadError::Io(source)) => Err(FeedError::File {
             path: path.to_owned(),
             source,

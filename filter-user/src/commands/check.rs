@@ -45,7 +45,7 @@ pub(super) fn execute(
         complain(&format!("pullgate: {failure}"));
     }
     if checked.failures.is_empty() {
-        say(&format!("{}: OK", file.display()))?;
+        say(&format!("{}: {}", file.display(), checked.conclusion()))?;
     }
     Ok(checked.exit_code())
 }
@@ -78,6 +78,16 @@ pub(super) struct Checked {
 }
 
 impl Checked {
+    /// Of a configuration that the roles can start with.
+    fn conclusion(&self) -> String {
+        let all = self.findings.iter();
+        match all.filter(|it| it.severity == Severity::Error).count() {
+            0 => "OK".to_owned(),
+            1 => "OK, but for the error above".to_owned(),
+            errors => format!("OK, but for the {errors} errors above"),
+        }
+    }
+
     fn exit_code(&self) -> ExitCode {
         if self.failures.is_empty() {
             ExitCode::SUCCESS

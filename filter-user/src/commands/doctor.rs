@@ -144,6 +144,7 @@ fn applies(question: &Question, facts: &Facts) -> bool {
     };
     match question.subject {
         Subject::Pullgate | Subject::Host | Subject::Ranges => true,
+        Subject::Sources => !config.live.ranges.sources.is_empty(),
         Subject::Filter => config.live.filter.is_some(),
         Subject::Gate => config.live.gate.is_some(),
         Subject::Steering => config.boot.steer,

@@ -22,8 +22,12 @@ pub fn load(file: &Path) -> Result<Config, LoadError> {
         ReadError::Io(source) => blame(source),
         ReadError::UntrustedFile(untrusted) => LoadError::UntrustedFile(untrusted),
     })?;
-    let text = String::from_utf8(text)
-        .map_err(|error| blame(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+    let text = String::from_utf8(text).map_err(|error| {
+        let before = error.as_bytes().get(..error.utf8_error().valid_up_to());
+        let lines = before.unwrap_or_default().split(|byte| *byte == b'\n');
+        let problem = format!("line {} is not UTF-8", lines.count());
+        blame(io::Error::new(io::ErrorKind::InvalidData, problem))
+    })?;
     // Whatever the file names is named by one path, wherever a command is called.
     let file = std::path::absolute(file).map_err(blame)?;
     Ok(Config::parse(&file, &text)?)

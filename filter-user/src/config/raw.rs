@@ -33,12 +33,24 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
 
 fn blame(source: &Source<'_>, error: &toml::de::Error, field: String) -> ConfigError {
     let offset = error.span().map_or(0, |span| span.start);
-    let message = error.message().trim_end().replace('\n', ", ");
+    let message = match error.message().trim_end() {
+        "duplicate key" => {
+            let key = error.span().and_then(|span| source.text.get(span));
+            format!(
+                "`{}` is there twice; leave one out",
+                key.unwrap_or_default()
+            )
+        }
+        message => message.replace('\n', ", "),
+    };
     source.place(offset, field).error(in_plain_words(&message))
 }
 
 /// What serde says in the words of its data model, in those of TOML.
 fn in_plain_words(message: &str) -> String {
+    if message == "wanted string or table" {
+        return "expected one of its words, in quotes: \"…\"".to_owned();
+    }
     let Some((found, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
     };
@@ -49,7 +61,8 @@ fn in_plain_words(message: &str) -> String {
     let found = found.replace("type: map", "type: table");
     let found = found.replace("type: sequence", "type: list");
     let expected = match expected {
-        "a sequence" => "a list: [\"…\", \"…\"], or [[…]] before each of several sections",
+        "a sequence" => "a list: […, …], or [[…]] before each of several sections",
+        "a string" => "text in quotes: \"…\"",
         "i64" | "u8" | "u16" => "a whole number",
         structure if structure.starts_with("struct ") => "a section, or a table { … = … }",
         other => other,

@@ -348,6 +348,56 @@ fn a_bad_range_is_named_with_its_line_and_field() {
 }
 
 #[test]
+fn more_rules_than_fit_are_refused_in_the_longer_list() {
+    let subnets = |count: u32| {
+        let prefixes = (0..count).map(|number| format!("\"2001:{number:x}::/48\",\n"));
+        prefixes.collect::<String>()
+    };
+    let rules = |allow, deny| {
+        let (allow, deny) = (subnets(allow), subnets(deny));
+        error(&format!("[ranges]\nallow = [{allow}]\ndeny = [{deny}]"))
+    };
+
+    let of_allow = rules(33_000, 1);
+    assert!(
+        of_allow.contains(":2: `ranges.allow`: the ranges and rules need more than"),
+        "{of_allow}"
+    );
+    let of_deny = rules(1, 33_000);
+    assert!(
+        of_deny.contains(":4: `ranges.deny`: the ranges and rules need more than"),
+        "{of_deny}"
+    );
+}
+
+#[test]
+fn a_value_of_another_type_and_a_key_that_is_there_twice_are_named() {
+    let begun = "/etc/pullgate/pullgate.toml:2: ";
+    for (text, expected) in [
+        (
+            "[filter]\nsyn_cookies = true",
+            "`filter.syn_cookies`: expected one of its words, in quotes: \"…\"",
+        ),
+        (
+            "[filter]\nports = \"443\"",
+            "`filter.ports`: invalid type: string \"443\", expected a list: […, …], or [[…]] before each of several \
+             sections",
+        ),
+        (
+            "[gate]\nhandshake_timeout = 10",
+            "`gate.handshake_timeout`: invalid type: integer `10`, expected text in quotes: \"…\"",
+        ),
+    ] {
+        assert_eq!(error(text), format!("{begun}{expected}"));
+    }
+    let twice = error("[filter]\nports = [443]\nports = [8443]");
+    assert_eq!(
+        twice,
+        "/etc/pullgate/pullgate.toml:3: `ports` is there twice; leave one out"
+    );
+}
+
+#[test]
 fn two_hosts_with_one_name_are_refused() {
     let second = HOST.replace("a.example", "A.Example");
 

@@ -1,7 +1,7 @@
 //! Why there is no list.
 
 use std::error::Error;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,8 +38,10 @@ pub enum FeedError {
     /// The answer is compressed, which was not asked for.
     #[error("the answer has a content encoding that was not asked for")]
     Encoded,
-    /// The answer is larger than any list.
-    #[error("the list is larger than {size_max} bytes")]
+    /// The list is larger than it may be.
+    #[error(
+        "the list is larger than {size_max} bytes; a source of your own may send more with `max_bytes`"
+    )]
     TooLarge {
         /// How large it may be.
         size_max: usize,
@@ -80,7 +82,6 @@ impl FeedError {
             Self::Encoded => "Encoded",
             Self::TooLarge { .. } => "TooLarge",
             Self::List(_) => "BadList",
-            Self::File { source, .. } if source.kind() == ErrorKind::FileTooLarge => "TooLarge",
             Self::File { .. } | Self::UntrustedFile(_) | Self::NoRoots { .. } => "BadFile",
         }
     }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 
+use ipnet::{IpNet, Ipv6Net};
+
 use crate::config::{Config, FilterSettings, GateSettings, Interfaces, Mode, UpstreamTarget};
 use crate::control::protocol::Admits;
 use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
@@ -38,6 +40,7 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
             "`unsafe_documentation_ranges` is on (test setups only)",
         ));
     }
+    of_role.extend(wide_rules(&config.live.ranges.allow));
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.live.filter) {
         of_role.extend(unprotected_ports(config, filter));
     }
@@ -51,6 +54,28 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
         of_role.extend(unseen_packets(filter));
     }
     of_role
+}
+
+/// Rules that admit more than any list may: half of the Internet is no monitoring host.
+fn wide_rules(allow: &[IpNet]) -> Option<Finding> {
+    let (mut addresses_v4, mut networks_v6) = (0_u64, 0_u64);
+    for rule in IpNet::aggregate(&allow.to_vec()) {
+        match rule {
+            IpNet::V4(rule) => addresses_v4 += 1 << (32 - rule.prefix_len()),
+            IpNet::V6(rule) if GLOBAL_V6.contains(&rule) || rule.contains(&GLOBAL_V6) => {
+                networks_v6 += 1 << (64 - rule.prefix_len().min(64));
+            }
+            // Unique local and the like: no stranger has such an address.
+            IpNet::V6(_) => {}
+        }
+    }
+    (addresses_v4 > ADDRESSES_V4_MAX || networks_v6 > NETWORKS_V6_MAX).then(|| {
+        let text = format!(
+            "`ranges.allow` admits {addresses_v4} IPv4 addresses and {networks_v6} IPv6 networks of /64: strangers \
+             among them reach the protected ports"
+        );
+        Finding::warning("allow-wide", text).remedy("name the ranges that you mean")
+    })
 }
 
 /// Ports of the gate that the filter lets everybody reach.
@@ -367,6 +392,11 @@ pub(super) fn monitor() -> Finding {
     )
 }
 
+/// RFC 4291 §2.4, and IANA's registry of IPv6 addresses: all that is allocated as global unicast.
+const GLOBAL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+/// What `ranges.max_addresses_v4` and `ranges.max_networks_v6` may be at most: a sixteenth of IPv4, a /16 of IPv6.
+const ADDRESSES_V4_MAX: u64 = 1 << 28;
+const NETWORKS_V6_MAX: u64 = 1 << 48;
 /// <https://developers.cloudflare.com/fundamentals/reference/network-ports/>
 pub(crate) const PROXIED_PORTS: [u16; 13] = [
     80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,

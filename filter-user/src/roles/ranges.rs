@@ -24,8 +24,14 @@ use crate::report::chain;
 pub(super) fn examine(ranges: &RangesSettings) -> Result<(), ConfigError> {
     for Located { value, place } in &ranges.sources {
         for way in &value.ways {
-            let list = feed::check(way, &ranges.proxy)
-                .map_err(|error| place.error(format_args!("{way}: {}", chain(&error))))?;
+            let list = feed::check(way, &ranges.proxy).map_err(|error| {
+                let text = chain(&error);
+                if text.starts_with(&way.name) {
+                    place.error(text)
+                } else {
+                    place.error(format_args!("{way}: {text}"))
+                }
+            })?;
             if let Some(list) = list {
                 RangeSet::check(list, way.families, &ranges.limits)
                     .map_err(|rejection| place.error(format_args!("{way}: {rejection}")))?;

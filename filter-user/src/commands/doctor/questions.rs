@@ -52,6 +52,8 @@ pub(super) enum Subject {
     Filter,
     Steering,
     Ranges,
+    /// Lists that are fetched: who admits fixed ranges alone knows whose they are.
+    Sources,
     Gate,
     /// A web server that demands the certificate itself: there is no gate.
     WebServer,
@@ -90,7 +92,7 @@ pub(super) fn seen(question: &str, facts: &Facts) -> String {
 }
 
 /// All of them, in the order in which they are asked.
-pub(super) const QUESTIONS: [Question; 27] = [
+pub(super) const QUESTIONS: [Question; 28] = [
     Question {
         subject: Subject::Pullgate,
         answered_by: AnsweredBy::Us,
@@ -269,9 +271,16 @@ pub(super) const QUESTIONS: [Question; 27] = [
     Question {
         subject: Subject::Ranges,
         answered_by: AnsweredBy::Us,
+        id: "allow",
+        about: "your own rules admit few addresses",
+        findings: &["allow-wide"],
+    },
+    Question {
+        subject: Subject::Sources,
+        answered_by: AnsweredBy::Us,
         id: "cloudflare",
         about: "Cloudflare's addresses are admitted (else visitors see error 522)",
-        findings: &["cloudflare-refused"],
+        findings: &["cloudflare-refused", "cloudflare-unlisted"],
     },
     Question {
         subject: Subject::Ranges,

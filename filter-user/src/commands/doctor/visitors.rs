@@ -58,9 +58,7 @@ fn refusal(last: &RefusalStatus) -> Option<Finding> {
 /// Cloudflare's published ranges, as they were known when this was built, that are not admitted.
 fn not_admitted(config: &Config) -> Vec<Finding> {
     let ranges = &config.live.ranges;
-    let mut sources = ranges.sources.iter();
-    if !sources.any(|source| source.value.fallback == Fallback::Baseline) {
-        // Who has egress addresses of their own at Cloudflare lists these alone.
+    if ranges.sources.is_empty() {
         return Vec::new();
     }
     // What a role reports of a broken snapshot is enough.
@@ -68,7 +66,7 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
     let (Ok(active), Ok(published)) = (active, baseline()) else {
         return Vec::new();
     };
-    let findings = published.ranges().iter().filter_map(|range| {
+    let not_admitted = published.ranges().iter().filter_map(|range| {
         // Its ends, and where a rule begins that is within it.
         let within = ranges.deny.iter().map(IpNet::network);
         let within = within.filter(|address| range.contains(address));
@@ -76,24 +74,46 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
         let mut shown = ends
             .chain(within)
             .map(|address| listing::show(ranges, &active, address));
-        let refused = shown.find(|shown| !shown.enters)?;
+        shown
+            .find(|shown| !shown.enters)
+            .map(|shown| (range, shown))
+    });
+    let mut sources = ranges.sources.iter();
+    let names_cloudflare = sources.any(|it| it.value.fallback == Fallback::Baseline);
+    let (mut findings, mut unlisted) = (Vec::new(), Vec::new());
+    for (range, refused) in not_admitted {
         let (cause, remedy) = match refused.rule {
             Some(rule) => (
                 format!("it is in `ranges.{}` ({})", rule.list, rule.range),
                 "take it out there",
             ),
-            None => (
+            None if names_cloudflare => (
                 "no active list has it".to_owned(),
                 "refresh the lists (`pullgate ranges refresh`)",
             ),
+            None => {
+                unlisted.push(range);
+                continue;
+            }
         };
         let text = format!(
             "{} of Cloudflare's {range} is refused, as {cause}: visitors who come by it see error 522",
             refused.address
         );
-        Some(Finding::error("cloudflare-refused", text).remedy(remedy))
-    });
-    findings.collect()
+        findings.push(Finding::error("cloudflare-refused", text).remedy(remedy));
+    }
+    if let Some(first) = unlisted.first() {
+        let text = format!(
+            "{} of Cloudflare's {} published ranges are in no active list ({first} …): visitors who come by them see \
+             error 522",
+            unlisted.len(),
+            published.ranges().len()
+        );
+        // Who has egress addresses of their own at Cloudflare lists these alone.
+        let remedy = "add \"cloudflare\" to `ranges.sources`; with dedicated egress addresses this is as it should be";
+        findings.push(Finding::warning("cloudflare-unlisted", text).remedy(remedy));
+    }
+    findings
 }
 
 /// Protected ports on which no program answers, where there is no gate.

@@ -46,7 +46,7 @@ pub(super) struct RawGate {
     /// Cloudflare's origin-pull CA, if it replaces the built-in one (valid until 2029-11-01).
     #[cfg_attr(test, schemars(extend("examples" = ["/etc/pullgate/cloudflare-ca.pem"])))]
     cloudflare_ca_file: Option<Spanned<PathBuf>>,
-    /// Time from accept to the first relayed byte, absolute.
+    /// Time from accept until the upstream is reached, absolute.
     #[serde(default = "seconds::<10>", deserialize_with = "duration")]
     #[cfg_attr(test, schemars(with = "String", extend("default" = "10s")))]
     handshake_timeout: Duration,

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
@@ -10,7 +11,7 @@ use super::source::RawSource;
 use crate::config::value::{RawNet, Spanned, duration, rules};
 use crate::config::{ConfigError, FeedSource, Located, Proxy, RangesSettings, Source};
 use crate::ranges::guard::Documentation;
-use crate::ranges::{Families, Feed, GuardLimits, RangeSet};
+use crate::ranges::{Families, Feed, GuardLimits, RangeSet, Rules, Table};
 
 #[derive(Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -149,17 +150,43 @@ impl RawRanges {
             (false, Some(sources)) => convert_sources(source, sources)?,
         };
 
+        let (allow, deny) = own_rules(source, self.allow, self.deny, &static_)?;
         Ok(RangesSettings {
             sources,
             static_,
             proxy: convert_proxy(source, &self.proxy)?,
             interval: self.interval.max(Duration::from_secs(1)),
             removal_grace: self.removal_grace,
-            allow: rules(source, self.allow, "ranges.allow")?,
-            deny: rules(source, self.deny, "ranges.deny")?,
+            allow,
+            deny,
             limits,
         })
     }
+}
+
+/// What is to be admitted and refused besides: with what is fixed, it fits into the kernel's table.
+fn own_rules(
+    source: &Source<'_>,
+    allow: Vec<Spanned<RawNet>>,
+    deny: Vec<Spanned<RawNet>>,
+    static_: &RangeSet,
+) -> Result<(Vec<IpNet>, Vec<IpNet>), ConfigError> {
+    let (longer, field) = if allow.len() >= deny.len() {
+        (&allow, "ranges.allow")
+    } else {
+        (&deny, "ranges.deny")
+    };
+    let first = longer.first().map_or(0, |rule| rule.span().start);
+    let place = source.place(first, field);
+    let allow = rules(source, allow, "ranges.allow")?;
+    let deny = rules(source, deny, "ranges.deny")?;
+    let all = Rules {
+        ranges: static_,
+        allow: &allow,
+        deny: &deny,
+    };
+    Table::compile(&all).map_err(|full| place.error(full))?;
+    Ok((allow, deny))
 }
 
 fn bounded(
