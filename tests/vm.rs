@@ -4,6 +4,8 @@
 
 #[path = "vm/checks.rs"]
 mod checks;
+#[path = "vm/gate.rs"]
+mod gate;
 #[path = "vm/machine.rs"]
 mod machine;
 #[path = "vm/tunnels.rs"]
@@ -29,6 +31,9 @@ struct Options {
     /// Only what CI does.
     #[arg(long)]
     short: bool,
+    /// What takes long, too.
+    #[arg(long)]
+    long: bool,
     /// Only checks whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -46,6 +51,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
     let scope = Scope {
         short: options.short,
+        long: options.long,
         only: &options.only,
     };
     let mut results = Vec::new();

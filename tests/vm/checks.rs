@@ -1,19 +1,18 @@
 //! What is looked at on each kernel, in the order in which a host is set up.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use tests::client::Client;
 use tests::daemon;
 use tests::manual::Manual;
 use tests::net::{Host, Network};
-use tests::pki::{Pki, SHOP};
+use tests::pki::Pki;
 
+use crate::gate;
 use crate::machine::{self, CARDS, Card, E1000E, Machine, VIRTIO, VIRTIO_FIXED, VMXNET3, put};
 use crate::tunnels;
 use crate::visitors::{Flood, knock};
@@ -33,6 +32,8 @@ pub(crate) struct Row {
 pub(crate) struct Scope<'a> {
     /// Only what CI does.
     pub(crate) short: bool,
+    /// What takes long, too.
+    pub(crate) long: bool,
     /// Only checks whose name contains this, besides what they need.
     pub(crate) only: &'a str,
 }
@@ -50,7 +51,7 @@ const SHORT: [(&str, Check); 7] = [
     ("generic XDP", generic),
     ("SYN cookies: an edge is answered by the filter", cookies),
     ("doctor: whether the clock is kept", clock),
-    ("steering to the gate, nginx where it stands", steer),
+    ("steering to the gate, nginx where it stands", gate::steer),
 ];
 const REST: [(&str, Check); 24] = [
     ("tunnels: a stranger inside is silent", tunnelled),
@@ -76,11 +77,20 @@ const REST: [(&str, Check); 24] = [
     ("4,000 ranges in allow; locked memory", memory),
     ("explain, reload, restart, kill -9", lifecycle),
     ("trial: back by itself, and confirmed", trial),
-    ("gate by socket activation, nginx behind it", gate),
-    ("gate: 20,000 handshakes in flight, an edge served", crowd),
+    (
+        "gate by socket activation, nginx behind it",
+        gate::activated,
+    ),
+    (
+        "gate: 20,000 handshakes in flight, an edge served",
+        gate::crowd,
+    ),
     ("upgrade", upgrade),
     ("unload, remove, purge", purge),
 ];
+
+/// What takes an emulated processor a quarter of an hour.
+const LONG: [(&str, Check); 1] = [("gate: 100,000 idle connections, an edge served", gate::idle)];
 
 /// Boots a kernel and looks at everything; a check that fails does not keep the next from being made,
 /// unless there is no machine.
@@ -98,7 +108,8 @@ pub(crate) fn run(directory: &Path, scope: Scope<'_>) -> Vec<Row> {
         ("apt install, check, enable, monitor, enforce", install),
     );
     let rest = REST.iter().filter(|_| !scope.short);
-    for check in SHORT.iter().chain(rest) {
+    let long = LONG.iter().filter(|_| scope.long);
+    for check in SHORT.iter().chain(long).chain(rest) {
         if check.0.contains(scope.only) {
             rows.check(&mut machine, &pki, *check);
         }
@@ -675,139 +686,6 @@ fn trial(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     Ok(String::new())
 }
 
-fn gate(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
-    start_gate(machine, "", "")?;
-    let network = machine.network();
-    let ask =
-        |client: &Client, from: Host, to: IpAddr| client.get(network, from, to, SHOP).0.brief();
-    let ours = Client::new(pki, Some(&pki.ours.client()));
-    let without = Client::new(pki, None);
-    for origin in Host::Origin.addresses() {
-        let (served, refused) = (
-            ask(&ours, Host::Edge, origin),
-            ask(&without, Host::Edge, origin),
-        );
-        ensure!(served == "200", "{origin}: {served}");
-        ensure!(
-            refused.contains("CertificateRequired"),
-            "{origin}: {refused}"
-        );
-    }
-    ensure!(!knock(network, VIRTIO.mac(), None)?.stranger, "answered");
-    // Its socket outlives it.
-    machine.run("systemctl kill --signal=KILL pullgate-gate")?;
-    let served = ask(&ours, Host::Edge, Host::Origin.addresses()[0]);
-    ensure!(served == "200", "after a kill: {served}");
-    machine.eventually("PROTECTED", "pullgate status")?;
-    Ok(String::new())
-}
-
-/// Few hosts let a process open so many files, so it takes a machine of its own.
-fn crowd(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
-    let [origin, _] = Host::Origin.addresses();
-    let many = format!("hellos = {CROWD}\nconnections = {CROWD}");
-    start_gate(
-        machine,
-        &format!("\"{origin}\""),
-        &format!(
-            "handshake_timeout = \"600s\"\nmax_connections = {MOST}\nmax_handshakes = {MOST}\n\
-             [gate.per_source]\n{many}\n[gate.per_network]\n{many}\n"
-        ),
-    )?;
-    // Each says the first byte of a record, and no more.
-    machine.run(&format!(
-        "systemd-run --quiet --unit=crowd --property=LimitNOFILE={MOST} bash -c 'for _ in $(seq {CROWD}); do \
-         exec {{it}}<>/dev/tcp/{origin}/443; printf \\\\x16 >&$it; done; touch /run/crowd; exec sleep infinity' && \
-         until test -e /run/crowd; do systemctl --quiet is-active crowd || exit 1; sleep 1; done"
-    ))?;
-    let are_held = format!(
-        "files=$(ls /proc/$(systemctl show --value --property=MainPID pullgate-gate)/fd | wc -l); \
-         echo \"$files are open\"; [ \"$files\" -ge {CROWD} ]"
-    );
-    machine.eventually("all are held", &are_held)?;
-    let client = Client::new(pki, Some(&pki.ours.client()));
-    for origin in Host::Origin.addresses() {
-        let reply = client.get(machine.network(), Host::Edge, origin, SHOP).0;
-        ensure!(reply.brief() == "200", "{origin}: {}", reply.brief());
-    }
-    // None gave way.
-    machine.run(&are_held)?;
-    machine.run("systemctl stop crowd")?;
-    Ok(String::new())
-}
-
-/// Starts the filter from nothing, and a gate in front of nginx.
-fn start_gate(machine: &Machine<'_>, allow: &str, settings: &str) -> anyhow::Result<()> {
-    machine.run("cp /root/shop.example.* /root/ours-ca.pem /etc/pullgate/ && cd /etc/pullgate && \
-                 chmod 640 *.key && chgrp pullgate-gate *.key && systemctl --quiet enable --now nginx")?;
-    start_with(
-        machine,
-        &format!(
-            "interfaces = [\"wan0\"]\n[gate]\nlisten = [\"0.0.0.0:443\", \"[::]:443\"]\n{settings}\
-             [[gate.host]]\nnames = [\"{SHOP}\"]\ncertificate = \"shop.example.pem\"\n\
-             key = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\nupstream = \"127.0.0.1:8080\"\n"
-        ),
-        allow,
-    )?;
-    machine.run(Manual::read().start_gate).map(drop)
-}
-
-fn steer(machine: &mut Machine<'_>, pki: &Pki) -> anyhow::Result<String> {
-    machine.run(
-        "cp /root/shop.example.* /root/ours-ca.pem /etc/pullgate/ && cd /etc/pullgate && \
-         chmod 640 *.key && chgrp pullgate-gate *.key",
-    )?;
-    machine.run(&format!(
-        "printf '{STEERED}' >/etc/nginx/conf.d/steered.conf"
-    ))?;
-    machine.run("systemctl --quiet restart nginx")?;
-    let network = machine.network();
-    let ask =
-        |client: &Client, from: Host, to: IpAddr| client.get(network, from, to, SHOP).0.brief();
-    let ours = Client::new(pki, Some(&pki.ours.client()));
-    let without = Client::new(pki, None);
-    // Where XDP drops nothing, steering alone keeps clients from nginx.
-    for client_address in ["loopback", "transparent"] {
-        start(
-            machine,
-            &format!(
-                "interfaces = [\"wan0\"]\n[gate]\nsteer = true\nclient_address = \"{client_address}\"\n\
-                 [[gate.host]]\nnames = [\"{SHOP}\"]\ncertificate = \"shop.example.pem\"\n\
-                 key = \"shop.example.key\"\ntrust = [\"ours-ca.pem\"]\n"
-            ),
-        )?;
-        machine.run(Manual::read().start_steered)?;
-        for origin in Host::Origin.addresses() {
-            let served = ask(&ours, Host::Edge, origin);
-            let refused = ask(&without, Host::Edge, origin);
-            ensure!(served == "200", "{client_address}, {origin}: {served}");
-            ensure!(
-                refused.contains("CertificateRequired"),
-                "{client_address}, {origin}: {refused}"
-            );
-        }
-        machine.run("systemctl kill --signal=KILL pullgate-gate")?;
-        let served = ask(&ours, Host::Edge, Host::Origin.addresses()[0]);
-        ensure!(served == "200", "{client_address}, after a kill: {served}");
-        machine.eventually("PROTECTED", "pullgate status")?;
-        machine.run(
-            "systemctl stop pullgate-gate && mkdir -p /etc/systemd/system/pullgate-gate.service.d && \
-             cp /usr/share/doc/pullgate/steering/transparent.conf \
-             /etc/systemd/system/pullgate-gate.service.d/ && systemctl daemon-reload",
-        )?;
-    }
-    machine.run(
-        "pullgate unload && systemctl --quiet disable --now pullgate-steer.socket pullgate-gate",
-    )?;
-    let served = ask(&without, Host::Edge, Host::Origin.addresses()[0]);
-    ensure!(served == "200", "nginx has its port again: {served}");
-    machine.run(
-        "rm -r /etc/nginx/conf.d/steered.conf /etc/systemd/system/pullgate-gate.service.d && \
-         systemctl daemon-reload && systemctl stop nginx",
-    )?;
-    Ok(String::new())
-}
-
 fn upgrade(machine: &mut Machine<'_>, _: &Pki) -> anyhow::Result<String> {
     let network = machine.network();
     let answers = Flood::during(network, VIRTIO.mac(), || {
@@ -886,11 +764,11 @@ fn mode(status: &Value, interface: &str) -> String {
 }
 
 /// Starts the filter from nothing.
-fn start(machine: &Machine<'_>, filter: &str) -> anyhow::Result<()> {
+pub(crate) fn start(machine: &Machine<'_>, filter: &str) -> anyhow::Result<()> {
     start_with(machine, filter, "")
 }
 
-fn start_with(machine: &Machine<'_>, filter: &str, allow: &str) -> anyhow::Result<()> {
+pub(crate) fn start_with(machine: &Machine<'_>, filter: &str, allow: &str) -> anyhow::Result<()> {
     machine.run("systemctl stop pullgate-filter && pullgate unload")?;
     write_configuration(machine, filter, allow)?;
     machine.run("systemctl start pullgate-filter").map(drop)
@@ -987,15 +865,6 @@ const VLAN: &str = "ip link add link @CARD@ name up0 type vlan id 10";
 const VERDICT: &str = "usr/bin/pullgate-verdict-test";
 /// The object that it loads, in the same.
 const OBJECT: &str = "usr/lib/pullgate-object";
-/// For printf(1).
-const STEERED: &str = "server { listen 443 ssl; listen [::]:443 ssl; server_name shop.example; \
-    ssl_certificate /etc/pullgate/shop.example.pem; ssl_certificate_key /etc/pullgate/shop.example.key; \
-    location / { return 200 ok; } }";
 const NGINX: &str = "server {\n    listen 127.0.0.1:8080 proxy_protocol;\n    location / { return 200 \"nginx\\n\"; }\n}\n";
 const LATE: &str = "[Unit]\nDescription=a driver that loads late\nDefaultDependencies=no\n[Service]\nType=oneshot\n\
     ExecStart=sleep 20\nExecStart=modprobe e1000e\nTimeoutStartSec=120\n[Install]\nWantedBy=sysinit.target\n";
-
-/// Handshakes in flight.
-const CROWD: usize = 20_000;
-/// More than those, and clients that are served.
-const MOST: usize = 25_000;

@@ -310,7 +310,7 @@ fn arguments(network: &Network, directory: &Path) -> Vec<String> {
         ("machine", "q35,accel=tcg"),
         ("cpu", "max"),
         ("smp", "2"),
-        ("m", "1536M"),
+        ("m", "3G"),
         ("display", "none"),
         ("monitor", "none"),
         ("append", "console=ttyS0 quiet panic=-1"),

@@ -18,7 +18,7 @@ use crate::{arm64, dist, setup, vm};
 pub(crate) struct Options {
     /// Only tests whose name contains this.
     filter: Option<String>,
-    /// Repeat what is a matter of chance many times: takes half an hour.
+    /// Repeat what is a matter of chance many times: takes half an hour. With `--vm`: 100,000 idle connections, too.
     #[arg(long)]
     long: bool,
     /// Instead of the tests on this host: boot these kernels of `tests/vm/kernels` in virtual machines,
@@ -165,6 +165,9 @@ fn boot(kernels: &[String], options: &Options) -> anyhow::Result<()> {
     command.arg("--machines").arg(root().join("target/vm"));
     if options.short {
         command.arg("--short");
+    }
+    if options.long {
+        command.arg("--long");
     }
     if let Some(filter) = &options.filter {
         command.args(["--only", filter]);
