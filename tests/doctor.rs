@@ -11,7 +11,8 @@ use std::net::TcpListener;
 use serde_json::Value;
 use tests::client::Client;
 use tests::daemon::{self, Pullgate, binary};
-use tests::gate::{origin, shop};
+use tests::feed::{Answer, api_answer_without};
+use tests::gate::{blog, origin, shop};
 use tests::net::Host;
 use tests::origin::Origin;
 use tests::pki::{BLOG, SHOP};
@@ -169,15 +170,47 @@ fn errors_521_and_522_have_their_causes() {
     );
     assert!(text.contains("`ranges.deny`"), "{text}");
     assert!(text.contains("error 522"), "{text}");
+}
 
-    // Lists of the operator's own need not have Cloudflare's, and mostly should.
-    let list = host.network.path("own.txt");
-    fs::write(&list, "173.245.48.0/20\n2400:cb00::/32\n").unwrap();
-    cloudflare(&format!("sources = [{{ file = \"{}\" }}]", list.display()));
-    let report = host.doctor().1;
-    assert_eq!(refused(&report), "OK");
+#[test]
+fn lists_of_the_operators_own_are_compared_with_cloudflares() {
+    let mut lab = Lab::start(&Plan::default());
+    let with = |lab: &mut Lab, sources: &'static str| {
+        // A role that runs reaches no other port than it has needed.
+        lab.ranges.take().unwrap().kill();
+        lab.configure_sources(sources);
+        lab.start_ranges();
+        lab.ranges().event(0, "the new source is asked", |event| {
+            event["id"] == "ranges-refreshed"
+        });
+        let report = lab.pullgate(&["--json", "doctor"]).stdout;
+        serde_json::from_slice::<Value>(&report).unwrap()
+    };
+
+    let report = with(
+        &mut lab,
+        "[{ url = \"@FEED@/client/v4/ips\", ca_file = \"@CA@\" }]",
+    );
+    assert_eq!(verdict(&report, "cloudflare", ""), "OK");
+    lab.mirror
+        .answer(Answer::Body(api_answer_without("131.0.72.0/22")));
+    let lacking = "[{ url = \"@MIRROR@/client/v4/ips\", ca_file = \"@CA@\" }]";
+    let report = with(&mut lab, lacking);
     let unlisted = verdict(&report, "cloudflare", "cloudflare-unlisted");
     assert_eq!(unlisted, "warning", "{report:#}");
+    let text = report.to_string();
+    assert!(
+        text.contains("1 of Cloudflare's 22 published ranges are in no active list (131.0.72.0/22"),
+        "{text}"
+    );
+    // Another network's list is not expected to have them.
+    let like =
+        "[{ url = \"@MIRROR@/client/v4/ips\", ca_file = \"@CA@\", like = \"cloudflare-jdcloud\" }]";
+    lab.configure_sources(like);
+    let report: Value =
+        serde_json::from_slice(&lab.pullgate(&["--json", "doctor"]).stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.iter().all(|check| check["id"] != "cloudflare"));
 }
 
 #[test]
@@ -185,9 +218,13 @@ fn rules_that_admit_half_of_the_internet_are_named() {
     let host = Origin::new();
     let text = fs::read_to_string(&host.config).unwrap();
     for (allow, expected) in [
-        ("\"10.0.0.0/8\", \"192.0.2.1\", \"fd00::/8\"", "OK"),
+        (
+            "\"10.0.0.0/8\", \"172.16.0.0/12\", \"64.0.0.0/8\", \"fd00::/8\", \"2600::/20\"",
+            "OK",
+        ),
         ("\"0.0.0.0/1\"", "warning"),
-        ("\"16.0.0.0/4\", \"192.0.2.1\"", "warning"),
+        ("\"64.0.0.0/8\", \"192.0.2.1\"", "warning"),
+        ("\"2600::/19\"", "warning"),
         ("\"2000::/3\"", "warning"),
     ] {
         let line = format!("[ranges]\nallow = [{allow}]");
@@ -294,6 +331,13 @@ fn a_web_server_without_room_for_tlvs_and_one_with_another_certificate_are_named
     assert_eq!(findings_with("proxy_tlvs = false", BLOG).0, ["OK", "OK"]);
     let (found, text) = findings_with("proxy_tlvs = false", SHOP);
     assert_eq!(found, ["OK", "error"], "{text}");
+    let tls = format!("upstream_tls = {{ name = \"{BLOG}\", ca_file = \"@PKI@/web-ca.pem\" }}");
+    rig.configure(
+        "",
+        &[&shop(&format!("proxy_tlvs = false\n{tls}")), &blog(&tls)],
+    );
+    let second = verdict(&doctor(&rig), "upstream", "proxy-header-mismatch");
+    assert_eq!(second, "error", "two hosts, one web server");
     assert!(
         text.contains("set `upstream_tls.name` to a name on it"),
         "{text}"

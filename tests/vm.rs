@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::checks::{Row, Scope};
 
@@ -48,6 +49,8 @@ fn main() -> anyhow::Result<ExitCode> {
         "it makes network namespaces: run it as root"
     );
     tests::exit_on_interrupt()?;
+    let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
 
     let scope = Scope {
         short: options.short,

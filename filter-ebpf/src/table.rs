@@ -255,7 +255,10 @@ mod tests {
     #[test]
     fn an_entry_that_is_no_class_lets_nobody_in() {
         for entry in [5, 6, 7, FIRST_NODE, u16::MAX] {
-            assert!(!lookup(&Uniform::of(entry), "192.0.2.1".parse().unwrap()).may_enter());
+            for address in ["192.0.2.1", "2001:db8::1"] {
+                let class = lookup(&Uniform::of(entry), address.parse().unwrap());
+                assert!(!class.may_enter(), "{entry}, {address}");
+            }
         }
     }
 

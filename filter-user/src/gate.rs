@@ -44,6 +44,7 @@ use tokio::task::JoinSet;
 use self::limits::{Allowed, Limits, RateLimiter};
 pub use self::lint::{listeners, unreadable_files};
 pub use self::listener::{Worker, bind, serve};
+use self::proxy::HeaderKind;
 pub use self::range_usage::{ActiveClient, RangeUsage, UsedRange};
 pub use self::refusal::{Defect, Limit, Outcome, Phase, Quantity, Refusal, UpstreamFault};
 use self::refused::LastRefusals;
@@ -63,7 +64,7 @@ use crate::observe::log::Budget;
 use crate::observe::{Finding, Metrics};
 use crate::ranges::Compiled;
 use crate::report::chain;
-use crate::sync::lock;
+use crate::sync::{joined, lock};
 
 /// What all connections share.
 pub struct Gate {
@@ -193,10 +194,9 @@ impl Loaded {
                 (host, asked)
             });
             let asking: Vec<_> = asking.collect();
-            let findings = asking.into_iter().filter_map(|(host, answer)| {
-                let error = answer.join().ok()??;
-                Some(lint::distrusted(host, &error))
-            });
+            let findings = asking
+                .into_iter()
+                .filter_map(|(host, answer)| Some(lint::distrusted(host, &joined(answer)?)));
             findings.collect()
         })
     }
@@ -207,8 +207,8 @@ impl Loaded {
         let mut asked: Vec<(&HostSettings, &Policy)> = Vec::new();
         for host in &settings.hosts {
             let is_known = asked.iter().any(|(known, _)| {
-                (&known.upstream.value, known.proxy_protocol)
-                    == (&host.upstream.value, host.proxy_protocol)
+                (&known.upstream.value, HeaderKind::of(known))
+                    == (&host.upstream.value, HeaderKind::of(host))
             });
             if let (Some(policy), false) = (self.policies.labelled(&host.label()), is_known) {
                 asked.push((host, policy));
@@ -226,10 +226,9 @@ impl Loaded {
                 )
             });
             let asking: Vec<_> = asking.collect();
-            let findings = asking.into_iter().filter_map(|(host, answer)| {
-                let expected = answer.join().ok()??;
-                Some(lint::header_mismatch(host, expected))
-            });
+            let findings = asking
+                .into_iter()
+                .filter_map(|(host, answer)| Some(lint::header_mismatch(host, joined(answer)?)));
             findings.collect()
         })
     }

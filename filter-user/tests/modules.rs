@@ -20,7 +20,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
         "commands",
         &[
             "cli", "config", "control", "gate", "host", "observe", "ranges", "refresh", "report",
-            "role", "roles", "snapshot", "web", "xdp",
+            "role", "roles", "snapshot", "sync", "web", "xdp",
         ],
     ),
     (

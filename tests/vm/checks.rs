@@ -53,7 +53,7 @@ const SHORT: [(&str, Check); 7] = [
     ("doctor: whether the clock is kept", clock),
     ("steering to the gate, nginx where it stands", gate::steer),
 ];
-const REST: [(&str, Check); 24] = [
+const REST: [(&str, Check); 22] = [
     ("tunnels: a stranger inside is silent", tunnelled),
     ("named: not one answer at a boot", boot_named),
     ("a driver that loads 20 s late: not one answer", boot_late),
@@ -85,12 +85,13 @@ const REST: [(&str, Check); 24] = [
         "gate: 20,000 handshakes in flight, an edge served",
         gate::crowd,
     ),
-    ("upgrade", upgrade),
-    ("unload, remove, purge", purge),
 ];
 
 /// What takes an emulated processor a quarter of an hour.
 const LONG: [(&str, Check); 1] = [("gate: 100,000 idle connections, an edge served", gate::idle)];
+
+/// What the others' package goes with.
+const LAST: [(&str, Check); 2] = [("upgrade", upgrade), ("unload, remove, purge", purge)];
 
 /// Boots a kernel and looks at everything; a check that fails does not keep the next from being made,
 /// unless there is no machine.
@@ -98,7 +99,7 @@ pub(crate) fn run(directory: &Path, scope: Scope<'_>) -> Vec<Row> {
     let network = Network::without_origin();
     let pki = Pki::new(&network.path("pki"));
     let mut rows = Rows::default();
-    let boots = || boot(&network, &pki, directory);
+    let boots = || boot(&network, &pki, directory, scope);
     let Some(mut machine) = rows.make("boots, systemd is content", boots) else {
         return rows.0;
     };
@@ -109,7 +110,8 @@ pub(crate) fn run(directory: &Path, scope: Scope<'_>) -> Vec<Row> {
     );
     let rest = REST.iter().filter(|_| !scope.short);
     let long = LONG.iter().filter(|_| scope.long);
-    for check in SHORT.iter().chain(long).chain(rest) {
+    let last = LAST.iter().filter(|_| !scope.short);
+    for check in SHORT.iter().chain(rest).chain(long).chain(last) {
         if check.0.contains(scope.only) {
             rows.check(&mut machine, &pki, *check);
         }
@@ -161,6 +163,7 @@ fn boot<'a>(
     network: &'a Network,
     pki: &Pki,
     directory: &Path,
+    scope: Scope<'_>,
 ) -> anyhow::Result<(Machine<'a>, String)> {
     let seed = machine::seed(&network.path(""))?;
     let target = daemon::binary();
@@ -174,7 +177,8 @@ fn boot<'a>(
     }
     put(&seed, "etc/nginx/conf.d/web.conf", NGINX)?;
     put_verdict_test(&seed, target)?;
-    let machine = Machine::boot(network, directory, &seed)?;
+    let memory = if scope.long { "3G" } else { "1536M" };
+    let machine = Machine::boot(network, directory, &seed, memory)?;
     machine.settle()?;
     let release = machine.run("uname -r")?.trim().to_owned();
     Ok((machine, release))
@@ -787,7 +791,8 @@ fn write_configuration(machine: &Machine<'_>, filter: &str, allow: &str) -> anyh
 /// The state that every check begins with: the virtio card is the uplink, and is filtered.
 fn recover(machine: &Machine<'_>) -> anyhow::Result<()> {
     machine.try_run(
-        "systemctl stop other crowd pullgate-filter; rm -f /run/crowd; pullgate --config /root/other.toml unload; \
+        "systemctl stop other crowd pullgate-filter; rm -rf /run/crowd /etc/nginx/conf.d/idle.conf /etc/nginx/modules-enabled/files.conf \
+         /etc/systemd/system/pullgate-gate.service.d; systemctl daemon-reload; pullgate --config /root/other.toml unload; \
          pullgate unload; ip link set wan0 nomaster; ip link del up0; \
          cd /etc/systemd/network && rm -f 15-up0.netdev 16-port.network 21-carrier.network; \
          modprobe e1000e",

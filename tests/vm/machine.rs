@@ -84,6 +84,7 @@ impl<'a> Machine<'a> {
         network: &'a Network,
         directory: &Path,
         seed: &Path,
+        memory: &str,
     ) -> anyhow::Result<Self> {
         let disk = network.path("root.img");
         let mut copy = Command::new("cp");
@@ -104,7 +105,7 @@ impl<'a> Machine<'a> {
         for number in 0..CARDS.len() {
             network.tap(&tap(number));
         }
-        let arguments = arguments(network, directory);
+        let arguments = arguments(network, directory, memory);
         let running = Running::start(network, &arguments)?;
         Ok(Self {
             network,
@@ -298,7 +299,7 @@ impl Drop for Running {
 }
 
 /// How qemu is called.
-fn arguments(network: &Network, directory: &Path) -> Vec<String> {
+fn arguments(network: &Network, directory: &Path, memory: &str) -> Vec<String> {
     let at = |name: &str| network.path(name).display().to_string();
     let prepared = |name: &str| directory.join(name).display().to_string();
     let mut arguments = Vec::new();
@@ -310,7 +311,7 @@ fn arguments(network: &Network, directory: &Path) -> Vec<String> {
         ("machine", "q35,accel=tcg"),
         ("cpu", "max"),
         ("smp", "2"),
-        ("m", "3G"),
+        ("m", memory),
         ("display", "none"),
         ("monitor", "none"),
         ("append", "console=ttyS0 quiet panic=-1"),

@@ -23,6 +23,7 @@ use crate::control::protocol::HostStatus;
 use crate::observe::{Finding, Severity};
 use crate::report::{EX_NOPERM, Failure, chain};
 use crate::role::Role;
+use crate::roles::findings::wide_rules;
 
 /// What the host shows: the configuration, and what the roles report.
 struct Facts {
@@ -61,6 +62,8 @@ fn examine(file: &Path) -> Result<Examination, Failure> {
     if let Some(config) = &config {
         findings.extend(host::findings(config, &report));
         findings.extend(visitors::findings(config, &report));
+        // Whatever a check ends by.
+        findings.extend(wide_rules(&config.live.ranges));
         let of_sites = web_server::findings(config);
         if !of_sites
             .iter()
@@ -144,7 +147,7 @@ fn applies(question: &Question, facts: &Facts) -> bool {
     };
     match question.subject {
         Subject::Pullgate | Subject::Host | Subject::Ranges => true,
-        Subject::Sources => !config.live.ranges.sources.is_empty(),
+        Subject::CloudflareRanges => visitors::expects_cloudflare(&config.live.ranges),
         Subject::Filter => config.live.filter.is_some(),
         Subject::Gate => config.live.gate.is_some(),
         Subject::Steering => config.boot.steer,

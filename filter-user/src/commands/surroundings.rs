@@ -17,6 +17,7 @@ use crate::host::netlink::{self, Connection, Interface, InterfaceKind};
 use crate::host::process::{OutgoingPorts, holder_of};
 use crate::observe::Finding;
 use crate::role::Role;
+use crate::sync::joined;
 
 /// All that is in the way.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
@@ -148,7 +149,7 @@ fn silent_upstreams(gate: &GateSettings) -> Vec<Finding> {
         });
         let looks: Vec<_> = looks.collect();
         let findings = looks.into_iter().filter_map(|(host, target, look)| {
-            let error = look.join().ok()??;
+            let error = joined(look)?;
             let text =
                 format!("no web server answers on {target} ({error}), to which the gate relays");
             let finding = Finding::warning("upstream-silent", text).at(&host.upstream.place);

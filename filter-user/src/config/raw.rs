@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,16 +35,24 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Config, ConfigError> {
 fn blame(source: &Source<'_>, error: &toml::de::Error, field: String) -> ConfigError {
     let offset = error.span().map_or(0, |span| span.start);
     let message = match error.message().trim_end() {
-        "duplicate key" => {
-            let key = error.span().and_then(|span| source.text.get(span));
-            format!(
-                "`{}` is there twice; leave one out",
-                key.unwrap_or_default()
-            )
-        }
+        "duplicate key" => there_twice(source.text, error.span().unwrap_or_default()),
         message => message.replace('\n', ", "),
     };
     source.place(offset, field).error(in_plain_words(&message))
+}
+
+/// Of a key's place in the text: that it is there before.
+fn there_twice(text: &str, place: Range<usize>) -> String {
+    let before = text.get(..place.start).unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let key = text.get(place).unwrap_or_default();
+    if line.trim_start().starts_with('[') {
+        format!(
+            "the section `{key}` is there before; make one of the two, or write [[…]] before each, if there may be several"
+        )
+    } else {
+        format!("`{key}` is there twice; leave one out")
+    }
 }
 
 /// What serde says in the words of its data model, in those of TOML.

@@ -16,6 +16,8 @@ pub struct FeedSource {
     pub ways: Vec<SourceEndpoint>,
     /// What is active before the list was ever fetched.
     pub fallback: Fallback,
+    /// Whether the list is the operator's own: none of its ways leads to a published one, or to a mirror of one.
+    pub is_own: bool,
 }
 
 impl FeedSource {

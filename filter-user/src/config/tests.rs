@@ -360,12 +360,12 @@ fn more_rules_than_fit_are_refused_in_the_longer_list() {
 
     let of_allow = rules(33_000, 1);
     assert!(
-        of_allow.contains(":2: `ranges.allow`: the ranges and rules need more than"),
+        of_allow.contains(":2: `ranges.allow`: the ranges and rules of IPv6 need more than"),
         "{of_allow}"
     );
     let of_deny = rules(1, 33_000);
     assert!(
-        of_deny.contains(":4: `ranges.deny`: the ranges and rules need more than"),
+        of_deny.contains(":4: `ranges.deny`: the ranges and rules of IPv6 need more than"),
         "{of_deny}"
     );
 }
@@ -394,6 +394,12 @@ fn a_value_of_another_type_and_a_key_that_is_there_twice_are_named() {
     assert_eq!(
         twice,
         "/etc/pullgate/pullgate.toml:3: `ports` is there twice; leave one out"
+    );
+    let section = error("[gate.host]\nnames = []\n[gate.host]\nnames = []");
+    assert_eq!(
+        section,
+        "/etc/pullgate/pullgate.toml:3: the section `host` is there before; make one of the two, or write [[…]] before \
+         each, if there may be several"
     );
 }
 

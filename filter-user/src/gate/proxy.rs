@@ -247,7 +247,9 @@ fn v2_without(info: &ProxyInfo<'_>, shed: Shed) -> io::Result<Vec<u8>> {
 pub(super) enum HeaderKind {
     /// Nothing.
     None,
+    /// Version 1.
     V1,
+    /// Version 2 with what is known of client and session.
     V2,
     /// Version 2 with the addresses alone.
     BareV2,
@@ -267,21 +269,25 @@ impl HeaderKind {
         }
     }
 
-    /// The header of a health check of ours, which names no client, and is as long as any that does: a receiver
+    /// The header of a health check of ours, which names no client; of version 2, as long as any that does: a receiver
     /// with less room refuses it as it would refuse a client's.
     pub(super) fn without_client(self) -> io::Result<Vec<u8>> {
-        let no_addresses = AddressFamily::Unspecified | Protocol::Unspecified;
-        let local = Builder::new(Version::Two | Command::Local, no_addresses);
         match self {
             Self::None => Ok(Vec::new()),
             Self::V1 => Ok(V1_UNKNOWN.to_vec()),
-            Self::BareV2 => local.build(),
-            Self::V2 => {
-                let filling = [0; V2_SENT_MAX - V2_FIXED - TLV_HEADER];
-                local.write_tlv(Type::NoOp as u8, &filling)?.build()
-            }
+            Self::V2 => v2_local(V2_SENT_MAX),
+            Self::BareV2 => v2_local(V2_FIXED + ADDRESSES_V6),
         }
     }
+}
+
+/// A header of version 2 that is so long, and says nothing: section 2.2.7.
+fn v2_local(length: usize) -> io::Result<Vec<u8>> {
+    let no_addresses = AddressFamily::Unspecified | Protocol::Unspecified;
+    let filling = vec![0; length - V2_FIXED - TLV_HEADER];
+    Builder::new(Version::Two | Command::Local, no_addresses)
+        .write_tlv(Type::NoOp as u8, &filling)?
+        .build()
 }
 
 /// A header of version 1 that names no client.
@@ -333,6 +339,8 @@ const V1_MAX: usize = 107;
 const V2_SENT_MAX: usize = V2_FIXED + 216;
 /// Bytes of the fixed part of a header of version 2; section 2.2.
 const V2_FIXED: usize = 16;
+/// Bytes of two addresses of IPv6 with their ports; section 2.2.
+const ADDRESSES_V6: usize = 36;
 /// Bytes in front of a TLV's value; section 2.2.
 const TLV_HEADER: usize = 3;
 /// Bytes behind the fixed part of a header of version 2; section 2.2 asks for 520 at least.
@@ -463,17 +471,22 @@ mod tests {
     }
 
     #[test]
-    fn a_header_without_a_client_is_as_long_as_any_with_one() {
+    fn a_header_of_version_2_without_a_client_is_as_long_as_any_with_one() {
         for (kind, length) in [
-            (HeaderKind::None, 0),
-            (HeaderKind::V1, V1_UNKNOWN.len()),
-            (HeaderKind::BareV2, V2_FIXED),
+            (HeaderKind::BareV2, V2_FIXED + ADDRESSES_V6),
             (HeaderKind::V2, V2_SENT_MAX),
         ] {
             let header = kind.without_client().unwrap();
-            assert_eq!(header.len(), length, "{kind:?}");
-            assert!(header.is_empty() || parse(&header) == Ok(None), "{kind:?}");
+            let payload = u8::try_from(length - V2_FIXED).unwrap();
+            let (fixed, tlv) = header.split_at(V2_FIXED);
+            let expected = [b"\r\n\r\n\0\r\nQUIT\n\x20\0\0".as_slice(), &[payload]].concat();
+            assert_eq!(fixed, expected, "{kind:?}");
+            assert_eq!(tlv[..TLV_HEADER], [Type::NoOp as u8, 0, payload - 3]);
+            assert_eq!(tlv.len(), usize::from(payload));
+            assert_eq!(parse(&header), Ok(None));
         }
+        let far = between("[2001:db8::1]:65535", "[2001:db8::2]:443");
+        assert_eq!(v2_bare(far).unwrap().len(), V2_FIXED + ADDRESSES_V6);
     }
 
     #[test]

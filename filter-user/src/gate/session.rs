@@ -91,7 +91,7 @@ impl Session {
         loop {
             if let Err(error) = self.queue(None) {
                 let alert = mem::take(&mut self.outgoing);
-                // Who does not read it is not waited for.
+                // A peer that does not read it is not waited for.
                 poll_fn(|context| {
                     let _lost = Pin::new(&mut *stream).poll_write(context, &alert);
                     Poll::Ready(())
@@ -275,7 +275,7 @@ impl Session {
             if records.is_empty() {
                 return sent;
             }
-            // Nothing waits yet, as a rule: who does not take that is not sent more.
+            // Nothing waits yet, as a rule: a peer that does not take that is not sent more.
             let written = if self.outgoing.is_empty() {
                 poll(stream.write(records))?
             } else {

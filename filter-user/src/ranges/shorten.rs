@@ -3,10 +3,11 @@
 use filter_ebpf::abi::NODES_MAX_V6;
 use filter_ebpf::table::{ABSENT, FIRST_NODE, Node, ROOTS, SHORTCUT, Shortcut};
 
-use super::table::{TableFull, Tree};
+use super::table::Tree;
 
-/// The same tree, with shortcuts behind the first four octets, and without the nodes that nothing leads to.
-pub(super) fn shortened(tree: &Tree) -> Result<Tree, TableFull> {
+/// The same tree, with shortcuts behind the first four octets, and without the nodes that nothing leads to; none, if it
+/// needs more nodes than the kernel's map holds.
+pub(super) fn shortened(tree: &Tree) -> Option<Tree> {
     let mut shortening = Shortening {
         plain: tree.nodes(),
         nodes: tree.nodes()[..ROOTS].to_vec(),
@@ -14,7 +15,7 @@ pub(super) fn shortened(tree: &Tree) -> Result<Tree, TableFull> {
     for root in 0..ROOTS {
         shortening.copy_below(root, root, 2)?;
     }
-    Ok(Tree::new(shortening.nodes))
+    Some(Tree::new(shortening.nodes))
 }
 
 struct Shortening<'a> {
@@ -24,29 +25,29 @@ struct Shortening<'a> {
 
 impl Shortening<'_> {
     /// Copies what the entries of a node name, which are for the octet behind so many, into its copy.
-    fn copy_below(&mut self, plain: usize, copy: usize, octets: u16) -> Result<(), TableFull> {
+    fn copy_below(&mut self, plain: usize, copy: usize, octets: u16) -> Option<()> {
         for index in 0..1 << 8 {
             if let Some(below) = below(self.plain[plain][index]) {
                 self.nodes[copy][index] = self.copy(below, octets)?;
             }
         }
-        Ok(())
+        Some(())
     }
 
     /// Copies a node and what is below it; returns the entry that names the copy.
-    fn copy(&mut self, plain: usize, octets: u16) -> Result<u16, TableFull> {
+    fn copy(&mut self, plain: usize, octets: u16) -> Option<u16> {
         let shortcut = (octets >= 4).then(|| self.shortcut(plain)).flatten();
         let Some(mut shortcut) = shortcut else {
             let (entry, copy) = self.push(self.plain[plain], 0)?;
             self.copy_below(plain, copy, octets + 1)?;
-            return Ok(entry);
+            return Some(entry);
         };
         let (entry, copy) = self.push([ABSENT; 1 << 8], SHORTCUT)?;
         if let Some(node) = below(shortcut.inside) {
             shortcut.inside = self.copy(node, octets + shortcut.bits / 8)?;
         }
         self.nodes[copy] = shortcut.to_node();
-        Ok(entry)
+        Some(entry)
     }
 
     /// What stands for a node and those below it, as long as each has one way on; none, if that is one.
@@ -80,14 +81,14 @@ impl Shortening<'_> {
         (shortcut.bits > 8).then_some(shortcut)
     }
 
-    fn push(&mut self, node: Node, kind: u16) -> Result<(u16, usize), TableFull> {
+    fn push(&mut self, node: Node, kind: u16) -> Option<(u16, usize)> {
         let copy = self.nodes.len();
-        let number = u16::try_from(copy).map_err(|_too_many| TableFull)?;
+        let number = u16::try_from(copy).ok()?;
         if u32::from(number) >= NODES_MAX_V6 {
-            return Err(TableFull);
+            return None;
         }
         self.nodes.push(node);
-        Ok(((FIRST_NODE + number) | kind, copy))
+        Some(((FIRST_NODE + number) | kind, copy))
     }
 }
 

@@ -9,6 +9,7 @@ use filter_ebpf::abi::{NODES_MAX, NODES_MAX_V6};
 use filter_ebpf::table::{self, ABSENT, Class, FIRST_NODE, Node, ROOTS, Tail};
 use ipnet::IpNet;
 
+use super::guard::Family;
 use super::{RangeSet, shorten};
 
 /// Who may enter: the published ranges and the operator's own rules.
@@ -74,7 +75,10 @@ impl Table {
         for range in rules.deny {
             table.paint(range, Class::Denied)?;
         }
-        table.v6 = shorten::shortened(&table.v6)?;
+        table.v6 = shorten::shortened(&table.v6).ok_or(TableFull {
+            family: Family::V6,
+            nodes: NODES_MAX_V6,
+        })?;
         Ok(table)
     }
 
@@ -97,16 +101,22 @@ impl Table {
     }
 
     fn paint(&mut self, range: &IpNet, class: Class) -> Result<(), TableFull> {
-        match range {
+        let (family, painted) = match range {
             IpNet::V4(range) => {
                 let octets = range.network().octets();
-                self.v4.paint(&octets, range.prefix_len(), class as u16)
+                let painted = self.v4.paint(&octets, range.prefix_len(), class as u16);
+                (Family::V4, painted)
             }
             IpNet::V6(range) => {
                 let octets = range.network().octets();
-                self.v6.paint(&octets, range.prefix_len(), class as u16)
+                let painted = self.v6.paint(&octets, range.prefix_len(), class as u16);
+                (Family::V6, painted)
             }
-        }
+        };
+        painted.ok_or(TableFull {
+            family,
+            nodes: NODES_MAX,
+        })
     }
 }
 
@@ -157,17 +167,17 @@ impl Tree {
         }
     }
 
-    /// Sets the entry of every address that shares the first `length` bits with `octets`.
-    fn paint(&mut self, octets: &[u8], length: u8, entry: u16) -> Result<(), TableFull> {
+    /// Sets the entry of every address that shares the first `length` bits with `octets`, if there are nodes enough.
+    fn paint(&mut self, octets: &[u8], length: u8, entry: u16) -> Option<()> {
         let [first, rest @ ..] = octets else {
-            return Ok(());
+            return Some(());
         };
         let first = usize::from(*first);
         if length <= 8 {
             for root in &mut self.nodes[first..first + (1 << (8 - length))] {
                 root.fill(entry);
             }
-            return Ok(());
+            return Some(());
         }
         let (mut node, mut length) = (first, length - 8);
         for octet in rest {
@@ -183,23 +193,23 @@ impl Tree {
             node = self.descend(node, index)?;
             length -= 8;
         }
-        Ok(())
+        Some(())
     }
 
-    /// The node below an entry: the one that it names, or a new one that repeats it.
-    fn descend(&mut self, node: usize, index: usize) -> Result<usize, TableFull> {
+    /// The node below an entry: the one that it names, or a new one that repeats it, if there may be one more.
+    fn descend(&mut self, node: usize, index: usize) -> Option<usize> {
         let entry = self.nodes[node][index];
         if let Some(below) = entry.checked_sub(FIRST_NODE) {
-            return Ok(usize::from(below));
+            return Some(usize::from(below));
         }
         let below = self.nodes.len();
-        let number = u16::try_from(below).map_err(|_too_many| TableFull)?;
+        let number = u16::try_from(below).ok()?;
         if u32::from(number) >= NODES_MAX {
-            return Err(TableFull);
+            return None;
         }
         self.nodes.push([entry; 1 << 8]);
         self.nodes[node][index] = FIRST_NODE + number;
-        Ok(below)
+        Some(below)
     }
 }
 
@@ -212,10 +222,14 @@ impl table::Tree for &Tree {
 /// The ranges and rules do not fit into the kernel's maps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "the ranges and rules need more than {NODES_MAX} table nodes for IPv4, or {NODES_MAX_V6} for IPv6: use fewer, \
-     wider prefixes"
+    "the ranges and rules of {family} need more than {nodes} table nodes: use fewer, wider prefixes"
 )]
-pub struct TableFull;
+pub struct TableFull {
+    /// Whose do not fit.
+    pub family: Family,
+    /// How many there may be: of IPv6 at first one for each octet, and then those that are left of them.
+    pub nodes: u32,
+}
 
 #[cfg(test)]
 mod tests {
@@ -285,7 +299,11 @@ mod tests {
 
         let full = compile(&set("64.0.0.0/16\n2a00::/32"), &allow, &[]);
 
-        assert_eq!(full, Err(TableFull));
+        let expected = TableFull {
+            family: Family::V4,
+            nodes: NODES_MAX,
+        };
+        assert_eq!(full, Err(expected));
     }
 
     proptest! {

@@ -4,14 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::{Config, FilterSettings, GateSettings, Interfaces, Mode, UpstreamTarget};
+use crate::config::{
+    Config, FilterSettings, GateSettings, Interfaces, Mode, RangesSettings, UpstreamTarget,
+};
 use crate::control::protocol::Admits;
 use crate::host::netlink::{self, Interface, Uplinks, Wrapping};
 use crate::observe::Finding;
+use crate::ranges::GuardLimits;
 use crate::ranges::guard::Documentation;
 use crate::role::Role;
+use crate::sync::joined;
 use crate::web::visit::Issuers;
 use crate::web::{self, Demand};
 
@@ -40,7 +44,7 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
             "`unsafe_documentation_ranges` is on (test setups only)",
         ));
     }
-    of_role.extend(wide_rules(&config.live.ranges.allow));
+    of_role.extend(wide_rules(&config.live.ranges));
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.live.filter) {
         of_role.extend(unprotected_ports(config, filter));
     }
@@ -56,20 +60,23 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
     of_role
 }
 
-/// Rules that admit more than any list may: half of the Internet is no monitoring host.
-fn wide_rules(allow: &[IpNet]) -> Option<Finding> {
+/// Rules that admit more of the Internet than a list of the operator's own may: no monitoring host is that large.
+pub(crate) fn wide_rules(ranges: &RangesSettings) -> Option<Finding> {
     let (mut addresses_v4, mut networks_v6) = (0_u64, 0_u64);
-    for rule in IpNet::aggregate(&allow.to_vec()) {
+    for rule in IpNet::aggregate(&ranges.allow.clone()) {
         match rule {
+            // No stranger comes from these.
+            IpNet::V4(rule) if PRIVATE_V4.iter().any(|private| private.contains(&rule)) => {}
             IpNet::V4(rule) => addresses_v4 += 1 << (32 - rule.prefix_len()),
             IpNet::V6(rule) if GLOBAL_V6.contains(&rule) || rule.contains(&GLOBAL_V6) => {
                 networks_v6 += 1 << (64 - rule.prefix_len().min(64));
             }
-            // Unique local and the like: no stranger has such an address.
             IpNet::V6(_) => {}
         }
     }
-    (addresses_v4 > ADDRESSES_V4_MAX || networks_v6 > NETWORKS_V6_MAX).then(|| {
+    let limits = GuardLimits::default();
+    let is_wide = addresses_v4 > limits.addresses_v4 || networks_v6 >> 32 > limits.networks_v6;
+    is_wide.then(|| {
         let text = format!(
             "`ranges.allow` admits {addresses_v4} IPv4 addresses and {networks_v6} IPv6 networks of /64: strangers \
              among them reach the protected ports"
@@ -277,14 +284,25 @@ pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
         .collect();
     let mut findings = Vec::new();
     for port in gate.steered_ports.iter().copied() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         for some in names.chunks(ASKED_AT_ONCE) {
-            thread::scope(|scope| {
+            let demands: Vec<_> = thread::scope(|scope| {
                 let asked = some
                     .iter()
-                    .map(|name| scope.spawn(move || of_steered_site(port, name)));
+                    .map(|name| scope.spawn(move || web::demand_by(address, Some(name))));
                 let asked: Vec<_> = asked.collect();
-                findings.extend(asked.into_iter().filter_map(|site| site.join().ok()?));
+                asked.into_iter().map(joined).collect()
             });
+            let of_sites = some.iter().zip(&demands);
+            findings
+                .extend(of_sites.filter_map(|(name, demand)| of_steered_site(port, name, demand)));
+            // A server that answers for none of these is not waited for again and again.
+            if demands
+                .iter()
+                .all(|demand| matches!(demand, Demand::Unknown(_)))
+            {
+                break;
+            }
         }
     }
     // Some hold whatever the name is.
@@ -292,8 +310,8 @@ pub(crate) fn of_steered_web_server(gate: &GateSettings) -> Vec<Finding> {
     findings
 }
 
-fn of_steered_site(port: u16, name: &str) -> Option<Finding> {
-    match web::demand_by(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Some(name)) {
+fn of_steered_site(port: u16, name: &str, demand: &Demand) -> Option<Finding> {
+    match demand {
         Demand::Certificate(_) => {
             let text = format!(
                 "the web server on port {port} demands a client certificate for `{name}` itself, and the gate \
@@ -392,11 +410,15 @@ pub(super) fn monitor() -> Finding {
     )
 }
 
+/// RFC 1918 and RFC 6598.
+const PRIVATE_V4: [Ipv4Net; 4] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
+    Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
+];
 /// RFC 4291 §2.4, and IANA's registry of IPv6 addresses: all that is allocated as global unicast.
 const GLOBAL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// What `ranges.max_addresses_v4` and `ranges.max_networks_v6` may be at most: a sixteenth of IPv4, a /16 of IPv6.
-const ADDRESSES_V4_MAX: u64 = 1 << 28;
-const NETWORKS_V6_MAX: u64 = 1 << 48;
 /// <https://developers.cloudflare.com/fundamentals/reference/network-ports/>
 pub(crate) const PROXIED_PORTS: [u16; 13] = [
     80, 443, 2052, 2053, 2082, 2083, 2086, 2087, 2095, 2096, 8080, 8443, 8880,

@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError, Located, RangesSettings};
 use crate::control::client;
 use crate::control::instruction::Declined;
 use crate::control::protocol::{HeldStatus, RefreshStatus};
-use crate::feed;
+use crate::feed::{self, FeedError};
 use crate::observe::{Finding, Metrics};
 use crate::ranges::{ActiveRanges, Compiled, RangeSet};
 use crate::refresh::{Approval, Held, Progress, Refresher};
@@ -26,7 +26,8 @@ pub(super) fn examine(ranges: &RangesSettings) -> Result<(), ConfigError> {
         for way in &value.ways {
             let list = feed::check(way, &ranges.proxy).map_err(|error| {
                 let text = chain(&error);
-                if text.starts_with(&way.name) {
+                // This one names the file, as the way would.
+                if matches!(error, FeedError::File { .. }) {
                     place.error(text)
                 } else {
                     place.error(format_args!("{way}: {text}"))

@@ -52,8 +52,8 @@ pub(super) enum Subject {
     Filter,
     Steering,
     Ranges,
-    /// Lists that are fetched: who admits fixed ranges alone knows whose they are.
-    Sources,
+    /// Lists that should have Cloudflare's ranges: not fixed ranges alone, and not another network's.
+    CloudflareRanges,
     Gate,
     /// A web server that demands the certificate itself: there is no gate.
     WebServer,
@@ -272,15 +272,15 @@ pub(super) const QUESTIONS: [Question; 28] = [
         subject: Subject::Ranges,
         answered_by: AnsweredBy::Us,
         id: "allow",
-        about: "your own rules admit few addresses",
+        about: "your own rules admit no great part of the Internet",
         findings: &["allow-wide"],
     },
     Question {
-        subject: Subject::Sources,
+        subject: Subject::CloudflareRanges,
         answered_by: AnsweredBy::Us,
         id: "cloudflare",
         about: "Cloudflare's addresses are admitted (else visitors see error 522)",
-        findings: &["cloudflare-refused", "cloudflare-unlisted"],
+        findings: &["cloudflare-refused", "cloudflare-unlisted", "ranges-unread"],
     },
     Question {
         subject: Subject::Ranges,

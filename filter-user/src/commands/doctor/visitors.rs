@@ -1,17 +1,19 @@
 //! Why visitors who come by Cloudflare see an error: clients that were refused, ranges that are not admitted, and
 //! ports on which no program answers.
 
+use std::error::Error;
+
 use ipnet::IpNet;
 
 use super::host::unread;
 use crate::commands::listing;
-use crate::config::{Config, Fallback};
+use crate::config::{Config, Fallback, RangesSettings};
 use crate::control::protocol::{HostStatus, RefusalStatus};
 use crate::gate::Refusal;
 use crate::host::netlink;
 use crate::observe::Finding;
 use crate::ranges::baseline;
-use crate::report::span;
+use crate::report::{chain, span};
 use crate::snapshot;
 
 pub(super) fn findings(config: &Config, report: &HostStatus) -> Vec<Finding> {
@@ -55,16 +57,29 @@ fn refusal(last: &RefusalStatus) -> Option<Finding> {
     Some(Finding::warning("clients-refused", text).remedy(reason.advice()))
 }
 
+/// Whether Cloudflare's published ranges ought to be admitted: by its own list, or by those of the operator's.
+pub(super) fn expects_cloudflare(ranges: &RangesSettings) -> bool {
+    let mut sources = ranges.sources.iter();
+    let are_own = !ranges.sources.is_empty() && sources.all(|source| source.value.is_own);
+    are_own || names_cloudflare(ranges)
+}
+
+fn names_cloudflare(ranges: &RangesSettings) -> bool {
+    let mut sources = ranges.sources.iter();
+    sources.any(|source| source.value.fallback == Fallback::Baseline)
+}
+
 /// Cloudflare's published ranges, as they were known when this was built, that are not admitted.
 fn not_admitted(config: &Config) -> Vec<Finding> {
     let ranges = &config.live.ranges;
-    if ranges.sources.is_empty() {
+    if !expects_cloudflare(ranges) {
         return Vec::new();
     }
-    // What a role reports of a broken snapshot is enough.
-    let active = snapshot::load(&config.boot.paths.snapshot(), ranges);
-    let (Ok(active), Ok(published)) = (active, baseline()) else {
-        return Vec::new();
+    let snapshot = snapshot::load(&config.boot.paths.snapshot(), ranges);
+    let (active, published) = match (snapshot, baseline()) {
+        (Ok(active), Ok(published)) => (active, published),
+        (Err(error), _) => return vec![ranges_unread(&error)],
+        (_, Err(error)) => return vec![ranges_unread(&error)],
     };
     let not_admitted = published.ranges().iter().filter_map(|range| {
         // Its ends, and where a rule begins that is within it.
@@ -78,8 +93,6 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
             .find(|shown| !shown.enters)
             .map(|shown| (range, shown))
     });
-    let mut sources = ranges.sources.iter();
-    let names_cloudflare = sources.any(|it| it.value.fallback == Fallback::Baseline);
     let (mut findings, mut unlisted) = (Vec::new(), Vec::new());
     for (range, refused) in not_admitted {
         let (cause, remedy) = match refused.rule {
@@ -87,7 +100,7 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
                 format!("it is in `ranges.{}` ({})", rule.list, rule.range),
                 "take it out there",
             ),
-            None if names_cloudflare => (
+            None if names_cloudflare(ranges) => (
                 "no active list has it".to_owned(),
                 "refresh the lists (`pullgate ranges refresh`)",
             ),
@@ -109,11 +122,19 @@ fn not_admitted(config: &Config) -> Vec<Finding> {
             unlisted.len(),
             published.ranges().len()
         );
-        // Who has egress addresses of their own at Cloudflare lists these alone.
+        // An account with egress addresses of its own lists these alone.
         let remedy = "add \"cloudflare\" to `ranges.sources`; with dedicated egress addresses this is as it should be";
         findings.push(Finding::warning("cloudflare-unlisted", text).remedy(remedy));
     }
     findings
+}
+
+fn ranges_unread(error: &dyn Error) -> Finding {
+    let text = format!(
+        "the active ranges cannot be read ({}): whether Cloudflare's are among them is not known",
+        chain(error)
+    );
+    Finding::warning("ranges-unread", text)
 }
 
 /// Protected ports on which no program answers, where there is no gate.

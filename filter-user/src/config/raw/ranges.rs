@@ -9,7 +9,7 @@ use url::Url;
 
 use super::source::RawSource;
 use crate::config::value::{RawNet, Spanned, duration, rules};
-use crate::config::{ConfigError, FeedSource, Located, Proxy, RangesSettings, Source};
+use crate::config::{ConfigError, FeedSource, Located, Place, Proxy, RangesSettings, Source};
 use crate::ranges::guard::Documentation;
 use crate::ranges::{Families, Feed, GuardLimits, RangeSet, Rules, Table};
 
@@ -150,7 +150,7 @@ impl RawRanges {
             (false, Some(sources)) => convert_sources(source, sources)?,
         };
 
-        let (allow, deny) = own_rules(source, self.allow, self.deny, &static_)?;
+        let (allow, deny) = own_rules(source, self.allow, self.deny, (&static_, fixed_place))?;
         Ok(RangesSettings {
             sources,
             static_,
@@ -169,15 +169,14 @@ fn own_rules(
     source: &Source<'_>,
     allow: Vec<Spanned<RawNet>>,
     deny: Vec<Spanned<RawNet>>,
-    static_: &RangeSet,
+    (static_, static_place): (&RangeSet, Place),
 ) -> Result<(Vec<IpNet>, Vec<IpNet>), ConfigError> {
-    let (longer, field) = if allow.len() >= deny.len() {
-        (&allow, "ranges.allow")
-    } else {
-        (&deny, "ranges.deny")
-    };
-    let first = longer.first().map_or(0, |rule| rule.span().start);
-    let place = source.place(first, field);
+    let begin = |rules: &[Spanned<RawNet>]| rules.first().map_or(0, |rule| rule.span().start);
+    let places = [
+        (allow.len(), source.place(begin(&allow), "ranges.allow")),
+        (deny.len(), source.place(begin(&deny), "ranges.deny")),
+        (static_.len(), static_place),
+    ];
     let allow = rules(source, allow, "ranges.allow")?;
     let deny = rules(source, deny, "ranges.deny")?;
     let all = Rules {
@@ -185,8 +184,13 @@ fn own_rules(
         allow: &allow,
         deny: &deny,
     };
-    Table::compile(&all).map_err(|full| place.error(full))?;
-    Ok((allow, deny))
+    match (
+        Table::compile(&all),
+        places.into_iter().max_by_key(|(rules, _)| *rules),
+    ) {
+        (Err(full), Some((_, longest))) => Err(longest.error(full)),
+        (_, _) => Ok((allow, deny)),
+    }
 }
 
 fn bounded(

@@ -34,6 +34,7 @@ impl RawSource {
     ) -> Result<Located<FeedSource>, ConfigError> {
         let Self(raw) = self;
         let is_cloudflare = matches!(raw.first(), Some(RawWay::Preset(CLOUDFLARE)));
+        let is_own = raw.iter().all(RawWay::is_own);
         let mut ways = Vec::new();
         let mut fallback = None;
         for one in raw {
@@ -54,6 +55,7 @@ impl RawSource {
             name,
             ways,
             fallback,
+            is_own,
         };
         Ok(Located { value, place })
     }
@@ -131,6 +133,10 @@ impl<'de> Deserialize<'de> for RawWay {
 }
 
 impl RawWay {
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Table(table) if table.like.is_none())
+    }
+
     fn convert(
         self,
         source: &Source<'_>,
