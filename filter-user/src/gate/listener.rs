@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
@@ -99,7 +100,7 @@ impl Worker {
 /// One permit waits for all of them: a permit each would keep as many connections out.
 pub async fn serve(worker: &Worker, listeners: Vec<TcpListener>, stop: CancellationToken) {
     let mut backoff = BACKOFF_MIN;
-    let mut first = 0;
+    let (mut first, mut accepted) = (0, 0_usize);
     loop {
         // The permit first: what cannot be served stays in the kernel's queue.
         let permit = tokio::select! {
@@ -110,13 +111,20 @@ pub async fn serve(worker: &Worker, listeners: Vec<TcpListener>, stop: Cancellat
         let Ok(permit) = permit else { return };
         // Each socket in turn comes first.
         first = (first + 1) % listeners.len().max(1);
-        let accepted = tokio::select! {
+        let arrived = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            accepted = poll_fn(|context| accept(&listeners, first, context)) => accepted,
+            arrived = poll_fn(|context| accept(&listeners, first, context)) => arrived,
         };
-        match accepted.and_then(|(stream, client)| worker.give(stream, client, permit)) {
-            Ok(()) => backoff = BACKOFF_MIN,
+        match arrived.and_then(|(stream, client)| worker.give(stream, client, permit)) {
+            Ok(()) => {
+                backoff = BACKOFF_MIN;
+                accepted += 1;
+                if accepted % AT_ONCE == 0 {
+                    // What was accepted goes on before there is more.
+                    yield_now().await;
+                }
+            }
             Err(error) if is_about_one_connection(&error) => debug!(
                 id = "accept-retried",
                 %error,
@@ -165,6 +173,8 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 
 /// Connections that wait in the kernel until they are accepted.
 const BACKLOG: i32 = 4096;
+/// Connections that are accepted before others' tasks have their turn.
+const AT_ONCE: usize = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -196,17 +206,51 @@ mod tests {
             let listener = TcpListener::from_std(socket.try_clone().unwrap()).unwrap();
             // This shows that a connection waits.
             drop(listener.accept().await.unwrap());
-            let connections = TaskTracker::new();
-            let threads = Threads::new([Handle::current()]);
-            let own = threads.iter().next().unwrap().clone();
-            let worker = Worker {
-                gate: Arc::clone(&gate),
-                own,
-                threads: Arc::new(threads),
-                connections: connections.clone(),
-            };
+            let worker = alone(&gate);
             serve(&worker, vec![listener], stop.clone()).await;
-            assert!(connections.is_empty());
+            assert!(worker.connections.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_while_many_are_accepted() {
+        let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let waiting: Vec<_> = (0..200)
+            .map(|_| StdStream::connect(address).unwrap())
+            .collect();
+        let listener = TcpListener::from_std(socket).unwrap();
+        let worker = alone(&gate());
+        let connections = worker.connections.clone();
+
+        let serving = tokio::spawn(async move {
+            serve(&worker, vec![listener], CancellationToken::new()).await;
+        });
+        let mut seen = vec![0];
+        for _ in 0..10_000 {
+            yield_now().await;
+            seen.push(connections.len());
+        }
+        serving.abort();
+        assert_eq!(
+            seen.last(),
+            Some(&waiting.len()),
+            "each waits for its ClientHello"
+        );
+
+        let at_once = seen.windows(2).map(|turns| turns[1] - turns[0]);
+        assert!(at_once.max() <= Some(AT_ONCE), "{seen:?}");
+    }
+
+    /// The only thread of a gate's.
+    fn alone(gate: &Arc<Gate>) -> Worker {
+        let threads = Threads::new([Handle::current()]);
+        let own = threads.iter().next().unwrap().clone();
+        Worker {
+            gate: Arc::clone(gate),
+            own,
+            threads: Arc::new(threads),
+            connections: TaskTracker::new(),
         }
     }
 
@@ -220,7 +264,8 @@ mod tests {
             clock: Arc::new(DefaultTimeProvider),
             broken: Vec::new(),
         };
-        let active = Compiled::new(ActiveRanges::default(), &[], &[]).unwrap();
+        let loopback = "127.0.0.0/8".parse().unwrap();
+        let active = Compiled::new(ActiveRanges::default(), &[loopback], &[]).unwrap();
         Arc::new(Gate::new(
             &config.live.gate.unwrap(),
             loaded,
