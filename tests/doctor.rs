@@ -31,6 +31,7 @@ fn settings_of_the_kernel_are_looked_at() {
     host.configure("", &host.gate());
     for (setting, bad, good, id) in [
         ("net.ipv4.tcp_syncookies", "0", "1", "syncookies-off"),
+        ("net.ipv4.tcp_syncookies", "2", "1", "syncookies-always"),
         ("net.core.somaxconn", "128", "4096", "backlog-short"),
         ("net.ipv4.tcp_timestamps", "0", "1", "timestamps-off"),
     ] {
@@ -48,6 +49,29 @@ fn settings_of_the_kernel_are_looked_at() {
         set(good);
         assert_eq!(verdict(&host.doctor().1, "kernel", id), "OK", "{setting}");
     }
+}
+
+#[test]
+fn a_program_beside_the_gate_and_the_shared_ca_in_a_file_admit_any_customer() {
+    let host = Origin::new();
+    let [v4, _] = Host::Origin.addresses();
+    let gate = host.gate();
+    host.configure("", &gate);
+    let trust = |id: &str| verdict(&host.doctor().1, "trust", id);
+
+    assert_eq!(trust("port-beside-gate"), "OK");
+    let beside = host
+        .network
+        .on(Host::Origin, || TcpListener::bind((v4, 443)).unwrap());
+    assert_eq!(trust("port-beside-gate"), "warning");
+    drop(beside);
+    assert_eq!(trust("shared-ca"), "OK");
+    let both = host.network.path("both.pem");
+    let own = fs::read_to_string(host.pki.path("ours-ca.pem")).unwrap();
+    fs::write(&both, own + &fs::read_to_string(SHARED_CA).unwrap()).unwrap();
+    let ours = host.pki.path("ours-ca.pem").display().to_string();
+    host.configure("", &gate.replace(&ours, &both.display().to_string()));
+    assert_eq!(trust("shared-ca"), "warning");
 }
 
 #[test]

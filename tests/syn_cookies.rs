@@ -84,10 +84,16 @@ fn a_queue_that_forged_syns_have_filled_makes_it_answer() {
 
     // As many as the queue has room for are the kernel's.
     assert!(filled <= 240 - u64::try_from(BACKLOG).unwrap(), "{filled}");
-    eventually("it is said", || {
+    let is_reported = |as_taken_up: bool| {
         let status = lab.filter().status();
         let mut findings = status["findings"].as_array().unwrap().iter();
-        findings.any(|it| it["id"] == "syn-flood").then_some(())
+        let flood = findings.find(|it| it["id"] == "syn-flood")?;
+        let text = flood["text"].as_str().unwrap();
+        let is_taken_up = !text.contains("None of the answers has been taken up lately");
+        (is_taken_up == as_taken_up).then_some(())
+    };
+    eventually("it is reported, and that no client came back", || {
+        is_reported(false)
     });
     // A client that means it is served by a cookie.
     let origin = SocketAddr::from((Host::Origin.addresses()[0], 443));
@@ -99,6 +105,7 @@ fn a_queue_that_forged_syns_have_filled_makes_it_answer() {
     listener.accept().unwrap().0.read_exact(&mut heard).unwrap();
     assert_eq!(&heard, b"hello");
     assert_eq!(recognised(&lab), 1);
+    eventually("it is known that one did", || is_reported(true));
 }
 
 #[test]

@@ -224,7 +224,7 @@ pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -
         if policy.would_offer_h2() {
             lints.extend(h2(host, policy));
         }
-        lints.extend(trust(host));
+        lints.extend(trust(host, policy));
         lints.extend(expiry(host, policy, now));
         lints.extend(names(host, policy));
         lints.extend(issuers(host, policy));
@@ -242,7 +242,7 @@ pub(super) fn judge(config: &GateSettings, policies: &Policies, now: UnixTime) -
     lints
 }
 
-fn trust(host: &HostSettings) -> Option<Finding> {
+fn trust(host: &HostSettings, policy: &Policy) -> Option<Finding> {
     let asked = || host.place().of("gate.host.client_auth");
     Some(match host.client_auth {
         ClientAuth::Off => lint(
@@ -260,11 +260,16 @@ fn trust(host: &HostSettings) -> Option<Finding> {
         .with_severity(Severity::Error)
         .remedy("once `pullgate_gate_would_refuse_total` no longer grows, write \"enforce\""),
         ClientAuth::Enforce => {
+            // A file may hold it as well.
+            if !policy.facts.trusts_shared {
+                return None;
+            }
             let mut trust = host.trust.iter();
-            let shared = trust.find(|trust| trust.value == Trust::Cloudflare)?;
+            let named = trust.find(|trust| trust.value == Trust::Cloudflare);
+            let place = named.or_else(|| host.trust.first())?.place.clone();
             lint(
                 "shared-ca",
-                &shared.place,
+                &place,
                 "Cloudflare's shared CA proves only that some Cloudflare customer asks, not that \
                  you do",
             )

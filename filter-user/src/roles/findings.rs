@@ -47,6 +47,7 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
     of_role.extend(wide_rules(&config.live.ranges));
     if let (Role::Filter | Role::Gate, Some(filter)) = (role, &config.live.filter) {
         of_role.extend(unprotected_ports(config, filter));
+        of_role.extend(beside_gate(config, filter));
     }
     if let (Role::Filter, Some(filter), true) = (role, &config.live.filter, config.boot.steer) {
         of_role.extend(unsteered_ports(filter));
@@ -100,6 +101,27 @@ fn unprotected_ports(config: &Config, filter: &FilterSettings) -> Vec<Finding> {
         Finding::warning("gate-port-unprotected", text).remedy("add it")
     };
     ports.into_iter().map(tell).collect()
+}
+
+/// Programs that answer on protected ports beside a gate that has a port of its own: they are not behind it.
+fn beside_gate(config: &Config, filter: &FilterSettings) -> Vec<Finding> {
+    if config.boot.steer || config.live.gate.is_none() {
+        return Vec::new();
+    }
+    let mut others: BTreeSet<_> = reachable(filter).into_iter().collect();
+    others.retain(|other| {
+        filter.ports.contains(&other.port()) && !config.boot.listen.contains(other)
+    });
+    let sentence = |other: SocketAddr| {
+        let text = format!(
+            "a program answers at {other}, on a protected port, and is not behind the gate: any Cloudflare customer who \
+             points a name at this host reaches it"
+        );
+        Finding::warning("port-beside-gate", text).remedy(
+            "let it listen on loopback alone, redirect to HTTPS and no more, or demand your account's certificate itself",
+        )
+    };
+    others.into_iter().map(sentence).collect()
 }
 
 /// Protected ports that are not steered, and on which a program answers: it is not behind the gate.

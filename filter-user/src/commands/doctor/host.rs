@@ -41,8 +41,18 @@ fn flood(config: &Config) -> Vec<Finding> {
                 "syncookies-off",
                 "`net.ipv4.tcp_syncookies` is 0: under a flood of forged SYNs, Cloudflare's are lost too",
             )
-            .remedy("`sysctl -w net.ipv4.tcp_syncookies=1`, and the same line in /etc/sysctl.d/"),
+            .remedy(SYNCOOKIES_ON),
         );
+        let filter = config.live.filter.as_ref();
+        if filter.is_some_and(|filter| filter.syn_cookies == SynCookies::On) {
+            let text = "SYNs are left to the kernel in a flood: it makes no cookies, as `net.ipv4.tcp_syncookies` is 0";
+            findings.push(Finding::warning("syn-cookies-missing", text).remedy(SYNCOOKIES_ON));
+        }
+    }
+    if setting("ipv4/tcp_syncookies") == Some(2) {
+        let text = "`net.ipv4.tcp_syncookies` is 2, by which every SYN is answered with a cookie: visitors' are reported as a \
+                    flood, and their connections have no window scaling";
+        findings.push(Finding::warning("syncookies-always", text).remedy(SYNCOOKIES_ON));
     }
     let longest = setting("core/somaxconn").filter(|longest| *longest < BACKLOG);
     if let (Some(longest), Some(_)) = (longest, &config.live.gate) {
@@ -299,3 +309,6 @@ const BACKLOG: u32 = 4096;
 const CONF: &str = "/proc/sys/net/ipv4/conf";
 /// A queue that is shorter is full in a millisecond of what one sender can forge.
 const QUEUE_MIN: u32 = 1024;
+/// What is right for all hosts: cookies while a queue is full.
+const SYNCOOKIES_ON: &str =
+    "`sysctl -w net.ipv4.tcp_syncookies=1`, and the same line in /etc/sysctl.d/";

@@ -326,6 +326,7 @@ pub(super) const QUESTIONS: [Question; 28] = [
             "client-auth-off",
             "crl-expired",
             "crl-expires",
+            "port-beside-gate",
             "shared-ca",
         ],
     },
@@ -388,6 +389,7 @@ pub(super) const QUESTIONS: [Question; 28] = [
         findings: &[
             "backlog-short",
             "listener-queue-short",
+            "syncookies-always",
             "syncookies-off",
             "timestamps-off",
         ],

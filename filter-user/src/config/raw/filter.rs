@@ -48,7 +48,7 @@ pub(super) struct RawFilter {
     /// While the queue of a listener is full: `"auto"` answers the SYNs of admitted sources with the kernel's own SYN
     /// cookies, before a buffer is allocated for them, and drops their segments of no connection, so that an attacker who
     /// forges Cloudflare's addresses costs less. `"on"` does so on one end of a veth pair too, whose other end needs an
-    /// XDP program, and warns where it cannot. `"off"` leaves it to the kernel.
+    /// XDP program, and warns where the filter's cannot answer. `"off"` leaves it to the kernel.
     #[serde(default)]
     #[cfg_attr(test, schemars(extend("default" = "auto")))]
     syn_cookies: SynCookies,

@@ -396,11 +396,18 @@ fn flooded(flood: Flood) -> Finding {
     let Flood {
         since,
         answered_per_second,
+        is_taken_up,
     } = flood;
+    let lost = if is_taken_up {
+        ""
+    } else {
+        ". None of the answers has been taken up lately: all these SYNs are forged, or the answers are lost (on a veth pair \
+         whose other end has no XDP program, they are)"
+    };
     let text = format!(
         "a flood of SYNs with Cloudflare's addresses, forged perhaps, since {}: {answered_per_second} a second are answered \
          with SYN cookies, as a listener's queue is full (or `net.ipv4.tcp_syncookies` is 2). Connections made meanwhile \
-         have no window scaling",
+         have no window scaling{lost}",
         humantime::format_rfc3339_seconds(since)
     );
     Finding::warning("syn-flood", text)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
-use filter_ebpf::verdict::Counted;
+use filter_ebpf::verdict::{Counted, Reason};
 use tokio::time::Instant;
 
 use crate::xdp::{DropEvent, Filter, Frames, TopSources, XdpError};
@@ -25,6 +25,8 @@ pub(super) struct Tally {
 pub(super) struct Flood {
     pub(super) since: SystemTime,
     pub(super) answered_per_second: u64,
+    /// Whether a client has gone on with an answer within the ticks that rates are taken over.
+    pub(super) is_taken_up: bool,
 }
 
 /// What has begun or ended.
@@ -56,8 +58,7 @@ impl Tally {
 
     /// A flood lasts for as long as a rate is remembered.
     fn flood_change(&mut self, now: SystemTime) -> Option<FloodChange> {
-        let total = |totals: Option<&Totals>| totals.map_or(0, Totals::answered);
-        let answered = total(self.totals.back()).saturating_sub(total(self.totals.front()));
+        let answered = self.more_of(Totals::answered);
         match self.flooded_since {
             None if answered >= FLOOD_MIN => {
                 self.flooded_since = Some(now);
@@ -76,12 +77,20 @@ impl Tally {
         Some(Flood {
             since: self.flooded_since?,
             answered_per_second: self.rate_of(Totals::answered),
+            is_taken_up: self.more_of(Totals::taken_up) > 0,
         })
     }
 
     /// Frames per second over the last seconds.
     pub(super) fn rate(&self, interface: &str, counted: Counted) -> u64 {
         self.rate_of(|totals| totals.total(interface, counted))
+    }
+
+    /// By how much a total has grown over the last seconds.
+    fn more_of(&self, total: impl Fn(&Totals) -> u64) -> u64 {
+        let (first, last) = (self.totals.front(), self.totals.back());
+        last.map_or(0, &total)
+            .saturating_sub(first.map_or(0, &total))
     }
 
     fn rate_of(&self, total: impl Fn(&Totals) -> u64) -> u64 {
@@ -122,6 +131,14 @@ impl Totals {
 
     fn answered(&self) -> u64 {
         self.of_verdicts(&["answer"])
+    }
+
+    /// Clients that have come back with the cookie of an answer.
+    fn taken_up(&self) -> u64 {
+        let frames = self.frames.values().flatten();
+        let counted =
+            frames.filter(|(it, _)| it.verdict == "pass" && it.reason == Reason::SynCookie);
+        counted.map(|(_, total)| total).sum()
     }
 
     fn of_verdicts(&self, verdicts: &[&str]) -> u64 {
