@@ -82,9 +82,12 @@ fn assert_nothing_gets_around(lab: &mut Lab, filter: &'static str) {
     );
     assert_eq!(stranger, BTreeSet::new(), "strangers get around the filter");
     let lost: Vec<_> = edge_without.difference(&edge).collect();
+    // By the verdict table, an edge's over-long chains are lost, too; not every kernel answers them.
+    let is_too_long = |name: &&&String| name.contains("tags") || name.contains("chain");
+    let unexpected: Vec<_> = lost.iter().filter(|name| !is_too_long(name)).collect();
     assert!(
-        lost.iter().all(|name| name.contains("tags")),
-        "an edge loses more than what has too many tags: {lost:?}"
+        unexpected.is_empty(),
+        "an edge loses more than too many tags and over-long chains: {unexpected:?}"
     );
     // README: a stranger's fragments, over-long chains and tag stacks are lost on any port.
     let lost = without.difference(&elsewhere);

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt,
+    socket,
 };
 
 use crate::net::{Host, INTERFACE, Network};
@@ -42,9 +44,10 @@ impl Tap {
     /// Begins to listen at a host.
     #[must_use]
     pub fn open(network: &Network, host: Host) -> Self {
-        Self {
-            socket: network.on(host, open),
-        }
+        let socket = network.on(host, open);
+        // What the host sends is seen, too: with less room, what comes later is lost.
+        setsockopt(&socket, RcvBufForce, &RECEIVED).unwrap();
+        Self { socket }
     }
 
     /// The next frame that `wanted` says yes to, or `None` if none came in that time.
@@ -127,3 +130,6 @@ fn link() -> LinkAddr {
         .ok_or_else(|| io::Error::other("no interface"))
         .unwrap()
 }
+
+/// Bytes of frames that wait to be read, with what the kernel adds to each.
+const RECEIVED: usize = 8 << 20;
