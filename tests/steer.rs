@@ -729,7 +729,7 @@ fn what_keeps_the_gate_from_the_web_server_is_found_by_check() {
         (
             "listen 443 ssl http2;",
             "listen 443 ssl http2 proxy_protocol;",
-            Some("serves with \"v"),
+            Some("serves with `proxy_protocol = \"v"),
         ),
         (
             "listen 443 ssl http2;",
@@ -782,7 +782,10 @@ fn a_header_that_another_pairing_needed_is_found_by_check() {
     let output = rig.pullgate(&["check"]);
 
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("serves with \"none\""), "{said}");
+    assert!(
+        said.contains("serves with `proxy_protocol = \"none\"`"),
+        "{said}"
+    );
     assert_eq!(output.status.code(), Some(0), "{said}");
 }
 
