@@ -64,7 +64,7 @@ pub(crate) fn of_role(config: &Config, role: Role) -> Vec<Finding> {
 /// Rules that admit more of the Internet than a list of the operator's own may: no monitoring host is that large.
 pub(crate) fn wide_rules(ranges: &RangesSettings) -> Option<Finding> {
     let (mut addresses_v4, mut networks_v6) = (0_u64, 0_u64);
-    for rule in IpNet::aggregate(&ranges.allow.clone()) {
+    for rule in IpNet::aggregate(&ranges.allow) {
         match rule {
             // No stranger comes from these.
             IpNet::V4(rule) if PRIVATE_V4.iter().any(|private| private.contains(&rule)) => {}
